@@ -1,0 +1,1 @@
+"""Videos, the clips cut from them, and how clips are dealt to clients."""

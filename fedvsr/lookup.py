@@ -1,0 +1,39 @@
+"""Find a method or a network by its file name: `algorithms/fedvsr.py` is `fedvsr`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Iterable
+from types import ModuleType
+
+from fedvsr.errors import UserError
+
+
+def names(package: str) -> list[str]:
+    """Public module names in `package` (a dotted name), sorted. A leading underscore hides one."""
+    path = importlib.import_module(package).__path__
+    return sorted(m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_"))
+
+
+def load(package: str, name: str) -> ModuleType:
+    """Import `package.name`.
+
+    Raises:
+        UserError: there is no such module; the message lists those there are.
+    """
+    known = names(package)
+    if name not in known:
+        kind = package.rpartition(".")[2]
+        raise UserError(
+            f"{name!r} is not one of the {kind}{did_you_mean(name, known)} (there are: "
+            f"{', '.join(known)})"
+        )
+    return importlib.import_module(f"{package}.{name}")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the closest of `known`, or nothing where none is close."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""

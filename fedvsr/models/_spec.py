@@ -1,0 +1,43 @@
+"""What a network declares, so that training and inference need to know nothing else of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedvsr.errors import UserError
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Size rules and loss constant of a network. Sizes are those of the low-resolution input."""
+
+    scale: int
+    """Enlargement of height and width."""
+    charbonnier_eps: float
+    """The constant inside the root of the network's own loss."""
+    min_frames: int = 1
+    frames_multiple: int = 1
+    min_size: int = 1
+    """Least height and width in pixels."""
+    size_multiple: int = 1
+    """Height and width must be multiples of this."""
+
+    def require_sample(self, num_frames: int, size: int, name: str) -> None:
+        """Check the length and crop of training samples, `size` in low-resolution pixels.
+
+        Inference needs no check: it pads and crops.
+
+        Raises:
+            UserError: the network cannot take such samples.
+        """
+        if num_frames < self.min_frames or num_frames % self.frames_multiple:
+            raise UserError(
+                f"local.num_frames = {num_frames} does not suit {name}: it needs at least "
+                f"{self.min_frames} frames, in multiples of {self.frames_multiple}"
+            )
+        if size < self.min_size or size % self.size_multiple:
+            raise UserError(
+                f"local.crop = {size * self.scale} gives {size} low-resolution pixels, which does "
+                f"not suit {name}: it needs at least {self.min_size}, in multiples of "
+                f"{self.size_multiple}"
+            )

@@ -1,0 +1,100 @@
+"""A small recurrent residual network for demonstrations and tests; trains on a CPU in a minute.
+
+Bidirectional propagation of features (as in BasicVSR, Chan et al. 2021) without alignment, a pixel
+shuffle at the end, and a bicubic global residual, so that an untrained network equals bicubic.
+B clips, T frames, C channels, H x W the low-resolution size.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedvsr.models._spec import ModelSpec
+from fedvsr.resize import upscale_planes
+from fedvsr.section import Section
+
+
+class Config(Section):
+    """Settings of the `tiny` network."""
+
+    name: Literal["tiny"] = "tiny"
+    scale: int = Field(4, ge=2, le=8, description="Enlargement of height and width.")
+    channels: int = Field(16, ge=4, le=128, description="Feature channels.")
+    blocks: int = Field(2, ge=0, le=20, description="Residual blocks per direction.")
+
+
+def spec(config: Config) -> ModelSpec:
+    """Size rules."""
+    return ModelSpec(scale=config.scale, charbonnier_eps=1e-9)
+
+
+class Model(nn.Module):
+    """Low-resolution clips `(B, T, 3, H, W)` to `(B, T, 3, scale * H, scale * W)`."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        channels = config.channels
+        self.scale = config.scale
+        self.extract = _conv(3, channels)
+        self.forward_cell = _Cell(channels, config.blocks)
+        self.backward_cell = _Cell(channels, config.blocks)
+        self.fuse = _conv(3 * channels, 2 * channels)
+        self.to_pixels = _conv(2 * channels, 3 * config.scale**2)
+        nn.init.zeros_(self.to_pixels.weight)
+
+    def forward(self, lq_BTCHW: Tensor) -> Tensor:
+        """Super-resolve clips; any number of frames and any size."""
+        batch, frames, _, height, width = lq_BTCHW.shape
+        lq_NCHW = lq_BTCHW.flatten(0, 1)
+        extracted = F.relu(self.extract(lq_NCHW))
+        features = extracted.view(batch, frames, -1, height, width).unbind(1)
+        ahead = _propagate(self.forward_cell, features)
+        back = _propagate(self.backward_cell, features[::-1])[::-1]
+        per_frame = [torch.cat(f, dim=1) for f in zip(features, ahead, back, strict=True)]
+        fused = F.relu(self.fuse(torch.stack(per_frame, dim=1).flatten(0, 1)))
+        residual = F.pixel_shuffle(self.to_pixels(fused), self.scale)
+        sr_NCHW = upscale_planes(lq_NCHW, self.scale) + residual
+        return sr_NCHW.view(batch, frames, *sr_NCHW.shape[1:])
+
+
+class _Cell(nn.Module):
+    """One step of propagation: this frame's features and the state so far give the next state."""
+
+    def __init__(self, channels: int, blocks: int) -> None:
+        super().__init__()
+        self.merge = _conv(2 * channels, channels)
+        self.blocks = nn.ModuleList(_Block(channels) for _ in range(blocks))
+
+    def forward(self, feature: Tensor, state: Tensor) -> Tensor:
+        state = F.relu(self.merge(torch.cat([feature, state], dim=1)))
+        for block in self.blocks:
+            state = block(state)
+        return state
+
+
+class _Block(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = _conv(channels, channels)
+        self.second = _conv(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual: Tensor = self.second(F.relu(self.first(x)))
+        return x + residual
+
+
+def _conv(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
+
+
+def _propagate(cell: _Cell, features: tuple[Tensor, ...]) -> list[Tensor]:
+    state, states = torch.zeros_like(features[0]), list[Tensor]()
+    for feature in features:
+        state = cell(feature, state)
+        states.append(state)
+    return states

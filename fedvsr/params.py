@@ -1,0 +1,119 @@
+"""A network's parameters as one flat float32 vector, with a table that names what lies where.
+
+Floating parameters and floating persistent buffers travel; integer buffers (index tables) are made
+by the network's own constructor and stay. P is the number of values in the vector.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+FloatVector = npt.NDArray[np.float32]
+
+# 1 MiB of products stays in the second-level cache, so a sum reads and writes main memory once.
+_CHUNK = 1 << 18
+
+
+@dataclass(frozen=True)
+class ParamTable:
+    """Names and shapes of the tensors in a flat vector, in state-dict order."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> ParamTable:
+        """The table of `module`."""
+        entries = list(_floating(module))
+        return cls(tuple(n for n, _ in entries), tuple(tuple(t.shape) for _, t in entries))
+
+    @property
+    def size(self) -> int:
+        """P, the number of float32 values."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    def views(self, vector: FloatVector) -> dict[str, FloatVector]:
+        """Named views into `vector` (P,), sharing its memory."""
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes])
+        parts = np.split(vector, ends[:-1])
+        return {n: p.reshape(s) for n, p, s in zip(self.names, parts, self.shapes, strict=True)}
+
+    def require_equal(self, other: ParamTable, whose: str) -> None:
+        """Check that two tables agree.
+
+        Raises:
+            ValueError: they do not; the message names the first tensor that differs.
+        """
+        mine = list(zip(self.names, self.shapes, strict=True))
+        theirs = list(zip(other.names, other.shapes, strict=True))
+        for i in range(max(len(mine), len(theirs))):
+            ours = mine[i] if i < len(mine) else None
+            found = theirs[i] if i < len(theirs) else None
+            if ours != found:
+                raise ValueError(
+                    f"{whose} do not fit the network: tensor {i} is {_describe(found)} there and "
+                    f"{_describe(ours)} in the network"
+                )
+
+
+def flatten(module: nn.Module) -> FloatVector:
+    """Copy the parameters of `module` into a new vector (P,)."""
+    tensors = [t.detach().to("cpu", torch.float32).reshape(-1) for _, t in _floating(module)]
+    return torch.cat(tensors).numpy()
+
+
+def load_flat(module: nn.Module, vector: FloatVector) -> None:
+    """Copy `vector` (P,) into the parameters of `module`; `vector` may be read-only.
+
+    Raises:
+        ValueError: the sizes differ.
+    """
+    table = ParamTable.of(module)
+    if vector.shape != (table.size,):
+        raise ValueError(f"{vector.shape} values for a network of {table.size} parameters")
+    views = table.views(vector)
+    with torch.no_grad():
+        for name, tensor in _floating(module):
+            # A copy by tensor: torch refuses (with a warning) the object store's read-only memory.
+            tensor.copy_(torch.from_numpy(views[name].copy()))
+
+
+def weighted_sum(vectors: Iterable[FloatVector], weights: Iterable[float]) -> FloatVector:
+    """`sum_i weights[i] * vectors[i]` in float32, in the order given, in one accumulator (P,).
+
+    One vector is read at a time, so an iterable that fetches them keeps memory at two vectors. The
+    order is part of the result: float addition is not associative.
+
+    Raises:
+        ValueError: no vector was given, or their number differs from that of the weights.
+    """
+    total: FloatVector | None = None
+    scratch = np.empty(_CHUNK, np.float32)
+    for vector, weight in zip(vectors, weights, strict=True):
+        if total is None:
+            total = np.zeros_like(vector)
+        for start in range(0, vector.size, _CHUNK):
+            part = vector[start : start + _CHUNK]
+            product = np.multiply(part, np.float32(weight), out=scratch[: part.size])
+            total[start : start + _CHUNK] += product
+    if total is None:
+        raise ValueError("a weighted sum of no vectors")
+    return total
+
+
+def _floating(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    # keep_vars: the tensors themselves, not detached copies of their handles.
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point():
+            yield name, tensor
+
+
+def _describe(entry: tuple[str, tuple[int, ...]] | None) -> str:
+    return "missing" if entry is None else f"{entry[0]} {list(entry[1])}"

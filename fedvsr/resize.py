@@ -1,0 +1,43 @@
+"""MATLAB-compatible bicubic resizing of tensors, by integer factors.
+
+`imresize(..., 'bicubic')`: Keys' cubic with a = -0.5, widened by the scale when shrinking, and
+edges continued by mirroring with the edge pixel repeated.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# The cubic reaches 2 input pixels when enlarging, and 2 output pixels when shrinking.
+_SUPPORT = 2
+
+
+def downscale_planes(planes: Tensor, scale: int) -> Tensor:
+    """`(N, C, H, W)` float to `(N, C, H / scale, W / scale)`; H and W are multiples of `scale`."""
+    padded = _mirror(planes, _SUPPORT * scale)
+    small = F.interpolate(
+        padded, scale_factor=1 / scale, mode="bicubic", align_corners=False, antialias=True
+    )
+    return small[..., _SUPPORT:-_SUPPORT, _SUPPORT:-_SUPPORT]
+
+
+def upscale_planes(planes: Tensor, scale: int) -> Tensor:
+    """`(N, C, H, W)` float to `(N, C, scale * H, scale * W)`."""
+    padded = _mirror(planes, _SUPPORT)
+    # antialias has nothing to smooth here; it selects a = -0.5 (without it torch takes -0.75).
+    large = F.interpolate(
+        padded, scale_factor=scale, mode="bicubic", align_corners=False, antialias=True
+    )
+    edge = _SUPPORT * scale
+    return large[..., edge:-edge, edge:-edge]
+
+
+def _mirror(planes: Tensor, pad: int) -> Tensor:
+    """Mirror with the edge repeated; an image smaller than `pad` is mirrored several times over."""
+    for axis in (-2, -1):
+        n = planes.shape[axis]
+        position = torch.arange(-pad, n + pad, device=planes.device) % (2 * n)
+        planes = planes.index_select(axis, torch.minimum(position, 2 * n - 1 - position))
+    return planes
