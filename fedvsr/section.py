@@ -30,3 +30,9 @@ class Section(BaseModel):
                     "unknown_setting", "{key} is not a setting{hint}", {"key": key, "hint": hint}
                 )
         return values
+
+
+class NamedSection(Section):
+    """A section whose keys belong to one network or algorithm, the one that `name` names."""
+
+    name: str

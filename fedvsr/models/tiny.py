@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from fedvsr.models._spec import ModelSpec
 from fedvsr.resize import upscale_planes
-from fedvsr.section import Section
+from fedvsr.section import NamedSection
 
 
-class Config(Section):
+class Config(NamedSection):
     """Settings of the `tiny` network."""
 
     name: Literal["tiny"] = "tiny"
@@ -46,6 +46,7 @@ class Model(nn.Module):
         self.fuse = _conv(3 * channels, 2 * channels)
         self.to_pixels = _conv(2 * channels, 3 * config.scale**2)
         nn.init.zeros_(self.to_pixels.weight)
+        nn.init.zeros_(self.to_pixels.bias)
 
     def forward(self, lq_BTCHW: Tensor) -> Tensor:
         """Super-resolve clips; any number of frames and any size."""

@@ -1,0 +1,6 @@
+"""`python -m fedvsr` is `fedvsr`."""
+
+from fedvsr.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""FedAvg: McMahan et al., Communication-Efficient Learning of Deep Networks, AISTATS 2017."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fedvsr.algorithms._base import FedAvg
+from fedvsr.section import NamedSection
+
+
+class Config(NamedSection):
+    """FedAvg has no settings."""
+
+    name: Literal["fedavg"] = "fedavg"
+
+
+class Algorithm(FedAvg):
+    """`w <- sum_k (n_k / n) w_k` over the round's clients (Algorithm 1, line 8)."""

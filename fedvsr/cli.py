@@ -1,0 +1,273 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import click
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fedvsr import __version__
+from fedvsr.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fedvsr.config import ExperimentConfig
+    from fedvsr.data.videos import Split
+    from fedvsr.experiment import Event, Run
+
+# Modules that load torch or Ray are imported by the commands that need them: `--help` stays quick.
+
+app = typer.Typer(
+    name="fedvsr",
+    help="Federated video super-resolution experiments on a Ray cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_out = Console()
+
+SourceArgument = Annotated[
+    str,
+    typer.Argument(metavar="[PRESET_OR_YAML]", help="A preset (`fedvsr presets`) or a YAML file."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a setting, e.g. local.lr=1e-3; repeatable."
+    ),
+]
+OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the results.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its folder.")]
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+) -> None:
+    if version:
+        _out.print(f"fedvsr {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    source: SourceArgument = "demo",
+    settings: SetOption = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with the newest unfinished run of this configuration."
+        ),
+    ] = False,
+    executor: Annotated[
+        Literal["ray", "serial"],
+        typer.Option(help="Clients as Ray actors, or one by one in this process."),
+    ] = "ray",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="local|auto|ray://HOST:PORT",
+            help="Ray cluster: one started here, the one this machine is in, or another. "
+            "[default: $RAY_ADDRESS, else local]",
+        ),
+    ] = None,
+    out: OutOption = Path("results"),
+) -> None:
+    """Run an experiment and write its tables, network and pictures to DIR/<run id>/."""
+    from fedvsr import experiment
+    from fedvsr.config import load_config
+    from fedvsr.live import PreparationView, follow
+    from fedvsr.report import figures
+
+    config = load_config(source, settings or ())
+    preparation = PreparationView(_out)
+    try:
+        split = experiment.prepare_data(config, preparation)
+    finally:
+        preparation.close()
+    this = experiment.find_run(config, out) if resume else experiment.create_run(config, out)
+    try:
+        follow(_events(this, split, executor, address), _out)
+    except KeyboardInterrupt:
+        again = " ".join(["fedvsr run", source, *(f"--set {s}" for s in settings or ())])
+        _out.print(f"\nstopped; go on with: {again} --out {out} --resume", soft_wrap=True)
+        raise typer.Exit(130) from None
+    figures.draw(this.folder)
+    _summary(this.folder)
+
+
+def _events(this: Run, split: Split, executor: str, address: str | None) -> Iterator[Event]:
+    from fedvsr import experiment
+    from fedvsr.federation.executors import SerialExecutor
+
+    if executor == "serial":
+        yield from experiment.execute(this, split, SerialExecutor)
+        return
+    from fedvsr.federation import driver
+    from fedvsr.federation.ray_executor import RayExecutor
+
+    driver.connect(address, _object_store_bytes(this.config))
+    try:
+        make_executor = partial(RayExecutor, config=this.config.cluster)
+        yield from driver.drive(partial(experiment.execute, this, split, make_executor))
+    finally:
+        driver.disconnect()
+
+
+def _object_store_bytes(config: ExperimentConfig) -> int:
+    """Room for a round's vectors: the global one, and each client's, twice over, and some spare."""
+    from fedvsr.params import ParamTable
+    from fedvsr.training.local import build_network
+
+    size = 4 * ParamTable.of(build_network(config.model)).size
+    return 2 * size * (1 + config.federation.clients_per_round) + (256 << 20)
+
+
+@app.command()
+def presets() -> None:
+    """List the packaged experiments."""
+    from fedvsr.config import presets as packaged
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, description in packaged().items():
+        table.add_row(f"[bold]{name}[/]", escape(description))
+    _out.print(table)
+
+
+@app.command("config")
+def show_config(
+    source: SourceArgument = "demo",
+    settings: SetOption = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema, for editors to complete from.")
+    ] = False,
+) -> None:
+    """Print an experiment's resolved configuration as YAML."""
+    import json
+
+    from fedvsr.config import ExperimentConfig, load_config
+
+    if schema:
+        text = json.dumps(ExperimentConfig.model_json_schema(), indent=2)
+    else:
+        text = load_config(source, settings or ()).to_yaml().rstrip()
+    typer.echo(text)
+
+
+@app.command()
+def show(run_id: RunArgument, out: OutOption = Path("results")) -> None:
+    """Print a run's summary."""
+    folder = Path(run_id) if (Path(run_id) / "runs.parquet").is_file() else out / run_id
+    _summary(folder)
+
+
+@app.command("list")
+def list_runs(out: OutOption = Path("results")) -> None:
+    """List the runs in DIR."""
+    from fedvsr.experiment import run_status
+    from fedvsr.records import load_results
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("run", "status", "model", "algorithm", "seed", "rounds", "PSNR", "over bicubic"):
+        table.add_column(
+            name, justify="left" if name in {"run", "status", "model", "algorithm"} else "right"
+        )
+    results = load_results(out)
+    for row in results.runs.sort_values("started_at").to_dict("records"):
+        rounds = results.rounds[results.rounds["run_id"] == row["run_id"]]["round_idx"]
+        done = 0 if rounds.empty else rounds.max()
+        table.add_row(
+            row["run_id"],
+            run_status(out / row["run_id"]),
+            row["model"],
+            row["algorithm"],
+            str(row["seed"]),
+            f"{done}/{row['num_rounds']}",
+            f"{row['psnr_db']:.2f} dB",
+            f"{row['psnr_db'] - row['bicubic_psnr_db']:+.2f} dB",
+        )
+    _out.print(table if table.rows else f"no runs under {out}/ yet; `fedvsr run` makes one")
+
+
+def _summary(folder: Path) -> None:
+    from fedvsr.experiment import run_status
+    from fedvsr.records import load_results, read_run
+
+    row = read_run(folder)
+    if row is None:
+        raise UserError(f"there is no run at {folder}; `fedvsr list` shows those there are")
+    results = load_results(folder)
+    _out.print(
+        f"[bold]{row['run_id']}[/]  {run_status(folder)}\n"
+        f"{row['algorithm']} with {row['model']} ({row['num_params']:,} parameters), "
+        f"{row['num_clients']} clients, {results.rounds['round_idx'].max()}/{row['num_rounds']} "
+        f"rounds, seed {row['seed']}, {row['executor']}, {row['device']}",
+        highlight=False,
+    )
+    if row["error"]:
+        _out.print(f"error: {row['error']}", markup=False, highlight=False)
+    last = results.evaluations[
+        results.evaluations["round_idx"] == results.evaluations["round_idx"].max()
+    ]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("test clip")
+    for name in ("frames", "bicubic", "PSNR", "gain", "bicubic SSIM", "SSIM"):
+        table.add_column(name, justify="right")
+    for score in last.to_dict("records"):
+        table.add_row(score["clip_id"], str(score["num_frames"]), *_score_cells(score))
+    if len(last) > 1:
+        means = last[["psnr_db", "bicubic_psnr_db", "ssim", "bicubic_ssim"]].mean().to_dict()
+        table.add_section()
+        table.add_row("mean", "", *_score_cells(means), style="bold")
+    _out.print(table)
+    files = ("config.yaml", "model.safetensors", "curves.png", "comparison.png")
+    there = [name for name in files if (folder / name).exists()]
+    _out.print(f"{folder}/: {', '.join(there)}, *.parquet", highlight=False, soft_wrap=True)
+
+
+def _score_cells(score: dict[Any, Any]) -> list[str]:
+    gain = score["psnr_db"] - score["bicubic_psnr_db"]
+    return [
+        f"{score['bicubic_psnr_db']:.2f} dB",
+        f"{score['psnr_db']:.2f} dB",
+        f"{gain:+.2f} dB",
+        f"{score['bicubic_ssim']:.4f}",
+        f"{score['ssim']:.4f}",
+    ]
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 2 the user's mistake, 1 ours, 130 interrupted."""
+    debug = "--debug" in sys.argv
+    err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        code = app(arguments, standalone_mode=False)
+    except UserError as error:
+        if debug:
+            err.print_exception()
+        err.print(f"error: {error}")
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            err.print_exception()
+        reason = str(error).strip().splitlines() or [""]
+        hint = "" if debug else " (--debug shows the traceback)"
+        err.print(f"internal error: {type(error).__name__}: {reason[0]}{hint}")
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)

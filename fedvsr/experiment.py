@@ -1,0 +1,346 @@
+"""One experiment: a run's folder, and the stream of events that fills it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from fedvsr import __version__, algorithms
+from fedvsr.config import ExperimentConfig
+from fedvsr.data.partition import deal
+from fedvsr.data.videos import Progress, Split, prepare
+from fedvsr.environment import git_commit, versions
+from fedvsr.errors import UserError
+from fedvsr.federation.executors import Clients, Executor
+from fedvsr.federation.rounds import (
+    ClientFinished,
+    RoundFinished,
+    RunState,
+    run_rounds,
+)
+from fedvsr.files import replacing
+from fedvsr.params import FloatVector, ParamTable, flatten, load_flat
+from fedvsr.records import Row, RunRecords, read_run
+from fedvsr.seeding import derive_seed
+from fedvsr.training import checkpoint
+from fedvsr.training.evaluate import ClipScore, Evaluator
+from fedvsr.training.local import build_network, require_room, scoped_torch
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's identity. Its folder is `<out>/<run_id>`."""
+
+    run_id: str
+    folder: Path
+    config: ExperimentConfig
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """The network is built; training starts or goes on after `round_idx`."""
+
+    run_id: str
+    round_idx: int
+    num_rounds: int
+    num_params: int
+    num_clients: int
+    device: str
+
+
+@dataclass(frozen=True)
+class RoundRecorded:
+    """A round is in the tables; round 0 is the network before training."""
+
+    round_idx: int
+    client_ids: list[int]
+    loss: float | None
+    scores: list[ClipScore]
+    wall_s: float
+
+
+Event = RunStarted | ClientFinished | RoundRecorded
+
+
+def create_run(config: ExperimentConfig, out: Path) -> Run:
+    """Make the folder of a new run and write the resolved configuration into it."""
+    now = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    run_id = stem = f"{config.name}-{now}-{config.config_hash()[:6]}"
+    out.mkdir(parents=True, exist_ok=True)
+    for attempt in range(1, 100):
+        try:
+            (out / run_id).mkdir()
+            break
+        except FileExistsError:
+            run_id = f"{stem}-{attempt}"
+    run = Run(run_id, (out / run_id).resolve(), config)
+    with replacing(run.folder / "config.yaml") as aside:
+        aside.write_text(config.to_yaml())
+    return run
+
+
+def find_run(config: ExperimentConfig, out: Path) -> Run:
+    """The newest run of this configuration under `out` that has not finished.
+
+    Raises:
+        UserError: there is none.
+    """
+    wanted, finished = config.config_hash(), list[str]()
+    folders = (path.parent for path in out.glob("*/config.yaml"))
+    for folder in sorted(folders, key=lambda path: path.stat().st_ctime, reverse=True):
+        stored = ExperimentConfig.model_validate(
+            yaml.safe_load((folder / "config.yaml").read_text())
+        )
+        if stored.config_hash() == wanted:
+            if run_status(folder) != "finished":
+                return Run(folder.name, folder.resolve(), config)
+            finished.append(folder.name)
+    if finished:
+        raise UserError(
+            f"{finished[0]} has finished with this configuration; leave --resume out to run it anew"
+        )
+    raise UserError(
+        f"no run of this configuration under {out}/ to resume; leave --resume out to start one"
+    )
+
+
+def run_status(folder: Path) -> str:
+    """`finished`, `failed`, `interrupted`, `running`, or `stopped`, if its process died."""
+    row = read_run(folder)
+    status = str(row["status"]) if row else "stopped"
+    if status != "running":
+        return status
+    try:
+        with _locked(folder):
+            return "stopped"
+    except UserError:
+        return "running"
+
+
+def prepare_data(config: ExperimentConfig, progress: Progress) -> Split:
+    """Cut the videos, or find them cut, and check that the crop fits.
+
+    Raises:
+        UserError: see `fedvsr.data.videos.prepare` and `require_room`.
+    """
+    split = prepare(config.data, progress)
+    require_room(split.train, config.local)
+    return split
+
+
+def execute(
+    run: Run, split: Split, make_executor: Callable[[Clients], Executor]
+) -> Iterator[Event]:
+    """Run, or go on from the newest checkpoint, to the end; a round is recorded before its event.
+
+    Raises:
+        UserError: another process writes this run, or training failed for a reason to mend.
+    """
+    with _locked(run.folder):
+        body = _Body(run, split, make_executor)
+        try:
+            yield from body.events()
+        except GeneratorExit:
+            body.write_run("interrupted")
+            raise
+        except BaseException as error:
+            body.write_run("failed", error=str(error))
+            raise
+
+
+class _Body:
+    """What `execute` keeps at hand while it runs."""
+
+    def __init__(
+        self, run: Run, split: Split, make_executor: Callable[[Clients], Executor]
+    ) -> None:
+        config = run.config
+        self.run, self.split, self.make_executor = run, split, make_executor
+        self.executor_name = ""
+        with scoped_torch(derive_seed(config.seed, "init"), 1):
+            self.network = build_network(config.model)
+        self.evaluator = Evaluator(config.model, config.evaluation, split.test)
+        identity = {
+            "run_id": run.run_id,
+            "config_hash": config.config_hash(),
+            "seed": config.seed,
+            "fedvsr_version": __version__,
+            "git_commit": git_commit(),
+        }
+        self.records = RunRecords(run.folder, identity)
+        before = read_run(run.folder)
+        self.started_at = before["started_at"] if before else datetime.now(timezone.utc)
+
+    def events(self) -> Iterator[Event]:
+        config, checkpoints = self.run.config, self.run.folder / "checkpoints"
+        clients = Clients(
+            config.model,
+            config.algorithm,
+            config.local,
+            deal(self.split.train, config.data.num_clients, config.seed),
+        )
+        saved = checkpoint.latest(checkpoints, config.config_hash())
+        state = RunState(*saved) if saved else RunState(0, flatten(self.network))
+        executor = self.make_executor(clients)
+        self.executor_name = executor.name
+        self.write_run("running")
+        table = ParamTable.of(self.network)
+        yield RunStarted(
+            self.run.run_id,
+            state.round_idx,
+            config.federation.num_rounds,
+            table.size,
+            config.data.num_clients,
+            self.evaluator.device_name,
+        )
+        if not saved:
+            yield self._record(state)
+        started = time.perf_counter()
+        rounds = run_rounds(
+            state,
+            algorithm=algorithms.build(config.algorithm),
+            executor=executor,
+            config=config.federation,
+            num_clients=config.data.num_clients,
+            seed=config.seed,
+        )
+        try:
+            for event in rounds:
+                if isinstance(event, ClientFinished):
+                    yield event
+                    continue
+                state = event.state
+                recorded = self._record(state, event, started)
+                last = state.round_idx == config.federation.num_rounds
+                if last or state.round_idx % config.checkpoint.every_rounds == 0:
+                    checkpoint.save(
+                        checkpoints, state.round_idx, state.params, config.config_hash()
+                    )
+                yield recorded
+                started = time.perf_counter()
+        finally:
+            executor.close()
+        self._finish(state.params)
+
+    def write_run(self, status: str, error: str | None = None) -> None:
+        config = self.run.config
+        self.records.write_run(
+            {
+                "name": config.name,
+                "status": status,
+                "model": config.model.name,
+                "algorithm": config.algorithm.name,
+                "executor": self.executor_name,
+                "num_params": ParamTable.of(self.network).size,
+                "num_rounds": config.federation.num_rounds,
+                "num_clients": config.data.num_clients,
+                "num_train_clips": len(self.split.train),
+                "num_test_clips": len(self.split.test),
+                **self.records.last_evaluation(),
+                "started_at": self.started_at,
+                "updated_at": datetime.now(timezone.utc),
+                "device": self.evaluator.device_name,
+                "versions": json.dumps(versions()),
+                "config": config.model_dump_json(),
+                "error": error,
+            }
+        )
+
+    def _record(
+        self, state: RunState, finished: RoundFinished | None = None, started: float | None = None
+    ) -> RoundRecorded:
+        evaluation, round_idx = self.run.config.evaluation, state.round_idx
+        before = time.perf_counter()
+        due = round_idx % evaluation.every_rounds == 0
+        due = due or round_idx == self.run.config.federation.num_rounds
+        scores = self.evaluator.score(state.params) if due else []
+        evaluate_s = time.perf_counter() - before
+        reports = finished.reports if finished else []
+        row: dict[str, Any] = {
+            "num_sampled": len(reports),
+            "loss": _mean([report.loss for report in reports]),
+            "vsr_loss": _mean([report.vsr_loss for report in reports]),
+            "psnr_db": _mean([score.psnr_db for score in scores]),
+            "ssim": _mean([score.ssim for score in scores]),
+            "download_bytes": len(reports) * state.params.nbytes,
+            "upload_bytes": len(reports) * state.params.nbytes,
+            "train_s": finished.train_s if finished else 0.0,
+            "aggregate_s": finished.aggregate_s if finished else 0.0,
+            "evaluate_s": evaluate_s,
+        }
+        channel = "y" if evaluation.luma else "rgb"
+        self.records.write_round(
+            round_idx,
+            {
+                "rounds": [row],
+                "clients": _client_rows(finished) if finished else [],
+                "evaluations": [{"channel": channel, **asdict(score)} for score in scores],
+            },
+        )
+        return RoundRecorded(
+            round_idx,
+            [report.client_id for report in reports],
+            row["loss"],
+            scores,
+            time.perf_counter() - (before if started is None else started),
+        )
+
+    def _finish(self, params: FloatVector) -> None:
+        """Save the trained network and one picture a test clip, then call the run finished."""
+        load_flat(self.network, params)
+        checkpoint.save_model(
+            self.run.folder / "model.safetensors", self.network, self.run.config.model
+        )
+        frames = self.run.folder / "frames"
+        frames.mkdir(exist_ok=True)
+        for clip in self.split.test:
+            middle = min(clip.num_frames, self.run.config.evaluation.max_frames or 10**9) // 2
+            for kind, picture in self.evaluator.pictures(params, clip, middle).items():
+                with replacing(frames / f"{clip.clip_id}_{middle:03d}_{kind}.png") as aside:
+                    Image.fromarray(picture).save(aside, format="png")
+        self.write_run("finished")
+
+
+def _client_rows(finished: RoundFinished) -> list[Row]:
+    return [
+        {
+            "client_id": report.client_id,
+            "position": position,
+            "num_samples": report.num_samples,
+            "num_steps": report.num_steps,
+            "loss": report.loss,
+            "vsr_loss": report.vsr_loss,
+            "weight": finished.weights[position],
+            "attempts": finished.attempts[position],
+            "train_s": report.train_s,
+        }
+        for position, report in enumerate(finished.reports)
+    ]
+
+
+def _mean(values: list[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the run's lock, which the system drops when the process ends, however it ends."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is writing {folder}; wait for it, or stop it"
+            ) from None
+        yield

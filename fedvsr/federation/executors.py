@@ -1,0 +1,81 @@
+"""The executor contract, and its reference: clients trained one after another in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from fedvsr.data.clips import Clip
+from fedvsr.messages import ClientReport, ClientTask
+from fedvsr.params import FloatVector
+from fedvsr.section import NamedSection
+from fedvsr.training.local import LocalConfig, LocalTrainer
+
+
+@dataclass(frozen=True)
+class ClientOutcome:
+    """A finished task. The parameters stay where they are until they are fetched."""
+
+    report: ClientReport
+    fetch: Callable[[], FloatVector]
+    """Gives the client's parameters (P,), perhaps read-only."""
+    attempts: int = 1
+    """Times the task was started: more than 1 where a client's process died."""
+
+
+class Executor(Protocol):
+    """Runs a round's clients. Every executor gives the same bits for the same tasks."""
+
+    name: str
+
+    def run_round(
+        self, tasks: Sequence[ClientTask], params: FloatVector
+    ) -> Iterator[ClientOutcome]:
+        """Train every task's client from the global parameters (P,); outcomes as they finish."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the executor holds."""
+        ...
+
+
+@dataclass(frozen=True)
+class Clients:
+    """All that is needed to train any client: the shared settings and each client's own clips."""
+
+    model: NamedSection
+    algorithm: NamedSection
+    local: LocalConfig
+    clips: Sequence[tuple[Clip, ...]]
+    """By client id."""
+
+    def make_trainer(self) -> LocalTrainer:
+        """A trainer with a network of its own."""
+        return LocalTrainer(self.model, self.algorithm, self.local)
+
+
+class SerialExecutor:
+    """One client at a time in this process: the reference that Ray must equal bit for bit."""
+
+    name = "serial"
+
+    def __init__(self, clients: Clients) -> None:
+        self._clients = clients
+        self._trainer = clients.make_trainer()
+
+    def run_round(
+        self, tasks: Sequence[ClientTask], params: FloatVector
+    ) -> Iterator[ClientOutcome]:
+        """Train in the order of `tasks`."""
+        for task in tasks:
+            report, update = self._trainer.train(task, params, self._clients.clips[task.client_id])
+            yield ClientOutcome(report, fetch=partial(_same, update))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _same(update: FloatVector) -> FloatVector:
+    return update

@@ -1,0 +1,166 @@
+"""What a person sees while a run goes on: a live table in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from datetime import timedelta
+from statistics import fmean
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from fedvsr.experiment import Event, RoundRecorded, RunStarted
+from fedvsr.federation.rounds import ClientFinished
+
+_ROWS_SHOWN = 12
+
+
+class PreparationView:
+    """A progress bar per video that is cut into clips; nothing where they are there already."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("cutting {task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} clips"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._tasks = dict[str, TaskID]()
+
+    def __call__(self, video: str, done: int, total: int) -> None:
+        """One more clip of a video is in the store."""
+        if not self._console.is_terminal:
+            if done == 1:
+                self._console.print(f"cutting {video} into {total} clips")
+            return
+        self._progress.start()
+        if video not in self._tasks:
+            self._tasks[video] = self._progress.add_task(video, total=total)
+        self._progress.update(self._tasks[video], completed=done, total=max(done, total))
+
+    def close(self) -> None:
+        """Leave the bars as they are."""
+        self._progress.stop()
+
+
+def follow(events: Iterable[Event], console: Console) -> None:
+    """Show a run's events to its end."""
+    view = _View(console)
+    if not console.is_terminal:
+        for event in events:
+            view.update(event)
+            for line in view.plain(event):
+                console.print(line, soft_wrap=True, highlight=False)
+        return
+    with Live(console=console, refresh_per_second=4, get_renderable=view.render) as live:
+        for event in events:
+            view.update(event)
+            live.refresh()
+
+
+class _View:
+    """The state of the display, fed by events."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._started: RunStarted | None = None
+        self._rounds = list[RoundRecorded]()
+        self._finished_clients = self._sampled_clients = 0
+        self._round_started = time.monotonic()
+        self._num_in_session = 0
+
+    def update(self, event: Event) -> None:
+        if isinstance(event, RunStarted):
+            self._started = event
+        elif isinstance(event, ClientFinished):
+            self._finished_clients = event.num_finished
+            self._sampled_clients = event.num_sampled
+        else:
+            self._rounds.append(event)
+            self._finished_clients = 0
+        if not isinstance(event, ClientFinished):
+            self._round_started = time.monotonic()
+
+    def plain(self, event: Event) -> list[str]:
+        if isinstance(event, RunStarted):
+            lines = [self._title()]
+            if event.round_idx:
+                lines.append(f"resuming after round {event.round_idx}")
+            return lines
+        if isinstance(event, RoundRecorded):
+            assert self._started is not None
+            cells = [f"{name} {cell}" for name, cell in _cells(event).items() if cell]
+            left = f"  left {self._time_left()}" if event.round_idx else ""
+            return [f"round {event.round_idx}/{self._started.num_rounds}  {'  '.join(cells)}{left}"]
+        return []
+
+    def render(self) -> Group:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("round", justify="right")
+        for name in ("clients", "loss", "PSNR", "over bicubic", "SSIM", "seconds"):
+            table.add_column(name, justify="right")
+        for event in self._rounds[-_ROWS_SHOWN:]:
+            cells = _cells(event)
+            table.add_row(
+                str(event.round_idx), *(cells.get(str(c.header), "") for c in table.columns[1:])
+            )
+        if self._started is None:
+            return Group("starting Ray and the driver ...")
+        done = self._rounds[-1].round_idx if self._rounds else self._started.round_idx
+        total = self._started.num_rounds
+        bar = Progress(
+            TextColumn("round {task.fields[current]}/{task.total}"),
+            BarColumn(),
+            TextColumn("{task.fields[detail]}"),
+        )
+        sampled = self._sampled_clients or "?"
+        detail = f"{self._finished_clients}/{sampled} clients   left {self._time_left()}"
+        bar.add_task(
+            "",
+            total=total,
+            completed=done,
+            current=min(done + 1, total),
+            detail="" if done == total else detail,
+        )
+        return Group(self._title(), table, bar)
+
+    def _title(self) -> str:
+        assert self._started is not None
+        s = self._started
+        return (
+            f"{s.run_id}: {s.num_params:,} parameters, {s.num_clients} clients, "
+            f"{s.num_rounds} rounds on {s.device}"
+        )
+
+    def _time_left(self) -> str:
+        walls = [event.wall_s for event in self._rounds if event.round_idx]
+        if self._started is None or not walls:
+            return "?"
+        # The first round starts the client processes, so recent rounds tell more.
+        per_round = fmean(walls[-3:])
+        last = self._rounds[-1].round_idx
+        left_s = per_round * (self._started.num_rounds - last)
+        if last < self._started.num_rounds:
+            left_s -= min(time.monotonic() - self._round_started, per_round)
+        return str(timedelta(seconds=round(left_s)))
+
+
+def _cells(event: RoundRecorded) -> dict[str, str]:
+    cells = dict[str, str]()
+    if event.client_ids:
+        cells["clients"] = ",".join(map(str, event.client_ids[:8]))
+    if event.loss is not None:
+        cells["loss"] = f"{event.loss:.4f}"
+    if event.scores:
+        psnr_db = fmean(score.psnr_db for score in event.scores)
+        bicubic_psnr_db = fmean(score.bicubic_psnr_db for score in event.scores)
+        cells["PSNR"] = f"{psnr_db:.2f} dB"
+        cells["over bicubic"] = f"{psnr_db - bicubic_psnr_db:+.2f} dB"
+        cells["SSIM"] = f"{fmean(score.ssim for score in event.scores):.4f}"
+    cells["seconds"] = f"{event.wall_s:.1f}"
+    return cells

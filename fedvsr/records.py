@@ -1,0 +1,210 @@
+"""Result tables: parquet files with versioned schemas, one folder a run.
+
+    <run>/runs.parquet         one row: the run
+    <run>/rounds.parquet       a row per round; round 0 is the network before training
+    <run>/clients.parquet      a row per round and sampled client
+    <run>/evaluations.parquet  a row per evaluated round and test clip
+
+Columns named `*_s` are wall seconds and `attempts` counts restarts; every other column is the same,
+bit for bit, for the same configuration and seed on the same kind of machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from fedvsr.errors import UserError
+from fedvsr.files import replacing
+
+SCHEMA_VERSION = 1
+
+Row = Mapping[str, object]
+
+
+def _field(name: str, kind: pa.DataType, description: str, unit: str = "") -> pa.Field:
+    metadata = {"description": description, **({"unit": unit} if unit else {})}
+    return pa.field(name, kind, metadata=metadata)
+
+
+_IDENTITY = [
+    _field("run_id", pa.string(), "Names the run and its folder."),
+    _field("config_hash", pa.string(), "Of all settings that can change a number, the seed too."),
+    _field("seed", pa.int64(), "Root of every random draw."),
+    _field("fedvsr_version", pa.string(), "Version of the program."),
+    _field("git_commit", pa.string(), "Commit of its source tree; null for an installed wheel."),
+]
+_ROUND = _field("round_idx", pa.int64(), "Round, from 1; 0 is before any training.")
+
+
+def _schema(*fields: pa.Field) -> pa.Schema:
+    return pa.schema([*_IDENTITY, *fields], metadata={"schema_version": str(SCHEMA_VERSION)})
+
+
+SCHEMAS: dict[str, pa.Schema] = {
+    "runs": _schema(
+        _field("name", pa.string(), "The configuration's name."),
+        _field("status", pa.string(), "running, finished, failed or interrupted."),
+        _field("model", pa.string(), "Network."),
+        _field("algorithm", pa.string(), "Federated algorithm."),
+        _field("executor", pa.string(), "ray or serial."),
+        _field("num_params", pa.int64(), "Parameters of the network.", "1"),
+        _field("num_rounds", pa.int64(), "Rounds asked for.", "1"),
+        _field("num_clients", pa.int64(), "Registered clients.", "1"),
+        _field("num_train_clips", pa.int64(), "Clips dealt to the clients.", "1"),
+        _field("num_test_clips", pa.int64(), "Clips held out.", "1"),
+        _field("psnr_db", pa.float64(), "Of the last evaluated round, mean of clips.", "dB"),
+        _field("ssim", pa.float64(), "Of the last evaluated round, mean of clips.", "1"),
+        _field("bicubic_psnr_db", pa.float64(), "Bicubic enlargement, mean of clips.", "dB"),
+        _field("bicubic_ssim", pa.float64(), "Bicubic enlargement, mean of clips.", "1"),
+        _field("started_at", pa.timestamp("us", "UTC"), "First start."),
+        _field("updated_at", pa.timestamp("us", "UTC"), "When this row was written."),
+        _field("device", pa.string(), "What clients trained on."),
+        _field("versions", pa.string(), "Python and packages, as JSON."),
+        _field("config", pa.string(), "The resolved configuration, as JSON."),
+        _field("error", pa.string(), "Why a failed run failed."),
+    ),
+    "rounds": _schema(
+        _ROUND,
+        _field("num_sampled", pa.int64(), "Clients that trained.", "1"),
+        _field("loss", pa.float64(), "Local loss, mean of the clients.", "1"),
+        _field("vsr_loss", pa.float64(), "The network's own term of it.", "1"),
+        _field("psnr_db", pa.float64(), "Mean of test clips; null if not evaluated.", "dB"),
+        _field("ssim", pa.float64(), "Mean of test clips; null if not evaluated.", "1"),
+        _field("download_bytes", pa.int64(), "Parameters sent to clients.", "B"),
+        _field("upload_bytes", pa.int64(), "Parameters sent back.", "B"),
+        _field("train_s", pa.float64(), "First task to last report.", "s"),
+        _field("aggregate_s", pa.float64(), "Weighing and summing.", "s"),
+        _field("evaluate_s", pa.float64(), "Scoring the test clips.", "s"),
+    ),
+    "clients": _schema(
+        _ROUND,
+        _field("client_id", pa.int64(), "The client, from 0."),
+        _field("position", pa.int64(), "Place in the round's sample, from 0."),
+        _field("num_samples", pa.int64(), "Training samples drawn.", "1"),
+        _field("num_steps", pa.int64(), "Optimiser steps.", "1"),
+        _field("loss", pa.float64(), "Mean local loss.", "1"),
+        _field("vsr_loss", pa.float64(), "The network's own term of it.", "1"),
+        _field("weight", pa.float64(), "Share in the aggregate.", "1"),
+        _field("attempts", pa.int64(), "Starts; over 1 where its process died.", "1"),
+        _field("train_s", pa.float64(), "Local training.", "s"),
+    ),
+    "evaluations": _schema(
+        _ROUND,
+        _field("clip_id", pa.string(), "Test clip."),
+        _field("channel", pa.string(), "rgb, or y for BT.601 luma."),
+        _field("num_frames", pa.int64(), "Frames scored.", "1"),
+        _field("psnr_db", pa.float64(), "Mean of frames, no border crop.", "dB"),
+        _field("ssim", pa.float64(), "Mean of frames, no border crop.", "1"),
+        _field("bicubic_psnr_db", pa.float64(), "Bicubic enlargement of the same frames.", "dB"),
+        _field("bicubic_ssim", pa.float64(), "Bicubic enlargement of the same frames.", "1"),
+    ),
+}
+_BY_ROUND = ("clients", "evaluations", "rounds")
+
+
+class RunRecords:
+    """Writes one run's tables. Each write replaces a file whole, on disk before it is seen."""
+
+    def __init__(self, folder: Path, identity: Row) -> None:
+        self._folder = folder
+        self._identity = identity
+        self._tables = {name: _read(folder / f"{name}.parquet", name) for name in _BY_ROUND}
+
+    def write_run(self, row: Row) -> None:
+        """Replace the run's own row."""
+        self._write("runs", self._table("runs", [row]))
+
+    def write_round(self, round_idx: int, rows: Mapping[str, Sequence[Row]]) -> None:
+        """Add a round's rows, by table; a round written before is replaced.
+
+        A resumed run repeats the rounds after its checkpoint: their old rows stay until the new
+        ones are there, so a finished round is never missing from the files. `rounds` goes last: a
+        row in it says that the other tables have theirs.
+        """
+        for name in _BY_ROUND:
+            old = self._tables[name]
+            before = old.filter(pc.less(old["round_idx"], round_idx))
+            after = old.filter(pc.greater(old["round_idx"], round_idx))
+            new = self._table(name, [{"round_idx": round_idx, **row} for row in rows[name]])
+            self._tables[name] = pa.concat_tables([before, new, after])
+            if new.num_rows:
+                self._write(name, self._tables[name])
+
+    def last_evaluation(self) -> Row:
+        """Means over the test clips of the last evaluated round, by column; empty if none."""
+        table = self._tables["evaluations"]
+        if not table.num_rows:
+            return {}
+        last = table.filter(pc.equal(table["round_idx"], pc.max(table["round_idx"])))
+        names = ("psnr_db", "ssim", "bicubic_psnr_db", "bicubic_ssim")
+        return {name: pc.mean(last[name]).as_py() for name in names}
+
+    def _table(self, name: str, rows: Sequence[Row]) -> pa.Table:
+        schema = SCHEMAS[name]
+        full = [{**self._identity, **row} for row in rows]
+        unknown = {key for row in full for key in row} - set(schema.names)
+        assert not unknown, f"columns that {name} does not have: {sorted(unknown)}"
+        return pa.Table.from_pylist(full, schema=schema)
+
+    def _write(self, name: str, table: pa.Table) -> None:
+        with replacing(self._folder / f"{name}.parquet") as aside:
+            pq.write_table(table, aside)
+
+
+class Results(dict[str, pd.DataFrame]):
+    """The tables by name; also as attributes: `results.rounds` is `results["rounds"]`."""
+
+    def __getattr__(self, name: str) -> pd.DataFrame:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def load_results(folder: str | Path = "results") -> Results:
+    """All runs at or below a folder as pandas tables: `runs`, `rounds`, `clients`, `evaluations`.
+
+    Rows of all runs stand in one table each; `run_id` joins them.
+
+    Raises:
+        UserError: the folder does not exist, or was written by a newer version.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; `fedvsr run` writes to results/")
+    runs = sorted(path.parent for path in folder.rglob("runs.parquet"))
+    return Results(
+        {
+            name: pa.concat_tables(
+                [
+                    SCHEMAS[name].empty_table(),
+                    *(_read(run / f"{name}.parquet", name) for run in runs),
+                ]
+            ).to_pandas()
+            for name in SCHEMAS
+        }
+    )
+
+
+def read_run(folder: Path) -> dict[str, Any] | None:
+    """A run's own row, or None where the folder holds no run."""
+    table = _read(folder / "runs.parquet", "runs")
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows[0] if rows else None
+
+
+def _read(path: Path, name: str) -> pa.Table:
+    if not path.exists():
+        return SCHEMAS[name].empty_table()
+    table = pq.ParquetFile(path).read()
+    version = int((table.schema.metadata or {}).get(b"schema_version", b"0"))
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{path} has schema version {version}; this fedvsr reads {SCHEMA_VERSION}")
+    return table

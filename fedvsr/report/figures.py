@@ -1,0 +1,135 @@
+"""`curves.png` and `comparison.png` of a finished run."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from fedvsr import metrics
+from fedvsr.files import replacing
+from fedvsr.records import load_results
+
+Picture = npt.NDArray[np.uint8]
+
+# Blue and orange of the Okabe-Ito palette: told apart by colour-blind readers too.
+_OURS, _BASELINE = "#0072B2", "#D55E00"
+_TITLES = {"bicubic": "Bicubic", "sr": "Super-resolved", "gt": "Ground truth"}
+
+
+def draw(folder: Path) -> list[Path]:
+    """Draw the pictures of the run in `folder` and return their paths."""
+    return [draw_curves(folder), draw_comparison(folder)]
+
+
+def draw_curves(folder: Path) -> Path:
+    """PSNR of the test clips against bicubic, and local loss, by round."""
+    results = load_results(folder)
+    by_round = results.evaluations.groupby("round_idx")[["psnr_db", "bicubic_psnr_db"]].mean()
+    rounds = results.rounds.dropna(subset=["loss"])
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+
+    for clip_id, rows in results.evaluations.groupby("clip_id"):
+        gain = rows["psnr_db"] - rows["bicubic_psnr_db"]
+        left.plot(rows["round_idx"], gain, color=_OURS, alpha=0.35, lw=1)
+        left.annotate(
+            str(clip_id),
+            (rows["round_idx"].iloc[-1], gain.iloc[-1]),
+            xytext=(-4, 4),
+            textcoords="offset points",
+            ha="right",
+            fontsize=7,
+            color="0.4",
+        )
+    gain = by_round["psnr_db"] - by_round["bicubic_psnr_db"]
+    left.plot(gain.index, gain, color=_OURS, lw=2, marker="o", ms=3, label="Mean of test clips")
+    left.axhline(0, color=_BASELINE, lw=1.5, ls="--", label=_bicubic_label(by_round))
+    left.set(xlabel="Round", ylabel="PSNR over bicubic (dB)", title="Held-out clips")
+    left.legend(loc="lower right", frameon=False)
+
+    clients = results.clients
+    right.scatter(clients["round_idx"], clients["loss"], s=12, color="0.65", label="Client")
+    right.plot(rounds["round_idx"], rounds["loss"], color=_OURS, lw=2, label="Mean")
+    right.set(xlabel="Round", ylabel="Local loss", title="Sampled clients")
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    run = results.runs.iloc[0]
+    figure.suptitle(
+        f"{run['algorithm']} · {run['model']} · {run['num_clients']} clients · seed {run['seed']}"
+    )
+    return _save(figure, folder / "curves.png")
+
+
+def draw_comparison(folder: Path) -> Path:
+    """Bicubic, super-resolved and ground truth of a test frame, with the crop that gained most.
+
+    The PSNR under each is of what is shown: the frame above, the crop below.
+    """
+    gains = load_results(folder).evaluations
+    gains = gains[gains["round_idx"] == gains["round_idx"].max()]
+    gains = gains.assign(gain=gains["psnr_db"] - gains["bicubic_psnr_db"])
+    clip_id = str(gains.sort_values("gain")["clip_id"].iloc[-1])
+    pictures = {kind: _picture(folder, clip_id, kind) for kind in _TITLES}
+    top, left, size = _best_crop(pictures)
+    crop = slice(top, top + size), slice(left, left + size)
+
+    height, width = pictures["gt"].shape[:2]
+    figure = Figure(figsize=(12, 4 * height / width + 4.6), layout="constrained")
+    rows = figure.subplots(2, 3, height_ratios=[height / width, 1])
+    for column, (kind, title) in enumerate(_TITLES.items()):
+        picture, gt = pictures[kind], pictures["gt"]
+        whole, zoom = rows[0][column], rows[1][column]
+        whole.imshow(picture)
+        whole.add_patch(Rectangle((left, top), size, size, fill=False, ec="yellow", lw=1.2))
+        whole.set_title(title)
+        whole.set_xlabel(_psnr_label(picture, gt, kind))
+        zoom.imshow(picture[crop], interpolation="nearest")
+        zoom.set_xlabel(_psnr_label(picture[crop], gt[crop], kind))
+    for axes in rows.flat:
+        axes.set(xticks=[], yticks=[])
+    figure.suptitle(f"{clip_id}, middle frame; below: the {size} x {size} crop that gained most")
+    return _save(figure, folder / "comparison.png")
+
+
+def _best_crop(pictures: dict[str, Picture]) -> tuple[int, int, int]:
+    """Corner and size of the square where the squared error fell most against bicubic."""
+    gt = pictures["gt"].astype(np.float64)
+    fell = np.square(pictures["bicubic"] - gt).sum(-1) - np.square(pictures["sr"] - gt).sum(-1)
+    size = max(32, min(gt.shape[:2]) // 5)
+    sums = np.pad(fell.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    boxes = sums[size:, size:] - sums[:-size, size:] - sums[size:, :-size] + sums[:-size, :-size]
+    top, left = np.unravel_index(int(boxes.argmax()), boxes.shape)
+    return int(top), int(left), size
+
+
+def _psnr_label(picture: Picture, gt: Picture, kind: str) -> str:
+    return "" if kind == "gt" else f"{metrics.psnr(picture, gt):.2f} dB"
+
+
+def _bicubic_label(by_round: pd.DataFrame) -> str:
+    return f"Bicubic ({by_round['bicubic_psnr_db'].iloc[-1]:.2f} dB)"
+
+
+def _picture(folder: Path, clip_id: str, kind: str) -> Picture:
+    (path,) = (folder / "frames").glob(f"{clip_id}_[0-9]*_{kind}.png")
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    with mpl.rc_context({"savefig.dpi": 130}):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+    with replacing(path) as aside:
+        aside.write_bytes(buffer.getvalue())
+    return path

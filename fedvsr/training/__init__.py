@@ -1,0 +1,1 @@
+"""Local training, inference, evaluation and checkpoints: everything that runs a network."""
