@@ -17,6 +17,13 @@ EventT = TypeVar("EventT")
 
 _DONE = None
 
+_LOCAL_ENVIRONMENT = {
+    "RAY_worker_niceness": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "0",
+}
+
 
 class Driver(Generic[EventT]):
     """Runs an iterator of events inside an actor, one event a call."""
@@ -61,9 +68,10 @@ def connect(address: str | None, object_store_bytes: int) -> None:
     common: dict[str, Any] = {"log_to_driver": False, "configure_logging": True}
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
-        # Ray lowers its workers' priority by default, which starves clients on a busy machine.
-        os.environ.setdefault("RAY_worker_niceness", "0")
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # The cluster's processes inherit these. Ray lowers its workers' priority by default, which
+        # starves clients on a busy machine; OpenMP threads that spin while they wait do the same.
+        for name, value in _LOCAL_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         ray.init(
             address="local",
             include_dashboard=False,

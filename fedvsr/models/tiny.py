@@ -18,6 +18,9 @@ from fedvsr.models._spec import ModelSpec
 from fedvsr.resize import upscale_planes
 from fedvsr.section import NamedSection
 
+# Leaky, as in BasicVSR: behind a last layer of zeros, plain rectifiers die in a few steps.
+_SLOPE = 0.1
+
 
 class Config(NamedSection):
     """Settings of the `tiny` network."""
@@ -44,20 +47,18 @@ class Model(nn.Module):
         self.forward_cell = _Cell(channels, config.blocks)
         self.backward_cell = _Cell(channels, config.blocks)
         self.fuse = _conv(3 * channels, 2 * channels)
-        self.to_pixels = _conv(2 * channels, 3 * config.scale**2)
-        nn.init.zeros_(self.to_pixels.weight)
-        nn.init.zeros_(self.to_pixels.bias)
+        self.to_pixels = _conv(2 * channels, 3 * config.scale**2, gain=0)
 
     def forward(self, lq_BTCHW: Tensor) -> Tensor:
         """Super-resolve clips; any number of frames and any size."""
         batch, frames, _, height, width = lq_BTCHW.shape
         lq_NCHW = lq_BTCHW.flatten(0, 1)
-        extracted = F.relu(self.extract(lq_NCHW))
+        extracted = _activate(self.extract(lq_NCHW - 0.5))
         features = extracted.view(batch, frames, -1, height, width).unbind(1)
         ahead = _propagate(self.forward_cell, features)
         back = _propagate(self.backward_cell, features[::-1])[::-1]
         per_frame = [torch.cat(f, dim=1) for f in zip(features, ahead, back, strict=True)]
-        fused = F.relu(self.fuse(torch.stack(per_frame, dim=1).flatten(0, 1)))
+        fused = _activate(self.fuse(torch.stack(per_frame, dim=1).flatten(0, 1)))
         residual = F.pixel_shuffle(self.to_pixels(fused), self.scale)
         sr_NCHW = upscale_planes(lq_NCHW, self.scale) + residual
         return sr_NCHW.view(batch, frames, *sr_NCHW.shape[1:])
@@ -72,7 +73,7 @@ class _Cell(nn.Module):
         self.blocks = nn.ModuleList(_Block(channels) for _ in range(blocks))
 
     def forward(self, feature: Tensor, state: Tensor) -> Tensor:
-        state = F.relu(self.merge(torch.cat([feature, state], dim=1)))
+        state = _activate(self.merge(torch.cat([feature, state], dim=1)))
         for block in self.blocks:
             state = block(state)
         return state
@@ -82,15 +83,21 @@ class _Block(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.first = _conv(channels, channels)
-        self.second = _conv(channels, channels)
+        self.second = _conv(channels, channels, gain=0.1)
 
     def forward(self, x: Tensor) -> Tensor:
-        residual: Tensor = self.second(F.relu(self.first(x)))
+        residual: Tensor = self.second(_activate(self.first(x)))
         return x + residual
 
 
-def _conv(inputs: int, outputs: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
+def _conv(inputs: int, outputs: int, gain: float = 1.0) -> nn.Conv2d:
+    conv = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
+    # He et al. 2015; torch's default shrinks features so much that a short training learns nothing.
+    nn.init.kaiming_normal_(conv.weight, a=_SLOPE, nonlinearity="leaky_relu")
+    with torch.no_grad():
+        conv.weight.mul_(gain)
+    nn.init.zeros_(conv.bias)
+    return conv
 
 
 def _propagate(cell: _Cell, features: tuple[Tensor, ...]) -> list[Tensor]:
@@ -99,3 +106,7 @@ def _propagate(cell: _Cell, features: tuple[Tensor, ...]) -> list[Tensor]:
         state = cell(feature, state)
         states.append(state)
     return states
+
+
+def _activate(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, _SLOPE)
