@@ -96,7 +96,8 @@ def _conv(inputs: int, outputs: int, gain: float = 1.0) -> nn.Conv2d:
     nn.init.kaiming_normal_(conv.weight, a=_SLOPE, nonlinearity="leaky_relu")
     with torch.no_grad():
         conv.weight.mul_(gain)
-    nn.init.zeros_(conv.bias)
+        assert conv.bias is not None
+        conv.bias.zero_()
     return conv
 
 

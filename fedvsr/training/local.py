@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import count, islice
 
 import torch
 from pydantic import Field
@@ -30,7 +30,7 @@ class LocalConfig(Section):
 
     epochs: int = Field(1, ge=1, le=1000, description="Passes over the client's clips per round.")
     steps: int | None = Field(
-        None, ge=1, description="Stop after this many optimiser steps (default: all epochs)."
+        None, ge=1, description="Optimiser steps per round, however many passes; replaces epochs."
     )
     batch_size: int = Field(4, ge=1, le=1024, description="Samples a step.")
     num_frames: int = Field(6, ge=1, le=1000, description="Consecutive frames of a sample.")
@@ -107,7 +107,7 @@ class LocalTrainer:
         local, rng = self.local, generator(task.seed, "samples")
         batches = (
             batch
-            for _ in range(local.epochs)
+            for _ in (range(local.epochs) if local.steps is None else count())
             for batch in epoch(
                 clips,
                 rng,

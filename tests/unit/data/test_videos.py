@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedvsr.data import videos
+from fedvsr.data.clips import Clip
+from fedvsr.data.degrade import bicubic_downscale, quantise
+from fedvsr.data.partition import deal
+from fedvsr.data.videos import DataConfig, Split, decode, prepare
+from fedvsr.errors import UserError
+from tests.conftest import moving_texture, write_video
+
+
+def prepared(tmp_path: Path, *paths: Path, **settings: Any) -> Split:
+    base: dict[str, Any] = {"clip_frames": 4, "num_clients": 2, "cache_dir": str(tmp_path / "c")}
+    names = [str(path) for path in paths]
+    return prepare(DataConfig(videos=names, **{**base, **settings}), lambda *_: None)
+
+
+def test_clips_hold_every_frame_once_and_nothing_is_in_both_sets(
+    tmp_path: Path, video: Path
+) -> None:
+    split = prepared(tmp_path, video, clip_frames=7, test_clips_per_video=2)
+    frames = np.stack(list(decode(video)))
+    assert frames.shape == (40, 48, 64, 3)
+    clips = [*split.train, *split.test]
+    assert [clip.clip_id for clip in clips] == [f"texture-00{i}" for i in range(5)]
+    np.testing.assert_array_equal(np.concatenate([clip.gt() for clip in clips]), frames[:35])
+    low = bicubic_downscale(frames[:35].astype(np.float32) / 255)
+    np.testing.assert_array_equal(np.concatenate([c.lq() for c in clips]), quantise(low))
+
+
+def test_the_store_is_reused_until_video_or_cut_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "v.mp4"
+    write_video(path, moving_texture(12, 32, 32))
+    calls = list[Path]()
+    cut = videos._cut
+    monkeypatch.setattr(videos, "_cut", lambda p, *rest: (calls.append(p), cut(p, *rest)))
+    prepared(tmp_path, path)
+    prepared(tmp_path, path, num_clients=1)
+    assert len(calls) == 1
+    prepared(tmp_path, path, clip_frames=3)
+    write_video(path, moving_texture(12, 32, 32, seed=1))
+    prepared(tmp_path, path)
+    assert len(calls) == 3
+
+
+def test_odd_sizes_are_cropped_to_the_scale(tmp_path: Path) -> None:
+    path = tmp_path / "odd.mp4"
+    write_video(path, moving_texture(12, 34, 46))
+    (clip, *_) = prepared(tmp_path, path).train
+    assert (clip.height, clip.width) == (32, 44)
+    assert clip.lq().shape == (4, 8, 11, 3)
+
+
+def test_bad_videos_end_in_one_line_and_leave_nothing(tmp_path: Path, video: Path) -> None:
+    whole = video.read_bytes()
+    cases = {
+        "missing.mp4": (None, r"there is no video .*missing\.mp4"),
+        "text.mp4": (b"not a video at all", r"text\.mp4 is not a readable video"),
+        "empty.mp4": (b"", r"empty\.mp4 is not a readable video"),
+        # The index of an mp4 stands at its end: without it nothing can be read.
+        "cut.mp4": (whole[: len(whole) // 2], r"cut\.mp4 is not a readable video"),
+    }
+    for name, (content, message) in cases.items():
+        path = tmp_path / name
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(UserError, match=message) as refused:
+            prepared(tmp_path, path)
+        assert "\n" not in str(refused.value)
+    cache = tmp_path / "c"
+    assert not cache.exists() or list(cache.iterdir()) == []
+
+
+def test_a_truncated_stream_is_noticed(tmp_path: Path, video: Path) -> None:
+    # The index first (as for streaming), then the data cut off: every frame up to there decodes.
+    data = video.read_bytes()
+    moov = data.rindex(b"moov") - 4
+    mdat = data.index(b"mdat") - 4
+    shifted = bytearray(data[moov:])
+    table = shifted.index(b"stco") + 12
+    count = int.from_bytes(shifted[table - 4 : table], "big")
+    for i in range(count):
+        at = slice(table + 4 * i, table + 4 * i + 4)
+        offset = int.from_bytes(shifted[at], "big") + len(shifted)
+        shifted[at] = offset.to_bytes(4, "big")
+    fast = data[:mdat] + bytes(shifted) + data[mdat:moov]
+    path = tmp_path / "fast.mp4"
+    path.write_bytes(fast)
+    assert len(list(decode(path))) == 40
+    path.write_bytes(fast[: len(data[:mdat]) + len(shifted) + (moov - mdat) // 2])
+    with pytest.raises(UserError, match=r"fast\.mp4 is (truncated|damaged)"):
+        prepared(tmp_path, path)
+    assert list((tmp_path / "c").iterdir()) == []
+
+
+def test_too_little_video(tmp_path: Path, video: Path) -> None:
+    with pytest.raises(UserError, match=r"has only 40 frames, fewer than data\.clip_frames = 50"):
+        prepared(tmp_path, video, clip_frames=50)
+    with pytest.raises(UserError, match="gives 1 clips of 30 frames, of which 1 would be held"):
+        prepared(tmp_path, video, clip_frames=30)
+    with pytest.raises(UserError, match="there are only 9 training clips"):
+        prepared(tmp_path, video, num_clients=10)
+
+
+def test_package_videos(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'nopackage' is not installed.*fedvsr\[demo\]"):
+        videos.resolve("package:nopackage/a.mp4")
+    assert videos.resolve("package:fedvsr/presets/demo.yaml").name == "demo.yaml"
+
+
+def test_a_clip_that_is_not_on_this_node(tmp_path: Path) -> None:
+    clip = Clip("a-000", "a", str(tmp_path), 4, 32, 32, 4)
+    with pytest.raises(UserError, match=r"clip a-000 is not at .*data\.cache_dir"):
+        clip.gt()
+
+
+def test_deal() -> None:
+    clips = [Clip(f"c{i}", "", "", 4, 32, 32, 4) for i in range(10)]
+    dealt = deal(clips, 4, seed=0)
+    assert sorted(map(len, dealt)) == [2, 2, 3, 3]
+    assert sorted(clip.clip_id for own in dealt for clip in own) == [c.clip_id for c in clips]
+    assert deal(clips, 4, seed=0) == dealt
+    assert deal(clips, 4, seed=1) != dealt

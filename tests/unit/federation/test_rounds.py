@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import pytest
+
+from fedvsr import algorithms
+from fedvsr.algorithms import fedavg, fedvsr
+from fedvsr.federation.executors import ClientOutcome
+from fedvsr.federation.rounds import (
+    ClientFinished,
+    FederationConfig,
+    RoundFinished,
+    RunState,
+    run_rounds,
+    sample_clients,
+)
+from fedvsr.messages import ClientReport, ClientTask
+from fedvsr.params import FloatVector
+from fedvsr.section import NamedSection
+from fedvsr.seeding import derive_seed
+
+CONFIG = FederationConfig(num_rounds=4, clients_per_round=3)
+
+
+class Shuffling:
+    """An executor without a network: a client adds noise of its task's seed, in a set order."""
+
+    name = "shuffling"
+
+    def __init__(self, order: Sequence[int]) -> None:
+        self.order = order
+        self.live = 0
+
+    def run_round(
+        self, tasks: Sequence[ClientTask], params: FloatVector
+    ) -> Iterator[ClientOutcome]:
+        for i in self.order:
+            task = tasks[i]
+            noise = np.random.default_rng(task.seed).standard_normal(params.size)
+            update = (params + 1e3 * noise).astype(np.float32)
+            loss = 1 + task.client_id
+            report = ClientReport(task.client_id, task.round_idx, 1, 1, loss, loss, 0.0)
+            yield ClientOutcome(report, partial(np.copy, update))
+
+    def close(self) -> None:
+        pass
+
+
+def rounds(
+    order: Sequence[int], state: RunState, algorithm: NamedSection
+) -> list[ClientFinished | RoundFinished]:
+    return list(
+        run_rounds(
+            state,
+            algorithm=algorithms.build(algorithm),
+            executor=Shuffling(order),
+            config=CONFIG,
+            num_clients=10,
+            seed=7,
+        )
+    )
+
+
+def start() -> RunState:
+    return RunState(0, np.zeros(50, np.float32))
+
+
+@pytest.mark.parametrize("algorithm", [fedavg.Config(), fedvsr.Config()])
+def test_order_of_arrival_changes_no_bit(algorithm: NamedSection) -> None:
+    one, other = (rounds(order, start(), algorithm) for order in ([0, 1, 2], [2, 0, 1]))
+    assert isinstance(one[-1], RoundFinished)
+    assert isinstance(other[-1], RoundFinished)
+    assert one[-1].state.params.tobytes() == other[-1].state.params.tobytes()
+    assert one[-1].weights == other[-1].weights
+    assert one[-1].reports == other[-1].reports, "reports come in sampled order"
+
+
+def test_going_on_from_a_state_equals_never_having_stopped() -> None:
+    events = rounds([0, 1, 2], start(), fedvsr.Config())
+    finished = [event for event in events if isinstance(event, RoundFinished)]
+    assert [event.state.round_idx for event in finished] == [1, 2, 3, 4]
+    resumed = rounds([0, 1, 2], finished[1].state, fedvsr.Config())[-1]
+    assert isinstance(resumed, RoundFinished)
+    assert resumed.state.params.tobytes() == finished[-1].state.params.tobytes()
+
+
+def test_events_count_the_clients_of_a_round() -> None:
+    events = rounds([2, 1, 0], start(), fedavg.Config())[:4]
+    assert [e.num_finished for e in events if isinstance(e, ClientFinished)] == [1, 2, 3]
+    assert isinstance(events[3], RoundFinished)
+
+
+def test_sampling_is_uniform_without_replacement_and_seeded() -> None:
+    drawn = [sample_clients(1, round_idx, 8, 4) for round_idx in range(2000)]
+    assert all(len(set(cohort)) == 4 for cohort in drawn)
+    assert drawn[5] == sample_clients(1, 5, 8, 4) != sample_clients(2, 5, 8, 4)
+    counts = np.bincount(np.concatenate(drawn), minlength=8)
+    # 1000 expected each, standard deviation sqrt(2000 / 4) = 22.
+    assert np.abs(counts - 1000).max() < 5 * 22
+
+
+def test_client_seeds_have_a_scope_each() -> None:
+    seeds = {derive_seed(0, "client", c, r) for c in range(50) for r in range(50)}
+    assert len(seeds) == 2500

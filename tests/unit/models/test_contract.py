@@ -1,0 +1,63 @@
+"""What every network must keep. A new file in the folder is tested the moment it exists."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fedvsr import models
+from fedvsr.lookup import names
+from fedvsr.models.tiny import Config, Model, spec
+from fedvsr.params import flatten
+from fedvsr.resize import upscale_planes
+from fedvsr.training.local import scoped_torch
+
+
+def test_unknown_network() -> None:
+    with pytest.raises(ValueError, match="did you mean 'tiny'"):
+        models.build("tinny")
+    assert "tiny" in names("fedvsr.models")
+
+
+def test_fresh_weights_follow_the_seed() -> None:
+    def weights(seed: int) -> bytes:
+        with scoped_torch(seed, 1):
+            return flatten(models.build("tiny")).tobytes()
+
+    before = torch.random.get_rng_state()
+    assert weights(1) == weights(1)
+    assert weights(1) != weights(2)
+    assert torch.equal(torch.random.get_rng_state(), before), "the caller's draws are untouched"
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_tiny_starts_as_bicubic_and_every_parameter_learns(scale: int) -> None:
+    config = Config(scale=scale, channels=8, blocks=1)
+    network, lq = Model(config), torch.rand(2, 3, 3, 9, 7)
+    sr = network(lq)
+    assert sr.shape == (2, 3, 3, 9 * scale, 7 * scale)
+    assert spec(config).scale == scale
+    torch.testing.assert_close(sr[1, 2], upscale_planes(lq[1, 2][None], scale)[0])
+    # The last layer starts at zero and shields the others from the first step only.
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
+    for _ in range(2):
+        optimiser.zero_grad()
+        (network(lq) - 0.5).square().mean().backward()
+        optimiser.step()
+    still = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    assert still == []
+
+
+def test_tiny_uses_neighbouring_frames_both_ways() -> None:
+    torch.manual_seed(0)
+    network = Model(Config(channels=8, blocks=1))
+    torch.nn.init.normal_(network.to_pixels.weight)
+    lq = torch.rand(1, 5, 3, 8, 8)
+    for changed in (0, 4):
+        other = lq.clone()
+        other[:, changed] = torch.rand(3, 8, 8)
+        assert not torch.equal(network(lq)[:, 2], network(other)[:, 2]), changed
+
+
+def test_demo_network_is_small() -> None:
+    assert flatten(models.build("tiny")).size < 500_000

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from fedvsr import lookup
+from fedvsr.errors import UserError
+from fedvsr.seeding import derive_seed, generator
+
+
+def test_names_are_the_public_files() -> None:
+    assert {"fedavg", "fedvsr"} <= set(lookup.names("fedvsr.algorithms"))
+    assert not any(name.startswith("_") for name in lookup.names("fedvsr.algorithms"))
+
+
+def test_an_unknown_name_is_told_its_neighbour() -> None:
+    with pytest.raises(UserError, match=r"did you mean 'fedavg'.*there are: .*fedvsr"):
+        lookup.load("fedvsr.algorithms", "fedavgg")
+
+
+def test_importing_the_package_loads_neither_torch_nor_ray() -> None:
+    program = "import sys, fedvsr; print({'torch', 'ray', 'pandas'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stdout + done.stderr
+
+
+def test_seeds_differ_by_scope_and_stay_the_same() -> None:
+    # Frozen: a changed value means that every recorded number can no longer be reproduced.
+    assert derive_seed(0, "client", 3, 7) == 2665888356271776053
+    scopes = [(0, "a", 1), (0, "a", 2), (1, "a", 1), (0, "b", 1), (0, "a", "1")]
+    assert len({derive_seed(*scope) for scope in scopes}) == len(scopes)  # type: ignore[arg-type]
+    assert generator(5, "x").random() == generator(5, "x").random()

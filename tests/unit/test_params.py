@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedvsr.params import ParamTable, flatten, load_flat, weighted_sum
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.register_buffer("mean", torch.tensor([0.5]))
+        self.register_buffer("index", torch.tensor([7, 8]))
+
+
+def test_round_trip_moves_floats_and_leaves_integers() -> None:
+    net, other = Net(), Net()
+    vector = flatten(net)
+    assert vector.dtype == np.float32
+    assert ParamTable.of(net).names == ("mean", "layer.weight", "layer.bias")
+    assert vector.shape == (ParamTable.of(net).size,) == (9,)
+    vector.flags.writeable = False
+    load_flat(other, vector)
+    np.testing.assert_array_equal(flatten(other), vector)
+    views = ParamTable.of(net).views(vector)
+    np.testing.assert_array_equal(views["layer.weight"], net.layer.weight.detach().numpy())
+    assert views["layer.bias"].base is not None, "views must not copy"
+
+
+def test_a_vector_is_a_copy() -> None:
+    net = Net()
+    vector = flatten(net)
+    before = vector.copy()
+    with torch.no_grad():
+        net.layer.weight.add_(1)
+    np.testing.assert_array_equal(vector, before)
+
+
+def test_mismatch_names_the_first_tensor() -> None:
+    table, other = ParamTable.of(Net()), ParamTable.of(nn.Linear(3, 2))
+    with pytest.raises(ValueError, match=r"tensor 0 is weight \[2, 3\] there and mean \[1\]"):
+        table.require_equal(other, "the saved parameters")
+    with pytest.raises(ValueError, match="9 parameters"):
+        load_flat(Net(), np.zeros(8, np.float32))
+
+
+def test_weighted_sum_is_in_order_and_spans_chunks() -> None:
+    rng = np.random.default_rng(0)
+    vectors = [rng.standard_normal((1 << 18) + 5).astype(np.float32) for _ in range(3)]
+    weights = [0.2, 0.3, 0.5]
+    expected = sum(np.float32(w) * v for w, v in zip(weights, vectors, strict=True))
+    np.testing.assert_allclose(weighted_sum(iter(vectors), weights), expected, atol=1e-6)
+    # 1e8 + 1 - 1e8 is 0 or 1 in float32, by the order of the sum.
+    big, one = np.full(1, 1e8, np.float32), np.ones(1, np.float32)
+    assert weighted_sum([big, one, -big], [1, 1, 1]) == 0
+    assert weighted_sum([big, -big, one], [1, 1, 1]) == 1
+    with pytest.raises(ValueError, match="argument"):
+        weighted_sum(vectors, weights[:2])
+    with pytest.raises(ValueError, match="no vectors"):
+        weighted_sum([], [])

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+import fedvsr
+from fedvsr.errors import UserError
+from fedvsr.records import SCHEMAS, RunRecords
+
+IDENTITY = {"config_hash": "c", "seed": 1, "fedvsr_version": "v", "git_commit": None}
+
+
+def write(folder: Path, round_idx: int, loss: float) -> None:
+    records = RunRecords(folder, {"run_id": folder.name, **IDENTITY})
+    score = {"clip_id": "a", "channel": "rgb", "num_frames": 2, "psnr_db": 30.0, "ssim": 0.9}
+    rows = {
+        "rounds": [{"num_sampled": 1, "loss": loss}],
+        "clients": [{"client_id": 0, "loss": loss}, {"client_id": 3, "loss": loss}],
+        "evaluations": [{**score, "bicubic_psnr_db": 29.0, "bicubic_ssim": 0.8}],
+    }
+    records.write_round(round_idx, rows)  # type: ignore[arg-type]
+    records.write_run({"name": folder.name, "status": "running"})
+
+
+def test_rounds_add_up_and_a_repeated_round_replaces_its_rows_alone(tmp_path: Path) -> None:
+    for round_idx in (1, 2, 3):
+        write(tmp_path, round_idx, loss=float(round_idx))
+    write(tmp_path, 2, loss=9.0)  # A resumed run comes past round 2 again; 3 must not be lost.
+    rounds = pd.read_parquet(tmp_path / "rounds.parquet")
+    assert rounds["round_idx"].tolist() == [1, 2, 3]
+    assert rounds["loss"].tolist() == [1.0, 9.0, 3.0]
+    clients = pd.read_parquet(tmp_path / "clients.parquet")
+    assert clients["client_id"].tolist() == [0, 3] * 3
+    assert list(tmp_path.glob(".*")) == [], "nothing half-written is left"
+
+
+def test_all_runs_read_as_one_data_set(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / "sweep" / name).mkdir(parents=True)
+        write(tmp_path / "sweep" / name, 1, 0.5)
+    results = fedvsr.load_results(tmp_path)
+    assert set(results) == set(SCHEMAS)
+    assert results.evaluations["run_id"].tolist() == ["one", "two"]
+    assert results["runs"]["seed"].tolist() == [1, 1]
+    files = sorted(map(str, tmp_path.rglob("clients.parquet")))
+    assert ds.dataset(files).to_table().num_rows == 4
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert list(fedvsr.load_results(empty).rounds.columns) == SCHEMAS["rounds"].names
+    with pytest.raises(UserError, match="there is no folder"):
+        fedvsr.load_results(tmp_path / "nowhere")
+    with pytest.raises(AttributeError):
+        _ = results.nonsense
+
+
+def test_files_carry_their_schema_and_units(tmp_path: Path) -> None:
+    write(tmp_path, 1, 0.5)
+    schema = pq.read_schema(tmp_path / "evaluations.parquet")
+    assert schema.metadata[b"schema_version"] == b"1"
+    assert schema.field("psnr_db").metadata[b"unit"] == b"dB"
+    for name, table in SCHEMAS.items():
+        for field in table:
+            assert field.metadata[b"description"], (name, field.name)
+            if pa.types.is_floating(field.type):
+                assert field.metadata[b"unit"], (name, field.name)
+
+
+def test_a_newer_file_is_refused(tmp_path: Path) -> None:
+    schema = SCHEMAS["runs"].with_metadata({"schema_version": "99"})
+    pq.write_table(schema.empty_table(), tmp_path / "runs.parquet")
+    with pytest.raises(UserError, match="schema version 99"):
+        fedvsr.load_results(tmp_path)
+
+
+def test_a_column_without_a_place_is_our_mistake(tmp_path: Path) -> None:
+    records = RunRecords(tmp_path, IDENTITY)
+    with pytest.raises(AssertionError, match="nonsense"):
+        records.write_run({"nonsense": 1})

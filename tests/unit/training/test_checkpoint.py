@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedvsr.errors import UserError
+from fedvsr.files import replacing
+from fedvsr.training import checkpoint
+
+PARAMS = np.arange(5, dtype=np.float32)
+
+
+def test_newest_comes_back_and_old_ones_go(tmp_path: Path) -> None:
+    assert checkpoint.latest(tmp_path, "h") is None
+    for round_idx in range(1, 12):
+        checkpoint.save(tmp_path, round_idx, PARAMS * round_idx, "h")
+    found = checkpoint.latest(tmp_path, "h")
+    assert found is not None
+    assert found[0] == 11
+    np.testing.assert_array_equal(found[1], PARAMS * 11)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_truncated_file_falls_back_to_the_one_before(tmp_path: Path) -> None:
+    for round_idx in (1, 2):
+        checkpoint.save(tmp_path, round_idx, PARAMS * round_idx, "h")
+    newest = sorted(tmp_path.iterdir())[-1]
+    newest.write_bytes(newest.read_bytes()[:-3])
+    found = checkpoint.latest(tmp_path, "h")
+    assert found is not None
+    assert found[0] == 1
+    (tmp_path / "round-000001.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"no checkpoint can be read: .*round-000002"):
+        checkpoint.latest(tmp_path, "h")
+
+
+def test_another_configuration_is_refused(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, 1, PARAMS, "h")
+    with pytest.raises(UserError, match="another configuration"):
+        checkpoint.latest(tmp_path, "other")
+
+
+def test_replacing_is_all_or_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail() -> None:
+        with replacing(path) as aside:
+            aside.write_text("half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert path.read_text() == "old"
+    with replacing(path) as aside:
+        aside.write_text("new")
+    assert path.read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
