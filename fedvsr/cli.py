@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import click
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -90,17 +90,18 @@ def run(
     from fedvsr.report import figures
 
     config = load_config(source, settings or ())
-    preparation = PreparationView(_out)
+    this = experiment.find_run(config, out) if resume else None
     try:
-        split = experiment.prepare_data(config, preparation)
-    finally:
-        preparation.close()
-    this = experiment.find_run(config, out) if resume else experiment.create_run(config, out)
-    try:
+        with PreparationView(_out) as preparation:
+            split = experiment.prepare_data(config, preparation)
+        this = this or experiment.create_run(config, out)
         follow(_events(this, split, executor, address), _out)
     except KeyboardInterrupt:
-        again = " ".join(["fedvsr run", source, *(f"--set {s}" for s in settings or ())])
-        _out.print(f"\nstopped; go on with: {again} --out {out} --resume", soft_wrap=True)
+        again = ["fedvsr", "run", source]
+        for setting in settings or ():
+            again += ["--set", shlex.quote(setting)]
+        again += ["--out", shlex.quote(str(out)), *(["--resume"] if this else [])]
+        _out.print(f"\nstopped; go on with: {' '.join(again)}", highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
     figures.draw(this.folder)
     _summary(this.folder)
@@ -177,12 +178,15 @@ def list_runs(out: OutOption = Path("results")) -> None:
     from fedvsr.experiment import run_status
     from fedvsr.records import load_results
 
-    table = Table(box=None, pad_edge=False)
-    for name in ("run", "status", "model", "algorithm", "seed", "rounds", "PSNR", "over bicubic"):
-        table.add_column(
-            name, justify="left" if name in {"run", "status", "model", "algorithm"} else "right"
-        )
     results = load_results(out)
+    table = Table(box=None, pad_edge=False)
+    # A run's id is there to be copied: the others may be cut short, it may not.
+    longest = max(map(len, results.runs["run_id"]), default=0)
+    table.add_column("run", no_wrap=True, min_width=longest)
+    for name in ("status", "model", "algorithm"):
+        table.add_column(name)
+    for name in ("seed", "rounds", "PSNR", "over bicubic"):
+        table.add_column(name, justify="right")
     for row in results.runs.sort_values("started_at").to_dict("records"):
         rounds = results.rounds[results.rounds["run_id"] == row["run_id"]]["round_idx"]
         done = 0 if rounds.empty else rounds.max()
@@ -250,19 +254,13 @@ def main() -> None:
     """Entry point. Exit codes: 0 done, 2 the user's mistake, 1 ours, 130 interrupted."""
     debug = "--debug" in sys.argv
     err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        code = app(arguments, standalone_mode=False)
+        app([argument for argument in sys.argv[1:] if argument != "--debug"])
     except UserError as error:
         if debug:
             err.print_exception()
         err.print(f"error: {error}")
         sys.exit(2)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
-        sys.exit(130)
     except Exception as error:
         if debug:
             err.print_exception()
@@ -270,4 +268,3 @@ def main() -> None:
         hint = "" if debug else " (--debug shows the traceback)"
         err.print(f"internal error: {type(error).__name__}: {reason[0]}{hint}")
         sys.exit(1)
-    sys.exit(code if isinstance(code, int) else 0)

@@ -151,7 +151,7 @@ def execute(
         body = _Body(run, split, make_executor)
         try:
             yield from body.events()
-        except GeneratorExit:
+        except (GeneratorExit, KeyboardInterrupt):
             body.write_run("interrupted")
             raise
         except BaseException as error:

@@ -43,8 +43,10 @@ class PreparationView:
             self._tasks[video] = self._progress.add_task(video, total=total)
         self._progress.update(self._tasks[video], completed=done, total=max(done, total))
 
-    def close(self) -> None:
-        """Leave the bars as they are."""
+    def __enter__(self) -> PreparationView:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
 

@@ -12,16 +12,16 @@ import yaml
 
 from fedvsr.config import ExperimentConfig, load_config
 from fedvsr.data.clips import Frames
+from fedvsr.data.degrade import bicubic_upscale
 
 
 def moving_texture(num_frames: int, height: int, width: int, seed: int = 0) -> Frames:
-    """A smooth random texture that drifts, so that neighbouring frames have something in common."""
+    """Soft-edged blobs that drift: frames with something to sharpen, and neighbours alike."""
     rng = np.random.default_rng(seed)
-    noise = rng.random((height + num_frames, width + num_frames, 3))
-    for _ in range(2):
-        noise = (noise + np.roll(noise, 1, 0) + np.roll(noise, 1, 1) + np.roll(noise, -1, 1)) / 4
-    noise = (noise - noise.min()) / (noise.max() - noise.min())
-    frames = [noise[t : t + height, t : t + width] for t in range(num_frames)]
+    size = height + num_frames, width + num_frames
+    coarse = rng.random((-(-size[0] // 8), -(-size[1] // 8), 3))
+    blobs = 1 / (1 + np.exp(-10 * (bicubic_upscale(coarse, 8) - 0.5)))
+    frames = [blobs[t : t + height, t : t + width] for t in range(num_frames)]
     return (np.stack(frames) * 255).astype(np.uint8)
 
 

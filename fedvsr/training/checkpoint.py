@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from fedvsr.files import replacing
 from fedvsr.params import FloatVector
 from fedvsr.section import NamedSection
 
-_FORMAT = "1"
+_FORMAT = 1
+# One entry of metadata: safetensors writes several in an order that changes from run to run.
+_KEY = "fedvsr"
 # The one before is kept, so that a damaged newest file loses a round and not the run.
 _KEPT = 2
 
@@ -23,7 +26,7 @@ _KEPT = 2
 def save(folder: Path, round_idx: int, params: FloatVector, config_hash: str) -> None:
     """Save the global parameters (P,) after a round; older checkpoints but one are removed."""
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": _FORMAT, "round_idx": str(round_idx), "config_hash": config_hash}
+    metadata = _metadata(round_idx=round_idx, config_hash=config_hash)
     with replacing(folder / f"round-{round_idx:06d}.safetensors") as aside:
         save_file({"params": params}, str(aside), metadata)
     for old in sorted(folder.glob("round-*.safetensors"))[:-_KEPT]:
@@ -40,13 +43,14 @@ def latest(folder: Path, config_hash: str) -> tuple[int, FloatVector] | None:
     for path in sorted(folder.glob("round-*.safetensors"), reverse=True):
         try:
             with safe_open(str(path), framework="numpy") as file:
-                metadata, params = file.metadata(), np.array(file.get_tensor("params"))
+                metadata = json.loads(file.metadata()[_KEY])
+                params = np.array(file.get_tensor("params"))
         except (SafetensorError, OSError) as error:
             damaged.append(f"{path} ({error})")
             continue
         if metadata["format"] != _FORMAT or metadata["config_hash"] != config_hash:
             raise UserError(f"{path} belongs to another configuration; it is not resumed from")
-        return int(metadata["round_idx"]), params
+        return metadata["round_idx"], params
     if damaged:
         raise UserError(f"no checkpoint can be read: {'; '.join(damaged)}; start a new run")
     return None
@@ -54,7 +58,11 @@ def latest(folder: Path, config_hash: str) -> tuple[int, FloatVector] | None:
 
 def save_model(path: Path, network: nn.Module, model: NamedSection) -> None:
     """Save a trained network by tensor names, with its configuration in the file's metadata."""
-    metadata = {"format": _FORMAT, "model": model.model_dump_json()}
+    metadata = _metadata(model=model.model_dump(mode="json"))
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     with replacing(path) as aside:
         save_torch_file(tensors, str(aside), metadata)
+
+
+def _metadata(**values: object) -> dict[str, str]:
+    return {_KEY: json.dumps({"format": _FORMAT, **values})}

@@ -49,7 +49,7 @@ def test_input_and_target_show_the_same_place_under_every_augmentation(tmp_path:
         inside = (..., slice(4, -4), slice(4, -4))
         error = (large[inside] - gt[inside]).square().mean().sqrt()
         flipped = (large.flip(-1)[inside] - gt[inside]).square().mean().sqrt()
-        assert error < 0.06
+        assert error < 0.08
         assert error < 0.6 * flipped
 
 
