@@ -37,7 +37,7 @@ _out = Console()
 
 SourceArgument = Annotated[
     str,
-    typer.Argument(metavar="[PRESET_OR_YAML]", help="A preset (`fedvsr presets`) or a YAML file."),
+    typer.Argument(metavar="PRESET_OR_YAML", help="A preset (`fedvsr presets`) or a YAML file."),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -78,7 +78,7 @@ def run(
         typer.Option(
             metavar="local|auto|ray://HOST:PORT",
             help="Ray cluster: one started here, the one this machine is in, or another. "
-            "[default: $RAY_ADDRESS, else local]",
+            "Default: what RAY_ADDRESS says, else local.",
         ),
     ] = None,
     out: OutOption = Path("results"),
@@ -174,18 +174,15 @@ def show(run_id: RunArgument, out: OutOption = Path("results")) -> None:
 
 @app.command("list")
 def list_runs(out: OutOption = Path("results")) -> None:
-    """List the runs in DIR."""
+    """List the runs in DIR; the gain is over bicubic."""
     from fedvsr.experiment import run_status
     from fedvsr.records import load_results
 
     results = load_results(out)
     table = Table(box=None, pad_edge=False)
-    # A run's id is there to be copied: the others may be cut short, it may not.
-    longest = max(map(len, results.runs["run_id"]), default=0)
-    table.add_column("run", no_wrap=True, min_width=longest)
-    for name in ("status", "model", "algorithm"):
-        table.add_column(name)
-    for name in ("seed", "rounds", "PSNR", "over bicubic"):
+    for name in ("run", "status", "model", "algorithm"):
+        table.add_column(name, no_wrap=True)
+    for name in ("seed", "rounds", "PSNR dB", "gain dB"):
         table.add_column(name, justify="right")
     for row in results.runs.sort_values("started_at").to_dict("records"):
         rounds = results.rounds[results.rounds["run_id"] == row["run_id"]]["round_idx"]
@@ -197,10 +194,14 @@ def list_runs(out: OutOption = Path("results")) -> None:
             row["algorithm"],
             str(row["seed"]),
             f"{done}/{row['num_rounds']}",
-            f"{row['psnr_db']:.2f} dB",
-            f"{row['psnr_db'] - row['bicubic_psnr_db']:+.2f} dB",
+            f"{row['psnr_db']:.2f}",
+            f"{row['psnr_db'] - row['bicubic_psnr_db']:+.2f}",
         )
-    _out.print(table if table.rows else f"no runs under {out}/ yet; `fedvsr run` makes one")
+    if not table.rows:
+        _out.print(f"no runs under {out}/ yet; `fedvsr run` makes one", highlight=False)
+        return
+    # Wider than a narrow terminal rather than cut: a run's id is there to be copied.
+    _out.print(table, width=max(_out.width, 120), crop=False)
 
 
 def _summary(folder: Path) -> None:

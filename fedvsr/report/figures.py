@@ -37,18 +37,10 @@ def draw_curves(folder: Path) -> Path:
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
 
-    for clip_id, rows in results.evaluations.groupby("clip_id"):
+    for i, (_, rows) in enumerate(results.evaluations.groupby("clip_id")):
         gain = rows["psnr_db"] - rows["bicubic_psnr_db"]
-        left.plot(rows["round_idx"], gain, color=_OURS, alpha=0.35, lw=1)
-        left.annotate(
-            str(clip_id),
-            (rows["round_idx"].iloc[-1], gain.iloc[-1]),
-            xytext=(-4, 4),
-            textcoords="offset points",
-            ha="right",
-            fontsize=7,
-            color="0.4",
-        )
+        label = None if i else "Each test clip"
+        left.plot(rows["round_idx"], gain, color=_OURS, alpha=0.35, lw=1, label=label)
     gain = by_round["psnr_db"] - by_round["bicubic_psnr_db"]
     left.plot(gain.index, gain, color=_OURS, lw=2, marker="o", ms=3, label="Mean of test clips")
     left.axhline(0, color=_BASELINE, lw=1.5, ls="--", label=_bicubic_label(by_round))
