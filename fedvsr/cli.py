@@ -201,7 +201,7 @@ def list_runs(out: OutOption = Path("results")) -> None:
         _out.print(f"no runs under {out}/ yet; `fedvsr run` makes one", highlight=False)
         return
     # Wider than a narrow terminal rather than cut: a run's id is there to be copied.
-    _out.print(table, width=max(_out.width, 120), crop=False)
+    Console(width=max(_out.width, 120)).print(table)
 
 
 def _summary(folder: Path) -> None:
