@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := fedvsr tests
 
-.PHONY: demo test lint types unit format clean
+.PHONY: demo test lint types unit test-lowest format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fedvsr run demo
@@ -21,6 +21,13 @@ types: $(VENV)/.test
 
 unit: $(VENV)/.test
 	$(BIN)/pytest
+
+# The lower bounds of setup.cfg, installed exactly, in an environment of their own. Old releases warn
+# of newer ones beside them; those warnings are not ours.
+test-lowest:
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet -c tests/constraints-lowest.txt -e '.[demo,test]'
+	$(VENV)-lowest/bin/pytest -p no:cacheprovider -W ignore
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix $(SOURCES)
@@ -41,4 +48,4 @@ $(VENV)/.test: setup.cfg pyproject.toml | $(VENV)/bin/python
 	@touch $@ $(VENV)/.demo
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-lowest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -47,7 +47,8 @@ class PreparationView:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._tasks:
+            self._progress.stop()
 
 
 def follow(events: Iterable[Event], console: Console) -> None:

@@ -57,6 +57,11 @@ def kill_after(source: Path, out: Path, num_rounds: int, delay_s: float, *extra:
     assert process.wait() == -signal.SIGKILL
 
 
+def wait_for_round_0(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    assert any(line.startswith("round 0/5") for line in process.stdout)
+
+
 def wait_until_unlocked(out: Path) -> None:
     """Ray's processes follow their killed head within seconds, the one that writes the run too."""
     from fedvsr.experiment import run_status
@@ -99,8 +104,7 @@ def test_two_processes_never_write_one_run(small_yaml: Path, tmp_path: Path) -> 
         text=True,
     )
     try:
-        assert first.stdout is not None
-        assert "round 0/5" in "".join(first.stdout.readline() for _ in range(2))
+        wait_for_round_0(first)
         extra = ["--executor", "serial", "--set", "local.steps=2000", "--resume"]
         second = subprocess.run(
             command(small_yaml, tmp_path, *extra), capture_output=True, text=True, timeout=60
@@ -122,8 +126,7 @@ def test_ctrl_c_prints_how_to_go_on(small_yaml: Path, tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout is not None
-    assert "round 0/5" in "".join(process.stdout.readline() for _ in range(2))
+    wait_for_round_0(process)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=30)
