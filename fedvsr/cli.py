@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedvsr import __version__
+from fedvsr.environment import let_threads_sleep
 from fedvsr.errors import UserError
 
 if TYPE_CHECKING:
@@ -253,6 +254,7 @@ def _score_cells(score: dict[Any, Any]) -> list[str]:
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 2 the user's mistake, 1 ours, 130 interrupted."""
+    let_threads_sleep()
     debug = "--debug" in sys.argv
     err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     try:

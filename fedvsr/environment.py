@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
+# OpenMP threads that spin while they wait starve whatever else runs on the machine, and on a busy one
+# make small parallel products a hundred times slower. Read when torch is loaded.
+SLEEPING_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 PACKAGES = ("torch", "torchvision", "ray", "numpy")
 
 
@@ -23,6 +27,12 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
+
+
+def let_threads_sleep() -> None:
+    """Set `SLEEPING_THREADS` for this process, unless the user has; call it before torch loads."""
+    for name, value in SLEEPING_THREADS.items():
+        os.environ.setdefault(name, value)
 
 
 def versions() -> dict[str, str]:

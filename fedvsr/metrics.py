@@ -5,6 +5,7 @@ Definitions: `docs/explanation/metrics.md`. Frames are uint8 RGB arrays `(..., H
 
 from __future__ import annotations
 
+import warnings
 from functools import lru_cache
 
 import numpy as np
@@ -12,6 +13,8 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from fedvsr.errors import UserError
 
 Frames = npt.NDArray[np.uint8]
 PerFrame = npt.NDArray[np.float64]
@@ -75,6 +78,52 @@ def ssim(sr: Frames, gt: Frames, luma: bool = False) -> PerFrame:
     pairs = zip(sr.reshape(-1, height, width, 3), gt.reshape(-1, height, width, 3), strict=True)
     values = [_ssim_frame(_planes(x, luma), _planes(y, luma)) for x, y in pairs]
     return np.asarray(values).reshape(gt.shape[:-3])
+
+
+def lpips(sr: Frames, gt: Frames) -> PerFrame:
+    """Learned perceptual distance (Zhang et al. 2018, AlexNet, version 0.1), per frame.
+
+    Needs the extra `metrics`, and AlexNet's published weights, which torchvision downloads once.
+
+    Args:
+        sr: uint8 RGB `(..., H, W, 3)`; it is scaled to [-1, 1], as the measure was trained.
+        gt: the same shape.
+
+    Returns:
+        float64 `(...)`, 0 where the frames are equal; lower is nearer.
+
+    Raises:
+        UserError: the package or the weights cannot be had.
+    """
+    _require_frames(sr, gt)
+    network = _lpips_network()
+    height, width = gt.shape[-3:-1]
+    pairs = zip(sr.reshape(-1, height, width, 3), gt.reshape(-1, height, width, 3), strict=True)
+    with torch.inference_mode():
+        scaled = ([_planes(f, False)[None].float() / 127.5 - 1 for f in pair] for pair in pairs)
+        values = [float(network(x, y)) for x, y in scaled]
+    return np.asarray(values).reshape(gt.shape[:-3])
+
+
+@lru_cache(maxsize=1)
+def _lpips_network() -> torch.nn.Module:
+    try:
+        import lpips as package
+    except ImportError:
+        raise UserError(
+            "evaluation.lpips needs the package lpips: pip install 'fedvsr[metrics]'"
+        ) from None
+    try:
+        with warnings.catch_warnings():
+            # The package calls torchvision's AlexNet in a way that newer releases warn of.
+            warnings.simplefilter("ignore")
+            network: torch.nn.Module = package.LPIPS(net="alex", verbose=False)
+    except OSError as error:
+        raise UserError(
+            f"AlexNet's weights cannot be downloaded for evaluation.lpips ({error}); put "
+            f"alexnet-owt-7be5be79.pth into {torch.hub.get_dir()}/checkpoints"
+        ) from None
+    return network.eval()
 
 
 _LUMA = np.array([65.481, 128.553, 24.966]) / 255

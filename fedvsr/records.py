@@ -102,8 +102,10 @@ SCHEMAS: dict[str, pa.Schema] = {
         _field("num_frames", pa.int64(), "Frames scored.", "1"),
         _field("psnr_db", pa.float64(), "Mean of frames, no border crop.", "dB"),
         _field("ssim", pa.float64(), "Mean of frames, no border crop.", "1"),
+        _field("lpips", pa.float64(), "LPIPS (AlexNet) on RGB; null unless asked for.", "1"),
         _field("bicubic_psnr_db", pa.float64(), "Bicubic enlargement of the same frames.", "dB"),
         _field("bicubic_ssim", pa.float64(), "Bicubic enlargement of the same frames.", "1"),
+        _field("bicubic_lpips", pa.float64(), "Bicubic enlargement of the same frames.", "1"),
     ),
 }
 _BY_ROUND = ("clients", "evaluations", "rounds")

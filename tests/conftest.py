@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 import yaml
 
-from fedvsr.config import ExperimentConfig, load_config
-from fedvsr.data.clips import Frames
-from fedvsr.data.degrade import bicubic_upscale
+from fedvsr.environment import let_threads_sleep
+
+let_threads_sleep()
+
+from fedvsr.config import ExperimentConfig, load_config  # noqa: E402 (after the line above)
+from fedvsr.data.clips import Frames  # noqa: E402
+from fedvsr.data.degrade import bicubic_upscale  # noqa: E402
 
 
 def moving_texture(num_frames: int, height: int, width: int, seed: int = 0) -> Frames:

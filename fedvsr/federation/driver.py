@@ -11,18 +11,12 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from fedvsr.environment import let_threads_sleep
 from fedvsr.errors import UserError
 
 EventT = TypeVar("EventT")
 
 _DONE = None
-
-_LOCAL_ENVIRONMENT = {
-    "RAY_worker_niceness": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "GOMP_SPINCOUNT": "0",
-}
 
 
 class Driver(Generic[EventT]):
@@ -69,9 +63,10 @@ def connect(address: str | None, object_store_bytes: int) -> None:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
         # The cluster's processes inherit these. Ray lowers its workers' priority by default, which
-        # starves clients on a busy machine; OpenMP threads that spin while they wait do the same.
-        for name, value in _LOCAL_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        # starves clients on a busy machine.
+        let_threads_sleep()
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(
             address="local",
             include_dashboard=False,

@@ -23,6 +23,7 @@ class EvaluationConfig(Section):
 
     every_rounds: int = Field(1, ge=1, description="Score after every so many rounds.")
     luma: bool = Field(False, description="Score BT.601 Y (Vid4's custom) instead of RGB (REDS4).")
+    lpips: bool = Field(False, description="Score LPIPS too (needs the extra `metrics`).")
     max_frames: int | None = Field(
         None, ge=1, description="Use the first frames of each test clip only (default: all)."
     )
@@ -38,8 +39,11 @@ class ClipScore:
     num_frames: int
     psnr_db: float
     ssim: float
+    lpips: float | None
+    """None unless asked for."""
     bicubic_psnr_db: float
     bicubic_ssim: float
+    bicubic_lpips: float | None
 
 
 class Evaluator:
@@ -54,7 +58,7 @@ class Evaluator:
         self.network = build_network(model).eval()
         if torch.cuda.is_available():
             self.network.cuda()
-        self._baseline: dict[str, tuple[float, float]] = {}
+        self._baseline: dict[str, tuple[float, float, float | None]] = {}
 
     @property
     def device_name(self) -> str:
@@ -85,10 +89,11 @@ class Evaluator:
             clip.clip_id, len(gt), *self._compare(sr, gt), *self._baseline[clip.clip_id]
         )
 
-    def _compare(self, sr: Frames, gt: Frames) -> tuple[float, float]:
+    def _compare(self, sr: Frames, gt: Frames) -> tuple[float, float, float | None]:
         luma = self.config.luma
-        psnr_db = metrics.psnr(sr, gt, luma).mean()
-        return float(psnr_db), float(metrics.ssim(sr, gt, luma).mean())
+        psnr_db, ssim = metrics.psnr(sr, gt, luma).mean(), metrics.ssim(sr, gt, luma).mean()
+        lpips = float(metrics.lpips(sr, gt).mean()) if self.config.lpips else None
+        return float(psnr_db), float(ssim), lpips
 
     def _frames(self, clip: Clip) -> tuple[Frames, Frames]:
         first = slice(0, self.config.max_frames)
