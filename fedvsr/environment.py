@@ -9,7 +9,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
-# OpenMP threads that spin while they wait starve whatever else runs on the machine; on a busy one they
+# OpenMP threads that spin while they wait starve the rest of the machine; on a busy one they
 # made small matrix products a hundred times slower. Read when torch is loaded.
 SLEEPING_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 PACKAGES = ("torch", "torchvision", "ray", "numpy")
