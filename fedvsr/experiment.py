@@ -190,12 +190,12 @@ class _Body:
             config.local,
             deal(self.split.train, config.data.num_clients, config.seed),
         )
-        saved = checkpoint.latest(checkpoints, config.config_hash())
+        table = ParamTable.of(self.network)
+        saved = checkpoint.latest(checkpoints, table, config.config_hash())
         state = RunState(*saved) if saved else RunState(0, flatten(self.network))
         executor = self.make_executor(clients)
         self.executor_name = executor.name
         self.write_run("running")
-        table = ParamTable.of(self.network)
         yield RunStarted(
             self.run.run_id,
             state.round_idx,
@@ -225,7 +225,7 @@ class _Body:
                 last = state.round_idx == config.federation.num_rounds
                 if last or state.round_idx % config.checkpoint.every_rounds == 0:
                     checkpoint.save(
-                        checkpoints, state.round_idx, state.params, config.config_hash()
+                        checkpoints, state.round_idx, state.params, table, config.config_hash()
                     )
                 yield recorded
                 started = time.perf_counter()

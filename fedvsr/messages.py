@@ -11,8 +11,7 @@ class ClientTask:
 
     client_id: int
     round_idx: int
-    """1 to `num_rounds`."""
-    num_rounds: int
+    """From 1."""
     seed: int
     """Seeds this client's draws in this round: samples, crops, dropout."""
 

@@ -15,6 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from fedvsr.errors import UserError
+
 FloatVector = npt.NDArray[np.float32]
 
 # 1 MiB of products stays in the second-level cache, so a sum reads and writes main memory once.
@@ -49,7 +51,7 @@ class ParamTable:
         """Check that two tables agree.
 
         Raises:
-            ValueError: they do not; the message names the first tensor that differs.
+            UserError: they do not; the message names the first tensor that differs.
         """
         mine = list(zip(self.names, self.shapes, strict=True))
         theirs = list(zip(other.names, other.shapes, strict=True))
@@ -57,7 +59,7 @@ class ParamTable:
             ours = mine[i] if i < len(mine) else None
             found = theirs[i] if i < len(theirs) else None
             if ours != found:
-                raise ValueError(
+                raise UserError(
                     f"{whose} do not fit the network: tensor {i} is {_describe(found)} there and "
                     f"{_describe(ours)} in the network"
                 )

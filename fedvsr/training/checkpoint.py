@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import nn
 
 from fedvsr.errors import UserError
 from fedvsr.files import replacing
-from fedvsr.params import FloatVector
+from fedvsr.params import FloatVector, ParamTable
 from fedvsr.section import NamedSection
 
 _FORMAT = 1
@@ -23,21 +24,23 @@ _KEY = "fedvsr"
 _KEPT = 2
 
 
-def save(folder: Path, round_idx: int, params: FloatVector, config_hash: str) -> None:
+def save(
+    folder: Path, round_idx: int, params: FloatVector, table: ParamTable, config_hash: str
+) -> None:
     """Save the global parameters (P,) after a round; older checkpoints but one are removed."""
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = _metadata(round_idx=round_idx, config_hash=config_hash)
+    metadata = _metadata(round_idx=round_idx, config_hash=config_hash, **asdict(table))
     with replacing(folder / f"round-{round_idx:06d}.safetensors") as aside:
         save_file({"params": params}, str(aside), metadata)
     for old in sorted(folder.glob("round-*.safetensors"))[:-_KEPT]:
         old.unlink()
 
 
-def latest(folder: Path, config_hash: str) -> tuple[int, FloatVector] | None:
+def latest(folder: Path, table: ParamTable, config_hash: str) -> tuple[int, FloatVector] | None:
     """The newest readable checkpoint as (round, parameters), or None where there is none.
 
     Raises:
-        UserError: there are checkpoints, but all are damaged, or of another configuration.
+        UserError: there are checkpoints, but all are damaged, or of another configuration or network.
     """
     damaged = list[str]()
     for path in sorted(folder.glob("round-*.safetensors"), reverse=True):
@@ -50,6 +53,8 @@ def latest(folder: Path, config_hash: str) -> tuple[int, FloatVector] | None:
             continue
         if metadata["format"] != _FORMAT or metadata["config_hash"] != config_hash:
             raise UserError(f"{path} belongs to another configuration; it is not resumed from")
+        shapes = tuple(map(tuple, metadata["shapes"]))
+        table.require_equal(ParamTable(tuple(metadata["names"]), shapes), f"{path}'s parameters")
         return metadata["round_idx"], params
     if damaged:
         raise UserError(f"no checkpoint can be read: {'; '.join(damaged)}; start a new run")
