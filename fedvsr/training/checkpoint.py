@@ -40,7 +40,7 @@ def latest(folder: Path, table: ParamTable, config_hash: str) -> tuple[int, Floa
     """The newest readable checkpoint as (round, parameters), or None where there is none.
 
     Raises:
-        UserError: there are checkpoints, but all are damaged, or of another configuration or network.
+        UserError: all checkpoints are damaged, or of another configuration or network.
     """
     damaged = list[str]()
     for path in sorted(folder.glob("round-*.safetensors"), reverse=True):
