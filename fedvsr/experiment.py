@@ -148,18 +148,18 @@ def execute(
         UserError: another process writes this run, or training failed for a reason to mend.
     """
     with _locked(run.folder):
-        body = _Body(run, split, make_executor)
+        this = _Execution(run, split, make_executor)
         try:
-            yield from body.events()
+            yield from this.events()
         except (GeneratorExit, KeyboardInterrupt):
-            body.write_run("interrupted")
+            this.write_run("interrupted")
             raise
         except BaseException as error:
-            body.write_run("failed", error=str(error))
+            this.write_run("failed", error=str(error))
             raise
 
 
-class _Body:
+class _Execution:
     """What `execute` keeps at hand while it runs."""
 
     def __init__(
