@@ -28,7 +28,7 @@ class EvaluationConfig(Section):
         None, ge=1, description="Use the first frames of each test clip only (default: all)."
     )
     tiles: TileConfig = Field(TileConfig(), description="Tiles of inference.")
-    num_threads: int = Field(2, ge=1, le=256, description="CPU threads of the evaluator.")
+    num_threads: int = Field(1, ge=1, le=256, description="CPU threads of the evaluator.")
 
 
 @dataclass(frozen=True)
