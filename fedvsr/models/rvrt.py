@@ -11,7 +11,7 @@ channels lie last in memory. G deformable groups, P taps. Flows are (dx, dy) in 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
 from fedvsr.models._flow import SpyNet, compose, flow_warp
+from fedvsr.models._frames import per_frame
 from fedvsr.models._spec import ModelSpec
 from fedvsr.models._windows import Checkpointing, Mlp, SwinLayer, Window
 from fedvsr.section import Section
@@ -32,8 +33,6 @@ Guide = tuple[Tensor, Tensor]
 
 _BRANCHES = ("backward_1", "forward_1", "backward_2", "forward_2")
 _CLIP = 2
-# Parts that see one frame at a time take at most this many pixels at once.
-_CHUNK_PIXELS = 2**15
 # Numbers sampled at once for the guided deformable attention, keys or values.
 _CHUNK_SAMPLES = 2**23
 
@@ -149,7 +148,7 @@ class Model(nn.Module):
         spare = lq_BTCHW.shape[1] > self.cache_length and not torch.is_grad_enabled()
         home = torch.device("cpu") if spare else device
 
-        features = [_per_frame(self._extract, [lq_BTCHW], device, home)]
+        features = [per_frame(self._extract, [lq_BTCHW], device, home)]
         (backward,), (forward,) = self.spynet.both_ways(lq_BTCHW)
         guides = {"backward": _guides(backward.flip(1)), "forward": _guides(forward)}
         for branch in _BRANCHES:
@@ -159,7 +158,7 @@ class Model(nn.Module):
             played = [f.flip(1) for f in features] if reverse else features
             found, guides[way] = self._propagate(branch, played, guides[way], device, home)
             features.append(found.flip(1) if reverse else found)
-        return _per_frame(self._reconstruct, [lq_BTCHW, *features], device, device)
+        return per_frame(self._reconstruct, [lq_BTCHW, *features], device, device)
 
     def _extract(self, lq: Tensor) -> Tensor:
         stage = self.feat_extract
@@ -188,7 +187,7 @@ class Model(nn.Module):
         """
         align, stage = self.deform_align[branch], self.backbone[branch]
         # What the input convolution makes of the earlier branches does not wait for the recurrence.
-        entered = _pairs(_per_frame(lambda *f: stage.enter(f), features, device, home))
+        entered = _pairs(per_frame(lambda *f: stage.enter(f), features, device, home))
         sources = _pairs(features[-1])
         states: list[Tensor] = []
         refined: list[Guide] = []
@@ -214,20 +213,6 @@ class Model(nn.Module):
             x = F.leaky_relu_(F.pixel_shuffle(self.upsampler[name](x), 2), 0.1)
         residual: Tensor = self.conv_last(self.upsampler["10"](x))
         return residual + F.interpolate(lq, scale_factor=4, mode="bilinear", align_corners=False)
-
-
-def _per_frame(
-    function: Callable[..., Tensor],
-    clips: Sequence[Tensor],
-    device: torch.device,
-    home: torch.device,
-) -> Tensor:
-    """Map all frames of clips `(B, T, C, H, W)`, some at a time, on `device`; kept at `home`."""
-    batch, _, _, height, width = clips[0].shape
-    step = max(1, _CHUNK_PIXELS // (height * width))
-    parts = zip(*(torch.split(clip.flatten(0, 1), step) for clip in clips), strict=True)
-    mapped = [function(*(frame.to(device) for frame in part)).to(home) for part in parts]
-    return torch.cat(mapped).unflatten(0, (batch, -1))
 
 
 def _pairs(clip_BTCHW: Tensor) -> list[Tensor]:
