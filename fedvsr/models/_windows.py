@@ -7,18 +7,14 @@ window spans its whole stack, so it moves over rows and columns alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import (
-    CheckpointPolicy,
-    checkpoint,
-    create_selective_checkpoint_contexts,
-)
+from torch.utils.checkpoint import checkpoint
 
 Checkpointing = Literal["none", "attention", "blocks"]
 Window = tuple[int, int, int]
@@ -69,15 +65,19 @@ class SwinLayer(nn.Module):
             return recompute(self._layer, x_GDHWC, random=self.drop_path > 0)
         return self._layer(x_GDHWC)
 
-    def _layer(self, x: Tensor) -> Tensor:
+    def _layer(self, x: Tensor, kept: Kept | None = None) -> Tensor:
         if self.checkpointing == "attention":
             attended = recompute(self._attend, x)
         else:
-            attended = self._attend(x)
+            attended = self._attend(x, kept)
         x = x + self._drop(attended)
-        return x + self._drop(self.mlp(self.norm2(x)))
+        hidden = self.mlp.fc1(self.norm2(x))
+        if self.checkpointing == "blocks":
+            return x + self._drop(self.mlp.rest(hidden))
+        # The GELU is cheap to compute again, and wide to keep.
+        return x + self._drop(recompute(self.mlp.rest, hidden))
 
-    def _attend(self, x: Tensor) -> Tensor:
+    def _attend(self, x: Tensor, kept: Kept | None = None) -> Tensor:
         stacks, depth, height, width, channels = x.shape
         _, wh, ww = self.window
         x = self.norm1(x)
@@ -91,7 +91,7 @@ class SwinLayer(nn.Module):
             masks = shift_masks(self.window, self.shift, x.device)
         x = x.view(stacks, depth, rows, wh, columns, ww, channels)
         x = x.permute(0, 2, 4, 1, 3, 5, 6).flatten(3, 5)
-        x = self.attn(x, masks)
+        x = self.attn(x, masks, kept)
         x = x.view(stacks, rows, columns, depth, wh, ww, channels).permute(0, 3, 1, 4, 2, 5, 6)
         x = x.reshape(stacks, depth, rows * wh, columns * ww, channels)
         if any(self.shift):
@@ -121,32 +121,33 @@ class WindowAttention(nn.Module):
         self.add_module(qkv_name, nn.Linear(dim, 3 * dim))
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, masks: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, masks: Tensor | None = None, kept: Kept | None = None) -> Tensor:
         """Attend within windows.
 
         Args:
             x: windows by row and column, `(G, rows, columns, n, C)`.
             masks: added to the logits, `(4, n, n)`: of the windows that are in neither the last row
                 nor the last column, in the last column, in the last row, and in both.
+            kept: see `recompute`.
         """
         tokens = x.shape[3]
         index = self.relative_position_index.flatten()
         bias = self.relative_position_bias_table[index].view(tokens, tokens, -1).permute(2, 0, 1)
         qkv = self.get_submodule(self.qkv_name)(x)
         if masks is None:
-            attended = biased_attention(qkv.flatten(0, 2), bias.contiguous()).view_as(x)
+            attended = biased_attention(qkv.flatten(0, 2), bias.contiguous(), kept).view_as(x)
         else:
-            attended = _edgewise(qkv, bias, masks)
+            attended = _edgewise(qkv, bias, masks, kept)
         out_GRCnC: Tensor = self.proj(attended)
         return out_GRCnC
 
 
-def _edgewise(qkv_GRCn: Tensor, bias: Tensor, masks: Tensor) -> Tensor:
+def _edgewise(qkv_GRCn: Tensor, bias: Tensor, masks: Tensor, kept: Kept | None) -> Tensor:
     """Attention of shifted windows: the wrap-around shows only in the last row and column."""
     bands = []
     for band, band_masks in zip(_split_last(qkv_GRCn, 1), torch.split(masks, 2), strict=True):
         parts = [
-            biased_attention(part.flatten(0, 2), bias + mask).view(*part.shape[:-1], -1)
+            biased_attention(part.flatten(0, 2), bias + mask, kept).view(*part.shape[:-1], -1)
             for part, mask in zip(_split_last(band, 2), band_masks, strict=True)
             if part.numel()
         ]
@@ -168,24 +169,51 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        """`(..., dim)` to the same."""
+        return self.rest(self.fc1(x))
+
+    def rest(self, hidden: Tensor, _kept: Kept | None = None) -> Tensor:
+        """What follows the first layer."""
+        out: Tensor = self.fc2(F.gelu(hidden))
         return out
 
 
-def biased_attention(qkv_MnC: Tensor, bias_hnn: Tensor) -> Tensor:
+class Kept:
+    """Outputs of fused attention, kept for the second of two equal runs of a function.
+
+    The first run notes them, the second reads them in the same order.
+    """
+
+    def __init__(self) -> None:
+        self.outputs: list[Tensor] = []
+        self.complete = False
+        self.read = 0
+
+    def next(self) -> Tensor | None:
+        """In the second run, the output that the first has noted here."""
+        if not self.complete:
+            return None
+        self.read += 1
+        return self.outputs[(self.read - 1) % len(self.outputs)]
+
+
+def biased_attention(qkv_MnC: Tensor, bias_hnn: Tensor, kept: Kept | None = None) -> Tensor:
     """Softmax attention with a bias on the logits.
 
     Args:
         qkv_MnC: queries, keys and values side by side, `(M, n, 3C)`.
         bias_hnn: one matrix per head for all windows.
+        kept: see `recompute`.
 
     Returns:
         `(M, n, C)`, heads side by side.
     """
-    if qkv_MnC.is_cpu and torch.is_grad_enabled() and bias_hnn.requires_grad:
-        out: Tensor = _BiasedAttention.apply(qkv_MnC, bias_hnn)
-        return out
-    return _attention(qkv_MnC, bias_hnn)
+    if not (qkv_MnC.is_cpu and bias_hnn.requires_grad):
+        return _attention(qkv_MnC, bias_hnn)
+    out: Tensor = _BiasedAttention.apply(qkv_MnC, bias_hnn, kept.next() if kept else None)
+    if kept and not kept.complete:
+        kept.outputs.append(out.detach())
+    return out
 
 
 def _attention(qkv: Tensor, bias: Tensor) -> Tensor:
@@ -207,14 +235,14 @@ class _BiasedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, bias: Tensor) -> Tensor:
-        out = _attention(qkv, bias.detach())
+    def forward(ctx: Any, qkv: Tensor, bias: Tensor, out: Tensor | None) -> Tensor:
+        out = _attention(qkv, bias.detach()) if out is None else out.view_as(out)
         ctx.save_for_backward(qkv, bias, out)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, None]:
         qkv, bias, out = ctx.saved_tensors
         heads = len(bias)
         head_dim = qkv.shape[-1] // (3 * heads)
@@ -238,7 +266,7 @@ class _BiasedAttention(torch.autograd.Function):
                 grads[0] = torch.matmul(grad_logits, k).mul_(scale)
                 grads[1] = torch.matmul(grad_logits.transpose(-1, -2), q)
                 grads[2] = torch.matmul(weights.transpose(-1, -2), grad)
-        return grad_qkv, grad_bias.to(bias.dtype)
+        return grad_qkv, grad_bias.to(bias.dtype), None
 
 
 def relative_position_index(window: Window) -> Tensor:
@@ -274,36 +302,21 @@ def shift_masks(window: Window, shift: Sequence[int], device: torch.device) -> T
         return torch.where(apart, _APART, 0.0)
 
 
-def recompute(function: Callable[[Tensor], Tensor], x: Tensor, random: bool = False) -> Tensor:
+def recompute(
+    function: Callable[[Tensor, Kept | None], Tensor], x: Tensor, random: bool = False
+) -> Tensor:
     """Call `function`, and in the backward pass call it again instead of keeping its inner values.
 
-    The outputs of fused attention are kept: they are small, and dear to compute.
-
     Args:
-        function: maps a tensor to a tensor.
-        x: its argument.
+        function: maps a tensor to a tensor. It may hand its second argument to `biased_attention`,
+            whose outputs on CPUs then are kept: they are small, and dear to compute.
+        x: its first argument.
         random: whether it draws random numbers, which then are drawn alike the second time.
     """
     if not torch.is_grad_enabled():
-        return function(x)
-    out: Tensor = checkpoint(
-        function,
-        x,
-        use_reentrant=False,
-        preserve_rng_state=random,
-        context_fn=partial(create_selective_checkpoint_contexts, _keep_attention),
-    )
+        return function(x, None)
+    kept = None if torch.compiler.is_compiling() else Kept()
+    out: Tensor = checkpoint(function, x, kept, use_reentrant=False, preserve_rng_state=random)
+    if kept:
+        kept.complete = True
     return out
-
-
-_ATTENTION = {
-    operator
-    for name in ("flash_attention_for_cpu", "flash_attention", "efficient_attention")
-    if (operator := getattr(torch.ops.aten, f"_scaled_dot_product_{name}").default)
-}
-
-
-def _keep_attention(_context: Any, operator: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    if operator in _ATTENTION:
-        return CheckpointPolicy.MUST_SAVE
-    return CheckpointPolicy.PREFER_RECOMPUTE

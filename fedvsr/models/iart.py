@@ -234,7 +234,7 @@ class _Group(nn.Module):
     def __init__(self, config: Config, heads: int, drops: list[float]) -> None:
         super().__init__()
         window: Window = config.window_size
-        layers = nn.ModuleList(
+        layers = [
             SwinLayer(
                 config.embed_dim,
                 window,
@@ -245,17 +245,16 @@ class _Group(nn.Module):
                 checkpointing=config.checkpointing,
             )
             for i, drop in enumerate(drops)
-        )
+        ]
         for layer in layers:
             nn.init.trunc_normal_(layer.attn.relative_position_bias_table, std=0.02)
-        self.residual_group = nn.ModuleDict({"blocks": layers})
+        self.residual_group = nn.ModuleDict({"blocks": nn.Sequential(*layers)})
         self.conv = _conv(config.embed_dim, config.embed_dim)
 
     def forward(self, x_B3HWC: Tensor, frames: slice = slice(None)) -> Tensor:
         """The residual to add to some frames of `x`."""
-        for layer in self.residual_group["blocks"]:
-            x_B3HWC = layer(x_B3HWC)
-        return _frames_conv(self.conv, x_B3HWC[:, frames])
+        x = self.residual_group["blocks"](x_B3HWC)
+        return _frames_conv(self.conv, x[:, frames])
 
 
 def _frames_conv(conv: nn.Conv2d, x_BTHWC: Tensor) -> Tensor:
@@ -321,12 +320,13 @@ class ImplicitAlignment(nn.Module):
         # The projections are linear: those of the four encodings are four constant vectors.
         bias = torch.cat((self.k(self.position_bias[0]), self.v(self.position_bias[0])), dim=-1)
         around = around + bias[:, None, None, None]
-        keys, values = around.unflatten(-1, (2, self.heads, -1)).unbind(-3)
+        keys, values = torch.unflatten(around, -1, (2, self.heads, -1)).unbind(-3)
         encoded = _encode(place / (2 + 1e-6), dim)
         queries = self.q(x_BHWC.repeat(count // len(x_BHWC), 1, 1, 1) + encoded)
-        queries = queries.unflatten(-1, (self.heads, -1)) * (dim // self.heads) ** -0.5
+        queries = torch.unflatten(queries, -1, (self.heads, -1)) * (dim // self.heads) ** -0.5
         weights = (queries * keys).sum(-1, keepdim=True).float().softmax(0)
-        return (weights * values).sum(0).flatten(-2).to(memory_BHWC.dtype)
+        aligned: Tensor = (weights * values).sum(0).flatten(-2)
+        return aligned.to(memory_BHWC.dtype)
 
 
 def _encode(place: Tensor, dim: int) -> Tensor:

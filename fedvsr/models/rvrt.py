@@ -161,8 +161,7 @@ class Model(nn.Module):
         return per_frame(self._reconstruct, [lq_BTCHW, *features], device, device)
 
     def _extract(self, lq: Tensor) -> Tensor:
-        stage = self.feat_extract
-        features: Tensor = stage(stage.enter([lq]))
+        features: Tensor = self.feat_extract(self.feat_extract.enter([lq]))
         return features
 
     def _propagate(
@@ -186,6 +185,7 @@ class Model(nn.Module):
             The branch's features, and the flows as the alignment has refined them.
         """
         align, stage = self.deform_align[branch], self.backbone[branch]
+        assert isinstance(stage, _Stage)
         # What the input convolution makes of the earlier branches does not wait for the recurrence.
         entered = _pairs(per_frame(lambda *f: stage.enter(f), features, device, home))
         sources = _pairs(features[-1])
@@ -204,7 +204,7 @@ class Model(nn.Module):
             state = state + stage(x)
             states.append(state.to(home))
         batch = features[-1].shape[0]
-        return torch.cat([s.unflatten(0, (batch, _CLIP)) for s in states], dim=1), refined
+        return torch.cat([torch.unflatten(s, 0, (batch, _CLIP)) for s in states], dim=1), refined
 
     def _reconstruct(self, lq: Tensor, *features: Tensor) -> Tensor:
         x = self.reconstruction(self.reconstruction.enter(features))
@@ -222,7 +222,7 @@ def _pairs(clip_BTCHW: Tensor) -> list[Tensor]:
 
 def _swap(pairs: Tensor) -> Tensor:
     """The two frames of each pair exchanged."""
-    return pairs.unflatten(0, (-1, _CLIP)).flip(1).flatten(0, 1)
+    return torch.unflatten(pairs, 0, (-1, _CLIP)).flip(1).flatten(0, 1)
 
 
 def _guides(flow_BT2HW: Tensor) -> list[Guide]:
@@ -238,7 +238,7 @@ def _guides(flow_BT2HW: Tensor) -> list[Guide]:
     ua, vb = compose(ub, ba), compose(vu, ub)
     va = compose(vu, ua)
     same, other = (
-        torch.stack(flows, dim=1).unflatten(0, (batch, -1)).unbind(1)
+        torch.unflatten(torch.stack(flows, dim=1), 0, (batch, -1)).unbind(1)
         for flows in ((ua, vb), (ub, va))
     )
     return [(s.flatten(0, 1), o.flatten(0, 1)) for s, o in zip(same, other, strict=True)]
@@ -269,8 +269,8 @@ class _Stage(nn.Module):
     def __init__(self, config: Config, place: int, inputs: int, window: Window) -> None:
         super().__init__()
         dim = config.embed_dims[place]
-        groups = nn.ModuleList(
-            _Group(config, place, window) for _ in range(config.num_blocks[place])
+        groups = nn.Sequential(
+            *(_Group(config, place, window) for _ in range(config.num_blocks[place]))
         )
         self.depth = window[0]
         self.main = nn.ModuleDict(
@@ -290,6 +290,7 @@ class _Stage(nn.Module):
             first: the place of the first of them. The bias comes with part 0.
         """
         conv = self.main["1"]
+        assert isinstance(conv, FrameConv)
         weights = torch.split(conv.weight[:, :, 0], parts[0].shape[1], dim=1)
         x = F.conv2d(parts[0], weights[first], None if first else conv.bias, padding=1)
         for part, weight in zip(parts[1:], weights[first + 1 :], strict=False):
@@ -298,10 +299,8 @@ class _Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """What follows the input convolution, `(N, C, H, W)` to the same."""
-        x = self.main["3"](x.permute(0, 2, 3, 1)).unflatten(0, (-1, self.depth))
-        for group in self.main["5"]:
-            x = group(x)
-        x = self.main["7"](x).flatten(0, 1)
+        x = torch.unflatten(self.main["3"](x.permute(0, 2, 3, 1)), 0, (-1, self.depth))
+        x = self.main["7"](self.main["5"](x)).flatten(0, 1)
         return x.permute(0, 3, 1, 2)
 
 
@@ -311,26 +310,26 @@ class _Group(nn.Module):
     def __init__(self, config: Config, place: int, window: Window) -> None:
         super().__init__()
         dim = config.embed_dims[place]
-        layers = nn.ModuleList(
-            SwinLayer(
-                dim,
-                window,
-                config.num_heads[place],
-                config.mlp_ratio,
-                shifted=i % 2 == 1,
-                qkv_name="qkv_self",
-                checkpointing=config.checkpointing,
+        layers = nn.Sequential(
+            *(
+                SwinLayer(
+                    dim,
+                    window,
+                    config.num_heads[place],
+                    config.mlp_ratio,
+                    shifted=i % 2 == 1,
+                    qkv_name="qkv_self",
+                    checkpointing=config.checkpointing,
+                )
+                for i in range(config.depths[place])
             )
-            for i in range(config.depths[place])
         )
         self.residual_group = nn.ModuleDict({"blocks": layers})
         self.linear = nn.Linear(dim, dim)
 
     def forward(self, x_GDHWC: Tensor) -> Tensor:
-        x = x_GDHWC
-        for layer in self.residual_group["blocks"]:
-            x = layer(x)
-        return x_GDHWC + self.linear(x)
+        residual: Tensor = self.linear(self.residual_group["blocks"](x_GDHWC))
+        return x_GDHWC + residual
 
 
 class GuidedDeformableAttention(nn.Module):
@@ -357,8 +356,8 @@ class GuidedDeformableAttention(nn.Module):
         for _ in range(4):
             layers += [nn.LeakyReLU(0.1, True), FrameConv(width, width, 3)]
         head = FrameConv(width, 2 * places * self.groups, 1)
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
+        for parameter in head.parameters():
+            nn.init.zeros_(parameter)
         self.conv_offset = nn.Sequential(*layers, nn.LeakyReLU(0.1, True), head)
         self.proj = nn.ModuleDict({"1": nn.Linear(2 * dim, dim)})
 
@@ -380,7 +379,7 @@ class GuidedDeformableAttention(nn.Module):
         offset = self.conv_offset(torch.cat((query, *warped, *guide), dim=1))
         # (dy, dx) of every place, relative to the pixel: N, frame, group, tap, 2, H, W.
         offset = self.reach * offset.float().tanh()
-        offset = offset.unflatten(1, (_CLIP, self.groups, -1, 2))
+        offset = torch.unflatten(offset, 1, (_CLIP, self.groups, -1, 2))
         offset = offset + torch.stack(guide, dim=1).flip(2)[:, :, None, None]
         refined = offset.mean((2, 3)).flip(2)
 
@@ -473,9 +472,9 @@ def _attend(
     with torch.autocast(q.device.type, enabled=False):
         keys, values = _sample(k.float(), key_grid, heads), _sample(v.float(), value_grid, heads)
         # N, frame, head, channel, tap, H, W; the softmax is over frames and taps.
-        logits = (q.unflatten(1, (1, heads, -1)).unsqueeze(4) * keys).sum(3)
+        logits = (torch.unflatten(q, 1, (1, heads, -1)).unsqueeze(4) * keys).sum(3)
         weights = logits.transpose(1, 2).flatten(2, 3).softmax(2)
-        weights = weights.unflatten(2, (_CLIP, -1)).transpose(1, 2)
+        weights = torch.unflatten(weights, 2, (_CLIP, -1)).transpose(1, 2)
         return (weights.unsqueeze(3) * values).sum((1, 4)).flatten(1, 2)
 
 
