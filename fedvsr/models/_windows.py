@@ -59,23 +59,15 @@ class SwinLayer(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
-    def forward(self, x_GDHWC: Tensor) -> Tensor:
+    def forward(self, x_GDHWC: Tensor, kept: Kept | None = None) -> Tensor:
         """Any height and width: windows are filled up with zeros behind the LayerNorm."""
-        if self.checkpointing == "blocks":
-            return recompute(self._layer, x_GDHWC, random=self.drop_path > 0)
-        return self._layer(x_GDHWC)
-
-    def _layer(self, x: Tensor, kept: Kept | None = None) -> Tensor:
         if self.checkpointing == "attention":
-            attended = recompute(self._attend, x)
+            attended = recompute(self._attend, x_GDHWC)
         else:
-            attended = self._attend(x, kept)
-        x = x + self._drop(attended)
-        hidden = self.mlp.fc1(self.norm2(x))
-        if self.checkpointing == "blocks":
-            return x + self._drop(self.mlp.rest(hidden))
+            attended = self._attend(x_GDHWC, kept)
+        x = x_GDHWC + self._drop(attended)
         # The GELU is cheap to compute again, and wide to keep.
-        return x + self._drop(recompute(self.mlp.rest, hidden))
+        return x + self._drop(recompute(self.mlp.rest, self.mlp.fc1(self.norm2(x))))
 
     def _attend(self, x: Tensor, kept: Kept | None = None) -> Tensor:
         stacks, depth, height, width, channels = x.shape
@@ -104,6 +96,26 @@ class SwinLayer(nn.Module):
         keep = 1.0 - self.drop_path
         kept = branch.new_empty(len(branch), *(1,) * (branch.dim() - 1)).bernoulli_(keep)
         return branch * (kept / keep)
+
+
+class SwinLayers(nn.Sequential):
+    """Layers one after the other; what `checkpointing` calls a block."""
+
+    def __init__(self, layers: Sequence[SwinLayer]) -> None:
+        super().__init__(*layers)
+        self.whole = any(layer.checkpointing == "blocks" for layer in layers)
+        self.random = any(layer.drop_path > 0 for layer in layers)
+
+    def forward(self, x_GDHWC: Tensor) -> Tensor:
+        """`(G, D, H, W, C)` to the same."""
+        if self.whole:
+            return recompute(self._run, x_GDHWC, self.random)
+        return self._run(x_GDHWC)
+
+    def _run(self, x: Tensor, kept: Kept | None = None) -> Tensor:
+        for layer in self:
+            x = layer(x, kept)
+        return x
 
 
 class WindowAttention(nn.Module):
@@ -188,6 +200,18 @@ class Kept:
         self.outputs: list[Tensor] = []
         self.complete = False
         self.read = 0
+
+    def close(self) -> None:
+        """End the first run."""
+        self.complete = True
+        if self.outputs:
+            # Together in memory: scattered, they would keep the C allocator from using the space
+            # between them again, about as much as they take.
+            together = torch.cat([output.flatten() for output in self.outputs])
+            parts = torch.split(together, [output.numel() for output in self.outputs])
+            self.outputs = [
+                part.view_as(output) for part, output in zip(parts, self.outputs, strict=True)
+            ]
 
     def next(self) -> Tensor | None:
         """In the second run, the output that the first has noted here."""
@@ -318,5 +342,5 @@ def recompute(
     kept = None if torch.compiler.is_compiling() else Kept()
     out: Tensor = checkpoint(function, x, kept, use_reentrant=False, preserve_rng_state=random)
     if kept:
-        kept.complete = True
+        kept.close()
     return out

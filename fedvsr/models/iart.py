@@ -23,7 +23,7 @@ from typing_extensions import Self
 from fedvsr.models._flow import SpyNet, compose
 from fedvsr.models._frames import per_frame
 from fedvsr.models._spec import ModelSpec
-from fedvsr.models._windows import Checkpointing, SwinLayer, Window
+from fedvsr.models._windows import Checkpointing, SwinLayer, SwinLayers, Window
 from fedvsr.section import Section
 
 _BRANCHES = ("backward_1", "forward_1", "backward_2", "forward_2")
@@ -248,7 +248,7 @@ class _Group(nn.Module):
         ]
         for layer in layers:
             nn.init.trunc_normal_(layer.attn.relative_position_bias_table, std=0.02)
-        self.residual_group = nn.ModuleDict({"blocks": nn.Sequential(*layers)})
+        self.residual_group = nn.ModuleDict({"blocks": SwinLayers(layers)})
         self.conv = _conv(config.embed_dim, config.embed_dim)
 
     def forward(self, x_B3HWC: Tensor, frames: slice = slice(None)) -> Tensor:

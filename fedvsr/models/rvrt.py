@@ -24,7 +24,7 @@ from typing_extensions import Self
 from fedvsr.models._flow import SpyNet, compose, flow_warp
 from fedvsr.models._frames import per_frame
 from fedvsr.models._spec import ModelSpec
-from fedvsr.models._windows import Checkpointing, Mlp, SwinLayer, Window
+from fedvsr.models._windows import Checkpointing, Mlp, SwinLayer, SwinLayers, Window
 from fedvsr.section import Section
 
 Three = tuple[int, int, int]
@@ -310,21 +310,19 @@ class _Group(nn.Module):
     def __init__(self, config: Config, place: int, window: Window) -> None:
         super().__init__()
         dim = config.embed_dims[place]
-        layers = nn.Sequential(
-            *(
-                SwinLayer(
-                    dim,
-                    window,
-                    config.num_heads[place],
-                    config.mlp_ratio,
-                    shifted=i % 2 == 1,
-                    qkv_name="qkv_self",
-                    checkpointing=config.checkpointing,
-                )
-                for i in range(config.depths[place])
+        layers = [
+            SwinLayer(
+                dim,
+                window,
+                config.num_heads[place],
+                config.mlp_ratio,
+                shifted=i % 2 == 1,
+                qkv_name="qkv_self",
+                checkpointing=config.checkpointing,
             )
-        )
-        self.residual_group = nn.ModuleDict({"blocks": layers})
+            for i in range(config.depths[place])
+        ]
+        self.residual_group = nn.ModuleDict({"blocks": SwinLayers(layers)})
         self.linear = nn.Linear(dim, dim)
 
     def forward(self, x_GDHWC: Tensor) -> Tensor:
