@@ -116,7 +116,7 @@ def check_network(case: Case, network: nn.Module) -> None:
     """Hold output, loss and gradient norms to 1e-4.
 
     Gradients of this loss are near to signs: an output that differs by rounding flips the odd one,
-    so a small gradient's norm may be off by up to 1e-3 while most agree to 1e-5.
+    so where signs nearly cancel a norm may be off by 1e-3, while most agree to 1e-5.
     """
     fill(network)
     shape = case.meta["out_shape"]
@@ -130,7 +130,8 @@ def check_network(case: Case, network: nn.Module) -> None:
     assert abs(loss.item() / case.meta["loss"] - 1) < 1e-6
     errors = case.gradient_errors(network)
     assert np.median(errors) < 2e-5
-    assert errors.max() < 1e-3
+    assert np.quantile(errors, 0.95) < 1e-4
+    assert errors.max() < 5e-3
 
 
 def check_module(
