@@ -89,7 +89,9 @@ def window_plan(size: Sizes, window: Sizes, shift: Sizes, device: torch.device) 
     window = _where(size, window, window, size)
     padded = _sizes(math.ceil(s / w) * w for s, w in zip(size, window, strict=True))
     if not any(shift):
-        return WindowPlan(size, window, shift, padded, None, None, ((_count(padded, window), None),))
+        return WindowPlan(
+            size, window, shift, padded, None, None, ((_count(padded, window), None),)
+        )
     # The plan outlives the call: tensors made in inference mode could not be trained with later.
     with torch.inference_mode(False):
         # Per axis: is a window the last one, that holds both ends?
@@ -105,9 +107,7 @@ def window_plan(size: Sizes, window: Sizes, shift: Sizes, device: torch.device) 
             for value, count in zip(found.tolist(), counts.tolist(), strict=True)
         )
         inverse = torch.argsort(order)
-        return WindowPlan(
-            size, window, shift, padded, order.to(device), inverse.to(device), groups
-        )
+        return WindowPlan(size, window, shift, padded, order.to(device), inverse.to(device), groups)
 
 
 def _separation(window: Sizes, shift: Sizes, last: Sizes, device: torch.device) -> Tensor | None:
@@ -245,6 +245,7 @@ def attend(qkv: Tensor, bias: Tensor | None) -> Tensor:
         `(W, n, heads, C / heads)`.
     """
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    bias = None if bias is None else bias.to(qkv.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
 
 

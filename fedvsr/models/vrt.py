@@ -107,7 +107,7 @@ class Config(Section):
         for key in ("embed_dims", "num_heads"):
             if len(getattr(self, key)) != count:
                 raise ValueError(
-                    f"{key} has {len(getattr(self, key))} entries; depths has {count}: give one each"
+                    f"{key} has {len(getattr(self, key))} entries and depths {count}: give one each"
                 )
         if min(self.depths) < 1 or min(self.num_heads) < 1:
             raise ValueError("depths and num_heads must be at least 1")
@@ -187,10 +187,11 @@ class Model(nn.Module):
         """
         self._check(lq_BTCHW)
         flows = self._flows(lq_BTCHW)
-        first_BTCHW = self._unflatten(self.conv_first(self._aligned_pixels(lq_BTCHW, flows[0])), lq_BTCHW)
-        first = first_BTCHW.permute(0, 1, 3, 4, 2).contiguous()
-        body = self.conv_after_body(self.norm(self._trunk(first, flows)))
-        features = (first + body).flatten(0, 1).permute(0, 3, 1, 2)
+        batch, frames = lq_BTCHW.shape[:2]
+        first = self.conv_first(self._aligned_pixels(lq_BTCHW, flows[0]))
+        first = first.permute(0, 2, 3, 1).contiguous()
+        body = self._trunk(first.view(batch, frames, *first.shape[1:]), flows).flatten(0, 1)
+        features = (first + self.conv_after_body(self.norm(body))).permute(0, 3, 1, 2)
         residual = _run(self._enlarge, self.checkpointing == "blocks", features)
         base = F.interpolate(
             lq_BTCHW.flatten(0, 1).float(),
@@ -198,7 +199,7 @@ class Model(nn.Module):
             mode="bilinear",
             align_corners=False,
         )
-        return self._unflatten(base + residual, lq_BTCHW)
+        return (base + residual).view(batch, frames, 3, *base.shape[-2:])
 
     def _check(self, lq_BTCHW: Tensor) -> None:
         frames, (height, width) = lq_BTCHW.shape[1], lq_BTCHW.shape[-2:]
@@ -236,7 +237,8 @@ class Model(nn.Module):
         """Each frame with four pixels of both its neighbours, `(B * T, 27, H, W)`."""
         source = torch.stack((lq_BTCHW[:, 1:], lq_BTCHW[:, :-1]))
         aligned = flow_warp(source.flatten(0, 2), flows[0].flatten(0, 2), "nearest4")
-        backward, forward = _at_targets(aligned.unflatten(0, source.shape[:3]), missing=1)
+        aligned = aligned.view(*source.shape[:3], -1, *aligned.shape[-2:])
+        backward, forward = _at_targets(aligned, missing=1)
         return torch.cat((lq_BTCHW, backward, forward), dim=2).flatten(0, 1)
 
     def _trunk(self, first_BTHWC: Tensor, flows: list[list[Tensor]]) -> Tensor:
@@ -255,10 +257,6 @@ class Model(nn.Module):
     def _enlarge(self, features_NCHW: Tensor) -> Tensor:
         out: Tensor = self.conv_last(self.upsample(self.conv_before_upsample(features_NCHW)))
         return out
-
-    @staticmethod
-    def _unflatten(x_NCHW: Tensor, like_BTCHW: Tensor) -> Tensor:
-        return x_NCHW.unflatten(0, like_BTCHW.shape[:2])
 
 
 class _FrameConv(nn.Conv3d):
@@ -297,15 +295,15 @@ class _Stage(nn.Module):
         channels, heads = config.embed_dims[index], config.num_heads[index]
         scale = _STAGE_SCALES[index]
         before = _STAGE_SCALES[index - 1] if index else 0
-        if scale > before:
-            inputs, reshape = 4 * channels, _PackCells()
-        elif scale < before:
-            inputs, reshape = channels // 4, _SpreadCells()
+        if scale == before:
+            self.reshape = nn.Sequential(nn.Identity(), nn.LayerNorm(channels))
         else:
-            inputs, reshape = channels, nn.Identity()
-        self.reshape = nn.Sequential(reshape, nn.LayerNorm(inputs))
-        if scale != before:
-            self.reshape.append(nn.Linear(inputs, channels))
+            inputs = 4 * channels if scale > before else channels // 4
+            self.reshape = nn.Sequential(
+                _PackCells() if scale > before else _SpreadCells(),
+                nn.LayerNorm(inputs),
+                nn.Linear(inputs, channels),
+            )
         num_mutual = int(len(rates) * config.mul_attn_ratio)
         window = config.window_size
         self.residual_group1 = _Group(
@@ -345,8 +343,9 @@ class _Stage(nn.Module):
             torch.cat((*warped, target), dim=3).flatten(0, 2),
             guides,
         )
-        ends = _at_targets(gathered.unflatten(0, target.shape[:3]), missing=1)
-        backward, forward = ends.permute(0, 1, 2, 4, 5, 3)
+        # Channels last, as views: the concatenation copies anyhow.
+        ends = _at_targets(gathered.view_as(target), missing=1).permute(0, 1, 2, 4, 5, 3)
+        backward, forward = ends
         out: Tensor = self.pa_fuse(torch.cat((x_BTHWC, backward, forward), dim=-1))
         return out
 
@@ -395,7 +394,8 @@ class GuidedDeformConv(nn.Module):
         offset = self.max_offset * torch.tanh(offset)
         # Offsets are (dy, dx), flows (dx, dy); each neighbour has its share of the groups.
         guide = torch.stack(flows, dim=1).flip(2).unsqueeze(2)
-        offset = (offset.unflatten(1, (self.frames, -1, 2)) + guide).flatten(1, 3)
+        by_frame = offset.view(len(offset), self.frames, -1, 2, *offset.shape[-2:])
+        offset = (by_frame + guide).flatten(1, 3)
         out = deform_conv3x3(sources, offset, torch.sigmoid(mask), self.weight, self.bias)
         return out.to(sources.dtype)
 
@@ -473,7 +473,8 @@ class _Block(nn.Module):
         return _run(self._both, self.checkpointing == "blocks", x_BTHWC, plan)
 
     def _both(self, x_BTHWC: Tensor, plan: WindowPlan) -> Tensor:
-        x = x_BTHWC + self._drop(_run(self._attend, self.checkpointing == "attention", x_BTHWC, plan))
+        branch = _run(self._attend, self.checkpointing == "attention", x_BTHWC, plan)
+        x = x_BTHWC + self._drop(branch)
         return x + self._drop(self.mlp(self.norm2(x)))
 
     def _attend(self, x_BTHWC: Tensor, plan: WindowPlan) -> Tensor:
@@ -496,7 +497,8 @@ class _PackCells(nn.Module):
     """
 
     def forward(self, x_BTHWC: Tensor) -> Tensor:
-        cells = x_BTHWC.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
+        batch, frames, height, width, channels = x_BTHWC.shape
+        cells = x_BTHWC.view(batch, frames, height // 2, 2, width // 2, 2, channels)
         return cells.permute(0, 1, 2, 4, 5, 3, 6).flatten(4)
 
 
@@ -504,7 +506,7 @@ class _SpreadCells(nn.Module):
     """The inverse of `_PackCells`."""
 
     def forward(self, x_BTHWC: Tensor) -> Tensor:
-        cells = x_BTHWC.unflatten(4, (2, 2, -1))
+        cells = x_BTHWC.view(*x_BTHWC.shape[:-1], 2, 2, -1)
         return cells.permute(0, 1, 2, 5, 3, 4, 6).flatten(4, 5).flatten(2, 3)
 
 
