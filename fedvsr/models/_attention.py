@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedvsr.models._recompute import run
+
 Sizes = tuple[int, int, int]
 """Of frames, rows and columns."""
 
@@ -23,7 +25,7 @@ Sizes = tuple[int, int, int]
 _SEPARATE = -100.0
 # The backward pass of attention on a CPU works on logits of about this many elements at a time, so
 # that they stay in the cache.
-_CHUNK_LOGITS = 2**20
+_CHUNK_LOGITS = 2**19
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,21 +246,81 @@ def attend(qkv: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         `(W, n, heads, C / heads)`.
     """
+    if bias is not None:
+        bias = bias.to(qkv.dtype)
+        trained = bias.requires_grad and torch.is_grad_enabled()
+        if trained and qkv.device.type == "cpu" and not torch.compiler.is_compiling():
+            out: Tensor = _TrainedBiasAttention.apply(qkv, bias)
+            return out
+    return _attend(qkv, bias)
+
+
+def _attend(qkv: Tensor, bias: Tensor | None) -> Tensor:
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    bias = None if bias is None else bias.to(qkv.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
 
 
-class GatedMlp(nn.Module):
-    """`fc2(GELU(fc11(x)) * fc12(x))` on the last axis."""
+class _TrainedBiasAttention(torch.autograd.Function):
+    """`_attend` for a bias `(1, heads, n, n)` that is trained, on a CPU.
 
-    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+    There PyTorch's fused attention gives no gradient to the bias, and the unfused one keeps all
+    logits. This runs the fused one forward and computes the logits anew backward, few at a time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, bias: Tensor) -> Tensor:
+        # Detached: the choice of the unfused attention goes by `requires_grad` alone.
+        out = _attend(qkv, bias.detach())
+        ctx.save_for_backward(qkv, bias, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor]:
+        qkv, bias, out = ctx.saved_tensors
+        tokens, heads, width = qkv.shape[1], qkv.shape[3], qkv.shape[4]
+        grad_qkv, grad_bias = torch.empty_like(qkv), torch.zeros_like(bias[0], dtype=torch.float32)
+        step = max(1, _CHUNK_LOGITS // (heads * tokens**2))
+        for i in range(0, len(qkv), step):
+            part = slice(i, i + step)
+            # (heads of windows, n, width), float32 as inside the fused attention.
+            q, k, v = qkv[part].permute(2, 0, 3, 1, 4).float().reshape(3, -1, tokens, width)
+            pulled = grad_out[part].transpose(1, 2).float().reshape_as(q)
+            attended = out[part].transpose(1, 2).float().reshape_as(q)
+            q = q * width**-0.5
+            logits = torch.bmm(q, k.mT).view(-1, heads, tokens, tokens).add_(bias)
+            weights = torch.softmax(logits, dim=-1).flatten(0, 1)
+            # Derivative of the softmax: the weights times what exceeds their mean pull.
+            mean_pull = (pulled * attended).sum(dim=-1, keepdim=True)
+            grad_logits = torch.bmm(pulled, v.mT).sub_(mean_pull).mul_(weights)
+            grad_bias += grad_logits.view_as(logits).sum(dim=0)
+            grad_q = torch.bmm(grad_logits, k).mul_(width**-0.5)
+            grads = (grad_q, torch.bmm(grad_logits.mT, q), torch.bmm(weights.mT, pulled))
+            for j, grad in enumerate(grads):
+                grad_qkv[part, :, j] = grad.view(-1, heads, tokens, width).transpose(1, 2)
+        return grad_qkv, grad_bias[None].to(bias.dtype)
+
+
+class GatedMlp(nn.Module):
+    """`fc2(GELU(fc11(x)) * fc12(x))` on the last axis.
+
+    Args:
+        inputs: channels of the input.
+        hidden: channels of both hidden layers.
+        outputs: channels of the output.
+        recompute: keep no gated product for the backward pass, which is cheap to compute anew.
+    """
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, recompute: bool = False) -> None:
         super().__init__()
+        self.recompute = recompute
         self.fc11 = nn.Linear(inputs, hidden)
         self.fc12 = nn.Linear(inputs, hidden)
         self.fc2 = nn.Linear(hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(..., inputs)` to `(..., outputs)`."""
-        out: Tensor = self.fc2(F.gelu(self.fc11(x)) * self.fc12(x))
+        return run(self._gate, self.recompute, self.fc11(x), self.fc12(x))
+
+    def _gate(self, passed: Tensor, factor: Tensor) -> Tensor:
+        out: Tensor = self.fc2(F.gelu(passed) * factor)
         return out

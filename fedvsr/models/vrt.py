@@ -9,14 +9,12 @@ B clips, T frames, C channels, H x W the tensor's own height and width. Pixels a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from fedvsr.models._attention import (
     GatedMlp,
@@ -27,10 +25,9 @@ from fedvsr.models._attention import (
 )
 from fedvsr.models._deform import deform_conv3x3
 from fedvsr.models._flow import SpyNet, compose, flow_warp
+from fedvsr.models._recompute import Checkpointing, run
 from fedvsr.models._spec import ModelSpec
 from fedvsr.section import Section
-
-Checkpointing = Literal["none", "attention", "blocks"]
 
 # Scale (a power of 1/2) of each stage of the trunk.
 _STAGE_SCALES = (0, 1, 2, 3, 2, 1, 0)
@@ -90,8 +87,9 @@ class Config(Section):
     )
     checkpointing: Checkpointing = Field(
         "none",
-        description="What the backward pass computes anew to save memory: nothing, the attention "
-        "halves of the blocks, or whole blocks, alignments and the enlargement.",
+        description="What the backward pass computes anew to save memory: nothing; what is large "
+        "and cheap (attention, gated products, deformable sampling); or whole blocks, alignments "
+        "and the enlargement.",
     )
 
     @field_validator("img_size", "window_size")
@@ -192,7 +190,7 @@ class Model(nn.Module):
         first = first.permute(0, 2, 3, 1).contiguous()
         body = self._trunk(first.view(batch, frames, *first.shape[1:]), flows).flatten(0, 1)
         features = (first + self.conv_after_body(self.norm(body))).permute(0, 3, 1, 2)
-        residual = _run(self._enlarge, self.checkpointing == "blocks", features)
+        residual = run(self._enlarge, self.checkpointing == "blocks", features)
         base = F.interpolate(
             lq_BTCHW.flatten(0, 1).float(),
             scale_factor=self.spec.scale,
@@ -304,6 +302,7 @@ class _Stage(nn.Module):
                 nn.LayerNorm(inputs),
                 nn.Linear(inputs, channels),
             )
+        lean = config.checkpointing == "attention"
         num_mutual = int(len(rates) * config.mul_attn_ratio)
         window = config.window_size
         self.residual_group1 = _Group(
@@ -316,16 +315,20 @@ class _Stage(nn.Module):
         )
         self.linear2 = nn.Linear(channels, channels)
         self.pa_deform = GuidedDeformConv(
-            channels, config.pa_frames // 2, config.deformable_groups, _MAX_OFFSET / 2**scale
+            channels,
+            config.pa_frames // 2,
+            config.deformable_groups,
+            _MAX_OFFSET / 2**scale,
+            lean,
         )
-        self.pa_fuse = GatedMlp(3 * channels, 3 * channels, channels)
+        self.pa_fuse = GatedMlp(3 * channels, 3 * channels, channels, lean)
         self.checkpointed = config.checkpointing == "blocks"
 
     def forward(self, x_BTHWC: Tensor, flows: list[Tensor]) -> Tensor:
         x = self.reshape(x_BTHWC)
         x = x + self.linear1(self.residual_group1(x))
         x = x + self.linear2(self.residual_group2(x))
-        return _run(self._warp_and_fuse, self.checkpointed, x, *flows)
+        return run(self._warp_and_fuse, self.checkpointed, x, *flows)
 
     def _warp_and_fuse(self, x_BTHWC: Tensor, *flows: Tensor) -> Tensor:
         x = x_BTHWC.permute(0, 1, 4, 2, 3).contiguous()
@@ -358,10 +361,19 @@ class GuidedDeformConv(nn.Module):
         frames: K, the neighbours; each is convolved to its own C / K output channels.
         groups: offset groups, a multiple of K.
         max_offset: largest displacement from the flow, in pixels.
+        recompute: keep no sampled features for the backward pass.
     """
 
-    def __init__(self, channels: int, frames: int, groups: int, max_offset: float) -> None:
+    def __init__(
+        self,
+        channels: int,
+        frames: int,
+        groups: int,
+        max_offset: float,
+        recompute: bool = False,
+    ) -> None:
         super().__init__()
+        self.recompute = recompute
         self.frames = frames
         self.groups = groups
         self.max_offset = max_offset
@@ -396,7 +408,8 @@ class GuidedDeformConv(nn.Module):
         guide = torch.stack(flows, dim=1).flip(2).unsqueeze(2)
         by_frame = offset.view(len(offset), self.frames, -1, 2, *offset.shape[-2:])
         offset = (by_frame + guide).flatten(1, 3)
-        out = deform_conv3x3(sources, offset, torch.sigmoid(mask), self.weight, self.bias)
+        mask = torch.sigmoid(mask)
+        out = run(deform_conv3x3, self.recompute, sources, offset, mask, self.weight, self.bias)
         return out.to(sources.dtype)
 
 
@@ -467,13 +480,13 @@ class _Block(nn.Module):
         self.norm1 = nn.LayerNorm(channels)
         self.attn = WindowAttention(channels, window, heads, mutual)
         self.norm2 = nn.LayerNorm(channels)
-        self.mlp = GatedMlp(channels, hidden, channels)
+        self.mlp = GatedMlp(channels, hidden, channels, checkpointing == "attention")
 
     def forward(self, x_BTHWC: Tensor, plan: WindowPlan) -> Tensor:
-        return _run(self._both, self.checkpointing == "blocks", x_BTHWC, plan)
+        return run(self._both, self.checkpointing == "blocks", x_BTHWC, plan)
 
     def _both(self, x_BTHWC: Tensor, plan: WindowPlan) -> Tensor:
-        branch = _run(self._attend, self.checkpointing == "attention", x_BTHWC, plan)
+        branch = run(self._attend, self.checkpointing == "attention", x_BTHWC, plan)
         x = x_BTHWC + self._drop(branch)
         return x + self._drop(self.mlp(self.norm2(x)))
 
@@ -521,11 +534,3 @@ def _at_targets(pairs: Tensor, missing: int) -> Tensor:
     return torch.stack(
         (F.pad(pairs[0], (*after, 0, missing)), F.pad(pairs[1], (*after, missing, 0)))
     )
-
-
-def _run(function: Callable[..., Tensor], checkpointed: bool, *args: Tensor | WindowPlan) -> Tensor:
-    """Call; if `checkpointed`, compute the inner values anew in the backward pass."""
-    if not (checkpointed and torch.is_grad_enabled()):
-        return function(*args)
-    out: Tensor = checkpoint(function, *args, use_reentrant=False)
-    return out
