@@ -1,4 +1,4 @@
-"""Attention inside windows of frames, rows and columns, as VRT uses it (Liang et al. 2024).
+"""Mutual and self attention in windows that also move in time, as in VRT (Liang et al. 2024).
 
 B clips, D frames, H x W the tensor's own height and width, C channels; a window is (frames, rows,
 columns) with n tokens, row-major with frames slowest. W windows are counted over all clips.
@@ -6,26 +6,25 @@ columns) with n tokens, row-major with frames slowest. W windows are counted ove
 
 from __future__ import annotations
 
-import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedvsr.models._recompute import run
-
-Sizes = tuple[int, int, int]
-"""Of frames, rows and columns."""
+from fedvsr.models._windows import (
+    Kept,
+    Window,
+    biased_attention,
+    recompute,
+    relative_position_index,
+)
 
 # Added to the logits of pairs that a cyclic shift brought together.
 _SEPARATE = -100.0
-# The backward pass of attention on a CPU works on logits of about this many elements at a time, so
-# that they stay in the cache.
-_CHUNK_LOGITS = 2**19
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +36,11 @@ class WindowPlan:
     of them: a mask for each window would take hundreds of megabytes.
     """
 
-    size: Sizes
-    window: Sizes
+    size: Window
+    window: Window
     """The window, on short axes cut down to their size."""
-    shift: Sizes
-    padded: Sizes
+    shift: Window
+    padded: Window
     """The size, rounded up to whole windows."""
     order: Tensor | None
     """Positions (d, h, w order) of the windows in the order of their masks; None: as they are."""
@@ -85,11 +84,11 @@ class WindowPlan:
 
 
 @lru_cache(maxsize=64)
-def window_plan(size: Sizes, window: Sizes, shift: Sizes, device: torch.device) -> WindowPlan:
+def window_plan(size: Window, window: Window, shift: Window, device: torch.device) -> WindowPlan:
     """The plan for a feature map `size`; axes no longer than the window get one, unshifted."""
     shift = _where(size, window, shift, (0, 0, 0))
     window = _where(size, window, window, size)
-    padded = _sizes(math.ceil(s / w) * w for s, w in zip(size, window, strict=True))
+    padded = _three(math.ceil(s / w) * w for s, w in zip(size, window, strict=True))
     if not any(shift):
         return WindowPlan(
             size, window, shift, padded, None, None, ((_count(padded, window), None),)
@@ -112,7 +111,7 @@ def window_plan(size: Sizes, window: Sizes, shift: Sizes, device: torch.device) 
         return WindowPlan(size, window, shift, padded, order.to(device), inverse.to(device), groups)
 
 
-def _separation(window: Sizes, shift: Sizes, last: Sizes, device: torch.device) -> Tensor | None:
+def _separation(window: Window, shift: Window, last: Window, device: torch.device) -> Tensor | None:
     """Mask (n, n) of a window that is the last one along the axes where `last` is not 0."""
     if not any(last):
         return None
@@ -125,26 +124,19 @@ def _separation(window: Sizes, shift: Sizes, last: Sizes, device: torch.device) 
     return torch.zeros(apart.shape).masked_fill(apart, _SEPARATE).to(device)
 
 
-def _where(size: Sizes, window: Sizes, longer: Sizes, otherwise: Sizes) -> Sizes:
-    return _sizes(
+def _where(size: Window, window: Window, longer: Window, otherwise: Window) -> Window:
+    return _three(
         a if s > w else b for s, w, a, b in zip(size, window, longer, otherwise, strict=True)
     )
 
 
-def _sizes(values: Any) -> Sizes:
+def _three(values: Iterable[int]) -> Window:
     d, h, w = values
     return d, h, w
 
 
-def _count(padded: Sizes, window: Sizes) -> int:
+def _count(padded: Window, window: Window) -> int:
     return math.prod(p // w for p, w in zip(padded, window, strict=True))
-
-
-def relative_position_index(window: Sizes) -> Tensor:
-    """Rows of the bias table for each pair of a query (first axis) and a key, int64 `(n, n)`."""
-    tokens = torch.tensor(list(itertools.product(*map(range, window))))
-    d, h, w = (tokens[:, None] - tokens + torch.tensor(window) - 1).unbind(-1)
-    return (d * (2 * window[1] - 1) + h) * (2 * window[2] - 1) + w
 
 
 def sine_position(channels: int, rows: int, columns: int) -> Tensor:
@@ -178,7 +170,7 @@ class WindowAttention(nn.Module):
     relative_position_index: Tensor
     position_bias: Tensor
 
-    def __init__(self, channels: int, window: Sizes, heads: int, mutual: bool) -> None:
+    def __init__(self, channels: int, window: Window, heads: int, mutual: bool) -> None:
         super().__init__()
         self.heads = heads
         self.mutual = mutual
@@ -193,111 +185,59 @@ class WindowAttention(nn.Module):
         if mutual:
             self.qkv_mut = nn.Linear(channels, 3 * channels)
 
-    def forward(self, x_WnC: Tensor, groups: tuple[tuple[int, Tensor | None], ...]) -> Tensor:
+    def forward(
+        self, x_WnC: Tensor, groups: tuple[tuple[int, Tensor | None], ...], kept: Kept | None = None
+    ) -> Tensor:
         """Attend inside each window.
 
         Args:
             x_WnC: windows in runs of equal masks.
             groups: the lengths of the runs, up to a common factor, and their masks `(n, n)`.
+            kept: see `recompute`.
         """
-        windows, tokens, channels = x_WnC.shape
+        windows, tokens, _ = x_WnC.shape
         factor = windows // sum(count for count, _ in groups)
         runs = [count * factor for count, _ in groups]
         masks = [mask for _, mask in groups]
         # A window cut short in time uses the leading block: time is the slowest of its axes.
-        index = self.relative_position_index[:tokens, :tokens]
-        bias = self.relative_position_bias_table[index.flatten()].T.view(1, -1, tokens, tokens)
-        qkv = self.qkv_self(x_WnC).view(windows, tokens, 3, self.heads, -1)
-        biases = [bias if mask is None else bias + mask for mask in masks]
-        attended = _by_runs(qkv, runs, list(biases)).flatten(2)
+        index = self.relative_position_index[:tokens, :tokens].flatten()
+        bias = self.relative_position_bias_table[index].view(tokens, tokens, -1).permute(2, 0, 1)
+        bias = bias.contiguous()
+        parts = torch.split(self.qkv_self(x_WnC), runs)
+        attended = _joined(
+            [
+                biased_attention(part, bias if mask is None else bias + mask, kept)
+                for part, mask in zip(parts, masks, strict=True)
+            ]
+        )
         if self.mutual:
             attended = torch.cat((self._attend_mutually(x_WnC, runs, masks), attended), dim=-1)
         out: Tensor = self.proj(attended)
-        return out.view(windows, tokens, channels)
+        return out
 
     def _attend_mutually(
         self, x_WnC: Tensor, runs: list[int], masks: list[Tensor | None]
     ) -> Tensor:
-        windows, tokens, _ = x_WnC.shape
+        windows, tokens, channels = x_WnC.shape
         half = tokens // 2
         qkv = self.qkv_mut(x_WnC + self.position_bias.repeat(1, 2, 1))
-        q, k, v = qkv.view(windows, 2, half, 3, self.heads, -1).unbind(3)
+        q, k, v = qkv.view(2 * windows, half, 3, self.heads, -1).transpose(1, 3).unbind(2)
         # The queries of the second frame come first: their results take the first frame's place.
-        crossed = torch.stack((q.flip(1), k, v), dim=3).flatten(0, 1)
+        q = q.view(windows, 2, *q.shape[1:]).flip(1).flatten(0, 1)
+        frames = [2 * run for run in runs]
         # Within a frame only the shift in space separates.
-        spatial = [None if mask is None else mask[None, None, :half, :half] for mask in masks]
-        attended = _by_runs(crossed, [2 * run for run in runs], spatial)
-        return attended.reshape(windows, tokens, -1)
+        spatial = [None if mask is None else mask[:half, :half].to(qkv.dtype) for mask in masks]
+        attended = [
+            F.scaled_dot_product_attention(q_run, k_run, v_run, attn_mask=mask).transpose(1, 2)
+            for q_run, k_run, v_run, mask in zip(
+                q.split(frames), k.split(frames), v.split(frames), spatial, strict=True
+            )
+        ]
+        return _joined(attended).reshape(windows, tokens, channels)
 
 
-def _by_runs(qkv: Tensor, runs: list[int], biases: list[Tensor | None]) -> Tensor:
-    parts = torch.split(qkv, runs) if len(runs) > 1 else (qkv,)
-    attended = [attend(part, bias) for part, bias in zip(parts, biases, strict=True)]
-    return torch.cat(attended) if len(attended) > 1 else attended[0]
-
-
-def attend(qkv: Tensor, bias: Tensor | None) -> Tensor:
-    """Attention of packed queries, keys and values `(W, n, 3, heads, C / heads)`.
-
-    Args:
-        qkv: the packed tensor.
-        bias: added to the logits, broadcast to `(W, heads, n, n)`.
-
-    Returns:
-        `(W, n, heads, C / heads)`.
-    """
-    if bias is not None:
-        bias = bias.to(qkv.dtype)
-        trained = bias.requires_grad and torch.is_grad_enabled()
-        if trained and qkv.device.type == "cpu" and not torch.compiler.is_compiling():
-            out: Tensor = _TrainedBiasAttention.apply(qkv, bias)
-            return out
-    return _attend(qkv, bias)
-
-
-def _attend(qkv: Tensor, bias: Tensor | None) -> Tensor:
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
-
-
-class _TrainedBiasAttention(torch.autograd.Function):
-    """`_attend` for a bias `(1, heads, n, n)` that is trained, on a CPU.
-
-    There PyTorch's fused attention gives no gradient to the bias, and the unfused one keeps all
-    logits. This runs the fused one forward and computes the logits anew backward, few at a time.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, bias: Tensor) -> Tensor:
-        # Detached: the choice of the unfused attention goes by `requires_grad` alone.
-        out = _attend(qkv, bias.detach())
-        ctx.save_for_backward(qkv, bias, out)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor]:
-        qkv, bias, out = ctx.saved_tensors
-        tokens, heads, width = qkv.shape[1], qkv.shape[3], qkv.shape[4]
-        grad_qkv, grad_bias = torch.empty_like(qkv), torch.zeros_like(bias[0], dtype=torch.float32)
-        step = max(1, _CHUNK_LOGITS // (heads * tokens**2))
-        for i in range(0, len(qkv), step):
-            part = slice(i, i + step)
-            # (heads of windows, n, width), float32 as inside the fused attention.
-            q, k, v = qkv[part].permute(2, 0, 3, 1, 4).float().reshape(3, -1, tokens, width)
-            pulled = grad_out[part].transpose(1, 2).float().reshape_as(q)
-            attended = out[part].transpose(1, 2).float().reshape_as(q)
-            q = q * width**-0.5
-            logits = torch.bmm(q, k.mT).view(-1, heads, tokens, tokens).add_(bias)
-            weights = torch.softmax(logits, dim=-1).flatten(0, 1)
-            # Derivative of the softmax: the weights times what exceeds their mean pull.
-            mean_pull = (pulled * attended).sum(dim=-1, keepdim=True)
-            grad_logits = torch.bmm(pulled, v.mT).sub_(mean_pull).mul_(weights)
-            grad_bias += grad_logits.view_as(logits).sum(dim=0)
-            grad_q = torch.bmm(grad_logits, k).mul_(width**-0.5)
-            grads = (grad_q, torch.bmm(grad_logits.mT, q), torch.bmm(weights.mT, pulled))
-            for j, grad in enumerate(grads):
-                grad_qkv[part, :, j] = grad.view(-1, heads, tokens, width).transpose(1, 2)
-        return grad_qkv, grad_bias[None].to(bias.dtype)
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 class GatedMlp(nn.Module):
@@ -307,20 +247,23 @@ class GatedMlp(nn.Module):
         inputs: channels of the input.
         hidden: channels of both hidden layers.
         outputs: channels of the output.
-        recompute: keep no gated product for the backward pass, which is cheap to compute anew.
+        lean: keep no gated product for the backward pass; it is cheap to compute again.
     """
 
-    def __init__(self, inputs: int, hidden: int, outputs: int, recompute: bool = False) -> None:
+    def __init__(self, inputs: int, hidden: int, outputs: int, lean: bool = False) -> None:
         super().__init__()
-        self.recompute = recompute
+        self.lean = lean
         self.fc11 = nn.Linear(inputs, hidden)
         self.fc12 = nn.Linear(inputs, hidden)
         self.fc2 = nn.Linear(hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(..., inputs)` to `(..., outputs)`."""
-        return run(self._gate, self.recompute, self.fc11(x), self.fc12(x))
+        factor = self.fc12(x)
 
-    def _gate(self, passed: Tensor, factor: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(passed) * factor)
-        return out
+        def gate(passed: Tensor, _kept: Kept | None = None) -> Tensor:
+            out: Tensor = self.fc2(F.gelu(passed) * factor)
+            return out
+
+        passed = self.fc11(x)
+        return recompute(gate, passed) if self.lean else gate(passed)

@@ -9,6 +9,7 @@ B clips, T frames, C channels, H x W the tensor's own height and width. Pixels a
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -18,15 +19,14 @@ from torch import Tensor, nn
 
 from fedvsr.models._attention import (
     GatedMlp,
-    Sizes,
     WindowAttention,
     WindowPlan,
     window_plan,
 )
 from fedvsr.models._deform import deform_conv3x3
 from fedvsr.models._flow import SpyNet, compose, flow_warp
-from fedvsr.models._recompute import Checkpointing, run
 from fedvsr.models._spec import ModelSpec
+from fedvsr.models._windows import Checkpointing, Kept, Window, recompute
 from fedvsr.section import Section
 
 # Scale (a power of 1/2) of each stage of the trunk.
@@ -44,12 +44,12 @@ class Config(Section):
 
     name: Literal["vrt"] = "vrt"
     upscale: Literal[2, 4] = Field(4, description="Enlargement of height and width.")
-    img_size: Sizes = Field(
+    img_size: Window = Field(
         (16, 64, 64),
         description="Frames, height and width of the training samples. For the record: any size "
         "that suits the network gives the same numbers.",
     )
-    window_size: Sizes = Field(
+    window_size: Window = Field(
         (8, 8, 8), description="Frames, rows and columns of a window of self attention."
     )
     depths: tuple[int, ...] = Field(
@@ -94,7 +94,7 @@ class Config(Section):
 
     @field_validator("img_size", "window_size")
     @classmethod
-    def _positive(cls, sizes: Sizes) -> Sizes:
+    def _positive(cls, sizes: Window) -> Window:
         if min(sizes) < 1:
             raise ValueError(f"sizes must be at least 1, got {sizes}")
         return sizes
@@ -181,16 +181,17 @@ class Model(nn.Module):
         """Super-resolve clips.
 
         Raises:
-            ValueError: the clips are too short or small, or no multiple of 8 high and wide.
+            ValueError: the clips are too short or small, or their sides no multiples of 8.
         """
-        self._check(lq_BTCHW)
+        self.spec.require_clip(lq_BTCHW, "vrt")
         flows = self._flows(lq_BTCHW)
         batch, frames = lq_BTCHW.shape[:2]
         first = self.conv_first(self._aligned_pixels(lq_BTCHW, flows[0]))
         first = first.permute(0, 2, 3, 1).contiguous()
         body = self._trunk(first.view(batch, frames, *first.shape[1:]), flows).flatten(0, 1)
         features = (first + self.conv_after_body(self.norm(body))).permute(0, 3, 1, 2)
-        residual = run(self._enlarge, self.checkpointing == "blocks", features)
+        lean = self.checkpointing == "blocks"
+        residual = recompute(self._enlarge, features) if lean else self._enlarge(features)
         base = F.interpolate(
             lq_BTCHW.flatten(0, 1).float(),
             scale_factor=self.spec.scale,
@@ -198,20 +199,6 @@ class Model(nn.Module):
             align_corners=False,
         )
         return (base + residual).view(batch, frames, 3, *base.shape[-2:])
-
-    def _check(self, lq_BTCHW: Tensor) -> None:
-        frames, (height, width) = lq_BTCHW.shape[1], lq_BTCHW.shape[-2:]
-        least, multiple = self.spec.min_size, self.spec.size_multiple
-        if frames < self.spec.min_frames:
-            raise ValueError(
-                f"a clip has {frames} frames; vrt with pa_frames = {2 * self.reach} needs at least "
-                f"{self.spec.min_frames}"
-            )
-        if min(height, width) < least or height % multiple or width % multiple:
-            raise ValueError(
-                f"frames are {height} x {width} pixels; vrt needs at least {least} x {least}, in "
-                f"multiples of {multiple}: pad them"
-            )
 
     def _flows(self, lq_BTCHW: Tensor) -> list[list[Tensor]]:
         """For each scale, for each distance k = 1, 2, ...: flows `(2, B, T - k, 2, H, W)`.
@@ -252,7 +239,7 @@ class Model(nn.Module):
             x = group(x)
         return x
 
-    def _enlarge(self, features_NCHW: Tensor) -> Tensor:
+    def _enlarge(self, features_NCHW: Tensor, _kept: Kept | None = None) -> Tensor:
         out: Tensor = self.conv_last(self.upsample(self.conv_before_upsample(features_NCHW)))
         return out
 
@@ -328,9 +315,13 @@ class _Stage(nn.Module):
         x = self.reshape(x_BTHWC)
         x = x + self.linear1(self.residual_group1(x))
         x = x + self.linear2(self.residual_group2(x))
-        return run(self._warp_and_fuse, self.checkpointed, x, *flows)
+        if self.checkpointed:
+            return recompute(partial(self._warp_and_fuse, flows), x)
+        return self._warp_and_fuse(flows, x)
 
-    def _warp_and_fuse(self, x_BTHWC: Tensor, *flows: Tensor) -> Tensor:
+    def _warp_and_fuse(
+        self, flows: list[Tensor], x_BTHWC: Tensor, _kept: Kept | None = None
+    ) -> Tensor:
         x = x_BTHWC.permute(0, 1, 4, 2, 3).contiguous()
         sources, warped = [], []
         for k, flow in enumerate(flows, start=1):
@@ -361,7 +352,7 @@ class GuidedDeformConv(nn.Module):
         frames: K, the neighbours; each is convolved to its own C / K output channels.
         groups: offset groups, a multiple of K.
         max_offset: largest displacement from the flow, in pixels.
-        recompute: keep no sampled features for the backward pass.
+        lean: keep no sampled features for the backward pass.
     """
 
     def __init__(
@@ -370,10 +361,10 @@ class GuidedDeformConv(nn.Module):
         frames: int,
         groups: int,
         max_offset: float,
-        recompute: bool = False,
+        lean: bool = False,
     ) -> None:
         super().__init__()
-        self.recompute = recompute
+        self.lean = lean
         self.frames = frames
         self.groups = groups
         self.max_offset = max_offset
@@ -409,7 +400,11 @@ class GuidedDeformConv(nn.Module):
         by_frame = offset.view(len(offset), self.frames, -1, 2, *offset.shape[-2:])
         offset = (by_frame + guide).flatten(1, 3)
         mask = torch.sigmoid(mask)
-        out = run(deform_conv3x3, self.recompute, sources, offset, mask, self.weight, self.bias)
+
+        def convolve(x_NCHW: Tensor, _kept: Kept | None = None) -> Tensor:
+            return deform_conv3x3(x_NCHW, offset, mask, self.weight, self.bias)
+
+        out = recompute(convolve, sources) if self.lean else convolve(sources)
         return out.to(sources.dtype)
 
 
@@ -439,7 +434,7 @@ class _Group(nn.Module):
         config: Config,
         channels: int,
         heads: int,
-        window: Sizes,
+        window: Window,
         rates: list[float],
         mutual: bool,
     ) -> None:
@@ -467,7 +462,7 @@ class _Block(nn.Module):
     def __init__(
         self,
         channels: int,
-        window: Sizes,
+        window: Window,
         heads: int,
         hidden: int,
         mutual: bool,
@@ -483,16 +478,22 @@ class _Block(nn.Module):
         self.mlp = GatedMlp(channels, hidden, channels, checkpointing == "attention")
 
     def forward(self, x_BTHWC: Tensor, plan: WindowPlan) -> Tensor:
-        return run(self._both, self.checkpointing == "blocks", x_BTHWC, plan)
+        if self.checkpointing == "blocks":
+            random = self.training and self.drop_rate > 0
+            return recompute(partial(self._both, plan), x_BTHWC, random)
+        return self._both(plan, x_BTHWC)
 
-    def _both(self, x_BTHWC: Tensor, plan: WindowPlan) -> Tensor:
-        branch = run(self._attend, self.checkpointing == "attention", x_BTHWC, plan)
+    def _both(self, plan: WindowPlan, x_BTHWC: Tensor, kept: Kept | None = None) -> Tensor:
+        if self.checkpointing == "attention":
+            branch = recompute(partial(self._attend, plan), x_BTHWC)
+        else:
+            branch = self._attend(plan, x_BTHWC, kept)
         x = x_BTHWC + self._drop(branch)
         return x + self._drop(self.mlp(self.norm2(x)))
 
-    def _attend(self, x_BTHWC: Tensor, plan: WindowPlan) -> Tensor:
+    def _attend(self, plan: WindowPlan, x_BTHWC: Tensor, kept: Kept | None = None) -> Tensor:
         windows = plan.partition(self.norm1(x_BTHWC))
-        return plan.join(self.attn(windows, plan.groups))
+        return plan.join(self.attn(windows, plan.groups, kept))
 
     def _drop(self, branch_BTHWC: Tensor) -> Tensor:
         """Drop path: in training, leave out the branch of some samples and scale up the others."""
