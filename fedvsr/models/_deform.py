@@ -7,15 +7,26 @@ times as long.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedvsr.models._windows import Kept, recompute
+
 _TAPS = 9
+# Images are taken together up to this many sampled values.
+_CHUNK_SAMPLES = 2**24
 
 
 def deform_conv3x3(
-    x_NCHW: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor
+    x_NCHW: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    lean: bool = False,
 ) -> Tensor:
     """A 3 x 3 convolution, stride 1, padding 1, whose taps are displaced and weighted.
 
@@ -27,26 +38,39 @@ def deform_conv3x3(
         mask: `(N, G * 9, H, W)`, factors of the taps.
         weight: `(outputs, C / g, 3, 3)`: the convolution has g groups, those of the channel counts.
         bias: `(outputs,)`.
+        lean: sample again in the backward pass, instead of keeping nine values for each input.
 
     Returns:
         `(N, outputs, H, W)`, float32.
     """
-    count, channels, height, width = x_NCHW.shape
-    groups = mask.shape[1] // _TAPS
+    step = max(1, _CHUNK_SAMPLES // (_TAPS * x_NCHW[0].numel()))
+    parts = []
     with torch.autocast(x_NCHW.device.type, enabled=False):
-        columns = F.grid_sample(
-            x_NCHW.float().reshape(count * groups, channels // groups, height, width),
-            _sampling_grid(offset.float(), groups),
-            "bilinear",
-            "zeros",
-            align_corners=True,
-        )
-        factors = mask.float().view(count, groups, 1, _TAPS, height * width)
-        columns = columns.view(count, groups, -1, _TAPS, height * width) * factors
-        conv_groups = channels // weight.shape[1]
-        kernels = weight.float().view(conv_groups, len(weight) // conv_groups, -1)
-        out = torch.matmul(kernels, columns.view(count, conv_groups, -1, height * width))
-        return out.view(count, -1, height, width) + bias.float()[:, None, None]
+        chunks = (torch.split(t.float(), step) for t in (x_NCHW, offset, mask))
+        for x, *where in zip(*chunks, strict=True):
+            convolve = partial(_convolve, *where, weight.float())
+            parts.append(recompute(convolve, x) if lean else convolve(x))
+        return torch.cat(parts) + bias.float()[:, None, None]
+
+
+def _convolve(
+    offset: Tensor, mask: Tensor, weight: Tensor, x: Tensor, _kept: Kept | None = None
+) -> Tensor:
+    count, channels, height, width = x.shape
+    groups = mask.shape[1] // _TAPS
+    columns = F.grid_sample(
+        x.reshape(count * groups, channels // groups, height, width),
+        _sampling_grid(offset, groups),
+        "bilinear",
+        "zeros",
+        align_corners=True,
+    )
+    columns = columns.view(count, groups, -1, _TAPS, height * width)
+    columns = columns * mask.reshape(count, groups, 1, _TAPS, height * width)
+    conv_groups = channels // weight.shape[1]
+    kernels = weight.view(conv_groups, len(weight) // conv_groups, -1)
+    out = torch.matmul(kernels, columns.view(count, conv_groups, -1, height * width))
+    return out.view(count, -1, height, width)
 
 
 def _sampling_grid(offset: Tensor, groups: int) -> Tensor:
@@ -55,7 +79,7 @@ def _sampling_grid(offset: Tensor, groups: int) -> Tensor:
     rows = torch.arange(height, device=offset.device, dtype=torch.float32)
     columns = torch.arange(width, device=offset.device, dtype=torch.float32)
     steps = torch.arange(3, device=offset.device, dtype=torch.float32) - 1
-    by_tap = offset.view(count * groups, _TAPS, 2, height, width)
+    by_tap = offset.reshape(count * groups, _TAPS, 2, height, width)
     # Tap 3 * i + j looks i - 1 rows down and j - 1 columns to the right.
     y = by_tap[:, :, 0] + (steps.repeat_interleave(3)[:, None, None] + rows[:, None])
     x = by_tap[:, :, 1] + (steps.repeat(3)[:, None, None] + columns)

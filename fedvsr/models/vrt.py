@@ -306,7 +306,7 @@ class _Stage(nn.Module):
             config.pa_frames // 2,
             config.deformable_groups,
             _MAX_OFFSET / 2**scale,
-            lean,
+            config.checkpointing != "none",
         )
         self.pa_fuse = GatedMlp(3 * channels, 3 * channels, channels, lean)
         self.checkpointed = config.checkpointing == "blocks"
@@ -399,12 +399,9 @@ class GuidedDeformConv(nn.Module):
         guide = torch.stack(flows, dim=1).flip(2).unsqueeze(2)
         by_frame = offset.view(len(offset), self.frames, -1, 2, *offset.shape[-2:])
         offset = (by_frame + guide).flatten(1, 3)
-        mask = torch.sigmoid(mask)
-
-        def convolve(x_NCHW: Tensor, _kept: Kept | None = None) -> Tensor:
-            return deform_conv3x3(x_NCHW, offset, mask, self.weight, self.bias)
-
-        out = recompute(convolve, sources) if self.lean else convolve(sources)
+        out = deform_conv3x3(
+            sources, offset, torch.sigmoid(mask), self.weight, self.bias, self.lean
+        )
         return out.to(sources.dtype)
 
 
@@ -487,7 +484,7 @@ class _Block(nn.Module):
         if self.checkpointing == "attention":
             branch = recompute(partial(self._attend, plan), x_BTHWC)
         else:
-            branch = self._attend(plan, x_BTHWC, kept)
+            branch = self._attend(plan, x_BTHWC, None)
         x = x_BTHWC + self._drop(branch)
         return x + self._drop(self.mlp(self.norm2(x)))
 
