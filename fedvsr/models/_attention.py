@@ -19,7 +19,7 @@ from fedvsr.models._windows import (
     Kept,
     Window,
     biased_attention,
-    recompute,
+    recompute_plain,
     relative_position_index,
 )
 
@@ -259,11 +259,11 @@ class GatedMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(..., inputs)` to `(..., outputs)`."""
-        factor = self.fc12(x)
+        passed, factor = self.fc11(x), self.fc12(x)
+        return (
+            recompute_plain(self._gate, passed, factor) if self.lean else self._gate(passed, factor)
+        )
 
-        def gate(passed: Tensor, _kept: Kept | None = None) -> Tensor:
-            out: Tensor = self.fc2(F.gelu(passed) * factor)
-            return out
-
-        passed = self.fc11(x)
-        return recompute(gate, passed) if self.lean else gate(passed)
+    def _gate(self, passed: Tensor, factor: Tensor) -> Tensor:
+        out: Tensor = self.fc2(F.gelu(passed) * factor)
+        return out

@@ -7,13 +7,11 @@ times as long.
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedvsr.models._windows import Kept, recompute
+from fedvsr.models._windows import recompute_plain
 
 _TAPS = 9
 # Images are taken together up to this many sampled values.
@@ -47,15 +45,13 @@ def deform_conv3x3(
     parts = []
     with torch.autocast(x_NCHW.device.type, enabled=False):
         chunks = (torch.split(t.float(), step) for t in (x_NCHW, offset, mask))
-        for x, *where in zip(*chunks, strict=True):
-            convolve = partial(_convolve, *where, weight.float())
-            parts.append(recompute(convolve, x) if lean else convolve(x))
+        for chunk in zip(*chunks, strict=True):
+            args = (*chunk, weight.float())
+            parts.append(recompute_plain(_convolve, *args) if lean else _convolve(*args))
         return torch.cat(parts) + bias.float()[:, None, None]
 
 
-def _convolve(
-    offset: Tensor, mask: Tensor, weight: Tensor, x: Tensor, _kept: Kept | None = None
-) -> Tensor:
+def _convolve(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
     count, channels, height, width = x.shape
     groups = mask.shape[1] // _TAPS
     columns = F.grid_sample(

@@ -344,3 +344,15 @@ def recompute(
     if kept:
         kept.close()
     return out
+
+
+def recompute_plain(function: Callable[..., Tensor], *args: Tensor) -> Tensor:
+    """`recompute` for a function of tensors alone, that neither attends nor draws at random.
+
+    Hand it every large tensor as an argument: one that the function closes over is held until the
+    backward pass, even where an outer call of `recompute` would let it go.
+    """
+    if not torch.is_grad_enabled():
+        return function(*args)
+    out: Tensor = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+    return out

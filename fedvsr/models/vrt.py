@@ -88,8 +88,8 @@ class Config(Section):
     checkpointing: Checkpointing = Field(
         "none",
         description="What the backward pass computes anew to save memory: nothing; what is large "
-        "and cheap (attention, gated products, deformable sampling); or whole blocks, alignments "
-        "and the enlargement.",
+        "and cheap (attention, gated products, deformable sampling); or whole groups of blocks, "
+        "the alignments and the enlargement.",
     )
 
     @field_validator("img_size", "window_size")
@@ -437,6 +437,7 @@ class _Group(nn.Module):
     ) -> None:
         super().__init__()
         self.window = window
+        self.whole = config.checkpointing == "blocks"
         hidden = int(channels * config.mlp_ratio)
         self.blocks = nn.ModuleList(
             _Block(channels, window, heads, hidden, mutual, rate, config.checkpointing)
@@ -444,6 +445,13 @@ class _Group(nn.Module):
         )
 
     def forward(self, x_BTHWC: Tensor) -> Tensor:
+        # The group as a whole: inputs of single blocks, scattered among what is freed, would keep
+        # the C allocator from using the space between them again.
+        if self.whole:
+            return recompute(self._run, x_BTHWC, self.training)
+        return self._run(x_BTHWC)
+
+    def _run(self, x_BTHWC: Tensor, _kept: Kept | None = None) -> Tensor:
         _, frames, height, width, _ = x_BTHWC.shape
         d, h, w = self.window
         for i, block in enumerate(self.blocks):
@@ -472,19 +480,13 @@ class _Block(nn.Module):
         self.norm1 = nn.LayerNorm(channels)
         self.attn = WindowAttention(channels, window, heads, mutual)
         self.norm2 = nn.LayerNorm(channels)
-        self.mlp = GatedMlp(channels, hidden, channels, checkpointing == "attention")
+        self.mlp = GatedMlp(channels, hidden, channels, checkpointing != "none")
 
     def forward(self, x_BTHWC: Tensor, plan: WindowPlan) -> Tensor:
-        if self.checkpointing == "blocks":
-            random = self.training and self.drop_rate > 0
-            return recompute(partial(self._both, plan), x_BTHWC, random)
-        return self._both(plan, x_BTHWC)
-
-    def _both(self, plan: WindowPlan, x_BTHWC: Tensor, kept: Kept | None = None) -> Tensor:
         if self.checkpointing == "attention":
             branch = recompute(partial(self._attend, plan), x_BTHWC)
         else:
-            branch = self._attend(plan, x_BTHWC, None)
+            branch = self._attend(plan, x_BTHWC)
         x = x_BTHWC + self._drop(branch)
         return x + self._drop(self.mlp(self.norm2(x)))
 

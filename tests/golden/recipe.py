@@ -112,11 +112,19 @@ def state_of(module: nn.Module) -> list[tuple[str, tuple[int, ...], str, bool]]:
     ]
 
 
-def check_network(case: Case, network: nn.Module) -> None:
+def check_network(
+    case: Case, network: nn.Module, usual: float = 2e-5, largest: float = 5e-3
+) -> None:
     """Hold output, loss and gradient norms to 1e-4.
 
     Gradients of this loss are near to signs: an output that differs by rounding flips the odd one,
     so where signs nearly cancel a norm may be off by 1e-3, while most agree to 1e-5.
+
+    Args:
+        case: the stored numbers.
+        network: of the case's configuration.
+        usual: bound on the median error of the gradient norms; 95 % lie within five times it.
+        largest: bound on their largest.
     """
     fill(network)
     shape = case.meta["out_shape"]
@@ -129,9 +137,9 @@ def check_network(case: Case, network: nn.Module) -> None:
     assert case.error("output", sr) < 1e-5
     assert abs(loss.item() / case.meta["loss"] - 1) < 1e-6
     errors = case.gradient_errors(network)
-    assert np.median(errors) < 2e-5
-    assert np.quantile(errors, 0.95) < 1e-4
-    assert errors.max() < 5e-3
+    assert np.median(errors) < usual
+    assert np.quantile(errors, 0.95) < 5 * usual
+    assert errors.max() < largest
 
 
 def check_module(
