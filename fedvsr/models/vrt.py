@@ -227,7 +227,8 @@ class Model(nn.Module):
         return torch.cat((lq_BTCHW, backward, forward), dim=2).flatten(0, 1)
 
     def _trunk(self, first_BTHWC: Tensor, flows: list[list[Tensor]]) -> Tensor:
-        x, skipped = first_BTHWC, list[Tensor]()
+        x = first_BTHWC
+        skipped: list[Tensor] = []
         for i, scale in enumerate(_STAGE_SCALES):
             # On the way up each stage adds what the way down had at its scale; stage 5 starts it.
             x = self.get_submodule(f"stage{i + 1}")(x, flows[scale])
