@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from fedvsr.errors import UserError
 
 
@@ -40,4 +42,25 @@ class ModelSpec:
                 f"local.crop = {size * self.scale} gives {size} low-resolution pixels, which does "
                 f"not suit {name}: it needs at least {self.min_size}, in multiples of "
                 f"{self.size_multiple}"
+            )
+
+    def require_clip(self, lq_BTCHW: Tensor, name: str) -> None:
+        """Check what a network is given: low-resolution RGB clips `(B, T, 3, H, W)`.
+
+        Raises:
+            ValueError: the network `name` cannot take them.
+        """
+        if lq_BTCHW.dim() != 5 or lq_BTCHW.shape[2] != 3:
+            raise ValueError(f"{name} takes (B, T, 3, H, W), not {tuple(lq_BTCHW.shape)}")
+        frames, _, height, width = lq_BTCHW.shape[1:]
+        if frames < self.min_frames or frames % self.frames_multiple:
+            raise ValueError(
+                f"{name} takes at least {self.min_frames} frames, in multiples of "
+                f"{self.frames_multiple}, not {frames}"
+            )
+        sides = (height, width)
+        if min(sides) < self.min_size or any(side % self.size_multiple for side in sides):
+            raise ValueError(
+                f"{name} takes frames of at least {self.min_size} x {self.min_size} pixels, in "
+                f"multiples of {self.size_multiple}, not {height} x {width}"
             )

@@ -1,0 +1,269 @@
+"""Mutual and self attention in windows that also move in time, as in VRT (Liang et al. 2024).
+
+B clips, D frames, H x W the tensor's own height and width, C channels; a window is (frames, rows,
+columns) with n tokens, row-major with frames slowest. W windows are counted over all clips.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedvsr.models._windows import (
+    Kept,
+    Window,
+    biased_attention,
+    recompute_plain,
+    relative_position_index,
+)
+
+# Added to the logits of pairs that a cyclic shift brought together.
+_SEPARATE = -100.0
+
+
+@dataclass(frozen=True, eq=False)
+class WindowPlan:
+    """How a feature map of one size is cut into windows.
+
+    A cyclic shift brings strangers together only in the last window of a shifted axis, so there are
+    at most eight different masks. The windows are ordered by mask, which lets one bias serve many
+    of them: a mask for each window would take hundreds of megabytes.
+    """
+
+    size: Window
+    window: Window
+    """The window, on short axes cut down to their size."""
+    shift: Window
+    padded: Window
+    """The size, rounded up to whole windows."""
+    order: Tensor | None
+    """Positions (d, h, w order) of the windows in the order of their masks; None: as they are."""
+    inverse: Tensor | None
+    groups: tuple[tuple[int, Tensor | None], ...]
+    """For each mask the number of windows of a clip, and the mask (n, n), None where all zero."""
+
+    def partition(self, x_BDHWC: Tensor) -> Tensor:
+        """Pad at the end of each axis, shift, and cut: `(B * windows, n, C)`, ordered by mask."""
+        batch, channels = x_BDHWC.shape[0], x_BDHWC.shape[-1]
+        if self.padded != self.size:
+            pads = [p - s for p, s in zip(self.padded, self.size, strict=True)]
+            x_BDHWC = F.pad(x_BDHWC, (0, 0, 0, pads[2], 0, pads[1], 0, pads[0]))
+        if any(self.shift):
+            x_BDHWC = torch.roll(x_BDHWC, [-s for s in self.shift], dims=(1, 2, 3))
+        (d, wd), (h, wh), (w, ww) = self._cells()
+        cells = x_BDHWC.view(batch, d, wd, h, wh, w, ww, channels)
+        windows = cells.permute(1, 3, 5, 0, 2, 4, 6, 7).reshape(d * h * w, batch, -1, channels)
+        if self.order is not None:
+            windows = windows.index_select(0, self.order)
+        return windows.flatten(0, 1)
+
+    def join(self, windows_WnC: Tensor) -> Tensor:
+        """The inverse of `partition`: `(B, D, H, W, C)`."""
+        channels = windows_WnC.shape[-1]
+        (d, wd), (h, wh), (w, ww) = self._cells()
+        windows = windows_WnC.view(d * h * w, -1, wd * wh * ww, channels)
+        batch = windows.shape[1]
+        if self.inverse is not None:
+            windows = windows.index_select(0, self.inverse)
+        cells = windows.view(d, h, w, batch, wd, wh, ww, channels)
+        x = cells.permute(3, 0, 4, 1, 5, 2, 6, 7).reshape(batch, *self.padded, channels)
+        if any(self.shift):
+            x = torch.roll(x, self.shift, dims=(1, 2, 3))
+        if self.padded != self.size:
+            x = x[:, : self.size[0], : self.size[1], : self.size[2]]
+        return x
+
+    def _cells(self) -> list[tuple[int, int]]:
+        return [(p // w, w) for p, w in zip(self.padded, self.window, strict=True)]
+
+
+@lru_cache(maxsize=64)
+def window_plan(size: Window, window: Window, shift: Window, device: torch.device) -> WindowPlan:
+    """The plan for a feature map `size`; axes no longer than the window get one, unshifted."""
+    shift = _where(size, window, shift, (0, 0, 0))
+    window = _where(size, window, window, size)
+    padded = _three(math.ceil(s / w) * w for s, w in zip(size, window, strict=True))
+    if not any(shift):
+        return WindowPlan(
+            size, window, shift, padded, None, None, ((_count(padded, window), None),)
+        )
+    # The plan outlives the call: tensors made in inference mode could not be trained with later.
+    with torch.inference_mode(False):
+        # Per axis: is a window the last one, that holds both ends?
+        last = [
+            torch.arange(p // w) == (p // w - 1 if s else -1)
+            for p, w, s in zip(padded, window, shift, strict=True)
+        ]
+        kind = last[0][:, None, None] * 4 + last[1][:, None] * 2 + last[2] * 1
+        kinds, order = torch.sort(kind.flatten(), stable=True)
+        found, counts = torch.unique_consecutive(kinds, return_counts=True)
+        groups = tuple(
+            (count, _separation(window, shift, (value & 4, value & 2, value & 1), device))
+            for value, count in zip(found.tolist(), counts.tolist(), strict=True)
+        )
+        inverse = torch.argsort(order)
+        return WindowPlan(size, window, shift, padded, order.to(device), inverse.to(device), groups)
+
+
+def _separation(window: Window, shift: Window, last: Window, device: torch.device) -> Tensor | None:
+    """Mask (n, n) of a window that is the last one along the axes where `last` is not 0."""
+    if not any(last):
+        return None
+    sides = [
+        torch.arange(w) >= (w - s if at_end else w)
+        for w, s, at_end in zip(window, shift, last, strict=True)
+    ]
+    region = (sides[0][:, None, None] * 4 + sides[1][:, None] * 2 + sides[2] * 1).flatten()
+    apart = region[:, None] != region
+    return torch.zeros(apart.shape).masked_fill(apart, _SEPARATE).to(device)
+
+
+def _where(size: Window, window: Window, longer: Window, otherwise: Window) -> Window:
+    return _three(
+        a if s > w else b for s, w, a, b in zip(size, window, longer, otherwise, strict=True)
+    )
+
+
+def _three(values: Iterable[int]) -> Window:
+    d, h, w = values
+    return d, h, w
+
+
+def _count(padded: Window, window: Window) -> int:
+    return math.prod(p // w for p, w in zip(padded, window, strict=True))
+
+
+def sine_position(channels: int, rows: int, columns: int) -> Tensor:
+    """Sine encoding of the positions of a frame's window, `(1, rows * columns, channels)`.
+
+    The first half of the channels encodes the row, the second the column, both counted from 1.
+    """
+    features = channels // 2
+    exponent = 2 * torch.div(torch.arange(features), 2, rounding_mode="floor") / features
+    halves = []
+    for count in (rows, columns):
+        angle = torch.arange(1, count + 1) * 2 * math.pi / (count + 1e-6)
+        turned = angle[:, None] / 10000**exponent
+        even = torch.arange(features) % 2 == 0
+        halves.append(torch.where(even, turned.sin(), turned.cos()))
+    y = halves[0][:, None].expand(-1, columns, -1)
+    x = halves[1].expand(rows, -1, -1)
+    return torch.cat((y, x), dim=-1).reshape(1, rows * columns, channels)
+
+
+class WindowAttention(nn.Module):
+    """Self attention inside windows and, if `mutual`, between the two frames of a window.
+
+    Args:
+        channels: C, a multiple of `heads`, and of 4 if `mutual`.
+        window: the largest window; of two frames if `mutual`.
+        heads: attention heads.
+        mutual: add the attention of each frame's queries to the other frame's keys and values.
+    """
+
+    relative_position_index: Tensor
+    position_bias: Tensor
+
+    def __init__(self, channels: int, window: Window, heads: int, mutual: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.mutual = mutual
+        rows = math.prod(2 * size - 1 for size in window)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.register_buffer("relative_position_index", relative_position_index(window))
+        if mutual:
+            self.register_buffer("position_bias", sine_position(channels, *window[1:]))
+        self.qkv_self = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(2 * channels if mutual else channels, channels)
+        if mutual:
+            self.qkv_mut = nn.Linear(channels, 3 * channels)
+
+    def forward(
+        self, x_WnC: Tensor, groups: tuple[tuple[int, Tensor | None], ...], kept: Kept | None = None
+    ) -> Tensor:
+        """Attend inside each window.
+
+        Args:
+            x_WnC: windows in runs of equal masks.
+            groups: the lengths of the runs, up to a common factor, and their masks `(n, n)`.
+            kept: see `recompute`.
+        """
+        windows, tokens, _ = x_WnC.shape
+        factor = windows // sum(count for count, _ in groups)
+        runs = [count * factor for count, _ in groups]
+        masks = [mask for _, mask in groups]
+        # A window cut short in time uses the leading block: time is the slowest of its axes.
+        index = self.relative_position_index[:tokens, :tokens].flatten()
+        bias = self.relative_position_bias_table[index].view(tokens, tokens, -1).permute(2, 0, 1)
+        bias = bias.contiguous()
+        parts = torch.split(self.qkv_self(x_WnC), runs)
+        attended = _joined(
+            [
+                biased_attention(part, bias if mask is None else bias + mask, kept)
+                for part, mask in zip(parts, masks, strict=True)
+            ]
+        )
+        if self.mutual:
+            attended = torch.cat((self._attend_mutually(x_WnC, runs, masks), attended), dim=-1)
+        out: Tensor = self.proj(attended)
+        return out
+
+    def _attend_mutually(
+        self, x_WnC: Tensor, runs: list[int], masks: list[Tensor | None]
+    ) -> Tensor:
+        windows, tokens, channels = x_WnC.shape
+        half = tokens // 2
+        qkv = self.qkv_mut(x_WnC + self.position_bias.repeat(1, 2, 1))
+        q, k, v = qkv.view(2 * windows, half, 3, self.heads, -1).transpose(1, 3).unbind(2)
+        # The queries of the second frame come first: their results take the first frame's place.
+        q = q.view(windows, 2, *q.shape[1:]).flip(1).flatten(0, 1)
+        frames = [2 * run for run in runs]
+        # Within a frame only the shift in space separates.
+        spatial = [None if mask is None else mask[:half, :half].to(qkv.dtype) for mask in masks]
+        attended = [
+            F.scaled_dot_product_attention(q_run, k_run, v_run, attn_mask=mask).transpose(1, 2)
+            for q_run, k_run, v_run, mask in zip(
+                q.split(frames), k.split(frames), v.split(frames), spatial, strict=True
+            )
+        ]
+        return _joined(attended).reshape(windows, tokens, channels)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+class GatedMlp(nn.Module):
+    """`fc2(GELU(fc11(x)) * fc12(x))` on the last axis.
+
+    Args:
+        inputs: channels of the input.
+        hidden: channels of both hidden layers.
+        outputs: channels of the output.
+        lean: keep no gated product for the backward pass; it is cheap to compute again.
+    """
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, lean: bool = False) -> None:
+        super().__init__()
+        self.lean = lean
+        self.fc11 = nn.Linear(inputs, hidden)
+        self.fc12 = nn.Linear(inputs, hidden)
+        self.fc2 = nn.Linear(hidden, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(..., inputs)` to `(..., outputs)`."""
+        passed, factor = self.fc11(x), self.fc12(x)
+        return (
+            recompute_plain(self._gate, passed, factor) if self.lean else self._gate(passed, factor)
+        )
+
+    def _gate(self, passed: Tensor, factor: Tensor) -> Tensor:
+        out: Tensor = self.fc2(F.gelu(passed) * factor)
+        return out

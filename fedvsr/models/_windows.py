@@ -1,0 +1,358 @@
+"""Attention in shifted windows (Swin, Liu et al. 2021) over short stacks of frames.
+
+G stacks of D frames, H x W pixels, C channels last; M windows of n = D * wh * ww tokens; h heads. A
+window spans its whole stack, so it moves over rows and columns alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+Checkpointing = Literal["none", "attention", "blocks"]
+Window = tuple[int, int, int]
+
+# Logits taken at once in the backward pass on a CPU: about what its caches hold.
+_CHUNK_LOGITS = 2**20
+_APART = -100.0
+
+
+class SwinLayer(nn.Module):
+    """Window attention, then an MLP, each behind a LayerNorm and a residual connection.
+
+    Args:
+        dim: channels C.
+        window: depth, height and width; the depth is that of the stacks.
+        heads: attention heads; they divide `dim`.
+        mlp_ratio: hidden channels of the MLP over `dim`.
+        shifted: whether windows are moved by half their height and width, with wrap-around.
+        qkv_name: the attention's name for its joint projection, which differs between networks.
+        drop_path: the probability to skip a branch for a stack, in training.
+        checkpointing: what the backward pass computes again instead of keeping it.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        window: Window,
+        heads: int,
+        mlp_ratio: float,
+        shifted: bool,
+        qkv_name: str = "qkv",
+        drop_path: float = 0.0,
+        checkpointing: Checkpointing = "none",
+    ) -> None:
+        super().__init__()
+        self.window = window
+        self.shift = (window[1] // 2, window[2] // 2) if shifted else (0, 0)
+        self.drop_path = drop_path
+        self.checkpointing = checkpointing
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, window, heads, qkv_name)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, x_GDHWC: Tensor, kept: Kept | None = None) -> Tensor:
+        """Any height and width: windows are filled up with zeros behind the LayerNorm."""
+        if self.checkpointing == "attention":
+            attended = recompute(self._attend, x_GDHWC)
+        else:
+            attended = self._attend(x_GDHWC, kept)
+        x = x_GDHWC + self._drop(attended)
+        # The GELU is cheap to compute again, and wide to keep.
+        return x + self._drop(recompute(self.mlp.rest, self.mlp.fc1(self.norm2(x))))
+
+    def _attend(self, x: Tensor, kept: Kept | None = None) -> Tensor:
+        stacks, depth, height, width, channels = x.shape
+        _, wh, ww = self.window
+        x = self.norm1(x)
+        rows, columns = -(-height // wh), -(-width // ww)
+        padded = (rows * wh - height, columns * ww - width)
+        if any(padded):
+            x = F.pad(x, (0, 0, 0, padded[1], 0, padded[0]))
+        masks: Tensor | None = None
+        if any(self.shift):
+            x = x.roll((-self.shift[0], -self.shift[1]), (2, 3))
+            masks = shift_masks(self.window, self.shift, x.device)
+        x = x.view(stacks, depth, rows, wh, columns, ww, channels)
+        x = x.permute(0, 2, 4, 1, 3, 5, 6).flatten(3, 5)
+        x = self.attn(x, masks, kept)
+        x = x.view(stacks, rows, columns, depth, wh, ww, channels).permute(0, 3, 1, 4, 2, 5, 6)
+        x = x.reshape(stacks, depth, rows * wh, columns * ww, channels)
+        if any(self.shift):
+            x = x.roll(self.shift, (2, 3))
+        return x[:, :, :height, :width]
+
+    def _drop(self, branch: Tensor) -> Tensor:
+        if not self.training or self.drop_path == 0:
+            return branch
+        keep = 1.0 - self.drop_path
+        kept = branch.new_empty(len(branch), *(1,) * (branch.dim() - 1)).bernoulli_(keep)
+        return branch * (kept / keep)
+
+
+class SwinLayers(nn.Sequential):
+    """Layers one after the other; what `checkpointing` calls a block."""
+
+    def __init__(self, layers: Sequence[SwinLayer]) -> None:
+        super().__init__(*layers)
+        self.whole = any(layer.checkpointing == "blocks" for layer in layers)
+        self.random = any(layer.drop_path > 0 for layer in layers)
+
+    def forward(self, x_GDHWC: Tensor) -> Tensor:
+        """`(G, D, H, W, C)` to the same."""
+        if self.whole:
+            return recompute(self._run, x_GDHWC, self.random)
+        return self._run(x_GDHWC)
+
+    def _run(self, x: Tensor, kept: Kept | None = None) -> Tensor:
+        for layer in self:
+            x = layer(x, kept)
+        return x
+
+
+class WindowAttention(nn.Module):
+    """Self-attention among the tokens of each window, with a learned bias per relative position."""
+
+    relative_position_index: Tensor
+
+    def __init__(self, dim: int, window: Window, heads: int, qkv_name: str = "qkv") -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv_name = qkv_name
+        positions = (2 * window[0] - 1) * (2 * window[1] - 1) * (2 * window[2] - 1)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(positions, heads))
+        self.register_buffer("relative_position_index", relative_position_index(window))
+        self.add_module(qkv_name, nn.Linear(dim, 3 * dim))
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, masks: Tensor | None = None, kept: Kept | None = None) -> Tensor:
+        """Attend within windows.
+
+        Args:
+            x: windows by row and column, `(G, rows, columns, n, C)`.
+            masks: added to the logits, `(4, n, n)`: of the windows that are in neither the last row
+                nor the last column, in the last column, in the last row, and in both.
+            kept: see `recompute`.
+        """
+        tokens = x.shape[3]
+        index = self.relative_position_index.flatten()
+        bias = self.relative_position_bias_table[index].view(tokens, tokens, -1).permute(2, 0, 1)
+        qkv = self.get_submodule(self.qkv_name)(x)
+        if masks is None:
+            attended = biased_attention(qkv.flatten(0, 2), bias.contiguous(), kept).view_as(x)
+        else:
+            attended = _edgewise(qkv, bias, masks, kept)
+        out_GRCnC: Tensor = self.proj(attended)
+        return out_GRCnC
+
+
+def _edgewise(qkv_GRCn: Tensor, bias: Tensor, masks: Tensor, kept: Kept | None) -> Tensor:
+    """Attention of shifted windows: the wrap-around shows only in the last row and column."""
+    bands = []
+    for band, band_masks in zip(_split_last(qkv_GRCn, 1), torch.split(masks, 2), strict=True):
+        parts = [
+            biased_attention(part.flatten(0, 2), bias + mask, kept).view(*part.shape[:-1], -1)
+            for part, mask in zip(_split_last(band, 2), band_masks, strict=True)
+            if part.numel()
+        ]
+        bands += [torch.cat(parts, dim=2)] if parts else []
+    return torch.cat(bands, dim=1)
+
+
+def _split_last(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    inner, last = torch.tensor_split(x, [x.shape[dim] - 1], dim)
+    return inner, last
+
+
+class Mlp(nn.Module):
+    """Two linear layers around a GELU."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(..., dim)` to the same."""
+        return self.rest(self.fc1(x))
+
+    def rest(self, hidden: Tensor, _kept: Kept | None = None) -> Tensor:
+        """What follows the first layer."""
+        out: Tensor = self.fc2(F.gelu(hidden))
+        return out
+
+
+class Kept:
+    """Outputs of fused attention, kept for the second of two equal runs of a function.
+
+    The first run notes them, the second reads them in the same order.
+    """
+
+    def __init__(self) -> None:
+        self.outputs: list[Tensor] = []
+        self.complete = False
+        self.read = 0
+
+    def close(self) -> None:
+        """End the first run."""
+        self.complete = True
+        if self.outputs:
+            # Together in memory: scattered, they would keep the C allocator from using the space
+            # between them again, about as much as they take.
+            together = torch.cat([output.flatten() for output in self.outputs])
+            parts = torch.split(together, [output.numel() for output in self.outputs])
+            self.outputs = [
+                part.view_as(output) for part, output in zip(parts, self.outputs, strict=True)
+            ]
+
+    def next(self) -> Tensor | None:
+        """In the second run, the output that the first has noted here."""
+        if not self.complete:
+            return None
+        self.read += 1
+        return self.outputs[(self.read - 1) % len(self.outputs)]
+
+
+def biased_attention(qkv_MnC: Tensor, bias_hnn: Tensor, kept: Kept | None = None) -> Tensor:
+    """Softmax attention with a bias on the logits.
+
+    Args:
+        qkv_MnC: queries, keys and values side by side, `(M, n, 3C)`.
+        bias_hnn: one matrix per head for all windows.
+        kept: see `recompute`.
+
+    Returns:
+        `(M, n, C)`, heads side by side.
+    """
+    if not (qkv_MnC.is_cpu and bias_hnn.requires_grad):
+        return _attention(qkv_MnC, bias_hnn)
+    out: Tensor = _BiasedAttention.apply(qkv_MnC, bias_hnn, kept.next() if kept else None)
+    if kept and not kept.complete:
+        kept.outputs.append(out.detach())
+    return out
+
+
+def _attention(qkv: Tensor, bias: Tensor) -> Tensor:
+    q, k, v = _split_heads(qkv, len(bias)).unbind(2)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype)[None])
+    return out.transpose(1, 2).flatten(2)
+
+
+def _split_heads(qkv: Tensor, heads: int) -> Tensor:
+    return qkv.view(*qkv.shape[:2], 3, heads, -1)
+
+
+class _BiasedAttention(torch.autograd.Function):
+    """Fused attention whose bias learns, on CPUs.
+
+    PyTorch's fused CPU kernel refuses a bias that wants a gradient and falls back to one that keeps
+    all logits. Here they are computed again for the backward pass, a cache's fill at a time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, bias: Tensor, out: Tensor | None) -> Tensor:
+        out = _attention(qkv, bias.detach()) if out is None else out.view_as(out)
+        ctx.save_for_backward(qkv, bias, out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, None]:
+        qkv, bias, out = ctx.saved_tensors
+        heads = len(bias)
+        head_dim = qkv.shape[-1] // (3 * heads)
+        scale = head_dim**-0.5
+        grad_qkv, grad_bias = torch.empty_like(qkv), torch.zeros_like(bias, dtype=torch.float32)
+        step = max(1, _CHUNK_LOGITS // bias.numel())
+        with torch.autocast("cpu", enabled=False):
+            for begin in range(0, len(qkv), step):
+                part = slice(begin, begin + step)
+                q, k, v = _split_heads(qkv[part].float(), heads).permute(2, 0, 3, 1, 4)
+                grad, o = (
+                    x[part].float().unflatten(-1, (heads, head_dim)).transpose(1, 2)
+                    for x in (grad_out, out)
+                )
+                q = q * scale
+                weights = torch.matmul(q, k.transpose(-1, -2)).add_(bias).softmax(-1)
+                grad_logits = torch.matmul(grad, v.transpose(-1, -2))
+                grad_logits.sub_((grad * o).sum(-1, keepdim=True)).mul_(weights)
+                grad_bias += grad_logits.sum(0)
+                grads = _split_heads(grad_qkv[part], heads).permute(2, 0, 3, 1, 4)
+                grads[0] = torch.matmul(grad_logits, k).mul_(scale)
+                grads[1] = torch.matmul(grad_logits.transpose(-1, -2), q)
+                grads[2] = torch.matmul(weights.transpose(-1, -2), grad)
+        return grad_qkv, grad_bias.to(bias.dtype), None
+
+
+def relative_position_index(window: Window) -> Tensor:
+    """Which row of the bias table belongs to query i and key j: `(n, n)`, int64."""
+    axes = torch.meshgrid(*(torch.arange(side) for side in window), indexing="ij")
+    places = torch.stack(axes).flatten(1)
+    offsets = places[:, :, None] - places[:, None, :]
+    index = torch.zeros_like(offsets[0])
+    for offset, side in zip(offsets, window, strict=True):
+        index = index * (2 * side - 1) + offset + side - 1
+    return index
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@lru_cache(maxsize=16)
+def shift_masks(window: Window, shift: Sequence[int], device: torch.device) -> Tensor:
+    """Masks of shifted windows, in the order of `WindowAttention.forward`: 0, or -100 to part.
+
+    A window at the far edge holds the near edge too, wrapped around, in its last `shift` rows or
+    columns.
+    """
+    # A cached tensor outlives this call, which may be made in inference mode.
+    with torch.inference_mode(False):
+        depth, height, width = window
+        wrapped_rows = torch.arange(height, device=device) >= height - shift[0]
+        wrapped_columns = torch.arange(width, device=device) >= width - shift[1]
+        rows = wrapped_rows[:, None].expand(depth, height, width).flatten()
+        columns = wrapped_columns.expand(depth, height, width).flatten()
+        apart_rows = rows[:, None] != rows
+        apart_columns = columns[:, None] != columns
+        none = torch.zeros_like(apart_rows)
+        apart = torch.stack((none, apart_columns, apart_rows, apart_rows | apart_columns))
+        return torch.where(apart, _APART, 0.0)
+
+
+def recompute(
+    function: Callable[[Tensor, Kept | None], Tensor], x: Tensor, random: bool = False
+) -> Tensor:
+    """Call `function`, and in the backward pass call it again instead of keeping its inner values.
+
+    Args:
+        function: maps a tensor to a tensor. It may hand its second argument to `biased_attention`,
+            whose outputs on CPUs then are kept: they are small, and dear to compute.
+        x: its first argument.
+        random: whether it draws random numbers, which then are drawn alike the second time.
+    """
+    if not torch.is_grad_enabled():
+        return function(x, None)
+    kept = None if torch.compiler.is_compiling() else Kept()
+    out: Tensor = checkpoint(function, x, kept, use_reentrant=False, preserve_rng_state=random)
+    if kept:
+        kept.close()
+    return out
+
+
+def recompute_plain(function: Callable[..., Tensor], *args: Tensor) -> Tensor:
+    """`recompute` for a function of tensors alone, that neither attends nor draws at random.
+
+    Hand it every large tensor as an argument: one that the function closes over is held until the
+    backward pass, even where an outer call of `recompute` would let it go.
+    """
+    if not torch.is_grad_enabled():
+        return function(*args)
+    out: Tensor = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+    return out

@@ -1,0 +1,484 @@
+"""RVRT, the recurrent video restoration transformer with guided deformable attention.
+
+Liang et al., "Recurrent Video Restoration Transformer with Guided Deformable Attention", NeurIPS
+2022; here its enlargement of bicubically reduced video by four. Four branches pass over the clip,
+backward and forward in turn, two frames a step; each step aligns the state of the step before.
+
+B clips, T frames, N = B * frames folded, C channels, H x W low-resolution pixels; a frame's
+channels lie last in memory. G deformable groups, P taps. Flows are (dx, dy) in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from typing_extensions import Self
+
+from fedvsr.models._flow import SpyNet, compose, flow_warp
+from fedvsr.models._frames import per_frame
+from fedvsr.models._spec import ModelSpec
+from fedvsr.models._windows import Checkpointing, Mlp, SwinLayer, SwinLayers, Window
+from fedvsr.section import Section
+
+Three = tuple[int, int, int]
+# Flows from the frames of a pair to those of the pair before: in the same and in the other place.
+Guide = tuple[Tensor, Tensor]
+
+_BRANCHES = ("backward_1", "forward_1", "backward_2", "forward_2")
+_CLIP = 2
+# Numbers sampled at once for the guided deformable attention, keys or values.
+_CHUNK_SAMPLES = 2**23
+
+
+class Config(Section):
+    """Settings of the `rvrt` network; the defaults are the paper's for x4 super-resolution."""
+
+    name: Literal["rvrt"] = "rvrt"
+    upscale: Literal[4] = Field(4, description="Enlargement of height and width.")
+    clip_size: Literal[2] = Field(2, description="Frames per step of the recurrence.")
+    img_size: Three = Field(
+        (2, 64, 64), description="Training size (frames, height, width); without effect."
+    )
+    window_size: Three = Field(
+        (2, 8, 8),
+        description="Attention windows of the branches (frames, height, width); those before and "
+        "after them span one frame.",
+    )
+    num_blocks: Three = Field(
+        (1, 2, 1), description="Transformer blocks before, in each, and after the branches."
+    )
+    depths: Three = Field((2, 2, 2), description="Attention layers per block in the three places.")
+    embed_dims: Three = Field(
+        (144, 144, 144), description="Channels in the three places; all equal."
+    )
+    num_heads: Three = Field((6, 6, 6), description="Attention heads in the three places.")
+    mlp_ratio: float = Field(2.0, gt=0, le=8, description="Hidden over outer channels of an MLP.")
+    inputconv_groups: tuple[Literal[1], ...] = Field(
+        (1, 1, 1, 1, 1, 1), description="Groups of the six input convolutions: only 1."
+    )
+    max_residue_magnitude: float = Field(
+        10.0, gt=0, description="Bound on the offsets added to the flow, in pixels."
+    )
+    deformable_groups: int = Field(
+        12, ge=2, multiple_of=2, description="Groups with offsets of their own; keys hold half."
+    )
+    attention_heads: int = Field(12, ge=1, description="Heads of the deformable attention.")
+    attention_window: tuple[Literal[3], Literal[3]] = Field(
+        (3, 3), description="Places looked at around each position (height, width)."
+    )
+    cpu_cache_length: int = Field(
+        100, ge=1, description="Longer clips keep features in host memory during inference, frames."
+    )
+    checkpointing: Checkpointing = Field(
+        "none", description="What the backward pass computes again instead of keeping it."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        dim = self.embed_dims[0]
+        if len(set(self.embed_dims)) > 1:
+            raise ValueError(f"embed_dims must be equal, not {self.embed_dims}")
+        if any(dim % heads for heads in self.num_heads):
+            raise ValueError(f"embed_dims = {dim} must be multiples of num_heads {self.num_heads}")
+        if (2 * dim) % self.attention_heads or (4 * dim) % self.deformable_groups:
+            raise ValueError(
+                f"attention_heads = {self.attention_heads} must divide {2 * dim} and "
+                f"deformable_groups = {self.deformable_groups} must divide {4 * dim} channels"
+            )
+        if self.window_size[0] not in (1, _CLIP) or not all(
+            2 <= side <= 32 for side in self.window_size[1:]
+        ):
+            raise ValueError(
+                f"window_size = {self.window_size} must be of 1 or 2 frames, 2 to 32 pixels a side"
+            )
+        if min(*self.num_blocks, *self.depths, *self.num_heads, dim) < 1:
+            raise ValueError("num_blocks, depths, embed_dims and num_heads must be positive")
+        return self
+
+
+def spec(config: Config) -> ModelSpec:
+    """Size rules: pairs of frames; SpyNet needs more than 32 pixels a side."""
+    return ModelSpec(
+        scale=config.upscale,
+        charbonnier_eps=1e-9,
+        min_frames=_CLIP,
+        frames_multiple=_CLIP,
+        min_size=33,
+    )
+
+
+class Model(nn.Module):
+    """Low-resolution clips `(B, T, 3, H, W)` in [0, 1] to `(B, T, 3, 4H, 4W)`, not clamped."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.spec = spec(config)
+        self.cache_length = config.cpu_cache_length
+        dim = config.embed_dims[1]
+        frame: Window = (1, *config.window_size[1:])
+        self.spynet = SpyNet()
+        self.feat_extract = _Stage(config, 0, 3, frame)
+        self.backbone = nn.ModuleDict()
+        self.deform_align = nn.ModuleDict()
+        for i, branch in enumerate(_BRANCHES):
+            self.backbone[branch] = _Stage(config, 1, (2 + i) * dim, config.window_size)
+            self.deform_align[branch] = GuidedDeformableAttention(config)
+        self.reconstruction = _Stage(config, 2, (1 + len(_BRANCHES)) * dim, frame)
+        self.conv_before_upsampler = nn.Sequential(FrameConv(dim, 64, 1), nn.LeakyReLU(0.1, True))
+        self.upsampler = nn.ModuleDict(
+            {"0": FrameConv(64, 256, 3), "5": FrameConv(64, 256, 3), "10": FrameConv(64, 64, 3)}
+        )
+        self.conv_last = FrameConv(64, 3, 3)
+
+    def forward(self, lq_BTCHW: Tensor) -> Tensor:
+        """Super-resolve clips of an even number of frames, more than 32 pixels a side.
+
+        Raises:
+            ValueError: the clips have another size.
+        """
+        self.spec.require_clip(lq_BTCHW, "rvrt")
+        device = lq_BTCHW.device
+        spare = lq_BTCHW.shape[1] > self.cache_length and not torch.is_grad_enabled()
+        home = torch.device("cpu") if spare else device
+
+        features = [per_frame(self._extract, [lq_BTCHW], device, home)]
+        (backward,), (forward,) = self.spynet.both_ways(lq_BTCHW)
+        guides = {"backward": _guides(backward.flip(1)), "forward": _guides(forward)}
+        for branch in _BRANCHES:
+            way = branch.partition("_")[0]
+            # A backward branch is a forward one on the clip played in reverse.
+            reverse = way == "backward"
+            played = [f.flip(1) for f in features] if reverse else features
+            found, guides[way] = self._propagate(branch, played, guides[way], device, home)
+            features.append(found.flip(1) if reverse else found)
+        return per_frame(self._reconstruct, [lq_BTCHW, *features], device, device)
+
+    def _extract(self, lq: Tensor) -> Tensor:
+        features: Tensor = self.feat_extract(self.feat_extract.enter([lq]))
+        return features
+
+    def _propagate(
+        self,
+        branch: str,
+        features: Sequence[Tensor],
+        guides: list[Guide],
+        device: torch.device,
+        home: torch.device,
+    ) -> tuple[Tensor, list[Guide]]:
+        """One branch, in its direction of play.
+
+        Args:
+            branch: its name.
+            features: those of the branches before it, `(B, T, C, H, W)` each.
+            guides: the flows per step, from the second on.
+            device: where to compute.
+            home: where to keep features.
+
+        Returns:
+            The branch's features, and the flows as the alignment has refined them.
+        """
+        align, stage = self.deform_align[branch], self.backbone[branch]
+        assert isinstance(stage, _Stage)
+        # What the input convolution makes of the earlier branches does not wait for the recurrence.
+        entered = _pairs(per_frame(lambda *f: stage.enter(f), features, device, home))
+        sources = _pairs(features[-1])
+        states: list[Tensor] = []
+        refined: list[Guide] = []
+        state = torch.zeros_like(sources[0], device=device)
+        for i, (now, entry) in enumerate(zip(sources, entered, strict=True)):
+            x = entry.to(device)
+            if i > 0:
+                before = sources[i - 1].to(device)
+                same, other = guides[i - 1]
+                warped = (flow_warp(state, same), flow_warp(_swap(state), other))
+                state, guide = align(now.to(device), before, state, warped, (same, other))
+                refined.append(guide)
+                x = x + stage.enter([state], first=len(features))
+            state = state + stage(x)
+            states.append(state.to(home))
+        batch = features[-1].shape[0]
+        return torch.cat([torch.unflatten(s, 0, (batch, _CLIP)) for s in states], dim=1), refined
+
+    def _reconstruct(self, lq: Tensor, *features: Tensor) -> Tensor:
+        x = self.reconstruction(self.reconstruction.enter(features))
+        x = self.conv_before_upsampler(x)
+        for name in ("0", "5"):
+            x = F.leaky_relu_(F.pixel_shuffle(self.upsampler[name](x), 2), 0.1)
+        residual: Tensor = self.conv_last(self.upsampler["10"](x))
+        return residual + F.interpolate(lq, scale_factor=4, mode="bilinear", align_corners=False)
+
+
+def _pairs(clip_BTCHW: Tensor) -> list[Tensor]:
+    """The steps of the recurrence, `(2B, C, H, W)` each."""
+    return [pair.flatten(0, 1) for pair in torch.split(clip_BTCHW, _CLIP, dim=1)]
+
+
+def _swap(pairs: Tensor) -> Tensor:
+    """The two frames of each pair exchanged."""
+    return torch.unflatten(pairs, 0, (-1, _CLIP)).flip(1).flatten(0, 1)
+
+
+def _guides(flow_BT2HW: Tensor) -> list[Guide]:
+    """Flows from each pair of frames (u, v) to the pair (a, b) before it, in order of play.
+
+    Args:
+        flow_BT2HW: from every frame but the first to the one before.
+    """
+    if flow_BT2HW.shape[1] < _CLIP:
+        return []
+    batch = len(flow_BT2HW)
+    ba, ub, vu = (flow_BT2HW[:, i : i - 2 or None : 2].flatten(0, 1) for i in range(3))
+    ua, vb = compose(ub, ba), compose(vu, ub)
+    va = compose(vu, ua)
+    same, other = (
+        torch.unflatten(torch.stack(flows, dim=1), 0, (batch, -1)).unbind(1)
+        for flows in ((ua, vb), (ub, va))
+    )
+    return [(s.flatten(0, 1), o.flatten(0, 1)) for s, o in zip(same, other, strict=True)]
+
+
+class FrameConv(nn.Conv3d):
+    """A convolution within frames `(N, C, H, W)` whose weight has an axis of time, of length 1."""
+
+    def __init__(self, inputs: int, outputs: int, size: int) -> None:
+        super().__init__(inputs, outputs, (1, size, size))
+        self.margin = size // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, inputs, H, W)` to `(N, outputs, H, W)`, zeros beyond the border."""
+        return F.conv2d(x, self.weight[:, :, 0], self.bias, padding=self.margin)
+
+
+class _Stage(nn.Module):
+    """An input convolution and residual groups of window attention.
+
+    Args:
+        config: the network's settings.
+        place: before (0), in (1) or after (2) the branches.
+        inputs: input channels.
+        window: of the attention.
+    """
+
+    def __init__(self, config: Config, place: int, inputs: int, window: Window) -> None:
+        super().__init__()
+        dim = config.embed_dims[place]
+        groups = nn.Sequential(
+            *(_Group(config, place, window) for _ in range(config.num_blocks[place]))
+        )
+        self.depth = window[0]
+        self.main = nn.ModuleDict(
+            {
+                "1": FrameConv(inputs, dim, 3),
+                "3": nn.LayerNorm(dim),
+                "5": groups,
+                "7": nn.LayerNorm(dim),
+            }
+        )
+
+    def enter(self, parts: Sequence[Tensor], first: int = 0) -> Tensor:
+        """The input convolution over some of its input, a sum over parts.
+
+        Args:
+            parts: equal numbers of channels each, `(N, c, H, W)`.
+            first: the place of the first of them. The bias comes with part 0.
+        """
+        conv = self.main["1"]
+        assert isinstance(conv, FrameConv)
+        weights = torch.split(conv.weight[:, :, 0], parts[0].shape[1], dim=1)
+        x = F.conv2d(parts[0], weights[first], None if first else conv.bias, padding=1)
+        for part, weight in zip(parts[1:], weights[first + 1 :], strict=False):
+            x = x + F.conv2d(part, weight, padding=1)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What follows the input convolution, `(N, C, H, W)` to the same."""
+        x = torch.unflatten(self.main["3"](x.permute(0, 2, 3, 1)), 0, (-1, self.depth))
+        x = self.main["7"](self.main["5"](x)).flatten(0, 1)
+        return x.permute(0, 3, 1, 2)
+
+
+class _Group(nn.Module):
+    """Attention layers, every other one shifted, and a linear layer, around a residual."""
+
+    def __init__(self, config: Config, place: int, window: Window) -> None:
+        super().__init__()
+        dim = config.embed_dims[place]
+        layers = [
+            SwinLayer(
+                dim,
+                window,
+                config.num_heads[place],
+                config.mlp_ratio,
+                shifted=i % 2 == 1,
+                qkv_name="qkv_self",
+                checkpointing=config.checkpointing,
+            )
+            for i in range(config.depths[place])
+        ]
+        self.residual_group = nn.ModuleDict({"blocks": SwinLayers(layers)})
+        self.linear = nn.Linear(dim, dim)
+
+    def forward(self, x_GDHWC: Tensor) -> Tensor:
+        residual: Tensor = self.linear(self.residual_group["blocks"](x_GDHWC))
+        return x_GDHWC + residual
+
+
+class GuidedDeformableAttention(nn.Module):
+    """Aligns the state of a pair of frames to the next pair (section 3.3 of the paper).
+
+    Every pixel attends to places in both frames of the pair before: a window around where the flow
+    points, each place moved by a learned offset. Keys and values have offsets of their own, as in
+    the published implementation; the paper's text knows one set.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        dim = config.embed_dims[1]
+        self.groups = config.deformable_groups
+        self.heads = config.attention_heads
+        self.reach = config.max_residue_magnitude
+        self.taps = config.attention_window
+        width, places = 64, _CLIP * self.taps[0] * self.taps[1]
+        self.proj_q = nn.ModuleDict({"1": nn.Linear(dim, 2 * dim)})
+        self.proj_k = nn.ModuleDict({"1": nn.Linear(dim, 2 * dim)})
+        self.proj_v = nn.ModuleDict({"1": nn.Linear(dim, 2 * dim)})
+        self.mlp = nn.ModuleDict({"1": Mlp(dim, 2 * dim)})
+        layers: list[nn.Module] = [FrameConv(3 * dim + 2 * _CLIP, width, 1)]
+        for _ in range(4):
+            layers += [nn.LeakyReLU(0.1, True), FrameConv(width, width, 3)]
+        head = FrameConv(width, 2 * places * self.groups, 1)
+        for parameter in head.parameters():
+            nn.init.zeros_(parameter)
+        self.conv_offset = nn.Sequential(*layers, nn.LeakyReLU(0.1, True), head)
+        self.proj = nn.ModuleDict({"1": nn.Linear(2 * dim, dim)})
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, warped: Guide, guide: Guide
+    ) -> tuple[Tensor, Guide]:
+        """Align `value`.
+
+        Args:
+            query: features of the pair at hand, `(2B, C, H, W)`.
+            key: features of the pair before.
+            value: the state of the pair before.
+            warped: `value` moved along each flow, `(2B, C, H, W)`.
+            guide: flows to the pair before, `(2B, 2, H, W)` each.
+
+        Returns:
+            The aligned state, and the flows with the mean offset added.
+        """
+        offset = self.conv_offset(torch.cat((query, *warped, *guide), dim=1))
+        # (dy, dx) of every place, relative to the pixel: N, frame, group, tap, 2, H, W.
+        offset = self.reach * offset.float().tanh()
+        offset = torch.unflatten(offset, 1, (_CLIP, self.groups, -1, 2))
+        offset = offset + torch.stack(guide, dim=1).flip(2)[:, :, None, None]
+        refined = offset.mean((2, 3)).flip(2)
+
+        q, k, v = (
+            projection["1"](x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
+            for projection, x in ((self.proj_q, query), (self.proj_k, key), (self.proj_v, value))
+        )
+        attended = guided_attention(q, k, v, self._grid(offset), self.heads)
+        y = self.proj["1"](attended.permute(0, 2, 3, 1))
+        y = y + self.mlp["1"](y)
+        return y.permute(0, 3, 1, 2), (refined[:, 0], refined[:, 1])
+
+    def _grid(self, offset: Tensor) -> Tensor:
+        """Positions (x, y) from -1 to 1 between the outer pixels: N, frame, group, tap, H, W, 2."""
+        height, width = offset.shape[-2:]
+        tap_y, tap_x, rows, columns = (
+            torch.arange(n, device=offset.device, dtype=torch.float32)
+            for n in (*self.taps, height, width)
+        )
+        tap_y, tap_x = tap_y - self.taps[0] // 2, tap_x - self.taps[1] // 2
+        y = rows[:, None] + tap_y.repeat_interleave(self.taps[1])[:, None, None]
+        x = columns + tap_x.repeat(self.taps[0])[:, None, None]
+        return torch.stack(
+            (
+                2.0 * (x + offset[..., 1, :, :]) / (width - 1) - 1.0,
+                2.0 * (y + offset[..., 0, :, :]) / (height - 1) - 1.0,
+            ),
+            dim=-1,
+        )
+
+
+def guided_attention(q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int) -> Tensor:
+    """Attention of every pixel to places in both frames of another pair.
+
+    Only a few channels and rows are sampled at once, and in the backward pass sampled again: at
+    most `_CHUNK_SAMPLES` keys and as many values are held, where all of them would take 41 KB per
+    pixel and frame in the paper's network.
+
+    Args:
+        q: queries, `(N, C, H, W)`, pairs of frames folded.
+        k: keys of the other pair, alike.
+        v: its values.
+        grid: where to sample, float32 `(N, 2, G, P, H, W, 2)` as `grid_sample` takes it (ends at
+            corners): in the frame of the same place in the pair, then in the other one. The first
+            half of the groups samples keys, the second values; each divides all channels.
+        heads: attention heads over the channels.
+
+    Returns:
+        `(N, C, H, W)`, float32.
+    """
+    count, channels, _, width = q.shape
+    key_groups = grid.shape[2] // 2
+    # The least number of channels that holds whole heads and whole groups.
+    unit = math.lcm(channels // heads, channels // key_groups)
+    units = channels // unit
+    q = q.float() * (channels // heads) ** -0.5
+    rows = max(1, _CHUNK_SAMPLES // (count * _CLIP * unit * grid.shape[3] * width))
+    grids = torch.split(grid, key_groups // units, dim=2)
+    outs = []
+    for q_u, k_u, v_u, key_grid, value_grid in zip(
+        *(torch.split(x, unit, dim=1) for x in (q, k, v)), grids[:units], grids[units:], strict=True
+    ):
+        parts = zip(
+            torch.split(q_u, rows, dim=2),
+            torch.split(key_grid, rows, dim=4),
+            torch.split(value_grid, rows, dim=4),
+            strict=True,
+        )
+        attended = [
+            _attend(unit * heads // channels, k_u, v_u, *part)
+            if not torch.is_grad_enabled()
+            else checkpoint(
+                _attend,
+                unit * heads // channels,
+                k_u,
+                v_u,
+                *part,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+            for part in parts
+        ]
+        outs.append(torch.cat(attended, dim=2))
+    return torch.cat(outs, dim=1)
+
+
+def _attend(
+    heads: int, k: Tensor, v: Tensor, q: Tensor, key_grid: Tensor, value_grid: Tensor
+) -> Tensor:
+    with torch.autocast(q.device.type, enabled=False):
+        keys, values = _sample(k.float(), key_grid, heads), _sample(v.float(), value_grid, heads)
+        # N, frame, head, channel, tap, H, W; the softmax is over frames and taps.
+        logits = (torch.unflatten(q, 1, (1, heads, -1)).unsqueeze(4) * keys).sum(3)
+        weights = logits.transpose(1, 2).flatten(2, 3).softmax(2)
+        weights = torch.unflatten(weights, 2, (_CLIP, -1)).transpose(1, 2)
+        return (weights.unsqueeze(3) * values).sum((1, 4)).flatten(1, 2)
+
+
+def _sample(x: Tensor, grid: Tensor, heads: int) -> Tensor:
+    """Read `(N, c, H, W)` at `(N, 2, g, P, h, W, 2)`: N, frame, head, channel, P, h, W."""
+    count, frames, groups, places, rows, width, _ = grid.shape
+    both = torch.stack((x, _swap(x)), dim=1).reshape(-1, x.shape[1] // groups, *x.shape[2:])
+    sampled = F.grid_sample(both, grid.reshape(-1, places * rows, width, 2), align_corners=True)
+    return sampled.view(count, frames, heads, -1, places, rows, width)

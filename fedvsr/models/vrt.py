@@ -1,0 +1,537 @@
+"""VRT, the Video Restoration Transformer (Liang et al. 2024), for super-resolution.
+
+A U-shaped trunk over the whole clip at once: at each of its seven stages frames attend to each
+other inside windows, then every frame gathers features of its neighbours along the optical flow by
+deformable convolution ("parallel warping"). Six groups of self attention follow at full size.
+
+B clips, T frames, C channels, H x W the tensor's own height and width. Pixels are RGB in [0, 1].
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor, nn
+
+from fedvsr.models._attention import (
+    GatedMlp,
+    WindowAttention,
+    WindowPlan,
+    window_plan,
+)
+from fedvsr.models._deform import deform_conv3x3
+from fedvsr.models._flow import SpyNet, compose, flow_warp
+from fedvsr.models._spec import ModelSpec
+from fedvsr.models._windows import Checkpointing, Kept, Window, recompute
+from fedvsr.section import Section
+
+# Scale (a power of 1/2) of each stage of the trunk.
+_STAGE_SCALES = (0, 1, 2, 3, 2, 1, 0)
+_NUM_STAGES = len(_STAGE_SCALES)
+# Largest learned displacement at full size, in pixels; smaller scales have their part of it.
+_MAX_OFFSET = 10.0
+_UPSAMPLE_WIDTH = 64
+# SpyNet needs more than 32 pixels, and the size is a multiple of 8.
+_MIN_FLOW_SIZE = 40
+
+
+class Config(Section):
+    """Settings of VRT. The defaults are the network for 16 frames that the paper federates."""
+
+    name: Literal["vrt"] = "vrt"
+    upscale: Literal[2, 4] = Field(4, description="Enlargement of height and width.")
+    img_size: Window = Field(
+        (16, 64, 64),
+        description="Frames, height and width of the training samples. For the record: any size "
+        "that suits the network gives the same numbers.",
+    )
+    window_size: Window = Field(
+        (8, 8, 8), description="Frames, rows and columns of a window of self attention."
+    )
+    depths: tuple[int, ...] = Field(
+        (8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4),
+        min_length=_NUM_STAGES + 1,
+        max_length=40,
+        description="Attention blocks of each of the seven stages, then of each final group.",
+    )
+    indep_reconsts: tuple[int, ...] = Field(
+        (11, 12), description="Final groups, as places in `depths`, that see each frame by itself."
+    )
+    embed_dims: tuple[int, ...] = Field(
+        (120, 120, 120, 120, 120, 120, 120, 180, 180, 180, 180, 180, 180),
+        description="Channels, for each entry of `depths`: one width for the stages and one for "
+        "the final groups.",
+    )
+    num_heads: tuple[int, ...] = Field(
+        (6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6),
+        description="Attention heads, for each entry of `depths`.",
+    )
+    pa_frames: Literal[2, 4, 6] = Field(
+        4, description="Neighbours that parallel warping aligns to each frame, half on each side."
+    )
+    deformable_groups: int = Field(
+        16, ge=1, le=64, description="Offset groups of the deformable convolutions."
+    )
+    mul_attn_ratio: float = Field(
+        0.75, ge=0, le=1, description="Part of a stage's blocks that have mutual attention."
+    )
+    mlp_ratio: float = Field(
+        2.0, gt=0, le=8, description="Hidden width of the blocks' multilayer perceptrons over C."
+    )
+    drop_path_rate: float = Field(
+        0.2, ge=0, lt=1, description="Rate of dropped residual branches at the last block."
+    )
+    checkpointing: Checkpointing = Field(
+        "none",
+        description="What the backward pass computes anew to save memory: nothing; what is large "
+        "and cheap (attention, gated products, deformable sampling); or whole groups of blocks, "
+        "the alignments and the enlargement.",
+    )
+
+    @field_validator("img_size", "window_size")
+    @classmethod
+    def _positive(cls, sizes: Window) -> Window:
+        if min(sizes) < 1:
+            raise ValueError(f"sizes must be at least 1, got {sizes}")
+        return sizes
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        count = len(self.depths)
+        for key in ("embed_dims", "num_heads"):
+            if len(getattr(self, key)) != count:
+                raise ValueError(
+                    f"{key} has {len(getattr(self, key))} entries and depths {count}: give one each"
+                )
+        if min(self.depths) < 1 or min(self.num_heads) < 1:
+            raise ValueError("depths and num_heads must be at least 1")
+        stages, finals = set(self.embed_dims[:_NUM_STAGES]), set(self.embed_dims[_NUM_STAGES:])
+        if len(stages) > 1 or len(finals) > 1:
+            raise ValueError(
+                f"embed_dims must have one width for the first {_NUM_STAGES} entries and one for "
+                f"the rest, got {self.embed_dims}"
+            )
+        for channels, heads in zip(self.embed_dims, self.num_heads, strict=True):
+            if channels < 4 or channels % 4 or channels % heads:
+                raise ValueError(
+                    f"embed_dims: {channels} must be a multiple of 4 and of its {heads} heads"
+                )
+        if wrong := [i for i in self.indep_reconsts if not _NUM_STAGES <= i < count]:
+            raise ValueError(
+                f"indep_reconsts: {wrong[0]} is no final group; they are {_NUM_STAGES} to "
+                f"{count - 1}"
+            )
+        reach = self.pa_frames // 2
+        channels, groups = self.embed_dims[0], self.deformable_groups
+        if channels % reach or groups % reach or (reach * channels) % groups:
+            raise ValueError(
+                f"deformable_groups = {groups} and embed_dims = {channels} must be multiples of "
+                f"pa_frames / 2 = {reach}, and {reach * channels} a multiple of the groups"
+            )
+        return self
+
+
+def spec(config: Config) -> ModelSpec:
+    """Size rules: the trunk works down to 1/8 of the size, where a window must still fit."""
+    return ModelSpec(
+        scale=config.upscale,
+        charbonnier_eps=1e-9,
+        min_frames=config.pa_frames // 2 + 1,
+        min_size=max(8 * max(config.window_size[1:]), _MIN_FLOW_SIZE),
+        size_multiple=8,
+    )
+
+
+class Model(nn.Module):
+    """Low-resolution clips `(B, T, 3, H, W)` to `(B, T, 3, upscale * H, upscale * W)`."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.spec = spec(config)
+        self.reach = config.pa_frames // 2
+        self.checkpointing = config.checkpointing
+        channels, width = config.embed_dims[0], config.embed_dims[-1]
+        # A frame, and four pixels of each of its two aligned neighbours.
+        self.conv_first = _FrameConv(3 * (1 + 4 + 4), channels)
+        self.spynet = SpyNet([2, 3, 4, 5])
+        rates = torch.linspace(0, config.drop_path_rate, sum(config.depths)).tolist()
+        by_depth = [
+            rates[sum(config.depths[:i]) : sum(config.depths[: i + 1])]
+            for i in range(len(config.depths))
+        ]
+        for i in range(_NUM_STAGES):
+            self.add_module(f"stage{i + 1}", _Stage(config, i, by_depth[i]))
+        widen = nn.Sequential(nn.Identity(), nn.LayerNorm(channels), nn.Linear(channels, width))
+        self.stage8 = nn.ModuleList([widen])
+        for i in range(_NUM_STAGES, len(config.depths)):
+            self.stage8.append(_FinalGroup(config, i, by_depth[i]))
+        self.norm = nn.LayerNorm(width)
+        self.conv_after_body = nn.Linear(width, channels)
+        self.conv_before_upsample = nn.Sequential(
+            _FrameConv(channels, _UPSAMPLE_WIDTH), nn.LeakyReLU(0.01, inplace=True)
+        )
+        self.upsample = _Upsample(_UPSAMPLE_WIDTH, config.upscale)
+        self.conv_last = _FrameConv(_UPSAMPLE_WIDTH, 3)
+
+    def forward(self, lq_BTCHW: Tensor) -> Tensor:
+        """Super-resolve clips.
+
+        Raises:
+            ValueError: the clips are too short or small, or their sides no multiples of 8.
+        """
+        self.spec.require_clip(lq_BTCHW, "vrt")
+        flows = self._flows(lq_BTCHW)
+        batch, frames = lq_BTCHW.shape[:2]
+        first = self.conv_first(self._aligned_pixels(lq_BTCHW, flows[0]))
+        first = first.permute(0, 2, 3, 1).contiguous()
+        body = self._trunk(first.view(batch, frames, *first.shape[1:]), flows).flatten(0, 1)
+        features = (first + self.conv_after_body(self.norm(body))).permute(0, 3, 1, 2)
+        lean = self.checkpointing == "blocks"
+        residual = recompute(self._enlarge, features) if lean else self._enlarge(features)
+        base = F.interpolate(
+            lq_BTCHW.flatten(0, 1).float(),
+            scale_factor=self.spec.scale,
+            mode="bilinear",
+            align_corners=False,
+        )
+        return (base + residual).view(batch, frames, 3, *base.shape[-2:])
+
+    def _flows(self, lq_BTCHW: Tensor) -> list[list[Tensor]]:
+        """For each scale, for each distance k = 1, 2, ...: flows `(2, B, T - k, 2, H, W)`.
+
+        The first axis tells backward (to later frames; entry t belongs to frame t) from forward (to
+        earlier frames; entry t belongs to frame t + k).
+        """
+        backward, forward = self.spynet.both_ways(lq_BTCHW)
+        scales = []
+        for step in map(torch.stack, zip(backward, forward, strict=True)):
+            flows = [step]
+            for k in range(2, self.reach + 1):
+                first = torch.stack((flows[-1][0, :, :-1], flows[-1][1, :, 1:]))
+                second = torch.stack((step[0, :, k - 1 :], step[1, :, : 1 - k]))
+                composed = compose(first.flatten(0, 2), second.flatten(0, 2))
+                flows.append(composed.view_as(first))
+            scales.append(flows)
+        return scales
+
+    def _aligned_pixels(self, lq_BTCHW: Tensor, flows: list[Tensor]) -> Tensor:
+        """Each frame with four pixels of both its neighbours, `(B * T, 27, H, W)`."""
+        source = torch.stack((lq_BTCHW[:, 1:], lq_BTCHW[:, :-1]))
+        aligned = flow_warp(source.flatten(0, 2), flows[0].flatten(0, 2), "nearest4")
+        aligned = aligned.view(*source.shape[:3], -1, *aligned.shape[-2:])
+        backward, forward = _at_targets(aligned, missing=1)
+        return torch.cat((lq_BTCHW, backward, forward), dim=2).flatten(0, 1)
+
+    def _trunk(self, first_BTHWC: Tensor, flows: list[list[Tensor]]) -> Tensor:
+        x = first_BTHWC
+        skipped: list[Tensor] = []
+        for i, scale in enumerate(_STAGE_SCALES):
+            # On the way up each stage adds what the way down had at its scale; stage 5 starts it.
+            x = self.get_submodule(f"stage{i + 1}")(x, flows[scale])
+            if i < 3:
+                skipped.append(x)
+            elif i > 3:
+                x = x + skipped.pop()
+        for group in self.stage8:
+            x = group(x)
+        return x
+
+    def _enlarge(self, features_NCHW: Tensor, _kept: Kept | None = None) -> Tensor:
+        out: Tensor = self.conv_last(self.upsample(self.conv_before_upsample(features_NCHW)))
+        return out
+
+
+class _FrameConv(nn.Conv3d):
+    """A convolution (1, 3, 3) with padding, applied to frames `(N, C, H, W)`."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, kernel_size=(1, 3, 3), padding=(0, 1, 1))
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return F.conv2d(x_NCHW, self.weight.squeeze(2), self.bias, padding=1)
+
+
+class _Upsample(nn.ModuleDict):
+    """Pixel shuffles by 2 up to `scale`, then a convolution. The names step by five."""
+
+    def __init__(self, channels: int, scale: int) -> None:
+        steps = scale.bit_length() - 1
+        convs: dict[str, nn.Module] = {
+            str(5 * i): _FrameConv(channels, 4 * channels) for i in range(steps)
+        }
+        super().__init__({**convs, str(5 * steps): _FrameConv(channels, channels)})
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        *doublings, last = self.values()
+        for conv in doublings:
+            x_NCHW = F.leaky_relu(F.pixel_shuffle(conv(x_NCHW), 2), 0.1, inplace=True)
+        out: Tensor = last(x_NCHW)
+        return out
+
+
+class _Stage(nn.Module):
+    """Change of scale, mutual and self attention, parallel warping; stage `index` of the trunk."""
+
+    def __init__(self, config: Config, index: int, rates: list[float]) -> None:
+        super().__init__()
+        channels, heads = config.embed_dims[index], config.num_heads[index]
+        scale = _STAGE_SCALES[index]
+        before = _STAGE_SCALES[index - 1] if index else 0
+        if scale == before:
+            self.reshape = nn.Sequential(nn.Identity(), nn.LayerNorm(channels))
+        else:
+            inputs = 4 * channels if scale > before else channels // 4
+            self.reshape = nn.Sequential(
+                _PackCells() if scale > before else _SpreadCells(),
+                nn.LayerNorm(inputs),
+                nn.Linear(inputs, channels),
+            )
+        lean = config.checkpointing == "attention"
+        num_mutual = int(len(rates) * config.mul_attn_ratio)
+        window = config.window_size
+        self.residual_group1 = _Group(
+            config, channels, heads, (2, *window[1:]), rates[:num_mutual], mutual=True
+        )
+        self.linear1 = nn.Linear(channels, channels)
+        # As published: the rates of the second group start over.
+        self.residual_group2 = _Group(
+            config, channels, heads, window, rates[: len(rates) - num_mutual], mutual=False
+        )
+        self.linear2 = nn.Linear(channels, channels)
+        self.pa_deform = GuidedDeformConv(
+            channels,
+            config.pa_frames // 2,
+            config.deformable_groups,
+            _MAX_OFFSET / 2**scale,
+            config.checkpointing != "none",
+        )
+        self.pa_fuse = GatedMlp(3 * channels, 3 * channels, channels, lean)
+        self.checkpointed = config.checkpointing == "blocks"
+
+    def forward(self, x_BTHWC: Tensor, flows: list[Tensor]) -> Tensor:
+        x = self.reshape(x_BTHWC)
+        x = x + self.linear1(self.residual_group1(x))
+        x = x + self.linear2(self.residual_group2(x))
+        if self.checkpointed:
+            return recompute(partial(self._warp_and_fuse, flows), x)
+        return self._warp_and_fuse(flows, x)
+
+    def _warp_and_fuse(
+        self, flows: list[Tensor], x_BTHWC: Tensor, _kept: Kept | None = None
+    ) -> Tensor:
+        x = x_BTHWC.permute(0, 1, 4, 2, 3).contiguous()
+        sources, warped = [], []
+        for k, flow in enumerate(flows, start=1):
+            source = torch.stack((x[:, k:], x[:, :-k]))
+            aligned = flow_warp(source.flatten(0, 2), flow.flatten(0, 2)).view_as(source)
+            # All but the last (backward) or first (forward) frame are targets.
+            sources.append(_at_targets(source, missing=k - 1))
+            warped.append(_at_targets(aligned, missing=k - 1))
+        guides = [_at_targets(flow, missing=k).flatten(0, 2) for k, flow in enumerate(flows)]
+        target = torch.stack((x[:, :-1], x[:, 1:]))
+        gathered = self.pa_deform(
+            torch.cat(sources, dim=3).flatten(0, 2),
+            torch.cat((*warped, target), dim=3).flatten(0, 2),
+            guides,
+        )
+        # Channels last, as views: the concatenation copies anyhow.
+        ends = _at_targets(gathered.view_as(target), missing=1).permute(0, 1, 2, 4, 5, 3)
+        backward, forward = ends
+        out: Tensor = self.pa_fuse(torch.cat((x_BTHWC, backward, forward), dim=-1))
+        return out
+
+
+class GuidedDeformConv(nn.Module):
+    """Deformable convolution over neighbouring frames, guided by flow and by the warped frames.
+
+    Args:
+        channels: C of a frame.
+        frames: K, the neighbours; each is convolved to its own C / K output channels.
+        groups: offset groups, a multiple of K.
+        max_offset: largest displacement from the flow, in pixels.
+        lean: keep no sampled features for the backward pass.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        frames: int,
+        groups: int,
+        max_offset: float,
+        lean: bool = False,
+    ) -> None:
+        super().__init__()
+        self.lean = lean
+        self.frames = frames
+        self.groups = groups
+        self.max_offset = max_offset
+        self.weight = nn.Parameter(torch.empty(channels, channels, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        bound = (9 * channels) ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+        layers: list[nn.Module] = []
+        for inputs in ((1 + frames) * channels + 2 * frames, channels, channels):
+            layers += [nn.Conv2d(inputs, channels, 3, padding=1), nn.LeakyReLU(0.1, inplace=True)]
+        last = nn.Conv2d(channels, 27 * groups, 3, padding=1)
+        nn.init.zeros_(last.weight)
+        if last.bias is not None:
+            nn.init.zeros_(last.bias)
+        self.conv_offset = nn.Sequential(*layers, last)
+
+    def forward(self, sources: Tensor, warped_and_target: Tensor, flows: list[Tensor]) -> Tensor:
+        """Gather features for target frames.
+
+        Args:
+            sources: the K neighbours `(N, K * C, H, W)`, not warped.
+            warped_and_target: the same warped, then the target, `(N, (K + 1) * C, H, W)`.
+            flows: from the target to each neighbour, K times `(N, 2, H, W)`.
+
+        Returns:
+            `(N, C, H, W)`.
+        """
+        raw = self.conv_offset(torch.cat((warped_and_target, *flows), dim=1)).float()
+        offset, mask = raw.split((18 * self.groups, 9 * self.groups), dim=1)
+        offset = self.max_offset * torch.tanh(offset)
+        # Offsets are (dy, dx), flows (dx, dy); each neighbour has its share of the groups.
+        guide = torch.stack(flows, dim=1).flip(2).unsqueeze(2)
+        by_frame = offset.view(len(offset), self.frames, -1, 2, *offset.shape[-2:])
+        offset = (by_frame + guide).flatten(1, 3)
+        out = deform_conv3x3(
+            sources, offset, torch.sigmoid(mask), self.weight, self.bias, self.lean
+        )
+        return out.to(sources.dtype)
+
+
+class _FinalGroup(nn.Module):
+    """Self attention at full size; entry `index` of `depths`."""
+
+    def __init__(self, config: Config, index: int, rates: list[float]) -> None:
+        super().__init__()
+        channels = config.embed_dims[index]
+        frames = 1 if index in config.indep_reconsts else config.window_size[0]
+        window = (frames, *config.window_size[1:])
+        self.residual_group = _Group(
+            config, channels, config.num_heads[index], window, rates, mutual=False
+        )
+        self.linear = nn.Linear(channels, channels)
+
+    def forward(self, x_BTHWC: Tensor) -> Tensor:
+        out: Tensor = x_BTHWC + self.linear(self.residual_group(x_BTHWC))
+        return out
+
+
+class _Group(nn.Module):
+    """Attention blocks; every second one has its windows shifted by half their size."""
+
+    def __init__(
+        self,
+        config: Config,
+        channels: int,
+        heads: int,
+        window: Window,
+        rates: list[float],
+        mutual: bool,
+    ) -> None:
+        super().__init__()
+        self.window = window
+        self.whole = config.checkpointing == "blocks"
+        hidden = int(channels * config.mlp_ratio)
+        self.blocks = nn.ModuleList(
+            _Block(channels, window, heads, hidden, mutual, rate, config.checkpointing)
+            for rate in rates
+        )
+
+    def forward(self, x_BTHWC: Tensor) -> Tensor:
+        # The group as a whole: inputs of single blocks, scattered among what is freed, would keep
+        # the C allocator from using the space between them again.
+        if self.whole:
+            return recompute(self._run, x_BTHWC, self.training)
+        return self._run(x_BTHWC)
+
+    def _run(self, x_BTHWC: Tensor, _kept: Kept | None = None) -> Tensor:
+        _, frames, height, width, _ = x_BTHWC.shape
+        d, h, w = self.window
+        for i, block in enumerate(self.blocks):
+            shift = (d // 2, h // 2, w // 2) if i % 2 else (0, 0, 0)
+            plan = window_plan((frames, height, width), self.window, shift, x_BTHWC.device)
+            x_BTHWC = block(x_BTHWC, plan)
+        return x_BTHWC
+
+
+class _Block(nn.Module):
+    """Attention in windows, then a gated perceptron, each with a residual connection."""
+
+    def __init__(
+        self,
+        channels: int,
+        window: Window,
+        heads: int,
+        hidden: int,
+        mutual: bool,
+        drop_rate: float,
+        checkpointing: Checkpointing,
+    ) -> None:
+        super().__init__()
+        self.drop_rate = drop_rate
+        self.checkpointing = checkpointing
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn = WindowAttention(channels, window, heads, mutual)
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = GatedMlp(channels, hidden, channels, checkpointing != "none")
+
+    def forward(self, x_BTHWC: Tensor, plan: WindowPlan) -> Tensor:
+        if self.checkpointing == "attention":
+            branch = recompute(partial(self._attend, plan), x_BTHWC)
+        else:
+            branch = self._attend(plan, x_BTHWC)
+        x = x_BTHWC + self._drop(branch)
+        return x + self._drop(self.mlp(self.norm2(x)))
+
+    def _attend(self, plan: WindowPlan, x_BTHWC: Tensor, kept: Kept | None = None) -> Tensor:
+        windows = plan.partition(self.norm1(x_BTHWC))
+        return plan.join(self.attn(windows, plan.groups, kept))
+
+    def _drop(self, branch_BTHWC: Tensor) -> Tensor:
+        """Drop path: in training, leave out the branch of some samples and scale up the others."""
+        if not self.training or self.drop_rate == 0:
+            return branch_BTHWC
+        keep = 1 - self.drop_rate
+        kept = branch_BTHWC.new_empty(len(branch_BTHWC), 1, 1, 1, 1).bernoulli_(keep)
+        return branch_BTHWC * (kept / keep)
+
+
+class _PackCells(nn.Module):
+    """2 x 2 cells to channels: `(B, T, H, W, C)` to `(B, T, H / 2, W / 2, 4 C)`.
+
+    The column in the cell is the slowest part of the new channels, then the row.
+    """
+
+    def forward(self, x_BTHWC: Tensor) -> Tensor:
+        batch, frames, height, width, channels = x_BTHWC.shape
+        cells = x_BTHWC.view(batch, frames, height // 2, 2, width // 2, 2, channels)
+        return cells.permute(0, 1, 2, 4, 5, 3, 6).flatten(4)
+
+
+class _SpreadCells(nn.Module):
+    """The inverse of `_PackCells`."""
+
+    def forward(self, x_BTHWC: Tensor) -> Tensor:
+        cells = x_BTHWC.view(*x_BTHWC.shape[:-1], 2, 2, -1)
+        return cells.permute(0, 1, 2, 5, 3, 4, 6).flatten(4, 5).flatten(2, 3)
+
+
+def _at_targets(pairs: Tensor, missing: int) -> Tensor:
+    """Fill the frames that have no neighbour with zeros: `(2, B, T, ...)` to `(2, B, T + missing)`.
+
+    Backward alignment (the first entry) lacks the last frames, forward alignment the first.
+    """
+    if not missing:
+        return pairs
+    after = (0, 0) * (pairs.ndim - 3)
+    return torch.stack(
+        (F.pad(pairs[0], (*after, 0, missing)), F.pad(pairs[1], (*after, missing, 0)))
+    )

@@ -1,0 +1,158 @@
+"""Golden vectors of the networks: how their weights are made, and how a network is held to them.
+
+The numbers come from the published implementations: float32, on a CPU, in evaluation mode. No
+weight is stored: each follows from its parameter's name. A file under `models/` or `modules/` holds
+the arrays of a case and, as JSON text in `meta`, its configuration. Long arrays are stored as every
+k-th value, k in `meta`; the target of a network's loss is drawn from the case's seed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+FOLDER = Path(__file__).parent
+
+_FLOW_HEAD = re.compile(r"(^|\.)basic_module\.\d+\.basic_module\.8\.(weight|bias)$")
+_OFFSET_CONV = re.compile(r"(?P<owner>.*)conv_offset\.(?P<index>\d+)\.(weight|bias)$")
+
+
+def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Weights for named parameters, drawn from a generator that the name seeds.
+
+    Norm scales lie around 1, biases and bias tables around 0; other weights keep the variance of
+    their input. The flow network's last convolutions are doubled, for flows of some pixels, and the
+    last of those that make offsets are cut to a tenth, for offsets below a pixel.
+    """
+    last: dict[str, int] = {}
+    for name in shapes:
+        if found := _OFFSET_CONV.match(name):
+            last[found["owner"]] = max(last.get(found["owner"], 0), int(found["index"]))
+    made = {}
+    for name, shape in shapes.items():
+        draw = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
+        if len(shape) == 1 and name.endswith("weight"):
+            draw = 1 + 0.05 * draw
+        elif len(shape) == 1 or name.endswith("relative_position_bias_table"):
+            draw = 0.02 * draw
+        else:
+            draw = draw / np.sqrt(np.prod(shape[1:]))
+        if _FLOW_HEAD.search(name):
+            draw = draw * 2.0
+        found = _OFFSET_CONV.match(name)
+        if found and int(found["index"]) == last[found["owner"]]:
+            draw = draw * 0.1
+        made[name] = draw.astype(np.float32)
+    return made
+
+
+def fill(module: nn.Module) -> None:
+    """Give every parameter its weights and leave training mode."""
+    parameters = dict(module.named_parameters())
+    made = weights({name: tuple(p.shape) for name, p in parameters.items()})
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(torch.from_numpy(made[name]))
+    module.eval()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One stored case."""
+
+    meta: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+    def tensor(self, name: str) -> Tensor:
+        return torch.from_numpy(self.arrays[name])
+
+    def error(self, name: str, got: Tensor) -> float:
+        """Relative error (L2) of a tensor against a stored array."""
+        want = self.arrays[name].astype(np.float64).reshape(-1)
+        values = got.detach().double().numpy().reshape(-1)[:: self.meta["strides"].get(name, 1)]
+        return float(np.linalg.norm(values - want) / np.linalg.norm(want))
+
+    def gradient_errors(self, module: nn.Module) -> np.ndarray:
+        """Relative errors of the norms of all parameters' gradients."""
+        got = np.array(
+            [0.0 if p.grad is None else float(p.grad.norm()) for p in module.parameters()]
+        )
+        want = np.maximum(self.arrays["grad_norm"], 0)  # -1 stands for no gradient
+        floor = 1e-3 * np.median(want[want > 0])
+        return np.abs(got - want) / np.maximum(want, floor)
+
+
+def load(kind: str, name: str) -> Case:
+    """A case of `models` or `modules`."""
+    with np.load(FOLDER / kind / f"{name}.npz") as file:
+        arrays = {key: file[key] for key in file.files}
+    return Case(json.loads(str(arrays.pop("meta"))), arrays)
+
+
+def manifest(name: str) -> list[tuple[str, tuple[int, ...], str, bool]]:
+    """A published network's state: name, shape, dtype and whether it learns, in order."""
+    rows = json.loads((FOLDER / "manifests" / f"{name}.json").read_text())
+    return [(row[0], tuple(row[1]), row[2], row[3]) for row in rows]
+
+
+def state_of(module: nn.Module) -> list[tuple[str, tuple[int, ...], str, bool]]:
+    """The same of a module at hand."""
+    learned = {name for name, _ in module.named_parameters()}
+    return [
+        (name, tuple(value.shape), str(value.dtype).removeprefix("torch."), name in learned)
+        for name, value in module.state_dict().items()
+    ]
+
+
+def check_network(
+    case: Case, network: nn.Module, usual: float = 2e-5, largest: float = 5e-3
+) -> None:
+    """Hold output, loss and gradient norms to 1e-4.
+
+    Gradients of this loss are near to signs: an output that differs by rounding flips the odd one,
+    so where signs nearly cancel a norm may be off by 1e-3, while most agree to 1e-5.
+
+    Args:
+        case: the stored numbers.
+        network: of the case's configuration.
+        usual: bound on the median error of the gradient norms; 95 % lie within five times it.
+        largest: bound on their largest.
+    """
+    fill(network)
+    shape = case.meta["out_shape"]
+    target = np.random.default_rng(case.meta["seed"] + 1).integers(0, 256, shape, dtype=np.uint8)
+    sr = network(case.tensor("input"))
+    assert list(sr.shape) == shape
+    gt = torch.from_numpy(target.astype(np.float32) / np.float32(255))
+    loss = torch.sqrt((sr - gt) ** 2 + 1e-12).mean()
+    loss.backward()
+    assert case.error("output", sr) < 1e-5
+    assert abs(loss.item() / case.meta["loss"] - 1) < 1e-6
+    errors = case.gradient_errors(network)
+    assert np.median(errors) < usual
+    assert np.quantile(errors, 0.95) < 5 * usual
+    assert errors.max() < largest
+
+
+def check_module(
+    case: Case, module: nn.Module, outputs: list[Tensor], inputs: dict[str, Tensor]
+) -> None:
+    """Hold a module's outputs and the gradients of inputs and parameters to 1e-5."""
+    total = sum((out * case.tensor(f"cot_{i}")).sum() for i, out in enumerate(outputs))
+    assert isinstance(total, Tensor)
+    total.backward()
+    for i, out in enumerate(outputs):
+        assert case.error(f"out_{i}", out) < 1e-5
+    for name, value in inputs.items():
+        assert value.grad is not None
+        assert case.error(f"gin_{name}", value.grad) < 1e-5
+    if len(case.arrays["grad_norm"]):
+        assert case.gradient_errors(module).max() < 3e-5
