@@ -24,7 +24,7 @@ from fedvsr.models._flow import SpyNet, compose
 from fedvsr.models._frames import per_frame
 from fedvsr.models._spec import ModelSpec
 from fedvsr.models._windows import Checkpointing, SwinLayer, SwinLayers, Window
-from fedvsr.section import Section
+from fedvsr.section import NamedSection
 
 _BRANCHES = ("backward_1", "forward_1", "backward_2", "forward_2")
 # Width behind the first enlargement, and of the convolutions that only checkpoints know.
@@ -32,7 +32,7 @@ _WIDTH = 64
 _TEMPERATURE = 0.01
 
 
-class Config(Section):
+class Config(NamedSection):
     """Settings of the `iart` network; the defaults are the paper's for x4 super-resolution."""
 
     name: Literal["iart"] = "iart"

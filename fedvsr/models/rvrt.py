@@ -25,7 +25,7 @@ from fedvsr.models._flow import SpyNet, compose, flow_warp
 from fedvsr.models._frames import per_frame
 from fedvsr.models._spec import ModelSpec
 from fedvsr.models._windows import Checkpointing, Mlp, SwinLayer, SwinLayers, Window
-from fedvsr.section import Section
+from fedvsr.section import NamedSection
 
 Three = tuple[int, int, int]
 # Flows from the frames of a pair to those of the pair before: in the same and in the other place.
@@ -37,7 +37,7 @@ _CLIP = 2
 _CHUNK_SAMPLES = 2**23
 
 
-class Config(Section):
+class Config(NamedSection):
     """Settings of the `rvrt` network; the defaults are the paper's for x4 super-resolution."""
 
     name: Literal["rvrt"] = "rvrt"

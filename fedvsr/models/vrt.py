@@ -27,7 +27,7 @@ from fedvsr.models._deform import deform_conv3x3
 from fedvsr.models._flow import SpyNet, compose, flow_warp
 from fedvsr.models._spec import ModelSpec
 from fedvsr.models._windows import Checkpointing, Kept, Window, recompute
-from fedvsr.section import Section
+from fedvsr.section import NamedSection
 
 # Scale (a power of 1/2) of each stage of the trunk.
 _STAGE_SCALES = (0, 1, 2, 3, 2, 1, 0)
@@ -39,7 +39,7 @@ _UPSAMPLE_WIDTH = 64
 _MIN_FLOW_SIZE = 40
 
 
-class Config(Section):
+class Config(NamedSection):
     """Settings of VRT. The defaults are the network for 16 frames that the paper federates."""
 
     name: Literal["vrt"] = "vrt"
