@@ -125,6 +125,8 @@ def test_ctrl_c_prints_how_to_go_on(small_yaml: Path, tmp_path: Path) -> None:
         command(small_yaml, tmp_path, "--executor", "serial", "--set", "local.steps=2000"),
         stdout=subprocess.PIPE,
         text=True,
+        # Whoever runs the tests in the background has SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for_round_0(process)
     time.sleep(0.3)
