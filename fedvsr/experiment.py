@@ -170,6 +170,7 @@ class _Execution:
         self.executor_name = ""
         with scoped_torch(derive_seed(config.seed, "init"), 1):
             self.network = build_network(config.model)
+        self.num_params = sum(parameter.numel() for parameter in self.network.parameters())
         self.evaluator = Evaluator(config.model, config.evaluation, split.test)
         identity = {
             "run_id": run.run_id,
@@ -200,7 +201,7 @@ class _Execution:
             self.run.run_id,
             state.round_idx,
             config.federation.num_rounds,
-            table.size,
+            self.num_params,
             config.data.num_clients,
             self.evaluator.device_name,
         )
@@ -242,7 +243,7 @@ class _Execution:
                 "model": config.model.name,
                 "algorithm": config.algorithm.name,
                 "executor": self.executor_name,
-                "num_params": ParamTable.of(self.network).size,
+                "num_params": self.num_params,
                 "num_rounds": config.federation.num_rounds,
                 "num_clients": config.data.num_clients,
                 "num_train_clips": len(self.split.train),

@@ -78,7 +78,10 @@ def connect(address: str | None, object_store_bytes: int) -> None:
     try:
         ray.init(address=address, logging_level=logging.ERROR, **common)
     except ConnectionError as error:
-        raise UserError(f"there is no Ray cluster at {address!r}: {error}") from None
+        raise UserError(
+            f"no Ray cluster answers at {address!r}: {error}; if it asks for a token, set "
+            "RAY_AUTH_MODE=token and, unless it is in ~/.ray/auth_token, RAY_AUTH_TOKEN_PATH"
+        ) from None
 
 
 def disconnect() -> None:
