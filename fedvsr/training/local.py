@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count, islice
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -25,6 +26,9 @@ from fedvsr.section import NamedSection, Section
 from fedvsr.seeding import derive_seed, generator
 
 
+DecayRate = Annotated[float, Field(ge=0, lt=1)]
+
+
 class LocalConfig(Section):
     """Local training of a client in a round."""
 
@@ -37,7 +41,7 @@ class LocalConfig(Section):
     crop: int = Field(256, ge=8, le=4096, description="Ground-truth crop in pixels, square.")
     augment: bool = Field(True, description="Flip and transpose samples at random.")
     lr: float = Field(4e-4, gt=0, le=1, description="Adam learning rate.")
-    betas: tuple[float, float] = Field((0.9, 0.99), description="Adam moment decay rates.")
+    betas: tuple[DecayRate, DecayRate] = Field((0.9, 0.99), description="Adam moment decay rates.")
     num_threads: int = Field(
         1, ge=1, le=256, description="CPU threads of a client; float sums depend on it."
     )

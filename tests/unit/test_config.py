@@ -17,6 +17,7 @@ from fedvsr.errors import UserError
         ("algorithm.lambda_vrs=1", r"^algorithm\.lambda_vrs is not .* 'lambda_vsr'\?$"),
         ("evaluation.tiles.sise=9", r"^evaluation\.tiles\.sise is not .* 'size'\?$"),
         ("local.lr=-1", r"^local\.lr = -1: .*greater than 0$"),
+        ("local.betas=[0.9, 1]", r"^local\.betas\.1 = 1: .*less than 1$"),
         ("local.lr=.nan", r"^local\.lr = nan: .*finite number$"),
         ("local.crop=abc", r"^local\.crop = 'abc': .*integer"),
         ("algorithm.name=fedvrs", r"^algorithm\.name = fedvrs is not .* did you mean 'fedvsr'\?"),
