@@ -25,7 +25,6 @@ from fedvsr.params import FloatVector, flatten, load_flat
 from fedvsr.section import NamedSection, Section
 from fedvsr.seeding import derive_seed, generator
 
-
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
 
 
