@@ -128,10 +128,10 @@ def _events(this: Run, split: Split, executor: str, address: str | None) -> Iter
 
 def _object_store_bytes(config: ExperimentConfig) -> int:
     """Room for a round's vectors: the global one, and each client's, twice over, and some spare."""
+    from fedvsr.models import build_fresh
     from fedvsr.params import ParamTable
-    from fedvsr.training.local import build_network
 
-    size = 4 * ParamTable.of(build_network(config.model)).size
+    size = 4 * ParamTable.of(build_fresh(config.model)).size
     return 2 * size * (1 + config.federation.clients_per_round) + (256 << 20)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from fedvsr.data.videos import DataConfig
 from fedvsr.errors import UserError
@@ -22,7 +22,8 @@ from fedvsr.training.evaluate import EvaluationConfig
 from fedvsr.training.local import LocalConfig, require_sample
 
 if TYPE_CHECKING:
-    ModelConfig = NamedSection
+    from fedvsr.models._spec import ModelConfig
+
     AlgorithmConfig = NamedSection
 else:
 
@@ -36,8 +37,11 @@ else:
     ModelConfig = _one_of("fedvsr.models")
     AlgorithmConfig = _one_of("fedvsr.algorithms")
 
-# Sections whose keys depend on their `name`.
+_ModelSection: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
+
+# Sections whose keys depend on their `name`, but for those that all of them share.
 _NAMED = ("model", "algorithm")
+_SHARED = ("size",)
 
 
 class CheckpointConfig(Section):
@@ -62,6 +66,19 @@ class ExperimentConfig(Section):
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="Scoring.")
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="Saving the state.")
     cluster: ClusterConfig = Field(ClusterConfig(), description="Where clients run.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_recipe(cls, values: Any) -> Any:
+        """Let the network's recipe fill in what `local` leaves out."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("local", {}), Mapping):
+            return values
+        try:
+            model = _ModelSection.validate_python(values.get("model"))
+        except ValidationError:
+            # The section's own validation says what is wrong.
+            return values
+        return {**values, "local": {**model.recipe(), **values.get("local", {})}}
 
     def model_post_init(self, _: object) -> None:
         """Check what no section can see alone."""
@@ -191,14 +208,14 @@ def _parse_override(override: str) -> dict[str, Any]:
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes over base, section by section. Another network or algorithm takes no key along."""
+    """Changes over base, section by section. Another network takes nothing but its size along."""
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
         if not isinstance(old, Mapping) or not isinstance(value, Mapping):
             merged[key] = value
         elif key in _NAMED and value.get("name", old.get("name")) != old.get("name"):
-            merged[key] = dict(value)
+            merged[key] = {k: old[k] for k in _SHARED if k in old} | dict(value)
         else:
             merged[key] = _merge(old, value)
     return merged

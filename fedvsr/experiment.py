@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from fedvsr import __version__, algorithms
+from fedvsr import __version__, algorithms, models
 from fedvsr.config import ExperimentConfig
 from fedvsr.data.partition import deal
 from fedvsr.data.videos import Progress, Split, prepare
@@ -35,7 +35,7 @@ from fedvsr.records import Row, RunRecords, read_run
 from fedvsr.seeding import derive_seed
 from fedvsr.training import checkpoint
 from fedvsr.training.evaluate import ClipScore, Evaluator
-from fedvsr.training.local import build_network, require_room, scoped_torch
+from fedvsr.training.local import require_room, scoped_torch
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class RunStarted:
     num_params: int
     num_clients: int
     device: str
+    flow_from_scratch: bool
+    """The network estimates optical flow, and begins without weights for that."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class _Execution:
         self.run, self.split, self.make_executor = run, split, make_executor
         self.executor_name = ""
         with scoped_torch(derive_seed(config.seed, "init"), 1):
-            self.network = build_network(config.model)
+            self.network = models.build_fresh(config.model)
         self.num_params = sum(parameter.numel() for parameter in self.network.parameters())
         self.evaluator = Evaluator(config.model, config.evaluation, split.test)
         identity = {
@@ -193,6 +195,8 @@ class _Execution:
         )
         table = ParamTable.of(self.network)
         saved = checkpoint.latest(checkpoints, table, config.config_hash())
+        if saved is None:
+            models.load_start(self.network, config.model)
         state = RunState(*saved) if saved else RunState(0, flatten(self.network))
         executor = self.make_executor(clients)
         self.executor_name = executor.name
@@ -204,6 +208,7 @@ class _Execution:
             self.num_params,
             config.data.num_clients,
             self.evaluator.device_name,
+            saved is None and models.flow_from_scratch(config.model),
         )
         if not saved:
             yield self._record(state)

@@ -12,6 +12,8 @@ class ClientTask:
     client_id: int
     round_idx: int
     """From 1."""
+    num_rounds: int
+    """Of the whole run: schedules go by it."""
     seed: int
     """Seeds this client's draws in this round: samples, crops, dropout."""
 

@@ -19,6 +19,7 @@ def epoch(
     num_frames: int,
     crop: int,
     augment: bool,
+    mirror: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One pass over a client's clips, in batches `(lq_BTCHW, gt_BTCHW)` of float32.
 
@@ -29,9 +30,10 @@ def epoch(
         clips: the client's clips, each of at least `num_frames` frames and `crop` pixels.
         rng: draws the order, starts, crops and flips; nothing else does.
         batch_size: samples a batch.
-        num_frames: T.
+        num_frames: T, before mirroring.
         crop: height and width of the ground-truth crop, a multiple of the clips' scale.
         augment: flip and transpose at random.
+        mirror: follow the frames by themselves in reverse, so that T is twice `num_frames`.
     """
     samples = [(clip, start) for clip in clips for start in range(clip.num_frames)]
     order = rng.permutation(len(samples))
@@ -41,6 +43,8 @@ def epoch(
             for clip, start in (samples[i] for i in order[first : first + batch_size])
         ]
         lq, gt = (np.stack(frames) for frames in zip(*pairs, strict=True))
+        if mirror:
+            lq, gt = (np.concatenate((frames, frames[:, ::-1]), axis=1) for frames in (lq, gt))
         yield _to_tensor(lq), _to_tensor(gt)
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from fedvsr.data.clips import Clip
 from fedvsr.messages import ClientReport, ClientTask
+from fedvsr.models._spec import ModelConfig
 from fedvsr.params import FloatVector
 from fedvsr.section import NamedSection
 from fedvsr.training.local import LocalConfig, LocalTrainer
@@ -45,7 +46,7 @@ class Executor(Protocol):
 class Clients:
     """All that is needed to train any client: the shared settings and each client's own clips."""
 
-    model: NamedSection
+    model: ModelConfig
     algorithm: NamedSection
     local: LocalConfig
     clips: Sequence[tuple[Clip, ...]]

@@ -74,6 +74,7 @@ def run_rounds(
             ClientTask(
                 client_id=client_id,
                 round_idx=round_idx,
+                num_rounds=config.num_rounds,
                 seed=derive_seed(seed, "client", client_id, round_idx),
             )
             for client_id in sample_clients(seed, round_idx, num_clients, config.clients_per_round)

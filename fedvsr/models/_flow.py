@@ -8,7 +8,6 @@ b: warping b with it gives an image aligned to a.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedvsr.errors import UserError
+from fedvsr.models._checkpoint import load_tensors, read_tensors
 
 _FINEST = 5
 # Pairs are taken in chunks of at most this many pixels, which bounds the memory of long clips.
@@ -206,31 +206,13 @@ def load_flow_weights(module: nn.Module, path: str | Path) -> None:
 
     Raises:
         UserError: the file cannot be read, or its tensors are not SpyNet's; the message names the
-            first that is missing, unexpected or of another shape.
+            first that is missing, of another shape, or unexpected.
     """
     spynet = module if isinstance(module, SpyNet) else getattr(module, "spynet", None)
     if not isinstance(spynet, SpyNet):
-        raise UserError(f"{type(module).__name__} estimates no flow: model.flow_weights is unused")
+        raise UserError(f"model.flow_weights: {type(module).__name__} estimates no flow")
     try:
-        # Only tensors and plain containers are unpickled.
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(f"model.flow_weights: cannot read {path}: {error}") from error
-    if isinstance(found, dict) and isinstance(found.get("params"), dict):
-        found = found["params"]
-    if not isinstance(found, dict):
-        raise UserError(f"model.flow_weights: {path} holds no table of tensors")
-    own = spynet.state_dict()
-    required = [name for name in own if name not in ("mean", "std")]
-    if missing := [name for name in required if name not in found]:
-        raise UserError(f"model.flow_weights: {path} lacks the tensor {missing[0]}")
-    if unexpected := [name for name in found if name not in own]:
-        raise UserError(f"model.flow_weights: {path} holds {unexpected[0]}, which SpyNet lacks")
-    for name in required:
-        tensor = found[name]
-        if not isinstance(tensor, Tensor) or tensor.shape != own[name].shape:
-            shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise UserError(
-                f"model.flow_weights: {name} in {path} is {shape}, not {tuple(own[name].shape)}"
-            )
-    spynet.load_state_dict({name: found[name] for name in required}, strict=False)
+        tensors, _ = read_tensors(Path(path))
+        load_tensors(spynet, tensors, Path(path), optional=("mean", "std"))
+    except UserError as error:
+        raise UserError(f"model.flow_weights: {error}") from None

@@ -2,11 +2,59 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from fedvsr.errors import UserError
+from fedvsr.section import NamedSection
+
+
+@dataclass(frozen=True)
+class Size:
+    """A packaged configuration of a network."""
+
+    network: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of the network's own section that differ from their defaults."""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of the section `local`: how the network is trained where an experiment says nothing."""
+
+
+class ModelConfig(NamedSection):
+    """What the sections of all networks have."""
+
+    sizes: ClassVar[Mapping[str, Size]]
+    """The packaged configurations, by the names that `size` may take."""
+
+    size: str
+    weights: str | None = Field(
+        None, description="File of the weights to start from: a run's, or a released checkpoint."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, values: Any) -> Any:
+        """Fill in what the packaged size says; a key that is given stands."""
+        if not isinstance(values, Mapping):
+            return values
+        size = cls.sizes.get(values.get("size", cls.model_fields["size"].default))
+        # An unknown size is refused by its own field.
+        return {**(size.network if size else {}), **values}
+
+    def recipe(self) -> Mapping[str, Any]:
+        """Settings of `local` that this size is trained with where an experiment says nothing."""
+        return self.sizes[self.size].recipe
+
+
+class FlowModelConfig(ModelConfig):
+    """What the sections of networks that estimate optical flow have."""
+
+    flow_weights: str | None = Field(
+        None, description="Released SpyNet weights to start from (default: flow from scratch)."
+    )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ pixels.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +22,8 @@ from typing_extensions import Self
 
 from fedvsr.models._flow import SpyNet, compose
 from fedvsr.models._frames import per_frame
-from fedvsr.models._spec import ModelSpec
+from fedvsr.models._spec import FlowModelConfig, ModelSpec, Size
 from fedvsr.models._windows import Checkpointing, SwinLayer, SwinLayers, Window
-from fedvsr.section import NamedSection
 
 _BRANCHES = ("backward_1", "forward_1", "backward_2", "forward_2")
 # Width behind the first enlargement, and of the convolutions that only checkpoints know.
@@ -32,10 +31,55 @@ _WIDTH = 64
 _TEMPERATURE = 0.01
 
 
-class Config(NamedSection):
+_SIZES = {
+    "paper": Size(
+        # The published option file for REDS x4, with the batch of the published federated training.
+        recipe={
+            "batch_size": 3,
+            "num_frames": 16,
+            "crop": 256,
+            "lr": 2e-4,
+            "betas": (0.9, 0.99),
+            "slow_params": ("spynet",),
+            "slow_factor": 0.125,
+            "freeze_steps": 5_000,
+            "precision": "fp16",
+        }
+    ),
+    "demo": Size(
+        network={
+            "mid_channels": 32,
+            "embed_dim": 24,
+            "depths": (2,),
+            "num_heads": (4,),
+            "img_size": 32,
+            "drop_path_rate": 0.0,
+            "checkpointing": "none",
+        },
+        recipe={
+            "steps": 10,
+            "batch_size": 1,
+            "num_frames": 4,
+            "crop": 128,
+            "lr": 2e-3,
+            "slow_params": ("spynet",),
+            "slow_factor": 0.125,
+        },
+    ),
+}
+
+
+class Config(FlowModelConfig):
     """Settings of the `iart` network; the defaults are the paper's for x4 super-resolution."""
 
+    sizes: ClassVar = _SIZES
+
     name: Literal["iart"] = "iart"
+    size: Literal["paper", "demo"] = Field(
+        "paper",
+        description="The packaged configuration that the other keys start from: the paper's, or a "
+        "small one.",
+    )
     in_channels: Literal[3] = Field(3, description="Colours.")
     mid_channels: int = Field(64, ge=4, le=512, description="Channels before the enlargement.")
     embed_dim: int = Field(120, ge=4, le=1024, multiple_of=4, description="Feature channels.")
@@ -78,8 +122,8 @@ class Config(NamedSection):
 
 
 def spec(config: Config) -> ModelSpec:
-    """Size rules: 64 pixels a side, any number of frames."""
-    return ModelSpec(scale=4, charbonnier_eps=1e-12, min_size=64)
+    """Size rules: any number of frames; SpyNet halves five times."""
+    return ModelSpec(scale=4, charbonnier_eps=1e-12, min_size=32)
 
 
 class Model(nn.Module):
@@ -101,7 +145,7 @@ class Model(nn.Module):
         self.implicit_warp = ImplicitAlignment(dim, config.num_heads[0])
 
     def forward(self, lq_BTCHW: Tensor) -> Tensor:
-        """Super-resolve clips of any number of frames, at least 64 pixels a side.
+        """Super-resolve clips of any number of frames, at least 32 pixels a side.
 
         Raises:
             ValueError: the clips have another size.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +23,8 @@ from typing_extensions import Self
 
 from fedvsr.models._flow import SpyNet, compose, flow_warp
 from fedvsr.models._frames import per_frame
-from fedvsr.models._spec import ModelSpec
+from fedvsr.models._spec import FlowModelConfig, ModelSpec, Size
 from fedvsr.models._windows import Checkpointing, Mlp, SwinLayer, SwinLayers, Window
-from fedvsr.section import NamedSection
 
 Three = tuple[int, int, int]
 # Flows from the frames of a pair to those of the pair before: in the same and in the other place.
@@ -37,10 +36,53 @@ _CLIP = 2
 _CHUNK_SAMPLES = 2**23
 
 
-class Config(NamedSection):
+_SIZES = {
+    "paper": Size(
+        # The published option file for REDS x4, with the batch of the published federated training.
+        recipe={
+            "batch_size": 1,
+            "num_frames": 30,
+            "crop": 256,
+            "lr": 4e-4,
+            "betas": (0.9, 0.99),
+            "slow_params": ("spynet",),
+            "slow_factor": 0.25,
+            "freeze_steps": 30_000,
+        }
+    ),
+    "demo": Size(
+        network={
+            "img_size": (2, 32, 32),
+            "num_blocks": (1, 1, 1),
+            "embed_dims": (24, 24, 24),
+            "num_heads": (4, 4, 4),
+            "deformable_groups": 4,
+            "attention_heads": 4,
+        },
+        recipe={
+            "steps": 10,
+            "batch_size": 1,
+            "num_frames": 4,
+            "crop": 128,
+            "lr": 2e-3,
+            "slow_params": ("spynet",),
+            "slow_factor": 0.25,
+        },
+    ),
+}
+
+
+class Config(FlowModelConfig):
     """Settings of the `rvrt` network; the defaults are the paper's for x4 super-resolution."""
 
+    sizes: ClassVar = _SIZES
+
     name: Literal["rvrt"] = "rvrt"
+    size: Literal["paper", "demo"] = Field(
+        "paper",
+        description="The packaged configuration that the other keys start from: the paper's, or a "
+        "small one.",
+    )
     upscale: Literal[4] = Field(4, description="Enlargement of height and width.")
     clip_size: Literal[2] = Field(2, description="Frames per step of the recurrence.")
     img_size: Three = Field(
@@ -104,13 +146,13 @@ class Config(NamedSection):
 
 
 def spec(config: Config) -> ModelSpec:
-    """Size rules: pairs of frames; SpyNet needs more than 32 pixels a side."""
+    """Size rules: pairs of frames; SpyNet halves five times."""
     return ModelSpec(
         scale=config.upscale,
         charbonnier_eps=1e-9,
         min_frames=_CLIP,
         frames_multiple=_CLIP,
-        min_size=33,
+        min_size=32,
     )
 
 
@@ -138,7 +180,7 @@ class Model(nn.Module):
         self.conv_last = FrameConv(64, 3, 3)
 
     def forward(self, lq_BTCHW: Tensor) -> Tensor:
-        """Super-resolve clips of an even number of frames, more than 32 pixels a side.
+        """Super-resolve clips of an even number of frames, at least 32 pixels a side.
 
         Raises:
             ValueError: the clips have another size.

@@ -7,25 +7,32 @@ B clips, T frames, C channels, H x W the low-resolution size.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedvsr.models._spec import ModelSpec
+from fedvsr.models._spec import ModelConfig, ModelSpec, Size
 from fedvsr.resize import upscale_planes
-from fedvsr.section import NamedSection
 
 # Leaky, as in BasicVSR: behind a last layer of zeros, plain rectifiers die in a few steps.
 _SLOPE = 0.1
 
 
-class Config(NamedSection):
+_SIZES = {
+    "demo": Size(recipe={"steps": 20, "batch_size": 4, "num_frames": 5, "crop": 96, "lr": 2e-3})
+}
+
+
+class Config(ModelConfig):
     """Settings of the `tiny` network."""
 
+    sizes: ClassVar = _SIZES
+
     name: Literal["tiny"] = "tiny"
+    size: Literal["demo"] = Field("demo", description="A packaged configuration; there is one.")
     scale: int = Field(4, ge=2, le=8, description="Enlargement of height and width.")
     channels: int = Field(16, ge=4, le=128, description="Feature channels.")
     blocks: int = Field(2, ge=0, le=20, description="Residual blocks per direction.")
@@ -42,7 +49,7 @@ class Model(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         channels = config.channels
-        self.scale = config.scale
+        self.spec = spec(config)
         self.extract = _conv(3, channels)
         self.forward_cell = _Cell(channels, config.blocks)
         self.backward_cell = _Cell(channels, config.blocks)
@@ -59,8 +66,8 @@ class Model(nn.Module):
         back = _propagate(self.backward_cell, features[::-1])[::-1]
         per_frame = [torch.cat(f, dim=1) for f in zip(features, ahead, back, strict=True)]
         fused = _activate(self.fuse(torch.stack(per_frame, dim=1).flatten(0, 1)))
-        residual = F.pixel_shuffle(self.to_pixels(fused), self.scale)
-        sr_NCHW = upscale_planes(lq_NCHW, self.scale) + residual
+        residual = F.pixel_shuffle(self.to_pixels(fused), self.spec.scale)
+        sr_NCHW = upscale_planes(lq_NCHW, self.spec.scale) + residual
         return sr_NCHW.view(batch, frames, *sr_NCHW.shape[1:])
 
 

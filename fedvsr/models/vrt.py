@@ -10,7 +10,7 @@ B clips, T frames, C channels, H x W the tensor's own height and width. Pixels a
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +25,8 @@ from fedvsr.models._attention import (
 )
 from fedvsr.models._deform import deform_conv3x3
 from fedvsr.models._flow import SpyNet, compose, flow_warp
-from fedvsr.models._spec import ModelSpec
+from fedvsr.models._spec import FlowModelConfig, ModelSpec, Size
 from fedvsr.models._windows import Checkpointing, Kept, Window, recompute
-from fedvsr.section import NamedSection
 
 # Scale (a power of 1/2) of each stage of the trunk.
 _STAGE_SCALES = (0, 1, 2, 3, 2, 1, 0)
@@ -35,14 +34,69 @@ _NUM_STAGES = len(_STAGE_SCALES)
 # Largest learned displacement at full size, in pixels; smaller scales have their part of it.
 _MAX_OFFSET = 10.0
 _UPSAMPLE_WIDTH = 64
-# SpyNet needs more than 32 pixels, and the size is a multiple of 8.
-_MIN_FLOW_SIZE = 40
+# SpyNet halves five times.
+_MIN_FLOW_SIZE = 32
 
 
-class Config(NamedSection):
+# The published option files for REDS x4. The batch is that of the published federated training.
+_RECIPE = {
+    "batch_size": 1,
+    "num_frames": 16,
+    "crop": 256,
+    "lr": 4e-4,
+    "betas": (0.9, 0.99),
+    "slow_params": ("spynet", "deform"),
+    "slow_factor": 0.125,
+    "freeze_steps": 20_000,
+}
+_SIZES = {
+    "paper": Size(recipe=_RECIPE),
+    "paper_6frames": Size(
+        network={
+            "img_size": (6, 64, 64),
+            "window_size": (6, 8, 8),
+            "pa_frames": 2,
+            "deformable_groups": 12,
+        },
+        recipe={**_RECIPE, "num_frames": 6},
+    ),
+    "released_16frames": Size(network={"pa_frames": 6, "deformable_groups": 24}, recipe=_RECIPE),
+    "demo": Size(
+        network={
+            "img_size": (4, 32, 32),
+            "window_size": (4, 4, 4),
+            "depths": (2,) * 9,
+            "indep_reconsts": (8,),
+            "embed_dims": (24,) * 7 + (32,) * 2,
+            "num_heads": (4,) * 9,
+            "pa_frames": 2,
+            "deformable_groups": 4,
+            "drop_path_rate": 0.0,
+        },
+        recipe={
+            "steps": 10,
+            "batch_size": 1,
+            "num_frames": 4,
+            "crop": 128,
+            "lr": 2e-3,
+            "slow_params": ("spynet", "deform"),
+            "slow_factor": 0.125,
+        },
+    ),
+}
+
+
+class Config(FlowModelConfig):
     """Settings of VRT. The defaults are the network for 16 frames that the paper federates."""
 
+    sizes: ClassVar = _SIZES
+
     name: Literal["vrt"] = "vrt"
+    size: Literal["paper", "paper_6frames", "released_16frames", "demo"] = Field(
+        "paper",
+        description="The packaged configuration that the other keys start from: the paper's, for "
+        "16 frames; the published one for 6; that of the released checkpoint for 16; or small.",
+    )
     upscale: Literal[2, 4] = Field(4, description="Enlargement of height and width.")
     img_size: Window = Field(
         (16, 64, 64),
@@ -158,7 +212,7 @@ class Model(nn.Module):
         # A frame, and four pixels of each of its two aligned neighbours.
         self.conv_first = _FrameConv(3 * (1 + 4 + 4), channels)
         self.spynet = SpyNet([2, 3, 4, 5])
-        rates = torch.linspace(0, config.drop_path_rate, sum(config.depths)).tolist()
+        rates = torch.linspace(0, config.drop_path_rate, sum(config.depths), device="cpu").tolist()
         by_depth = [
             rates[sum(config.depths[:i]) : sum(config.depths[: i + 1])]
             for i in range(len(config.depths))

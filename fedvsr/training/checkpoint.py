@@ -14,8 +14,8 @@ from torch import nn
 
 from fedvsr.errors import UserError
 from fedvsr.files import replacing
+from fedvsr.models._spec import ModelConfig
 from fedvsr.params import FloatVector, ParamTable
-from fedvsr.section import NamedSection
 
 _FORMAT = 1
 # One entry of metadata: safetensors writes several in an order that changes from run to run.
@@ -61,7 +61,7 @@ def latest(folder: Path, table: ParamTable, config_hash: str) -> tuple[int, Floa
     return None
 
 
-def save_model(path: Path, network: nn.Module, model: NamedSection) -> None:
+def save_model(path: Path, network: nn.Module, model: ModelConfig) -> None:
     """Save a trained network by tensor names, with its configuration in the file's metadata."""
     metadata = _metadata(model=model.model_dump(mode="json"))
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from fedvsr import metrics
+from fedvsr import metrics, models
 from fedvsr.data.clips import Clip, Frames
 from fedvsr.data.degrade import bicubic_upscale, quantise
+from fedvsr.models._spec import ModelConfig
 from fedvsr.params import FloatVector, load_flat
-from fedvsr.section import NamedSection, Section
+from fedvsr.section import Section
 from fedvsr.training.inference import TileConfig, super_resolve
-from fedvsr.training.local import build_network, model_spec, scoped_torch
+from fedvsr.training.local import model_spec, scoped_torch
 
 
 class EvaluationConfig(Section):
@@ -49,13 +50,11 @@ class ClipScore:
 class Evaluator:
     """Scores parameter vectors on fixed clips. The bicubic baseline is computed once."""
 
-    def __init__(
-        self, model: NamedSection, config: EvaluationConfig, clips: Sequence[Clip]
-    ) -> None:
+    def __init__(self, model: ModelConfig, config: EvaluationConfig, clips: Sequence[Clip]) -> None:
         self.spec = model_spec(model)
         self.config = config
         self.clips = clips
-        self.network = build_network(model).eval()
+        self.network = models.build_fresh(model).eval()
         if torch.cuda.is_available():
             self.network.cuda()
         self._baseline: dict[str, tuple[float, float, float | None]] = {}

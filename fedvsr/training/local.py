@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count, islice
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -20,16 +20,17 @@ from fedvsr.errors import UserError
 from fedvsr.lookup import load
 from fedvsr.losses import charbonnier
 from fedvsr.messages import ClientReport, ClientTask
-from fedvsr.models._spec import ModelSpec
+from fedvsr.models._spec import ModelConfig, ModelSpec
 from fedvsr.params import FloatVector, flatten, load_flat
 from fedvsr.section import NamedSection, Section
 from fedvsr.seeding import derive_seed, generator
+from fedvsr.training.precision import Precision, autocast
 
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LocalConfig(Section):
-    """Local training of a client in a round."""
+    """Local training of a client in a round. A key left out is what the network's recipe says."""
 
     epochs: int = Field(1, ge=1, le=1000, description="Passes over the client's clips per round.")
     steps: int | None = Field(
@@ -39,22 +40,55 @@ class LocalConfig(Section):
     num_frames: int = Field(6, ge=1, le=1000, description="Consecutive frames of a sample.")
     crop: int = Field(256, ge=8, le=4096, description="Ground-truth crop in pixels, square.")
     augment: bool = Field(True, description="Flip and transpose samples at random.")
-    lr: float = Field(4e-4, gt=0, le=1, description="Adam learning rate.")
+    mirror: bool = Field(
+        False, description="Follow each sample by itself in reverse: twice num_frames frames."
+    )
+    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="The optimiser.")
+    lr: float = Field(4e-4, gt=0, le=1, description="Learning rate.")
     betas: tuple[DecayRate, DecayRate] = Field((0.9, 0.99), description="Adam moment decay rates.")
+    momentum: float = Field(0.0, ge=0, lt=1, description="Momentum of sgd.")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="Weight decay.")
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant",
+        description="Course of the learning rate over all rounds: cosine ends at min_lr.",
+    )
+    min_lr: float = Field(1e-7, ge=0, le=1, description="Learning rate that cosine ends at.")
+    slow_params: tuple[str, ...] = Field(
+        (), description="Parts of names of parameters that learn more slowly, e.g. [spynet]."
+    )
+    slow_factor: float = Field(1.0, gt=0, le=1, description="Their learning rate, as part of lr.")
+    freeze_steps: int = Field(
+        0, ge=0, description="Local steps, counted over all rounds, in which they stay as they are."
+    )
+    precision: Precision = Field(
+        "fp32", description="Autocast of the network; fp16 scales the loss."
+    )
+    compile: bool = Field(False, description="Compile the network (torch.compile).")
     num_threads: int = Field(
         1, ge=1, le=256, description="CPU threads of a client; float sums depend on it."
     )
 
 
 class LocalTrainer:
-    """Trains clients one at a time on one device; holds nothing that outlasts a task."""
+    """Trains clients one at a time on one device; holds nothing that outlasts a task.
 
-    def __init__(self, model: NamedSection, algorithm: NamedSection, local: LocalConfig) -> None:
+    Raises:
+        UserError: `local.slow_params` names no parameter.
+    """
+
+    def __init__(self, model: ModelConfig, algorithm: NamedSection, local: LocalConfig) -> None:
         self.spec = model_spec(model)
         self.local = local
         self.algorithm = algorithms.build(algorithm)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.network = build_network(model).to(self.device).train()
+        self.network = models.build_fresh(model).to(self.device).train()
+        self._forward = torch.compile(self.network) if local.compile else self.network
+        self._slow = list[torch.nn.Parameter]()
+        for part in local.slow_params:
+            found = [p for name, p in self.network.named_parameters() if part in name]
+            if not found:
+                raise UserError(f"local.slow_params: {part!r} is in no parameter of {model.name}")
+            self._slow += found
 
     def train(
         self, task: ClientTask, params: FloatVector, clips: Sequence[Clip]
@@ -76,25 +110,37 @@ class LocalTrainer:
         self, task: ClientTask, params: FloatVector, clips: Sequence[Clip], started: float
     ) -> ClientReport:
         load_flat(self.network, params)
+        local = self.local
         # Made anew each round, as clients keep nothing: the moments start from zero.
-        optimiser = torch.optim.Adam(
-            self.network.parameters(), lr=self.local.lr, betas=self.local.betas
-        )
+        optimiser = self._optimiser()
+        scaler = torch.amp.GradScaler(self.device.type, enabled=local.precision == "fp16")
+        num_steps = self._num_steps(clips)
         losses, vsr_losses, num_samples = list[float](), list[float](), 0
         for lq_BTCHW, gt_BTCHW in self._batches(task, clips):
-            sr_BTCHW = self.network(lq_BTCHW)
+            # Where in the whole training this step stands, as if every client trained in every
+            # round: a schedule must not depend on who was drawn before.
+            step = (task.round_idx - 1) * num_steps + len(losses)
+            for parameter in self._slow:
+                parameter.requires_grad_(step >= local.freeze_steps)
+            lr = learning_rate(local, step / (task.num_rounds * num_steps))
+            for group in optimiser.param_groups:
+                group["lr"] = lr * group["factor"]
+            with autocast(self.device, local.precision):
+                sr_BTCHW = self._forward(lq_BTCHW)
+            sr_BTCHW = sr_BTCHW.float()
             vsr_loss = charbonnier(sr_BTCHW, gt_BTCHW, self.spec.charbonnier_eps)
             loss = self.algorithm.local_loss(vsr_loss, sr_BTCHW, gt_BTCHW)
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            scaler.step(optimiser)
+            scaler.update()
             losses.append(loss.item())
             vsr_losses.append(vsr_loss.item())
             num_samples += len(lq_BTCHW)
             if not math.isfinite(losses[-1]):
                 raise UserError(
                     f"the loss of client {task.client_id} is {losses[-1]} in round "
-                    f"{task.round_idx}, step {len(losses)}; lower local.lr = {self.local.lr:g}"
+                    f"{task.round_idx}, step {len(losses)}; lower local.lr = {local.lr:g}"
                 )
         return ClientReport(
             client_id=task.client_id,
@@ -106,11 +152,30 @@ class LocalTrainer:
             train_s=time.perf_counter() - started,
         )
 
+    def _optimiser(self) -> torch.optim.Optimizer:
+        local, slow = self.local, {id(parameter) for parameter in self._slow}
+        usual = [p for p in self.network.parameters() if id(p) not in slow]
+        groups: list[dict[str, Any]] = [{"params": usual, "factor": 1.0}]
+        if self._slow:
+            groups.append({"params": self._slow, "factor": local.slow_factor})
+        if local.optimizer == "sgd":
+            return torch.optim.SGD(
+                groups, lr=local.lr, momentum=local.momentum, weight_decay=local.weight_decay
+            )
+        kind = torch.optim.Adam if local.optimizer == "adam" else torch.optim.AdamW
+        return kind(groups, lr=local.lr, betas=local.betas, weight_decay=local.weight_decay)
+
+    def _num_steps(self, clips: Sequence[Clip]) -> int:
+        local = self.local
+        if local.steps is not None:
+            return local.steps
+        return local.epochs * math.ceil(sum(c.num_frames for c in clips) / local.batch_size)
+
     def _batches(self, task: ClientTask, clips: Sequence[Clip]) -> Iterator[tuple[Tensor, Tensor]]:
         local, rng = self.local, generator(task.seed, "samples")
         batches = (
             batch
-            for _ in (range(local.epochs) if local.steps is None else count())
+            for _ in count()
             for batch in epoch(
                 clips,
                 rng,
@@ -118,24 +183,28 @@ class LocalTrainer:
                 num_frames=local.num_frames,
                 crop=local.crop,
                 augment=local.augment,
+                mirror=local.mirror,
             )
         )
-        for lq, gt in islice(batches, local.steps):
+        for lq, gt in islice(batches, self._num_steps(clips)):
             yield lq.to(self.device), gt.to(self.device)
 
 
-def model_spec(model: NamedSection) -> ModelSpec:
+def learning_rate(local: LocalConfig, progress: float) -> float:
+    """The learning rate when a part `progress` in [0, 1) of all local steps has been taken."""
+    if local.schedule == "constant":
+        return local.lr
+    span = local.lr - local.min_lr
+    return local.min_lr + span * (1 + math.cos(math.pi * progress)) / 2
+
+
+def model_spec(model: ModelConfig) -> ModelSpec:
     """What the network of a `models/<name>.py` section declares."""
     spec: ModelSpec = load("fedvsr.models", model.name).spec(model)
     return spec
 
 
-def build_network(model: NamedSection) -> torch.nn.Module:
-    """The network of a `models/<name>.py` section, with fresh weights."""
-    return models.build(**model.model_dump())
-
-
-def require_sample(model: NamedSection, local: LocalConfig, scale: int, clip_frames: int) -> None:
+def require_sample(model: ModelConfig, local: LocalConfig, scale: int, clip_frames: int) -> None:
     """Check that the network can take the samples asked for, and clips can give them.
 
     Raises:
@@ -152,7 +221,8 @@ def require_sample(model: NamedSection, local: LocalConfig, scale: int, clip_fra
         raise UserError(
             f"local.num_frames = {local.num_frames} is more than data.clip_frames = {clip_frames}"
         )
-    spec.require_sample(local.num_frames, local.crop // scale, model.name)
+    num_frames = local.num_frames * (2 if local.mirror else 1)
+    spec.require_sample(num_frames, local.crop // scale, model.name)
 
 
 def require_room(clips: Sequence[Clip], local: LocalConfig) -> None:

@@ -60,7 +60,7 @@ def test_a_client_killed_in_mid_round_costs_an_attempt_and_no_bit(
 ) -> None:
     clients = clients_of(small, steps=60)
     params = flatten(build_network(small.model))
-    tasks = [ClientTask(client_id=i, round_idx=1, seed=i) for i in (2, 0)]
+    tasks = [ClientTask(client_id=i, round_idx=1, num_rounds=1, seed=i) for i in (2, 0)]
     expected = {o.report.client_id: o for o in SerialExecutor(clients).run_round(tasks, params)}
     victim = 2
     executor = Killing(clients, ClusterConfig(slots=2), victim)
@@ -78,7 +78,7 @@ def test_a_client_killed_in_mid_round_costs_an_attempt_and_no_bit(
 def test_a_client_that_keeps_dying_ends_the_round(small: ExperimentConfig) -> None:
     clients = clients_of(small, steps=60)
     params = flatten(build_network(small.model))
-    tasks = [ClientTask(client_id=1, round_idx=1, seed=0)]
+    tasks = [ClientTask(client_id=1, round_idx=1, num_rounds=1, seed=0)]
     executor = Killing(clients, ClusterConfig(slots=1, max_retries=0), 1)
     with pytest.raises(RuntimeError, match="the process of client 1 died 1 times in round 1"):
         list(executor.run_round(tasks, params))

@@ -14,7 +14,7 @@ from fedvsr.messages import ClientTask
 from fedvsr.params import FloatVector, flatten
 from fedvsr.training.local import LocalTrainer, require_room
 
-TASK = ClientTask(client_id=0, round_idx=1, seed=5)
+TASK = ClientTask(client_id=0, round_idx=1, num_rounds=1, seed=5)
 
 
 def train(config: ExperimentConfig, **local: Any) -> tuple[Any, FloatVector, FloatVector]:

@@ -1,0 +1,104 @@
+"""Weights from files: released checkpoints, and the networks that runs leave behind."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from fedvsr.errors import UserError
+
+# What trainers wrap a state in, the preferred first: where a file has averaged weights beside the
+# raw ones, the averaged are what its authors evaluate.
+_WRAPPERS = ("params_ema", "params", "state_dict")
+_PREFIX = "module."
+# The entry of a safetensors file's metadata that `fedvsr.training.checkpoint` writes.
+_METADATA = "fedvsr"
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The named tensors of a `.safetensors` file or of one that `torch.save` wrote.
+
+    Of the latter only tensors and plain containers are unpickled. The wrappers `params_ema`,
+    `params` and `state_dict` are taken off, and so is the prefix `module.` of all names.
+
+    Returns:
+        The tensors, and the metadata that fedvsr wrote into the file, empty if it is another's.
+
+    Raises:
+        UserError: the file cannot be read, or holds no table of tensors.
+    """
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise UserError(f"cannot read {path}: {_first_line(error)}") from None
+    if isinstance(found, Mapping):
+        wrapped = next((found[key] for key in _WRAPPERS if isinstance(found.get(key), Mapping)), 0)
+        found = wrapped or found
+    if not isinstance(found, Mapping) or not found:
+        raise UserError(f"{path} holds no table of tensors")
+    for name, value in found.items():
+        if not isinstance(value, Tensor):
+            raise UserError(f"{path}: {name} is a {type(value).__name__}, not a tensor")
+    if all(str(name).startswith(_PREFIX) for name in found):
+        found = {str(name).removeprefix(_PREFIX): value for name, value in found.items()}
+    return dict(found), {}
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read {path}: {_first_line(error)}") from None
+    return tensors, json.loads(metadata.get(_METADATA, "{}"))
+
+
+def first_difference(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
+    """How the tensors found differ from a network's own, in one phrase; None where they fit."""
+    for name, value in own.items():
+        if name not in found:
+            return f"lacks the tensor {name} {list(value.shape)}"
+        if found[name].shape != value.shape:
+            return f"has {name} as {list(found[name].shape)}, not {list(value.shape)}"
+    unexpected = next((name for name in found if name not in own), None)
+    if unexpected is not None:
+        return f"holds {unexpected} {list(found[unexpected].shape)}, which the network lacks"
+    return None
+
+
+def load_tensors(
+    module: nn.Module, tensors: Mapping[str, Tensor], path: Path, optional: tuple[str, ...] = ()
+) -> None:
+    """Put named tensors into a module; all or none.
+
+    Args:
+        module: the network, or a part of it.
+        tensors: what a file held.
+        path: the file, for the message.
+        optional: names that may be missing.
+
+    Raises:
+        UserError: they do not fit; the message names the first that is missing, of another shape,
+            or unexpected.
+    """
+    own = module.state_dict()
+    tensors = {name: own[name] for name in optional if name in own} | dict(tensors)
+    difference = first_difference(own, tensors)
+    if difference is not None:
+        raise UserError(f"{path} {difference}")
+    module.load_state_dict(tensors)
+
+
+def _first_line(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return text.strip().splitlines()[0] if text.strip() else type(error).__name__
