@@ -70,15 +70,20 @@ class ExperimentConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _follow_recipe(cls, values: Any) -> Any:
-        """Let the network's recipe fill in what `local` leaves out."""
-        if not isinstance(values, Mapping) or not isinstance(values.get("local", {}), Mapping):
+        """Let the network's recipe fill in what other sections leave out."""
+        if not isinstance(values, Mapping):
             return values
         try:
             model = _ModelSection.validate_python(values.get("model"))
         except ValidationError:
             # The section's own validation says what is wrong.
             return values
-        return {**values, "local": {**model.recipe(), **values.get("local", {})}}
+        filled = dict(values)
+        for section, recipe in model.recipe().items():
+            given = values.get(section, {})
+            if isinstance(given, Mapping):
+                filled[section] = {**recipe, **given}
+        return filled
 
     def model_post_init(self, _: object) -> None:
         """Check what no section can see alone."""

@@ -9,11 +9,12 @@ each with the recipe that it is trained by.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedvsr.errors import UserError
 from fedvsr.lookup import load, names
@@ -102,14 +103,12 @@ def _section(settings: dict[str, Any]) -> ModelConfig:
     return section
 
 
-def _identify(tensors: dict[str, torch.Tensor], path: Path) -> ModelConfig:
+def _identify(tensors: dict[str, Tensor], path: Path) -> ModelConfig:
     """The packaged configuration that has the tensors found."""
     nearest: tuple[int, str, str] | None = None
     for name in names(__name__):
         for config in packaged(name):
-            # Shapes are all that is asked for: no memory, no random draws.
-            with torch.device("meta"):
-                own = build_fresh(config).state_dict()
+            own = _state_of(config)
             difference = first_difference(own, tensors)
             if difference is None:
                 return config
@@ -119,6 +118,11 @@ def _identify(tensors: dict[str, torch.Tensor], path: Path) -> ModelConfig:
     assert nearest is not None
     if nearest[0] == 0:
         raise UserError(f"{path} is no checkpoint of a known network: {', '.join(names(__name__))}")
-    raise UserError(
-        f"{path} fits no packaged network; as the nearest, {nearest[1]}, it {nearest[2]}"
-    )
+    raise UserError(f"{path} fits no packaged network; as the nearest, {nearest[1]}, it {nearest[2]}")
+
+
+@lru_cache(maxsize=32)
+def _state_of(config: ModelConfig) -> dict[str, Tensor]:
+    # Shapes are all that is asked for: no memory, no random draws.
+    with torch.device("meta"):
+        return build_fresh(config).state_dict()

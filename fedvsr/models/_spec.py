@@ -19,8 +19,8 @@ class Size:
 
     network: Mapping[str, Any] = field(default_factory=dict)
     """Keys of the network's own section that differ from their defaults."""
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    """Keys of the section `local`: how the network is trained where an experiment says nothing."""
+    recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Keys of the sections `local` and `evaluation`, where an experiment says nothing."""
 
 
 class ModelConfig(NamedSection):
@@ -44,8 +44,8 @@ class ModelConfig(NamedSection):
         # An unknown size is refused by its own field.
         return {**(size.network if size else {}), **values}
 
-    def recipe(self) -> Mapping[str, Any]:
-        """Settings of `local` that this size is trained with where an experiment says nothing."""
+    def recipe(self) -> Mapping[str, Mapping[str, Any]]:
+        """How this size is trained and scored where an experiment says nothing, by section."""
         return self.sizes[self.size].recipe
 
 

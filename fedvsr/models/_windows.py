@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 Checkpointing = Literal["none", "attention", "blocks"]
 Window = tuple[int, int, int]
 
-# Logits taken at once in the backward pass on a CPU: about what its caches hold.
-_CHUNK_LOGITS = 2**20
+# Logits taken at once in the backward pass on a CPU. Two such arrays stay in the caches.
+_CHUNK_LOGITS = 2**19
 _APART = -100.0
 
 
@@ -268,29 +268,40 @@ class _BiasedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, None]:
         qkv, bias, out = ctx.saved_tensors
-        heads = len(bias)
-        head_dim = qkv.shape[-1] // (3 * heads)
-        scale = head_dim**-0.5
-        grad_qkv, grad_bias = torch.empty_like(qkv), torch.zeros_like(bias, dtype=torch.float32)
-        step = max(1, _CHUNK_LOGITS // bias.numel())
+        (windows, tokens, _), heads = qkv.shape, len(bias)
+        # Heads before windows: one bias serves a run of windows, and every matrix is whole.
+        q, k, v = _by_head(qkv, 3 * heads).chunk(3)
+        grad, o = _by_head(grad_out, heads), _by_head(out, heads)
+        scale = q.shape[-1] ** -0.5
+        q = q * scale
+        inner = (grad * o).sum(-1, keepdim=True)
+        grads = qkv.new_empty((3, *q.shape), dtype=torch.float32)
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32)
+        step = min(windows, max(1, _CHUNK_LOGITS // tokens**2))
+        # Made once: memory of this size would come anew from the system for every chunk.
+        buffers = qkv.new_empty((2, step, tokens, tokens), dtype=torch.float32)
         with torch.autocast("cpu", enabled=False):
-            for begin in range(0, len(qkv), step):
-                part = slice(begin, begin + step)
-                q, k, v = _split_heads(qkv[part].float(), heads).permute(2, 0, 3, 1, 4)
-                grad, o = (
-                    x[part].float().unflatten(-1, (heads, head_dim)).transpose(1, 2)
-                    for x in (grad_out, out)
-                )
-                q = q * scale
-                weights = torch.matmul(q, k.transpose(-1, -2)).add_(bias).softmax(-1)
-                grad_logits = torch.matmul(grad, v.transpose(-1, -2))
-                grad_logits.sub_((grad * o).sum(-1, keepdim=True)).mul_(weights)
-                grad_bias += grad_logits.sum(0)
-                grads = _split_heads(grad_qkv[part], heads).permute(2, 0, 3, 1, 4)
-                grads[0] = torch.matmul(grad_logits, k).mul_(scale)
-                grads[1] = torch.matmul(grad_logits.transpose(-1, -2), q)
-                grads[2] = torch.matmul(weights.transpose(-1, -2), grad)
-        return grad_qkv, grad_bias.to(bias.dtype), None
+            for head in range(heads):
+                for begin in range(0, windows, step):
+                    part = (head, slice(begin, begin + step))
+                    weights, grad_logits = buffers[:, : windows - begin]
+                    torch.bmm(q[part], k[part].transpose(1, 2), out=weights)
+                    torch.softmax(weights.add_(bias[head]), -1, out=weights)
+                    torch.bmm(grad[part], v[part].transpose(1, 2), out=grad_logits)
+                    grad_logits.sub_(inner[part]).mul_(weights)
+                    grad_bias[head] += grad_logits.sum(0)
+                    torch.bmm(grad_logits, k[part], out=grads[0][part])
+                    torch.bmm(grad_logits.transpose(1, 2), q[part], out=grads[1][part])
+                    torch.bmm(weights.transpose(1, 2), grad[part], out=grads[2][part])
+        grads[0].mul_(scale)
+        grad_qkv = grads.permute(2, 3, 0, 1, 4).reshape(qkv.shape)
+        return grad_qkv.to(qkv.dtype), grad_bias.to(bias.dtype), None
+
+
+def _by_head(x_MnC: Tensor, heads: int) -> Tensor:
+    """Float32 `(heads, M, n, C / heads)`, contiguous."""
+    parts = x_MnC.unflatten(-1, (heads, -1)).permute(2, 0, 1, 3)
+    return parts.float().contiguous()
 
 
 def relative_position_index(window: Window) -> Tensor:

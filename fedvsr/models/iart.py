@@ -35,15 +35,17 @@ _SIZES = {
     "paper": Size(
         # The published option file for REDS x4, with the batch of the published federated training.
         recipe={
-            "batch_size": 3,
-            "num_frames": 16,
-            "crop": 256,
-            "lr": 2e-4,
-            "betas": (0.9, 0.99),
-            "slow_params": ("spynet",),
-            "slow_factor": 0.125,
-            "freeze_steps": 5_000,
-            "precision": "fp16",
+            "local": {
+                "batch_size": 3,
+                "num_frames": 16,
+                "crop": 256,
+                "lr": 2e-4,
+                "betas": (0.9, 0.99),
+                "slow_params": ("spynet",),
+                "slow_factor": 0.125,
+                "freeze_steps": 5_000,
+                "precision": "fp16",
+            }
         }
     ),
     "demo": Size(
@@ -57,13 +59,16 @@ _SIZES = {
             "checkpointing": "none",
         },
         recipe={
-            "steps": 10,
-            "batch_size": 1,
-            "num_frames": 4,
-            "crop": 128,
-            "lr": 2e-3,
-            "slow_params": ("spynet",),
-            "slow_factor": 0.125,
+            "local": {
+                "steps": 10,
+                "batch_size": 1,
+                "num_frames": 4,
+                "crop": 128,
+                "lr": 2e-3,
+                "slow_params": ("spynet",),
+                "slow_factor": 0.125,
+            },
+            "evaluation": {"crop": 256},
         },
     ),
 }
@@ -248,7 +253,7 @@ class _Cell(nn.Module):
         self.conv_first = _conv(3, dim)
         self.conv_first_feat = _conv(_WIDTH, dim)
         self.patch_embed = nn.ModuleDict({"norm": nn.LayerNorm(dim)})
-        drops = torch.linspace(0, config.drop_path_rate, sum(config.depths)).tolist()
+        drops = torch.linspace(0, config.drop_path_rate, sum(config.depths), device="cpu").tolist()
         self.layers = nn.ModuleList()
         for depth, heads in zip(config.depths, config.num_heads, strict=True):
             self.layers.append(_Group(config, heads, drops[:depth]))

@@ -40,14 +40,16 @@ _SIZES = {
     "paper": Size(
         # The published option file for REDS x4, with the batch of the published federated training.
         recipe={
-            "batch_size": 1,
-            "num_frames": 30,
-            "crop": 256,
-            "lr": 4e-4,
-            "betas": (0.9, 0.99),
-            "slow_params": ("spynet",),
-            "slow_factor": 0.25,
-            "freeze_steps": 30_000,
+            "local": {
+                "batch_size": 1,
+                "num_frames": 30,
+                "crop": 256,
+                "lr": 4e-4,
+                "betas": (0.9, 0.99),
+                "slow_params": ("spynet",),
+                "slow_factor": 0.25,
+                "freeze_steps": 30_000,
+            }
         }
     ),
     "demo": Size(
@@ -60,13 +62,16 @@ _SIZES = {
             "attention_heads": 4,
         },
         recipe={
-            "steps": 10,
-            "batch_size": 1,
-            "num_frames": 4,
-            "crop": 128,
-            "lr": 2e-3,
-            "slow_params": ("spynet",),
-            "slow_factor": 0.25,
+            "local": {
+                "steps": 10,
+                "batch_size": 1,
+                "num_frames": 4,
+                "crop": 128,
+                "lr": 2e-3,
+                "slow_params": ("spynet",),
+                "slow_factor": 0.25,
+            },
+            "evaluation": {"crop": 256},
         },
     ),
 }

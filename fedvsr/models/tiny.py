@@ -22,7 +22,9 @@ _SLOPE = 0.1
 
 
 _SIZES = {
-    "demo": Size(recipe={"steps": 20, "batch_size": 4, "num_frames": 5, "crop": 96, "lr": 2e-3})
+    "demo": Size(
+        recipe={"local": {"steps": 20, "batch_size": 4, "num_frames": 5, "crop": 96, "lr": 2e-3}}
+    )
 }
 
 

@@ -50,7 +50,7 @@ _RECIPE = {
     "freeze_steps": 20_000,
 }
 _SIZES = {
-    "paper": Size(recipe=_RECIPE),
+    "paper": Size(recipe={"local": _RECIPE}),
     "paper_6frames": Size(
         network={
             "img_size": (6, 64, 64),
@@ -58,9 +58,11 @@ _SIZES = {
             "pa_frames": 2,
             "deformable_groups": 12,
         },
-        recipe={**_RECIPE, "num_frames": 6},
+        recipe={"local": {**_RECIPE, "num_frames": 6}},
     ),
-    "released_16frames": Size(network={"pa_frames": 6, "deformable_groups": 24}, recipe=_RECIPE),
+    "released_16frames": Size(
+        network={"pa_frames": 6, "deformable_groups": 24}, recipe={"local": _RECIPE}
+    ),
     "demo": Size(
         network={
             "img_size": (4, 32, 32),
@@ -74,13 +76,16 @@ _SIZES = {
             "drop_path_rate": 0.0,
         },
         recipe={
-            "steps": 10,
-            "batch_size": 1,
-            "num_frames": 4,
-            "crop": 128,
-            "lr": 2e-3,
-            "slow_params": ("spynet", "deform"),
-            "slow_factor": 0.125,
+            "local": {
+                "steps": 10,
+                "batch_size": 1,
+                "num_frames": 4,
+                "crop": 128,
+                "lr": 2e-3,
+                "slow_params": ("spynet", "deform"),
+                "slow_factor": 0.125,
+            },
+            "evaluation": {"crop": 256},
         },
     ),
 }

@@ -28,6 +28,9 @@ class EvaluationConfig(Section):
     max_frames: int | None = Field(
         None, ge=1, description="Use the first frames of each test clip only (default: all)."
     )
+    crop: int | None = Field(
+        None, ge=64, description="Score the middle only, square, in pixels (default: whole frames)."
+    )
     tiles: TileConfig = Field(TileConfig(), description="Tiles of inference.")
     num_threads: int = Field(1, ge=1, le=256, description="CPU threads of the evaluator.")
 
@@ -96,10 +99,24 @@ class Evaluator:
 
     def _frames(self, clip: Clip) -> tuple[Frames, Frames]:
         first = slice(0, self.config.max_frames)
-        return np.asarray(clip.lq()[first]), np.asarray(clip.gt()[first])
+        lq, gt = clip.lq()[first], clip.gt()[first]
+        if self.config.crop is not None:
+            rows, columns = (_middle(n, self.config.crop // clip.scale) for n in lq.shape[1:3])
+            lq = lq[:, rows, columns]
+            gt = gt[:, _times(rows, clip.scale), _times(columns, clip.scale)]
+        return np.asarray(lq), np.asarray(gt)
 
 
 def bicubic(lq_THWC: Frames, scale: int) -> Frames:
     """The baseline: bicubic enlargement of uint8 frames, quantised again."""
     frames = [quantise(bicubic_upscale(f.astype(np.float32) / 255, scale)) for f in lq_THWC]
     return np.stack(frames)
+
+
+def _middle(length: int, size: int) -> slice:
+    start = max(0, (length - size) // 2)
+    return slice(start, start + size)
+
+
+def _times(part: slice, scale: int) -> slice:
+    return slice(part.start * scale, part.stop * scale)
