@@ -89,57 +89,71 @@ class _Attention(torch.autograd.Function):
 def _launch(
     q_NHWC: Tensor, grid: Tensor, heads: int, tile: int
 ) -> tuple[tuple[int, int, float], tuple[int, int], dict[str, int]]:
-    """Runtime sizes and the scale, numbers of programs, and what a kernel is compiled for."""
+    """Size and scale, numbers of programs, and what a kernel is compiled for."""
     count, height, width, channels = q_NHWC.shape
-    padded = triton.next_power_of_2(channels // heads)
+    groups = grid.shape[2] // 2
+    depth, span = channels // heads, channels // groups
+    spans = span % depth != 0
+    together = 1 if spans else span // depth
+    padded = triton.next_power_of_2(depth)
     block = max(1, tile // padded)
-    # The heads of a pixel come one after the other: they share lines of the cache, and places.
-    programs = (triton.cdiv(height * width, block) * heads, count)
+    programs = (triton.cdiv(height * width * together, block) * (heads // together), count)
     options = {
-        "GROUPS": grid.shape[2] // 2,
+        "GROUPS": groups,
         "TAPS": grid.shape[3],
         "HEADS": heads,
+        "TOGETHER": together,
+        "SPANS": spans,
         "CHANNELS": channels,
         "PADDED": padded,
         "BLOCK": block,
         "num_warps": _WARPS,
+        # Triton's default, which newer versions want said.
+        "enable_fp_fusion": True,
     }
-    return (height, width, (channels // heads) ** -0.5), programs, options
+    return (height, width, depth**-0.5), programs, options
 
 
 @triton.jit
 def _task(
     size,
     GROUPS: tl.constexpr,
+    TAPS: tl.constexpr,
     HEADS: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    SPANS: tl.constexpr,
     CHANNELS: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """What the program at hand works on.
+    """What the program at hand works on. Offsets are 64-bit, as `size` is.
 
     Returns:
-        The frame; the head; pixels `(B,)`; channels `(1, D)`; the key group: a number, or `(1, D)`
-        where a head spans groups; whether a pixel has positions, `(B, 1)` or `(B, D)` likewise;
-        whether pixel and channel exist, `(B, D)`.
+        The frame; the channels, `(B, D)`; the offset of the first place in the grid, `(B, 1)`, or
+        `(B, D)` where a head spans groups; the masks of what exists of it, and of pixels and
+        channels; the index of pixel and head, `(B,)`, and its mask.
     """
     DEPTH: tl.constexpr = CHANNELS // HEADS
-    SPAN: tl.constexpr = CHANNELS // GROUPS
-    # Offsets of whole tensors and of frames do not fit 32 bits.
-    frame = tl.program_id(1).to(tl.int64)
-    head = tl.program_id(0) % HEADS
-    pixel = tl.program_id(0) // HEADS * BLOCK + tl.arange(0, BLOCK)
+    SETS: tl.constexpr = HEADS // TOGETHER
+    frame = tl.program_id(1)
+    # The heads of a pixel come one after the other: they share lines of the cache.
+    first = tl.program_id(0) % SETS
+    row = tl.program_id(0) // SETS * BLOCK + tl.arange(0, BLOCK)
+    pixel = row // TOGETHER
+    head = first * TOGETHER + row % TOGETHER
     lane = tl.arange(0, PADDED)[None, :]
-    channel = head * DEPTH + lane
-    there = (pixel < size)[:, None]
-    wanted = there & (lane < DEPTH)
-    if SPAN % DEPTH == 0:
-        group = head * DEPTH // SPAN
-        placed = there
-    else:
-        group = channel // SPAN
+    channel = head[:, None] * DEPTH + lane
+    there = pixel < size
+    wanted = there[:, None] & (lane < DEPTH)
+    if SPANS:
+        group = channel // (CHANNELS // GROUPS)
         placed = wanted
-    return frame, head, pixel, channel, group, placed, wanted
+    else:
+        group = first
+        placed = there[:, None]
+    at = 2 * ((frame * (4 * GROUPS) + group) * TAPS * size + pixel[:, None])
+    index = (frame * size + pixel) * HEADS + head
+    return frame, channel, at, placed, wanted, index, there
 
 
 @triton.jit
@@ -148,104 +162,115 @@ def _place(
     place,
     size,
     channel,
-    group,
-    pixel,
+    at,
     GROUPS: tl.constexpr,
     TAPS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Where a place of all pixels is found.
+    """Where to look for a place.
 
     Returns:
-        Offsets of the channels of the first pixel in the frame to read, `(1, D)`, and offsets into
-        the grid of the x at which to read keys and values; a y lies next to its x.
+        Offsets of the channels in the first pixel of the frame to read, `(B, D)`; offsets into the
+        grid of the x at which to read keys, then of those for values. A y lies next to its x.
     """
     side, tap = place // TAPS, place % TAPS
     # The frames of a pair are neighbours that differ in the last bit.
     source = (frame ^ side) * size * CHANNELS + channel
-    plane = ((frame * 2 + side) * (2 * GROUPS) + group) * TAPS + tap
-    at = 2 * (plane * size + pixel[:, None])
-    return source, at, at + 2 * GROUPS * TAPS * size.to(tl.int64)
+    at_key = at + (side * (2 * GROUPS * TAPS) + tap) * (2 * size)
+    return source, at_key, at_key + GROUPS * TAPS * (2 * size)
 
 
 @triton.jit
-def _locate(places, placed, height, width):
-    """Column and row of the upper left of the four pixels around, and the way beyond it."""
+def _locate(places, placed, wanted, height, width, CHANNELS: tl.constexpr):
+    """Find the four pixels around positions.
+
+    Returns:
+        The offset of the upper left one and the way from it to the position, x and y, `(B, 1)` or
+        `(B, D)`; whether upper left, upper right, lower left, lower right are wanted, `(B, D)`.
+    """
     x = (tl.load(places, mask=placed, other=0.0) + 1.0) * ((width - 1) * 0.5)
     y = (tl.load(places + 1, mask=placed, other=0.0) + 1.0) * ((height - 1) * 0.5)
-    # All that lies this far out reads zeros; further out there might be no integer.
-    x = tl.where(x < -2.0, -2.0, tl.where(x > width + 1.0, width + 1.0, x))
-    y = tl.where(y < -2.0, -2.0, tl.where(y > height + 1.0, height + 1.0, y))
     left, top = tl.floor(x), tl.floor(y)
-    return left.to(tl.int32), top.to(tl.int32), x - left, y - top
-
-
-@triton.jit
-def _corner(x, y, wanted, height, width, CHANNELS: tl.constexpr):
-    """Offset of a pixel from the first of its frame, and whether it lies in the image."""
-    inside = wanted & (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    return (y.to(tl.int64) * width + x) * CHANNELS, inside
-
-
-@triton.jit
-def _read(source, x, y, wanted, height, width, CHANNELS: tl.constexpr):
-    offset, inside = _corner(x, y, wanted, height, width, CHANNELS)
-    return tl.load(source + offset, mask=inside, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _read_corners(source, left, top, wanted, height, width, CHANNELS: tl.constexpr):
-    """The four pixels: upper left, upper right, lower left, lower right, `(B, D)` each."""
+    # Compared as floats: a position far out has no integer, and its offset is not used.
+    in_left, in_right = (left >= 0) & (left < width), (left >= -1) & (left < width - 1)
+    upper = wanted & (top >= 0) & (top < height)
+    lower = wanted & (top >= -1) & (top < height - 1)
+    offset = (top.to(tl.int32).to(tl.int64) * width + left.to(tl.int32)) * CHANNELS
     return (
-        _read(source, left, top, wanted, height, width, CHANNELS),
-        _read(source, left + 1, top, wanted, height, width, CHANNELS),
-        _read(source, left, top + 1, wanted, height, width, CHANNELS),
-        _read(source, left + 1, top + 1, wanted, height, width, CHANNELS),
+        offset,
+        x - left,
+        y - top,
+        upper & in_left,
+        upper & in_right,
+        lower & in_left,
+        lower & in_right,
     )
 
 
 @triton.jit
-def _add(target, x, y, value, wanted, height, width, CHANNELS: tl.constexpr):
-    offset, inside = _corner(x, y, wanted, height, width, CHANNELS)
-    # Only the sum matters, not what else is seen when: no ordering of memory is needed.
-    tl.atomic_add(target + offset, value, mask=inside, sem="relaxed")
+def _read(corner, in_a, in_b, in_c, in_d, width, CHANNELS: tl.constexpr):
+    """The four pixels from the upper left one on, `(B, D)` each, zero where not wanted."""
+    below = corner + width * CHANNELS
+    return (
+        tl.load(corner, mask=in_a, other=0.0).to(tl.float32),
+        tl.load(corner + CHANNELS, mask=in_b, other=0.0).to(tl.float32),
+        tl.load(below, mask=in_c, other=0.0).to(tl.float32),
+        tl.load(below + CHANNELS, mask=in_d, other=0.0).to(tl.float32),
+    )
 
 
 @triton.jit
-def _add_corners(target, left, top, fx, fy, value, wanted, height, width, CHANNELS: tl.constexpr):
-    """Spread `(B, D)` over the four pixels: the transpose of reading between them."""
-    upper, lower = value * (1.0 - fy), value * fy
-    _add(target, left, top, upper * (1.0 - fx), wanted, height, width, CHANNELS)
-    _add(target, left + 1, top, upper * fx, wanted, height, width, CHANNELS)
-    _add(target, left, top + 1, lower * (1.0 - fx), wanted, height, width, CHANNELS)
-    _add(target, left + 1, top + 1, lower * fx, wanted, height, width, CHANNELS)
+def _spread(corner, in_a, in_b, in_c, in_d, fx, fy, value, width, CHANNELS: tl.constexpr):
+    """Add `(B, D)` to the four pixels, each its part: the transpose of reading between them."""
+    below = corner + width * CHANNELS
+    lower = value * fy
+    upper = value - lower
+    right_upper, right_lower = upper * fx, lower * fx
+    # Only the sums matter, not what else is seen when: no ordering of memory is needed.
+    tl.atomic_add(corner, upper - right_upper, mask=in_a, sem="relaxed")
+    tl.atomic_add(corner + CHANNELS, right_upper, mask=in_b, sem="relaxed")
+    tl.atomic_add(below, lower - right_lower, mask=in_c, sem="relaxed")
+    tl.atomic_add(below + CHANNELS, right_lower, mask=in_d, sem="relaxed")
 
 
 @triton.jit
-def _mix(a, b, t):
-    return a * (1.0 - t) + b * t
+def _between(a, b, c, d, fx, fy):
+    upper, lower = a + (b - a) * fx, c + (d - c) * fx
+    return upper + (lower - upper) * fy
 
 
 @triton.jit
 def _sample(source, places, placed, wanted, height, width, CHANNELS: tl.constexpr):
     """Channels between pixels, `(B, D)`."""
-    left, top, fx, fy = _locate(places, placed, height, width)
-    a, b, c, d = _read_corners(source, left, top, wanted, height, width, CHANNELS)
-    return _mix(_mix(a, b, fx), _mix(c, d, fx), fy)
+    offset, fx, fy, in_a, in_b, in_c, in_d = _locate(
+        places, placed, wanted, height, width, CHANNELS
+    )
+    a, b, c, d = _read(source + offset, in_a, in_b, in_c, in_d, width, CHANNELS)
+    return _between(a, b, c, d, fx, fy)
 
 
 @triton.jit
-def _add_places(
-    target, slope_x, slope_y, placed, height, width, DEPTH: tl.constexpr, SPAN: tl.constexpr
-):
-    """Add what a step by a pixel would change, `(B, D)`, to the gradient of the grid."""
-    if SPAN % DEPTH == 0:
-        slope_x = tl.sum(slope_x, axis=1)[:, None]
-        slope_y = tl.sum(slope_y, axis=1)[:, None]
-    tl.atomic_add(target, slope_x * ((width - 1) * 0.5), mask=placed, sem="relaxed")
-    tl.atomic_add(target + 1, slope_y * ((height - 1) * 0.5), mask=placed, sem="relaxed")
+def _slopes(factor, a, b, c, d, fx, fy, SPANS: tl.constexpr):
+    """Derivatives of `factor` times what lies between pixels, by x and by y in pixels.
+
+    Summed over the channels that share a position: `(B, 1)`, or `(B, D)` where a head spans groups.
+    """
+    twist = d - c - (b - a)
+    x, y = factor * (b - a + twist * fy), factor * (c - a + twist * fx)
+    if not SPANS:
+        x = tl.sum(x, axis=1)[:, None]
+        y = tl.sum(y, axis=1)[:, None]
+    return x, y
 
 
+@triton.jit
+def _add_places(target, x, y, placed, height, width):
+    """Add derivatives by pixels to the gradient of the grid, which spans 2 for the image."""
+    tl.atomic_add(target, x * ((width - 1) * 0.5), mask=placed, sem="relaxed")
+    tl.atomic_add(target + 1, y * ((height - 1) * 0.5), mask=placed, sem="relaxed")
+
+
+# A size as a constant would be compiled anew for each.
 @triton.jit(do_not_specialize=["height", "width"])
 def _forward(
     q,
@@ -260,15 +285,17 @@ def _forward(
     GROUPS: tl.constexpr,
     TAPS: tl.constexpr,
     HEADS: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    SPANS: tl.constexpr,
     CHANNELS: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    size = height * width
-    frame, head, pixel, channel, group, placed, wanted = _task(
-        size, GROUPS, HEADS, CHANNELS, PADDED, BLOCK
+    size = height.to(tl.int64) * width
+    frame, channel, at, placed, wanted, index, there = _task(
+        size, GROUPS, TAPS, HEADS, TOGETHER, SPANS, CHANNELS, PADDED, BLOCK
     )
-    here = (frame * size + pixel[:, None]) * CHANNELS + channel
+    here = index[:, None] * (CHANNELS // HEADS) + tl.arange(0, PADDED)[None, :]
     query = tl.load(q + here, mask=wanted, other=0.0).to(tl.float32) * scale
 
     # The softmax as it grows: the largest logit so far, and sums relative to it.
@@ -276,21 +303,17 @@ def _forward(
     total = tl.zeros((BLOCK,), tl.float32)
     result = tl.zeros((BLOCK, PADDED), tl.float32)
     for place in range(2 * TAPS):
-        source, key_places, value_places = _place(
-            frame, place, size, channel, group, pixel, GROUPS, TAPS, CHANNELS
-        )
-        key = _sample(k + source, grid + key_places, placed, wanted, height, width, CHANNELS)
-        value = _sample(v + source, grid + value_places, placed, wanted, height, width, CHANNELS)
+        source, at_key, at_value = _place(frame, place, size, channel, at, GROUPS, TAPS, CHANNELS)
+        key = _sample(k + source, grid + at_key, placed, wanted, height, width, CHANNELS)
+        value = _sample(v + source, grid + at_value, placed, wanted, height, width, CHANNELS)
         logit = tl.sum(query * key, axis=1)
         higher = tl.maximum(peak, logit)
         kept, weight = tl.exp(peak - higher), tl.exp(logit - higher)
         total = total * kept + weight
-        result = result * kept[:, None] + weight[:, None] * value
+        result = result * kept[:, None] + value * weight[:, None]
         peak = higher
     tl.store(out + here, result / total[:, None], mask=wanted)
-    tl.store(
-        log_sum + (frame * HEADS + head) * size + pixel, peak + tl.log(total), mask=pixel < size
-    )
+    tl.store(log_sum + index, peak + tl.log(total), mask=there)
 
 
 @triton.jit(do_not_specialize=["height", "width"])
@@ -311,76 +334,56 @@ def _backward(
     GROUPS: tl.constexpr,
     TAPS: tl.constexpr,
     HEADS: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    SPANS: tl.constexpr,
     CHANNELS: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    size = height * width
-    frame, head, pixel, channel, group, placed, wanted = _task(
-        size, GROUPS, HEADS, CHANNELS, PADDED, BLOCK
+    size = height.to(tl.int64) * width
+    frame, channel, at, placed, wanted, index, there = _task(
+        size, GROUPS, TAPS, HEADS, TOGETHER, SPANS, CHANNELS, PADDED, BLOCK
     )
-    here = (frame * size + pixel[:, None]) * CHANNELS + channel
+    here = index[:, None] * (CHANNELS // HEADS) + tl.arange(0, PADDED)[None, :]
     query = tl.load(q + here, mask=wanted, other=0.0).to(tl.float32) * scale
     dresult = tl.load(dout + here, mask=wanted, other=0.0)
-    log_total = tl.load(
-        log_sum + (frame * HEADS + head) * size + pixel, mask=pixel < size, other=0.0
-    )
+    log_total = tl.load(log_sum + index, mask=there, other=0.0)
 
-    # With weights p and the gradients dp of them, the gradient of logit i is
-    # p_i (dp_i - sum_j p_j dp_j): first the sum.
+    # With weights p and their gradients dp, the gradient of logit i is p_i (dp_i - mean), where
+    # mean = sum_j p_j dp_j: it takes a pass of its own.
     mean = tl.zeros((BLOCK,), tl.float32)
     for place in range(2 * TAPS):
-        source, key_places, value_places = _place(
-            frame, place, size, channel, group, pixel, GROUPS, TAPS, CHANNELS
-        )
-        key = _sample(k + source, grid + key_places, placed, wanted, height, width, CHANNELS)
-        value = _sample(v + source, grid + value_places, placed, wanted, height, width, CHANNELS)
+        source, at_key, at_value = _place(frame, place, size, channel, at, GROUPS, TAPS, CHANNELS)
+        key = _sample(k + source, grid + at_key, placed, wanted, height, width, CHANNELS)
+        value = _sample(v + source, grid + at_value, placed, wanted, height, width, CHANNELS)
         weight = tl.exp(tl.sum(query * key, axis=1) - log_total)
         mean += weight * tl.sum(dresult * value, axis=1)
 
     dquery = tl.zeros((BLOCK, PADDED), tl.float32)
     for place in range(2 * TAPS):
-        source, key_places, value_places = _place(
-            frame, place, size, channel, group, pixel, GROUPS, TAPS, CHANNELS
+        source, at_key, at_value = _place(frame, place, size, channel, at, GROUPS, TAPS, CHANNELS)
+        at_k, fx_k, fy_k, in_a, in_b, in_c, in_d = _locate(
+            grid + at_key, placed, wanted, height, width, CHANNELS
         )
-        left, top, fx, fy = _locate(grid + key_places, placed, height, width)
-        a, b, c, d = _read_corners(k + source, left, top, wanted, height, width, CHANNELS)
-        key = _mix(_mix(a, b, fx), _mix(c, d, fx), fy)
-        slope_x = query * _mix(b - a, d - c, fy)
-        slope_y = query * (_mix(c, d, fx) - _mix(a, b, fx))
-        weight = tl.exp(tl.sum(query * key, axis=1) - log_total)
+        at_k += source
+        a, b, c, d = _read(k + at_k, in_a, in_b, in_c, in_d, width, CHANNELS)
+        key = _between(a, b, c, d, fx_k, fy_k)
+        key_x, key_y = _slopes(query, a, b, c, d, fx_k, fy_k, SPANS)
+        weight = tl.exp(tl.sum(query * key, axis=1) - log_total)[:, None]
 
-        left_v, top_v, fx_v, fy_v = _locate(grid + value_places, placed, height, width)
-        a, b, c, d = _read_corners(v + source, left_v, top_v, wanted, height, width, CHANNELS)
-        value = _mix(_mix(a, b, fx_v), _mix(c, d, fx_v), fy_v)
-        dvalue = dresult * weight[:, None]
-        dlogit = (weight * (tl.sum(dresult * value, axis=1) - mean))[:, None]
+        at_v, fx_v, fy_v, in_e, in_f, in_g, in_h = _locate(
+            grid + at_value, placed, wanted, height, width, CHANNELS
+        )
+        at_v += source
+        a, b, c, d = _read(v + at_v, in_e, in_f, in_g, in_h, width, CHANNELS)
+        value = _between(a, b, c, d, fx_v, fy_v)
+        value_x, value_y = _slopes(dresult, a, b, c, d, fx_v, fy_v, SPANS)
+        dlogit = weight * (tl.sum(dresult * value, axis=1) - mean)[:, None]
 
         dquery += dlogit * key
-        _add_corners(
-            dk + source, left, top, fx, fy, dlogit * query, wanted, height, width, CHANNELS
-        )
-        _add_corners(
-            dv + source, left_v, top_v, fx_v, fy_v, dvalue, wanted, height, width, CHANNELS
-        )
-        _add_places(
-            dgrid + key_places,
-            dlogit * slope_x,
-            dlogit * slope_y,
-            placed,
-            height,
-            width,
-            CHANNELS // HEADS,
-            CHANNELS // GROUPS,
-        )
-        _add_places(
-            dgrid + value_places,
-            dvalue * _mix(b - a, d - c, fy_v),
-            dvalue * (_mix(c, d, fx_v) - _mix(a, b, fx_v)),
-            placed,
-            height,
-            width,
-            CHANNELS // HEADS,
-            CHANNELS // GROUPS,
-        )
+        dkey, dvalue = dlogit * query, weight * dresult
+        _spread(dk + at_k, in_a, in_b, in_c, in_d, fx_k, fy_k, dkey, width, CHANNELS)
+        _spread(dv + at_v, in_e, in_f, in_g, in_h, fx_v, fy_v, dvalue, width, CHANNELS)
+        _add_places(dgrid + at_key, dlogit * key_x, dlogit * key_y, placed, height, width)
+        _add_places(dgrid + at_value, weight * value_x, weight * value_y, placed, height, width)
     tl.store(dq + here, dquery * scale, mask=wanted)
