@@ -41,7 +41,7 @@ class Case:
         dtype: of queries, keys and values.
         positions: "anywhere", a third of them outside; "pixels", whole ones, to two outside.
         strided: no input is contiguous.
-        tile: elements per program, fewer than usual for more programs.
+        tile: elements per program.
     """
 
     shape: tuple[int, int, int, int] = (2, 24, 5, 7)
@@ -51,7 +51,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     positions: str = "anywhere"
     strided: bool = False
-    tile: int | None = None
+    tile: int = 1024
 
     def inputs(self) -> list[Tensor]:
         """Queries, keys, values, grid."""
@@ -66,10 +66,7 @@ class Case:
         made = [torch.randn(self.shape, generator=draw).to(self.dtype) for _ in range(3)]
         made.append(grid)
         if self.strided:
-            made = [
-                torch.stack((x, x), dim=-1).transpose(0, 1)[..., 0].transpose(0, 1) for x in made
-            ]
-            assert not any(x.is_contiguous() for x in made)
+            made = [x.repeat_interleave(2, dim=-1)[..., ::2] for x in made]
         return made
 
 
@@ -121,7 +118,7 @@ def tiles(elements: int) -> Any:
 
 
 def compare(case: Case) -> dict[str, float]:
-    with tiles(case.tile or 1024):
+    with tiles(case.tile):
         return errors(results(rvrt.guided_attention, case), results(fused(), case))
 
 
@@ -142,21 +139,13 @@ def check_golden() -> None:
         test_rvrt.test_guided_deformable_attention_golden()
 
 
-def loads_kernels() -> bool:
-    """Whether a call on the CPU loads the kernels' module."""
-    with torch.no_grad():
-        rvrt.guided_attention(*Case().inputs(), 4)
-    return "fedvsr.models._guided_triton" in sys.modules
-
-
 @pytest.fixture(scope="module")
 def interpreted() -> Iterator[Callable[..., Any]]:
     """Calls functions where Triton interprets."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TRITON_INTERPRET", "1")
-            # Before anything else asks for the kernels.
-            assert not pool.submit(loads_kernels).result()
+            pool.submit(os.getpid).result()  # starts the process, as the environment is
         yield lambda function, *args: pool.submit(function, *args).result()
 
 
@@ -175,6 +164,56 @@ def test_can_be_used_twice(interpreted):
 
 def test_golden(interpreted):
     interpreted(check_golden)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(pytest.param(case, id=name) for name, case in CASES.items()),
+        pytest.param(Case((4, 288, 33, 35), heads=12, groups=12, taps=9), id="paper"),
+    ],
+)
+def test_equals_the_pytorch_path_on_a_gpu(case):
+    assert rvrt._triton_serves(torch.device("cuda"))
+    want = results(rvrt.guided_attention, case)
+    found = errors(want, results(rvrt.guided_attention, case, "cuda"))
+    assert max(found.values()) < max(1e-5, BOUNDS[case.dtype]), found
+
+
+def test_a_gpu_takes_the_kernels(monkeypatch):
+    from fedvsr.models import _guided_triton
+
+    monkeypatch.setattr(rvrt, "_triton_serves", lambda device: device == "cuda:1")
+    monkeypatch.setattr(_guided_triton, "guided_attention", lambda *args: args)
+    q = mock.Mock(is_cuda=True, device="cuda:1")
+    assert rvrt.guided_attention(q, "k", "v", "grid", 4) == (q, "k", "v", "grid", 4)
+
+
+def test_a_cpu_does_without_them(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fedvsr.models._guided_triton", None)
+    monkeypatch.delattr("fedvsr.models._guided_triton", raising=False)
+    rvrt.guided_attention(*Case().inputs(), 4)
+    with pytest.raises(ImportError):
+        fused()
+
+
+@pytest.mark.parametrize(
+    ("lacking", "serves"),
+    [(None, True), ("triton", False), ("gcc", False), ("headers", False), ("capability", False)],
+)
+def test_what_triton_takes(lacking, serves, tmp_path, monkeypatch):
+    if lacking != "headers":
+        (tmp_path / "Python.h").touch()
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(rvrt, "find_spec", lambda name: None if lacking == name else "found")
+    monkeypatch.setattr("shutil.which", lambda name: None if lacking == "gcc" else name)
+    monkeypatch.setattr("sysconfig.get_path", lambda *names: str(tmp_path))
+    capability = (6, 1) if lacking == "capability" else (7, 5)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    rvrt._triton_serves.cache_clear()
+    assert rvrt._triton_serves(torch.device("cuda")) == serves
+    rvrt._triton_serves.cache_clear()
 
 
 # The paper's heads and groups; heads across groups, whose channels have their own positions.
