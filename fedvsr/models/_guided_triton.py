@@ -1,19 +1,20 @@
 """RVRT's guided deformable attention as two Triton kernels, for GPUs.
 
 The numbers are those of `rvrt.guided_attention`, accumulated in float32 whatever the dtype of the
-input. A program takes some pixels and one head: it reads keys and values where the places point and
-uses them up in registers, so no sampled key or value is ever written to memory.
+input. A program takes some pixels and the heads that share positions. It reads keys and values
+where these point and uses them up in registers: no sampled key or value is written to memory.
 
 Memory: the output, 4 bytes per pixel and channel, and for the backward pass 4 bytes per pixel and
 head next to the inputs themselves; 1.2 KB per pixel and frame in the paper's network, where the
 sampled keys and values alone would be 41 KB. The backward pass takes the four gradients, those of
-keys and values in float32, and nothing else. The inputs are held with channels last; given
-otherwise, they are copied.
+keys and values in float32, and reads everything once more for the softmax. The inputs are held with
+channels last; given otherwise, they are copied.
 
 Gradients of keys, values and positions are added up atomically: on a GPU their last bits depend on
 the order in which programs run, as those of `grid_sample` do.
 
-In the kernels: D channels of a head, padded to a power of two; B pixels of a program.
+In the kernels: D channels of a head, padded to a power of two; B rows of a program, one for each of
+its pixels and heads, the heads of a pixel one after the other.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Elements of a program's tile B x D and its warps. A tile's row, the channels of a head at one
-# pixel, is contiguous and read 16 bytes a thread. The forward pass holds about 11 tiles at once
-# (query, result, eight corners, one in use), the backward pass 15 and as many addresses: with 8 and
-# 4 elements a thread that leaves both below 128 registers, so that 16 warps or more share a
-# multiprocessor and hide the latency of the gathers.
+# Elements of a program's tile B x D, and its warps. The channels of a head at a pixel lie together
+# in memory: the paper's 24, padded to 32, are read by 8 threads, 16 bytes each in float32. A thread
+# has 8 elements of every tile in the forward pass, which holds the query, the result and the pixels
+# read ahead; it has 4 in the backward pass, which holds gradients and addresses too. As compiled
+# for the paper's network in float32 that takes 78 and 80 registers on compute capability 9.0, 80
+# and 123 on 8.0, none spilled: 16 warps or more share a multiprocessor and hide each other's waits.
 _FORWARD_TILE = 1024
 _BACKWARD_TILE = 512
 _WARPS = 4
@@ -64,7 +66,7 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         count, height, width, _ = q_NHWC.shape
         out = torch.empty_like(q_NHWC, dtype=torch.float32)
-        log_sum = out.new_empty(count, heads, height * width)
+        log_sum = out.new_empty(count, height, width, heads)
         sizes, programs, options = _launch(q_NHWC, grid, heads, _FORWARD_TILE)
         # Triton launches on the current device, whatever holds the tensors.
         with torch.cuda.device_of(q_NHWC):
@@ -92,9 +94,9 @@ def _launch(
     """Size and scale, numbers of programs, and what a kernel is compiled for."""
     count, height, width, channels = q_NHWC.shape
     groups = grid.shape[2] // 2
-    depth, span = channels // heads, channels // groups
-    spans = span % depth != 0
-    together = 1 if spans else span // depth
+    depth, shared = channels // heads, channels // groups
+    across = shared % depth != 0
+    together = 1 if across else shared // depth
     padded = triton.next_power_of_2(depth)
     block = max(1, tile // padded)
     programs = (triton.cdiv(height * width * together, block) * (heads // together), count)
@@ -103,7 +105,7 @@ def _launch(
         "TAPS": grid.shape[3],
         "HEADS": heads,
         "TOGETHER": together,
-        "SPANS": spans,
+        "ACROSS": across,
         "CHANNELS": channels,
         "PADDED": padded,
         "BLOCK": block,
@@ -121,7 +123,7 @@ def _task(
     TAPS: tl.constexpr,
     HEADS: tl.constexpr,
     TOGETHER: tl.constexpr,
-    SPANS: tl.constexpr,
+    ACROSS: tl.constexpr,
     CHANNELS: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -130,13 +132,12 @@ def _task(
 
     Returns:
         The frame; the channels, `(B, D)`; the offset of the first place in the grid, `(B, 1)`, or
-        `(B, D)` where a head spans groups; the masks of what exists of it, and of pixels and
+        `(B, D)` where a head lies across groups; the masks of what exists of it, and of pixels and
         channels; the index of pixel and head, `(B,)`, and its mask.
     """
     DEPTH: tl.constexpr = CHANNELS // HEADS
     SETS: tl.constexpr = HEADS // TOGETHER
     frame = tl.program_id(1)
-    # The heads of a pixel come one after the other: they share lines of the cache.
     first = tl.program_id(0) % SETS
     row = tl.program_id(0) // SETS * BLOCK + tl.arange(0, BLOCK)
     pixel = row // TOGETHER
@@ -145,7 +146,7 @@ def _task(
     channel = head[:, None] * DEPTH + lane
     there = pixel < size
     wanted = there[:, None] & (lane < DEPTH)
-    if SPANS:
+    if ACROSS:
         group = channel // (CHANNELS // GROUPS)
         placed = wanted
     else:
@@ -250,14 +251,14 @@ def _sample(source, places, placed, wanted, height, width, CHANNELS: tl.constexp
 
 
 @triton.jit
-def _slopes(factor, a, b, c, d, fx, fy, SPANS: tl.constexpr):
+def _slopes(factor, a, b, c, d, fx, fy, ACROSS: tl.constexpr):
     """Derivatives of `factor` times what lies between pixels, by x and by y in pixels.
 
-    Summed over the channels that share a position: `(B, 1)`, or `(B, D)` where a head spans groups.
+    Summed over the channels of one position: `(B, 1)`, or `(B, D)` where a head lies across groups.
     """
     twist = d - c - (b - a)
     x, y = factor * (b - a + twist * fy), factor * (c - a + twist * fx)
-    if not SPANS:
+    if not ACROSS:
         x = tl.sum(x, axis=1)[:, None]
         y = tl.sum(y, axis=1)[:, None]
     return x, y
@@ -286,14 +287,14 @@ def _forward(
     TAPS: tl.constexpr,
     HEADS: tl.constexpr,
     TOGETHER: tl.constexpr,
-    SPANS: tl.constexpr,
+    ACROSS: tl.constexpr,
     CHANNELS: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     size = height.to(tl.int64) * width
     frame, channel, at, placed, wanted, index, there = _task(
-        size, GROUPS, TAPS, HEADS, TOGETHER, SPANS, CHANNELS, PADDED, BLOCK
+        size, GROUPS, TAPS, HEADS, TOGETHER, ACROSS, CHANNELS, PADDED, BLOCK
     )
     here = index[:, None] * (CHANNELS // HEADS) + tl.arange(0, PADDED)[None, :]
     query = tl.load(q + here, mask=wanted, other=0.0).to(tl.float32) * scale
@@ -335,14 +336,14 @@ def _backward(
     TAPS: tl.constexpr,
     HEADS: tl.constexpr,
     TOGETHER: tl.constexpr,
-    SPANS: tl.constexpr,
+    ACROSS: tl.constexpr,
     CHANNELS: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     size = height.to(tl.int64) * width
     frame, channel, at, placed, wanted, index, there = _task(
-        size, GROUPS, TAPS, HEADS, TOGETHER, SPANS, CHANNELS, PADDED, BLOCK
+        size, GROUPS, TAPS, HEADS, TOGETHER, ACROSS, CHANNELS, PADDED, BLOCK
     )
     here = index[:, None] * (CHANNELS // HEADS) + tl.arange(0, PADDED)[None, :]
     query = tl.load(q + here, mask=wanted, other=0.0).to(tl.float32) * scale
@@ -368,7 +369,7 @@ def _backward(
         at_k += source
         a, b, c, d = _read(k + at_k, in_a, in_b, in_c, in_d, width, CHANNELS)
         key = _between(a, b, c, d, fx_k, fy_k)
-        key_x, key_y = _slopes(query, a, b, c, d, fx_k, fy_k, SPANS)
+        key_x, key_y = _slopes(query, a, b, c, d, fx_k, fy_k, ACROSS)
         weight = tl.exp(tl.sum(query * key, axis=1) - log_total)[:, None]
 
         at_v, fx_v, fy_v, in_e, in_f, in_g, in_h = _locate(
@@ -377,7 +378,7 @@ def _backward(
         at_v += source
         a, b, c, d = _read(v + at_v, in_e, in_f, in_g, in_h, width, CHANNELS)
         value = _between(a, b, c, d, fx_v, fy_v)
-        value_x, value_y = _slopes(dresult, a, b, c, d, fx_v, fy_v, SPANS)
+        value_x, value_y = _slopes(dresult, a, b, c, d, fx_v, fy_v, ACROSS)
         dlogit = weight * (tl.sum(dresult * value, axis=1) - mean)[:, None]
 
         dquery += dlogit * key
