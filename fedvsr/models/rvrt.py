@@ -11,7 +11,13 @@ channels lie last in memory. G deformable groups, P taps. Flows are (dx, dy) in 
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import sysconfig
 from collections.abc import Sequence
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -429,7 +435,7 @@ class GuidedDeformableAttention(nn.Module):
         refined = offset.mean((2, 3)).flip(2)
 
         q, k, v = (
-            projection["1"](x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
+            projection["1"](x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             for projection, x in ((self.proj_q, query), (self.proj_k, key), (self.proj_v, value))
         )
         attended = guided_attention(q, k, v, self._grid(offset), self.heads)
@@ -459,9 +465,10 @@ class GuidedDeformableAttention(nn.Module):
 def guided_attention(q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int) -> Tensor:
     """Attention of every pixel to places in both frames of another pair.
 
-    Only a few channels and rows are sampled at once, and in the backward pass sampled again: at
-    most `_CHUNK_SAMPLES` keys and as many values are held, where all of them would take 41 KB per
-    pixel and frame in the paper's network.
+    On a GPU that Triton serves, this is `_guided_triton.guided_attention`. Elsewhere only a few
+    channels and rows are sampled at once, and in the backward pass sampled again: at most
+    `_CHUNK_SAMPLES` keys and as many values are held, where all of them would take 41 KB per pixel
+    and frame in the paper's network.
 
     Args:
         q: queries, `(N, C, H, W)`, pairs of frames folded.
@@ -475,6 +482,12 @@ def guided_attention(q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int) 
     Returns:
         `(N, C, H, W)`, float32.
     """
+    if q.is_cuda and _triton_serves(q.device):
+        from fedvsr.models import _guided_triton
+
+        fused: Tensor = _guided_triton.guided_attention(q, k, v, grid, heads)
+        return fused
+    q, k, v = (x.contiguous() for x in (q, k, v))
     count, channels, _, width = q.shape
     key_groups = grid.shape[2] // 2
     # The least number of channels that holds whole heads and whole groups.
@@ -509,6 +522,19 @@ def guided_attention(q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int) 
         ]
         outs.append(torch.cat(attended, dim=2))
     return torch.cat(outs, dim=1)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@lru_cache(maxsize=16)
+def _triton_serves(device: torch.device) -> bool:
+    """Whether Triton is there and can compile for a GPU.
+
+    For its launcher it also needs a C compiler and Python's headers, which not every machine has.
+    """
+    headers = Path(sysconfig.get_path("include", "posix_prefix"), "Python.h")
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    ready = find_spec("triton") is not None and compiler is not None and headers.exists()
+    return ready and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def _attend(

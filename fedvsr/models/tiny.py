@@ -111,7 +111,8 @@ def _conv(inputs: int, outputs: int, gain: float = 1.0) -> nn.Conv2d:
 
 
 def _propagate(cell: _Cell, features: tuple[Tensor, ...]) -> list[Tensor]:
-    state, states = torch.zeros_like(features[0]), list[Tensor]()
+    state = torch.zeros_like(features[0])
+    states: list[Tensor] = []
     for feature in features:
         state = cell(feature, state)
         states.append(state)

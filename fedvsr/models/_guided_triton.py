@@ -1,0 +1,390 @@
+"""RVRT's guided deformable attention as two Triton kernels, for GPUs.
+
+The numbers are those of `rvrt.guided_attention`, accumulated in float32 whatever the dtype of the
+input. A program takes some pixels and the heads that share positions. It reads keys and values
+where these point and uses them up in registers: no sampled key or value is written to memory.
+
+Memory: the output, 4 bytes per pixel and channel, and for the backward pass 4 bytes per pixel and
+head next to the inputs themselves; 1.2 KB per pixel and frame in the paper's network, where the
+sampled keys and values alone would be 41 KB. The backward pass takes the four gradients, those of
+keys and values in float32, and reads everything once more for the softmax. The inputs are held with
+channels last; given otherwise, they are copied.
+
+Gradients of keys, values and positions are added up atomically: on a GPU their last bits depend on
+the order in which programs run, as those of `grid_sample` do.
+
+In the kernels: D channels of a head, padded to a power of two; B rows of a program, one for each of
+its pixels and heads, the heads of a pixel one after the other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Elements of a program's tile B x D, and its warps. The channels of a head at a pixel lie together
+# in memory: the paper's 24, padded to 32, are read by 8 threads, 16 bytes each in float32. A thread
+# has 8 elements of every tile in the forward pass, which holds the query, the result and the pixels
+# read ahead; it has 4 in the backward pass, which holds gradients and addresses too. As compiled
+# for the paper's network in float32 that takes 78 and 80 registers on compute capability 9.0, 80
+# and 123 on 8.0, none spilled: 16 warps or more share a multiprocessor and hide each other's waits.
+_FORWARD_TILE = 1024
+_BACKWARD_TILE = 512
+_WARPS = 4
+
+
+@torch.compiler.disable
+def guided_attention(q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int) -> Tensor:
+    """What `rvrt.guided_attention` computes, of the same arguments.
+
+    Args:
+        q: queries, `(N, C, H, W)`, pairs of frames folded.
+        k: keys of the other pair, alike.
+        v: its values.
+        grid: where to sample, `(N, 2, G, P, H, W, 2)`.
+        heads: attention heads over the channels.
+
+    Returns:
+        `(N, C, H, W)`, float32, channels last in memory.
+    """
+    last = (x.permute(0, 2, 3, 1).contiguous() for x in (q, k, v))
+    out: Tensor = _Attention.apply(*last, grid.float().contiguous(), heads)
+    return out.permute(0, 3, 1, 2)
+
+
+class _Attention(torch.autograd.Function):
+    """`(N, H, W, C)` three times and a float32 grid, all contiguous, to `(N, H, W, C)`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q_NHWC: Tensor, k_NHWC: Tensor, v_NHWC: Tensor, grid: Tensor, heads: int
+    ) -> Tensor:
+        count, height, width, _ = q_NHWC.shape
+        out = torch.empty_like(q_NHWC, dtype=torch.float32)
+        log_sum = out.new_empty(count, height, width, heads)
+        sizes, programs, options = _launch(q_NHWC, grid, heads, _FORWARD_TILE)
+        # Triton launches on the current device, whatever holds the tensors.
+        with torch.cuda.device_of(q_NHWC):
+            _forward[programs](q_NHWC, k_NHWC, v_NHWC, grid, out, log_sum, *sizes, **options)
+        ctx.heads = heads
+        ctx.save_for_backward(q_NHWC, k_NHWC, v_NHWC, grid, log_sum)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout_NHWC: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, grid, log_sum = ctx.saved_tensors
+        dq, dgrid = torch.empty_like(q), torch.zeros_like(grid)
+        dk, dv = (torch.zeros_like(x, dtype=torch.float32) for x in (k, v))
+        sizes, programs, options = _launch(q, grid, ctx.heads, _BACKWARD_TILE)
+        inputs = (q, k, v, grid, log_sum, dout_NHWC.float().contiguous())
+        with torch.cuda.device_of(q):
+            _backward[programs](*inputs, dq, dk, dv, dgrid, *sizes, **options)
+        return dq, dk.to(k.dtype), dv.to(v.dtype), dgrid, None
+
+
+def _launch(
+    q_NHWC: Tensor, grid: Tensor, heads: int, tile: int
+) -> tuple[tuple[int, int, float], tuple[int, int], dict[str, int]]:
+    """Size and scale, numbers of programs, and what a kernel is compiled for."""
+    count, height, width, channels = q_NHWC.shape
+    groups = grid.shape[2] // 2
+    depth, shared = channels // heads, channels // groups
+    across = shared % depth != 0
+    together = 1 if across else shared // depth
+    padded = triton.next_power_of_2(depth)
+    block = max(1, tile // padded)
+    programs = (triton.cdiv(height * width * together, block) * (heads // together), count)
+    options = {
+        "GROUPS": groups,
+        "TAPS": grid.shape[3],
+        "HEADS": heads,
+        "TOGETHER": together,
+        "ACROSS": across,
+        "CHANNELS": channels,
+        "PADDED": padded,
+        "BLOCK": block,
+        "num_warps": _WARPS,
+        # Triton's default, which newer versions want said.
+        "enable_fp_fusion": True,
+    }
+    return (height, width, depth**-0.5), programs, options
+
+
+@triton.jit
+def _task(
+    size,
+    GROUPS: tl.constexpr,
+    TAPS: tl.constexpr,
+    HEADS: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    ACROSS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """What the program at hand works on. Offsets are 64-bit, as `size` is.
+
+    Returns:
+        The frame; the channels, `(B, D)`; the offset of the first place in the grid, `(B, 1)`, or
+        `(B, D)` where a head lies across groups; the masks of what exists of it, and of pixels and
+        channels; the index of pixel and head, `(B,)`, and its mask.
+    """
+    DEPTH: tl.constexpr = CHANNELS // HEADS
+    SETS: tl.constexpr = HEADS // TOGETHER
+    frame = tl.program_id(1)
+    first = tl.program_id(0) % SETS
+    row = tl.program_id(0) // SETS * BLOCK + tl.arange(0, BLOCK)
+    pixel = row // TOGETHER
+    head = first * TOGETHER + row % TOGETHER
+    lane = tl.arange(0, PADDED)[None, :]
+    channel = head[:, None] * DEPTH + lane
+    there = pixel < size
+    wanted = there[:, None] & (lane < DEPTH)
+    if ACROSS:
+        group = channel // (CHANNELS // GROUPS)
+        placed = wanted
+    else:
+        group = first
+        placed = there[:, None]
+    at = 2 * ((frame * (4 * GROUPS) + group) * TAPS * size + pixel[:, None])
+    index = (frame * size + pixel) * HEADS + head
+    return frame, channel, at, placed, wanted, index, there
+
+
+@triton.jit
+def _place(
+    frame,
+    place,
+    size,
+    channel,
+    at,
+    GROUPS: tl.constexpr,
+    TAPS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Where to look for a place.
+
+    Returns:
+        Offsets of the channels in the first pixel of the frame to read, `(B, D)`; offsets into the
+        grid of the x at which to read keys, then of those for values. A y lies next to its x.
+    """
+    side, tap = place // TAPS, place % TAPS
+    # The frames of a pair are neighbours that differ in the last bit.
+    source = (frame ^ side) * size * CHANNELS + channel
+    at_key = at + (side * (2 * GROUPS * TAPS) + tap) * (2 * size)
+    return source, at_key, at_key + GROUPS * TAPS * (2 * size)
+
+
+@triton.jit
+def _locate(places, placed, wanted, height, width, CHANNELS: tl.constexpr):
+    """Find the four pixels around positions.
+
+    Returns:
+        The offset of the upper left one and the way from it to the position, x and y, `(B, 1)` or
+        `(B, D)`; whether upper left, upper right, lower left, lower right are wanted, `(B, D)`.
+    """
+    x = (tl.load(places, mask=placed, other=0.0) + 1.0) * ((width - 1) * 0.5)
+    y = (tl.load(places + 1, mask=placed, other=0.0) + 1.0) * ((height - 1) * 0.5)
+    left, top = tl.floor(x), tl.floor(y)
+    # Compared as floats: a position far out has no integer, and its offset is not used.
+    in_left, in_right = (left >= 0) & (left < width), (left >= -1) & (left < width - 1)
+    upper = wanted & (top >= 0) & (top < height)
+    lower = wanted & (top >= -1) & (top < height - 1)
+    offset = (top.to(tl.int32).to(tl.int64) * width + left.to(tl.int32)) * CHANNELS
+    return (
+        offset,
+        x - left,
+        y - top,
+        upper & in_left,
+        upper & in_right,
+        lower & in_left,
+        lower & in_right,
+    )
+
+
+@triton.jit
+def _read(corner, in_a, in_b, in_c, in_d, width, CHANNELS: tl.constexpr):
+    """The four pixels from the upper left one on, `(B, D)` each, zero where not wanted."""
+    below = corner + width * CHANNELS
+    return (
+        tl.load(corner, mask=in_a, other=0.0).to(tl.float32),
+        tl.load(corner + CHANNELS, mask=in_b, other=0.0).to(tl.float32),
+        tl.load(below, mask=in_c, other=0.0).to(tl.float32),
+        tl.load(below + CHANNELS, mask=in_d, other=0.0).to(tl.float32),
+    )
+
+
+@triton.jit
+def _spread(corner, in_a, in_b, in_c, in_d, fx, fy, value, width, CHANNELS: tl.constexpr):
+    """Add `(B, D)` to the four pixels, each its part: the transpose of reading between them."""
+    below = corner + width * CHANNELS
+    lower = value * fy
+    upper = value - lower
+    right_upper, right_lower = upper * fx, lower * fx
+    # Only the sums matter, not what else is seen when: no ordering of memory is needed.
+    tl.atomic_add(corner, upper - right_upper, mask=in_a, sem="relaxed")
+    tl.atomic_add(corner + CHANNELS, right_upper, mask=in_b, sem="relaxed")
+    tl.atomic_add(below, lower - right_lower, mask=in_c, sem="relaxed")
+    tl.atomic_add(below + CHANNELS, right_lower, mask=in_d, sem="relaxed")
+
+
+@triton.jit
+def _between(a, b, c, d, fx, fy):
+    upper, lower = a + (b - a) * fx, c + (d - c) * fx
+    return upper + (lower - upper) * fy
+
+
+@triton.jit
+def _sample(source, places, placed, wanted, height, width, CHANNELS: tl.constexpr):
+    """Channels between pixels, `(B, D)`."""
+    offset, fx, fy, in_a, in_b, in_c, in_d = _locate(
+        places, placed, wanted, height, width, CHANNELS
+    )
+    a, b, c, d = _read(source + offset, in_a, in_b, in_c, in_d, width, CHANNELS)
+    return _between(a, b, c, d, fx, fy)
+
+
+@triton.jit
+def _slopes(factor, a, b, c, d, fx, fy, ACROSS: tl.constexpr):
+    """Derivatives of `factor` times what lies between pixels, by x and by y in pixels.
+
+    Summed over the channels of one position: `(B, 1)`, or `(B, D)` where a head lies across groups.
+    """
+    twist = d - c - (b - a)
+    x, y = factor * (b - a + twist * fy), factor * (c - a + twist * fx)
+    if not ACROSS:
+        x = tl.sum(x, axis=1)[:, None]
+        y = tl.sum(y, axis=1)[:, None]
+    return x, y
+
+
+@triton.jit
+def _add_places(target, x, y, placed, height, width):
+    """Add derivatives by pixels to the gradient of the grid, which spans 2 for the image."""
+    tl.atomic_add(target, x * ((width - 1) * 0.5), mask=placed, sem="relaxed")
+    tl.atomic_add(target + 1, y * ((height - 1) * 0.5), mask=placed, sem="relaxed")
+
+
+# A size as a constant would be compiled anew for each.
+@triton.jit(do_not_specialize=["height", "width"])
+def _forward(
+    q,
+    k,
+    v,
+    grid,
+    out,
+    log_sum,
+    height,
+    width,
+    scale,
+    GROUPS: tl.constexpr,
+    TAPS: tl.constexpr,
+    HEADS: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    ACROSS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    size = height.to(tl.int64) * width
+    frame, channel, at, placed, wanted, index, there = _task(
+        size, GROUPS, TAPS, HEADS, TOGETHER, ACROSS, CHANNELS, PADDED, BLOCK
+    )
+    here = index[:, None] * (CHANNELS // HEADS) + tl.arange(0, PADDED)[None, :]
+    query = tl.load(q + here, mask=wanted, other=0.0).to(tl.float32) * scale
+
+    # The softmax as it grows: the largest logit so far, and sums relative to it.
+    peak = tl.full((BLOCK,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    result = tl.zeros((BLOCK, PADDED), tl.float32)
+    for place in range(2 * TAPS):
+        source, at_key, at_value = _place(frame, place, size, channel, at, GROUPS, TAPS, CHANNELS)
+        key = _sample(k + source, grid + at_key, placed, wanted, height, width, CHANNELS)
+        value = _sample(v + source, grid + at_value, placed, wanted, height, width, CHANNELS)
+        logit = tl.sum(query * key, axis=1)
+        higher = tl.maximum(peak, logit)
+        kept, weight = tl.exp(peak - higher), tl.exp(logit - higher)
+        total = total * kept + weight
+        result = result * kept[:, None] + value * weight[:, None]
+        peak = higher
+    tl.store(out + here, result / total[:, None], mask=wanted)
+    tl.store(log_sum + index, peak + tl.log(total), mask=there)
+
+
+@triton.jit(do_not_specialize=["height", "width"])
+def _backward(
+    q,
+    k,
+    v,
+    grid,
+    log_sum,
+    dout,
+    dq,
+    dk,
+    dv,
+    dgrid,
+    height,
+    width,
+    scale,
+    GROUPS: tl.constexpr,
+    TAPS: tl.constexpr,
+    HEADS: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    ACROSS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    size = height.to(tl.int64) * width
+    frame, channel, at, placed, wanted, index, there = _task(
+        size, GROUPS, TAPS, HEADS, TOGETHER, ACROSS, CHANNELS, PADDED, BLOCK
+    )
+    here = index[:, None] * (CHANNELS // HEADS) + tl.arange(0, PADDED)[None, :]
+    query = tl.load(q + here, mask=wanted, other=0.0).to(tl.float32) * scale
+    dresult = tl.load(dout + here, mask=wanted, other=0.0)
+    log_total = tl.load(log_sum + index, mask=there, other=0.0)
+
+    # With weights p and their gradients dp, the gradient of logit i is p_i (dp_i - mean), where
+    # mean = sum_j p_j dp_j: it takes a pass of its own.
+    mean = tl.zeros((BLOCK,), tl.float32)
+    for place in range(2 * TAPS):
+        source, at_key, at_value = _place(frame, place, size, channel, at, GROUPS, TAPS, CHANNELS)
+        key = _sample(k + source, grid + at_key, placed, wanted, height, width, CHANNELS)
+        value = _sample(v + source, grid + at_value, placed, wanted, height, width, CHANNELS)
+        weight = tl.exp(tl.sum(query * key, axis=1) - log_total)
+        mean += weight * tl.sum(dresult * value, axis=1)
+
+    dquery = tl.zeros((BLOCK, PADDED), tl.float32)
+    for place in range(2 * TAPS):
+        source, at_key, at_value = _place(frame, place, size, channel, at, GROUPS, TAPS, CHANNELS)
+        at_k, fx_k, fy_k, in_a, in_b, in_c, in_d = _locate(
+            grid + at_key, placed, wanted, height, width, CHANNELS
+        )
+        at_k += source
+        a, b, c, d = _read(k + at_k, in_a, in_b, in_c, in_d, width, CHANNELS)
+        key = _between(a, b, c, d, fx_k, fy_k)
+        key_x, key_y = _slopes(query, a, b, c, d, fx_k, fy_k, ACROSS)
+        weight = tl.exp(tl.sum(query * key, axis=1) - log_total)[:, None]
+
+        at_v, fx_v, fy_v, in_e, in_f, in_g, in_h = _locate(
+            grid + at_value, placed, wanted, height, width, CHANNELS
+        )
+        at_v += source
+        a, b, c, d = _read(v + at_v, in_e, in_f, in_g, in_h, width, CHANNELS)
+        value = _between(a, b, c, d, fx_v, fy_v)
+        value_x, value_y = _slopes(dresult, a, b, c, d, fx_v, fy_v, ACROSS)
+        dlogit = weight * (tl.sum(dresult * value, axis=1) - mean)[:, None]
+
+        dquery += dlogit * key
+        dkey, dvalue = dlogit * query, weight * dresult
+        _spread(dk + at_k, in_a, in_b, in_c, in_d, fx_k, fy_k, dkey, width, CHANNELS)
+        _spread(dv + at_v, in_e, in_f, in_g, in_h, fx_v, fy_v, dvalue, width, CHANNELS)
+        _add_places(dgrid + at_key, dlogit * key_x, dlogit * key_y, placed, height, width)
+        _add_places(dgrid + at_value, weight * value_x, weight * value_y, placed, height, width)
+    tl.store(dq + here, dquery * scale, mask=wanted)
