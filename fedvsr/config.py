@@ -156,7 +156,7 @@ def explain(error: ValidationError) -> str:
     elif first["type"] == "union_tag_not_found":
         text = f"{path}.name is missing (there are: {', '.join(names(f'fedvsr.{loc[0]}s'))})"
     elif first["type"] == "missing":
-        text = f"{path} is missing"
+        text = f"{path} is missing: give it in the file, or by --set {path}=..."
     elif first["type"] == "value_error":
         message = message.removeprefix("Value error, ")
         text = message if message.startswith(path) or not path else f"{path}: {message}"

@@ -57,8 +57,8 @@ class RunStarted:
     num_params: int
     num_clients: int
     device: str
-    flow_from_scratch: bool
-    """The network estimates optical flow, and begins without weights for that."""
+    notes: tuple[str, ...]
+    """What a person should know of this run."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class _Execution:
             self.num_params,
             config.data.num_clients,
             self.evaluator.device_name,
-            saved is None and models.flow_from_scratch(config.model),
+            _notes(config) if saved is None else (),
         )
         if not saved:
             yield self._record(state)
@@ -316,6 +316,18 @@ class _Execution:
                 with replacing(frames / f"{clip.clip_id}_{middle:03d}_{kind}.png") as aside:
                     Image.fromarray(picture).save(aside, format="png")
         self.write_run("finished")
+
+
+def _notes(config: ExperimentConfig) -> tuple[str, ...]:
+    if not models.flow_from_scratch(config.model):
+        return ()
+    note = "optical flow starts from scratch; model.flow_weights=PATH loads released SpyNet weights"
+    if config.local.freeze_steps:
+        note += (
+            f", and local.freeze_steps = {config.local.freeze_steps} keeps it untrained as long; "
+            "set it to 0 without them"
+        )
+    return (note,)
 
 
 def _client_rows(finished: RoundFinished) -> list[Row]:

@@ -16,9 +16,6 @@ from fedvsr.experiment import Event, RoundRecorded, RunStarted
 from fedvsr.federation.rounds import ClientFinished
 
 _ROWS_SHOWN = 12
-_FLOW_FROM_SCRATCH = (
-    "optical flow starts from scratch; model.flow_weights=PATH loads released SpyNet weights"
-)
 
 
 class PreparationView:
@@ -97,9 +94,7 @@ class _View:
             lines = [self._title()]
             if event.round_idx:
                 lines.append(f"resuming after round {event.round_idx}")
-            if event.flow_from_scratch:
-                lines.append(_FLOW_FROM_SCRATCH)
-            return lines
+            return [*lines, *event.notes]
         if isinstance(event, RoundRecorded):
             assert self._started is not None
             cells = [f"{name} {cell}" for name, cell in _cells(event).items() if cell]
@@ -135,8 +130,7 @@ class _View:
             current=min(done + 1, total),
             detail="" if done == total else detail,
         )
-        notes = [_FLOW_FROM_SCRATCH] if self._started.flow_from_scratch else []
-        return Group(self._title(), *notes, table, bar)
+        return Group(self._title(), *self._started.notes, table, bar)
 
     def _title(self) -> str:
         assert self._started is not None

@@ -118,7 +118,9 @@ def _identify(tensors: dict[str, Tensor], path: Path) -> ModelConfig:
     assert nearest is not None
     if nearest[0] == 0:
         raise UserError(f"{path} is no checkpoint of a known network: {', '.join(names(__name__))}")
-    raise UserError(f"{path} fits no packaged network; as the nearest, {nearest[1]}, it {nearest[2]}")
+    raise UserError(
+        f"{path} fits no packaged network; as the nearest, {nearest[1]}, it {nearest[2]}"
+    )
 
 
 @lru_cache(maxsize=32)

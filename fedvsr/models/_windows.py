@@ -300,7 +300,7 @@ class _BiasedAttention(torch.autograd.Function):
 
 def _by_head(x_MnC: Tensor, heads: int) -> Tensor:
     """Float32 `(heads, M, n, C / heads)`, contiguous."""
-    parts = x_MnC.unflatten(-1, (heads, -1)).permute(2, 0, 1, 3)
+    parts = torch.unflatten(x_MnC, -1, (heads, -1)).permute(2, 0, 1, 3)
     return parts.float().contiguous()
 
 

@@ -61,6 +61,7 @@ _SIZES = {
     "demo": Size(
         network={
             "img_size": (2, 32, 32),
+            "window_size": (2, 4, 4),
             "num_blocks": (1, 1, 1),
             "embed_dims": (24, 24, 24),
             "num_heads": (4, 4, 4),
@@ -73,7 +74,7 @@ _SIZES = {
                 "batch_size": 1,
                 "num_frames": 4,
                 "crop": 128,
-                "lr": 2e-3,
+                "lr": 1e-3,
                 "slow_params": ("spynet",),
                 "slow_factor": 0.25,
             },

@@ -53,7 +53,7 @@ def test_bad_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no settings"):
         load_config(str(bad))
     bad.write_text("name: x")
-    with pytest.raises(UserError, match=r"^data is missing \(and 2 more\)"):
+    with pytest.raises(UserError, match=r"^data is missing: .* \(and 2 more\)"):
         load_config(str(bad))
 
 
@@ -86,7 +86,9 @@ def test_hash_covers_what_changes_numbers_and_nothing_else(small_yaml: Path) -> 
 
 def test_presets_resolve_and_print(tmp_path: Path) -> None:
     for name, description in presets().items():
-        config = load_config(name)
+        # Those of the paper's networks lack nothing but videos.
+        videos = ["data.videos=[a.mp4]"] if name in {"vrt", "rvrt", "iart"} else []
+        config = load_config(name, videos)
         assert description, name
         assert "\n" not in description
         copy = tmp_path / f"{name}.yaml"
@@ -101,3 +103,44 @@ def test_schema_describes_every_field() -> None:
     assert len(fields) > 30
     assert [name for name, field in fields if "description" not in field] == []
     assert "lambda_vsr" in yaml.safe_dump(schema)
+
+
+def test_what_local_leaves_out_is_the_networks_recipe(small_yaml: Path) -> None:
+    demo = load_config("demo")
+    assert (demo.local.crop, demo.local.batch_size, demo.local.steps) == (96, 4, 20)
+    rvrt = load_config("demo", ["model.name=rvrt"])
+    assert (rvrt.model.size, rvrt.local.crop, rvrt.local.num_frames) == ("demo", 128, 4)
+    assert rvrt.local.slow_params == ("spynet",)
+    assert rvrt.evaluation.max_frames == 5, "what the preset says of a section stands"
+    given = load_config("demo", ["model.name=rvrt", "local.crop=160", "model.mlp_ratio=1.5"])
+    assert (given.local.crop, given.local.num_frames) == (160, 4)
+    assert (given.model.mlp_ratio, given.model.embed_dims) == (1.5, (24, 24, 24))
+    own = load_config(str(small_yaml))
+    assert own.local.crop == 32
+
+
+def test_a_printed_configuration_loads_as_the_same(tmp_path: Path) -> None:
+    for name in ("tiny", "vrt", "rvrt", "iart"):
+        config = load_config("demo", [f"model.name={name}"])
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(config.to_yaml())
+        assert load_config(str(path)) == config
+
+
+@pytest.mark.parametrize("name", ["vrt", "rvrt", "iart"])
+def test_presets_of_the_papers_networks(name: str) -> None:
+    with pytest.raises(UserError, match=r"^data\.videos is missing: .*--set data\.videos=\.\.\.$"):
+        load_config(name)
+    config = load_config(name, ["data.videos=[a.mp4]"])
+    assert (config.model.name, config.model.size) == (name, "paper")
+    assert config.local.crop == 256
+    assert config.local.freeze_steps > 0
+    # The weights of the two losses that the paper found best.
+    best = {"vrt": (1.0, 1.0), "rvrt": (1.0, 0.5), "iart": (0.5, 0.5)}[name]
+    algorithm = config.algorithm.model_dump()
+    assert (algorithm["lambda_vsr"], algorithm["lambda_hifr"]) == best
+
+
+def test_a_size_that_a_network_lacks_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^model\.size = 'paper': .*'demo'"):
+        load_config("demo", ["model.size=paper"])

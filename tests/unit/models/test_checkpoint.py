@@ -145,7 +145,7 @@ def test_packaged_sizes_can_be_told_apart() -> None:
 def test_weights_to_start_from(tmp_path: Path, network: nn.Module) -> None:
     path = saved(tmp_path / "net.pth", network.state_dict())
     assert same(models.build("rvrt", size="demo", weights=str(path)), network)
-    with pytest.raises(UserError, match="has feat_extract.main.1.weight as"):
+    with pytest.raises(UserError, match=r"has feat_extract\.main\.1\.weight as"):
         models.build("rvrt", size="paper", weights=str(path))
 
 

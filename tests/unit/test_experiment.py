@@ -1,0 +1,45 @@
+"""How a run begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from fedvsr import experiment, models
+from fedvsr.config import ExperimentConfig, load_config
+from fedvsr.experiment import RoundRecorded, RunStarted
+from fedvsr.federation.executors import SerialExecutor
+from fedvsr.params import flatten
+from fedvsr.training.checkpoint import save_model
+from fedvsr.training.evaluate import Evaluator
+
+
+def test_a_run_starts_from_the_weights_it_is_given(small: ExperimentConfig, tmp_path: Path) -> None:
+    network = models.build_fresh(small.model)
+    network.to_pixels.weight.data.normal_(std=0.05)
+    save_model(tmp_path / "start.safetensors", network, small.model)
+    model = small.model.model_copy(update={"weights": str(tmp_path / "start.safetensors")})
+    config = small.model_copy(update={"model": model})
+    split = experiment.prepare_data(config, lambda *_: None)
+    run = experiment.create_run(config, tmp_path)
+    events = experiment.execute(run, split, SerialExecutor)
+    assert isinstance(next(events), RunStarted)
+    first = next(events)
+    events.close()
+    assert isinstance(first, RoundRecorded)
+    wanted = Evaluator(small.model, small.evaluation, split.test).score(flatten(network))
+    assert [score.psnr_db for score in first.scores] == [score.psnr_db for score in wanted]
+    assert np.isfinite(wanted[0].psnr_db)
+    assert wanted[0].psnr_db != wanted[0].bicubic_psnr_db
+
+
+def test_a_run_says_that_flow_starts_from_scratch() -> None:
+    video = "data.videos=[a.mp4]"
+    (note,) = experiment._notes(load_config("rvrt", [video]))
+    assert "model.flow_weights=PATH" in note
+    assert "local.freeze_steps = 30000 keeps it untrained" in note
+    (note,) = experiment._notes(load_config("rvrt", [video, "local.freeze_steps=0"]))
+    assert "freeze_steps" not in note
+    assert experiment._notes(load_config("rvrt", [video, "model.flow_weights=a.pth"])) == ()
+    assert experiment._notes(load_config("demo")) == ()
