@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := fedvsr tests
 
-.PHONY: demo test lint types unit test-lowest format clean
+.PHONY: demo test lint types unit test-lowest bench-models format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fedvsr run demo
@@ -28,6 +28,10 @@ test-lowest:
 	$(PYTHON) -m venv $(VENV)-lowest
 	$(VENV)-lowest/bin/python -m pip install --quiet -c tests/constraints-lowest.txt -e '.[demo,test]'
 	$(VENV)-lowest/bin/pytest -p no:cacheprovider -W ignore
+
+# A table of seconds and memory; `ARGS="--models rvrt --precisions fp32"` and the like choose.
+bench-models: $(VENV)/.test
+	$(BIN)/python -m tests.benchmarks.bench_models $(ARGS)
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -29,7 +29,7 @@ class EvaluationConfig(Section):
         None, ge=1, description="Use the first frames of each test clip only (default: all)."
     )
     crop: int | None = Field(
-        None, ge=64, description="Score the middle only, square, in pixels (default: whole frames)."
+        None, ge=16, description="Score the middle only, square, in pixels (default: whole frames)."
     )
     tiles: TileConfig = Field(TileConfig(), description="Tiles of inference.")
     num_threads: int = Field(1, ge=1, le=256, description="CPU threads of the evaluator.")
