@@ -1,9 +1,10 @@
 """The networks, one a file: the file's name is the configuration's `model.name`.
 
 A file holds `Config`, a section; `Model`, built from it alone, which maps low-resolution clips
-`(B, T, 3, H, W)` in [0, 1] to `(B, T, 3, scale * H, scale * W)` and keeps its size rules as `spec`;
-and `spec(config)`, the same without building it. `Config.sizes` are the packaged configurations,
-each with the recipe that it is trained by.
+`(B, T, 3, H, W)` in [0, 1] to `(B, T, 3, scale * H, scale * W)`, keeps its size rules as `spec` and
+says by `compiled_layers` which layers are worth compiling (none: the whole); and `spec(config)`,
+the size rules without the network. `Config.sizes` are the packaged configurations, each with the
+recipe that it is trained by.
 """
 
 from __future__ import annotations

@@ -350,7 +350,7 @@ def recompute(
     """
     if not torch.is_grad_enabled():
         return function(x, None)
-    kept = None if torch.compiler.is_compiling() else Kept()
+    kept = Kept() if x.is_cpu and not torch.compiler.is_compiling() else None
     out: Tensor = checkpoint(function, x, kept, use_reentrant=False, preserve_rng_state=random)
     if kept:
         kept.close()

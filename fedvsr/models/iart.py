@@ -23,7 +23,7 @@ from typing_extensions import Self
 from fedvsr.models._flow import SpyNet, compose
 from fedvsr.models._frames import per_frame
 from fedvsr.models._spec import FlowModelConfig, ModelSpec, Size
-from fedvsr.models._windows import Checkpointing, SwinLayer, SwinLayers, Window
+from fedvsr.models._windows import Checkpointing, SwinLayer, SwinLayers, Window, WindowAttention
 
 _BRANCHES = ("backward_1", "forward_1", "backward_2", "forward_2")
 # Width behind the first enlargement, and of the convolutions that only checkpoints know.
@@ -134,6 +134,8 @@ def spec(config: Config) -> ModelSpec:
 
 class Model(nn.Module):
     """Low-resolution clips `(B, T, 3, H, W)` in [0, 1] to `(B, T, 3, 4H, 4W)`, not clamped."""
+
+    compiled_layers = (WindowAttention,)
 
     def __init__(self, config: Config) -> None:
         super().__init__()

@@ -171,6 +171,8 @@ def spec(config: Config) -> ModelSpec:
 class Model(nn.Module):
     """Low-resolution clips `(B, T, 3, H, W)` in [0, 1] to `(B, T, 3, 4H, 4W)`, not clamped."""
 
+    compiled_layers = (SwinLayer,)
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.spec = spec(config)

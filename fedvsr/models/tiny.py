@@ -48,6 +48,8 @@ def spec(config: Config) -> ModelSpec:
 class Model(nn.Module):
     """Low-resolution clips `(B, T, 3, H, W)` to `(B, T, 3, scale * H, scale * W)`."""
 
+    compiled_layers = ()
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         channels = config.channels

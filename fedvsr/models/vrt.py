@@ -208,6 +208,8 @@ def spec(config: Config) -> ModelSpec:
 class Model(nn.Module):
     """Low-resolution clips `(B, T, 3, H, W)` to `(B, T, 3, upscale * H, upscale * W)`."""
 
+    compiled_layers = (WindowAttention, GatedMlp)
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.spec = spec(config)

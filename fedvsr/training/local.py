@@ -63,7 +63,7 @@ class LocalConfig(Section):
     precision: Precision = Field(
         "fp32", description="Autocast of the network; fp16 scales the loss."
     )
-    compile: bool = Field(False, description="Compile the network (torch.compile).")
+    compile: bool = Field(False, description="Compile the network's layers (torch.compile).")
     num_threads: int = Field(
         1, ge=1, le=256, description="CPU threads of a client; float sums depend on it."
     )
@@ -82,7 +82,8 @@ class LocalTrainer:
         self.algorithm = algorithms.build(algorithm)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network = models.build_fresh(model).to(self.device).train()
-        self._forward = torch.compile(self.network) if local.compile else self.network
+        if local.compile:
+            _compile(self.network)
         self._slow = list[torch.nn.Parameter]()
         for part in local.slow_params:
             found = [p for name, p in self.network.named_parameters() if part in name]
@@ -126,7 +127,7 @@ class LocalTrainer:
             for group in optimiser.param_groups:
                 group["lr"] = lr * group["factor"]
             with autocast(self.device, local.precision):
-                sr_BTCHW = self._forward(lq_BTCHW)
+                sr_BTCHW = self.network(lq_BTCHW)
             sr_BTCHW = sr_BTCHW.float()
             vsr_loss = charbonnier(sr_BTCHW, gt_BTCHW, self.spec.charbonnier_eps)
             loss = self.algorithm.local_loss(vsr_loss, sr_BTCHW, gt_BTCHW)
@@ -188,6 +189,16 @@ class LocalTrainer:
         )
         for lq, gt in islice(batches, self._num_steps(clips)):
             yield lq.to(self.device), gt.to(self.device)
+
+
+def _compile(network: torch.nn.Module) -> None:
+    """Compile the layers that the network repeats, once for all of them.
+
+    A whole clip's recurrence as one graph takes many minutes to compile and gains nothing over it.
+    """
+    layers = [m for m in network.modules() if isinstance(m, network.compiled_layers)]
+    for layer in layers or [network]:
+        layer.compile()
 
 
 def learning_rate(local: LocalConfig, progress: float) -> float:
