@@ -77,7 +77,7 @@ _SIZES = {
         },
         recipe={
             "local": {
-                "steps": 10,
+                "steps": 5,
                 "batch_size": 1,
                 "num_frames": 4,
                 "crop": 128,

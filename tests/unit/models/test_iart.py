@@ -152,7 +152,7 @@ def test_trains_under_autocast(checkpointing):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((1, 3, 3, 63, 64), "at least 64 x 64 pixels, in multiples of 1, not 63 x 64"),
+        ((1, 3, 3, 31, 64), "at least 32 x 32 pixels, in multiples of 1, not 31 x 64"),
         ((1, 3, 1, 64, 64), r"takes \(B, T, 3, H, W\), not"),
         ((3, 3, 64, 64), r"takes \(B, T, 3, H, W\), not"),
     ],
@@ -165,7 +165,7 @@ def test_refuses_sizes_it_cannot_take(shape, message):
 def test_spec():
     rules = iart.spec(iart.Config())
     assert (rules.scale, rules.min_frames, rules.frames_multiple) == (4, 1, 1)
-    assert (rules.min_size, rules.size_multiple, rules.charbonnier_eps) == (64, 1, 1e-12)
+    assert (rules.min_size, rules.size_multiple, rules.charbonnier_eps) == (32, 1, 1e-12)
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def test_trains_under_autocast(checkpointing):
     ("shape", "message"),
     [
         ((1, 3, 3, 40, 40), "at least 2 frames, in multiples of 2, not 3"),
-        ((1, 4, 3, 32, 40), "at least 33 x 33 pixels, in multiples of 1, not 32 x 40"),
+        ((1, 4, 3, 31, 40), "at least 32 x 32 pixels, in multiples of 1, not 31 x 40"),
         ((1, 4, 1, 40, 40), r"takes \(B, T, 3, H, W\), not"),
         ((4, 3, 40, 40), r"takes \(B, T, 3, H, W\), not"),
     ],
@@ -212,7 +212,7 @@ def test_refuses_sizes_it_cannot_take(shape, message):
 def test_spec():
     rules = rvrt.spec(rvrt.Config())
     assert (rules.scale, rules.min_frames, rules.frames_multiple) == (4, 2, 2)
-    assert (rules.min_size, rules.size_multiple, rules.charbonnier_eps) == (33, 1, 1e-9)
+    assert (rules.min_size, rules.size_multiple, rules.charbonnier_eps) == (32, 1, 1e-9)
 
 
 @pytest.mark.parametrize(

@@ -319,7 +319,7 @@ def test_twofold_enlargement():
     ("shape", "message"),
     [
         ((1, 1, 3, 40, 40), "at least 2 frames, in multiples of 1, not 1"),
-        ((1, 3, 3, 32, 40), "at least 40 x 40 pixels, in multiples of 8, not 32 x 40"),
+        ((1, 3, 3, 24, 40), "at least 32 x 32 pixels, in multiples of 8, not 24 x 40"),
         ((1, 3, 3, 40, 44), "in multiples of 8, not 40 x 44"),
         ((1, 3, 1, 40, 40), r"takes \(B, T, 3, H, W\), not"),
     ],
