@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,6 +106,52 @@ class Evaluator:
             lq = lq[:, rows, columns]
             gt = gt[:, _times(rows, clip.scale), _times(columns, clip.scale)]
         return np.asarray(lq), np.asarray(gt)
+
+
+def score_clip(
+    clip_id: str,
+    pairs: Iterable[tuple[Frames, Frames]],
+    enlarge: Callable[[Iterator[Frames]], Iterator[Frames]],
+    scale: int,
+    luma: bool = False,
+    lpips: bool = False,
+) -> ClipScore:
+    """Score a clip frame by frame; held are the frames that `enlarge` has taken and not returned.
+
+    Args:
+        clip_id: names the clip.
+        pairs: ground truth (scale * H, scale * W, 3) and low-resolution frame (H, W, 3), uint8 RGB.
+        enlarge: maps low-resolution frames to super-resolved ones, one for each, in order.
+        scale: the enlargement.
+        luma: compare BT.601 Y.
+        lpips: score LPIPS too.
+    """
+    waiting = deque[tuple[Frames, Frames]]()
+
+    def taken() -> Iterator[Frames]:
+        for pair in pairs:
+            waiting.append(pair)
+            yield pair[1]
+
+    of_sr, of_bicubic = list[tuple[float, ...]](), list[tuple[float, ...]]()
+    for sr in enlarge(taken()):
+        gt, lq = waiting.popleft()
+        for scores, frame in ((of_sr, sr), (of_bicubic, bicubic(lq[None], scale)[0])):
+            values = [metrics.psnr(frame, gt, luma), metrics.ssim(frame, gt, luma)]
+            values += [metrics.lpips(frame, gt)] if lpips else []
+            scores.append(tuple(map(float, values)))
+    psnr_db, ssim, *rest = map(float, np.mean(of_sr, axis=0))
+    bicubic_psnr_db, bicubic_ssim, *bicubic_rest = map(float, np.mean(of_bicubic, axis=0))
+    return ClipScore(
+        clip_id=clip_id,
+        num_frames=len(of_sr),
+        psnr_db=psnr_db,
+        ssim=ssim,
+        lpips=rest[0] if rest else None,
+        bicubic_psnr_db=bicubic_psnr_db,
+        bicubic_ssim=bicubic_ssim,
+        bicubic_lpips=bicubic_rest[0] if bicubic_rest else None,
+    )
 
 
 def bicubic(lq_THWC: Frames, scale: int) -> Frames:
