@@ -97,7 +97,7 @@ def as_in_training(compute: Compute, config: EvaluationConfig, threads: int | No
         torch.set_num_threads(config.num_threads)
     if compute.tiles is not None or compute.memory_bytes is not None:
         return compute
-    return replace(compute, tiles=config.tiles)
+    return replace(compute, tiles=config.tiles, blend="mean")
 
 
 def evaluate(

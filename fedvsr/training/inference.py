@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from math import inf
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from fedvsr.training.precision import Precision, autocast
 
 # Called with the frames done so far, those of a window in progress in part.
 Progress = Callable[[float], None]
+Blend = Literal["mean", "ramp"]
 
 
 class TileConfig(Section):
@@ -78,6 +79,7 @@ def super_resolve_frames(
     lq: Iterable[Frames],
     tiles: TileConfig,
     *,
+    blend: Blend = "mean",
     precision: Precision = "fp32",
     budget: Budget | None = None,
     progress: Progress | None = None,
@@ -93,6 +95,8 @@ def super_resolve_frames(
         spec: its size rules.
         lq: uint8 RGB low-resolution frames of one size.
         tiles: the tiles.
+        blend: what tiles count for where they overlap in space: the same throughout, or less
+            towards their inner edges, which leaves no seams.
         precision: what the network computes in.
         budget: asked for smaller tiles when these take too much memory; the window is then begun
             again, and no frame is lost. Without one the error is passed on.
@@ -110,7 +114,7 @@ def super_resolve_frames(
         start, stop, final = _window(clip, tiles, start)
         while clip.first < start:
             yield clip.leave()
-        complete = _fill(run, clip, range(start, stop), tiles, budget, progress)
+        complete = _fill(run, clip, range(start, stop), tiles, blend, budget, progress)
         if budget and not (complete and (final or budget.kept())):
             tiles = budget.smaller(tiles)
         if complete:
@@ -160,7 +164,7 @@ class _Output:
 
     total: Tensor
     """(C, H, W)."""
-    count: Tensor
+    weight: Tensor
     """(H, W)."""
 
 
@@ -198,16 +202,21 @@ class _Clip:
         # The newest frame is the last of the queue.
         return torch.stack([self.frames[i - self.num_read] for i in indices])
 
-    def add(self, sr_TCHW: Tensor, time: int, rows: slice, columns: slice) -> None:
+    def add(
+        self, sr_TCHW: Tensor, time: int, rows: slice, columns: slice, weight_HW: Tensor | None
+    ) -> None:
         """Add a tile's output, of the frames from `time` on; what is past the end is dropped."""
         for frame_idx, sr_CHW in zip(range(time, self.num_read), sr_TCHW, strict=False):
             if frame_idx - self.first == len(self.outputs):
                 sides = [side * self.spec.scale for side in self.padded]
-                zeros = torch.zeros(3, *sides), torch.zeros(*sides, dtype=torch.int16)
-                self.outputs.append(_Output(*zeros))
+                self.outputs.append(_Output(torch.zeros(3, *sides), torch.zeros(*sides)))
             output = self.outputs[frame_idx - self.first]
-            output.total[:, rows, columns] += sr_CHW
-            output.count[rows, columns] += 1
+            if weight_HW is None:
+                output.total[:, rows, columns] += sr_CHW
+                output.weight[rows, columns] += 1
+            else:
+                output.total[:, rows, columns].addcmul_(sr_CHW, weight_HW)
+                output.weight[rows, columns] += weight_HW
 
     def leave(self) -> Frames:
         """Take the first output out, finished: uint8 RGB (scale * H, scale * W, 3)."""
@@ -217,7 +226,7 @@ class _Clip:
         while len(self.frames) > self.num_read - self.first + self.spec.frames_multiple - 1:
             self.frames.popleft()
         height, width = (side * self.spec.scale for side in self.size)
-        mean_CHW = (output.total / output.count)[:, :height, :width]
+        mean_CHW = (output.total / output.weight)[:, :height, :width]
         rounded = (mean_CHW.clamp_(0, 1) * 255).round_().to(torch.uint8)
         return np.ascontiguousarray(rounded.permute(1, 2, 0).numpy())
 
@@ -242,6 +251,7 @@ def _fill(
     clip: _Clip,
     times: range,
     tiles: TileConfig,
+    blend: Blend,
     budget: Budget | None,
     progress: Progress | None,
 ) -> bool:
@@ -261,7 +271,12 @@ def _fill(
                 raise
             return False
         down, across = (slice(at * scale, (at + n) * scale) for at, n in ((y, height), (x, width)))
-        clip.add(sr_TCHW, times.start, down, across)
+        weight_HW = None
+        if blend == "ramp":
+            sides = zip((y, x), (height, width), clip.padded, strict=True)
+            ramps = (_ramp(at, n, whole, tiles.overlap, scale) for at, n, whole in sides)
+            weight_HW = torch.outer(*ramps)
+        clip.add(sr_TCHW, times.start, down, across, weight_HW)
         done = num_done / (len(rows) * len(columns))
         if progress:
             progress(before + max(0, after - before) * done)
@@ -294,6 +309,17 @@ def _mirrored(frame: Tensor, shape: tuple[int, ...]) -> Tensor:
             index = torch.minimum(position, 2 * have - 1 - position)
             frame = frame.index_select(axis, index)
     return frame
+
+
+def _ramp(start: int, size: int, whole: int, overlap: int, scale: int) -> Tensor:
+    """Weights (size * scale,) of a tile along an axis: 1, but rising where another tile ends."""
+    weight, rise = torch.ones(size * scale), overlap * scale
+    ramp = (torch.arange(rise) + 0.5) / max(1, rise)
+    if start > 0:
+        weight[:rise] = torch.minimum(weight[:rise], ramp)
+    if start + size < whole and rise:
+        weight[-rise:] = torch.minimum(weight[-rise:], ramp.flip(0))
+    return weight
 
 
 def _starts(n: int, size: int, overlap: int) -> list[int]:

@@ -15,6 +15,7 @@ from fedvsr.errors import UserError
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_CGROUPS = Path("/sys/fs/cgroup")
 _PAGE = resource.getpagesize()
 _SAMPLE_S = 0.002
 
@@ -129,7 +130,7 @@ def _meminfo(name: str) -> int:
 def _cgroup_rooms(controllers: str, path: str) -> list[int]:
     """What a memory cgroup and those above it leave; a container sees its own as the root."""
     version = "memory.max", "memory.current"
-    root = Path("/sys/fs/cgroup")
+    root = _CGROUPS
     if controllers:
         version = "memory.limit_in_bytes", "memory.usage_in_bytes"
         root /= "memory"

@@ -12,7 +12,7 @@ from torch import nn
 from fedvsr.data.clips import Frames
 from fedvsr.errors import UserError
 from fedvsr.models._spec import ModelSpec
-from fedvsr.training.inference import TileConfig, is_out_of_memory, super_resolve_frames
+from fedvsr.training.inference import Blend, TileConfig, is_out_of_memory, super_resolve_frames
 from fedvsr.training.memory import CudaMeter, HostMeter, available_bytes, show_bytes, used_bytes
 from fedvsr.training.precision import Precision
 from fedvsr.training.tile_choice import Limits, TileChooser
@@ -32,6 +32,7 @@ class Compute:
 
     device: Device = "auto"
     precision: Precision = "fp32"
+    blend: Blend = "ramp"
     tiles: TileConfig | None = None
     """None: chosen by the memory there is."""
     memory_bytes: int | None = None
@@ -111,6 +112,7 @@ def super_resolve_stream(
                 spec,
                 lq,
                 compute.tiles,
+                blend=compute.blend,
                 precision=compute.precision,
                 progress=report,
             )
@@ -139,6 +141,7 @@ def super_resolve_stream(
             spec,
             lq,
             chosen,
+            blend=compute.blend,
             precision=compute.precision,
             budget=_Saying(chooser, say),
             progress=report,

@@ -6,6 +6,7 @@ T frames, H x W low-resolution height and width.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import ceil
@@ -35,8 +36,8 @@ _CAREFUL = 0.9
 # A probe is large enough once it takes so much memory, or so long.
 _CLEAR_BYTES, _CLEAR_S = 256 << 20, 5.0
 _WARM_UP_S = 1.0
-# Sums and counts of a frame in progress, a byte of input and of output each channel.
-_HELD_BYTES_PER_PIXEL = 3 * 4 + 2 + 3
+# Sums and weights of a frame in progress, and a byte of output each channel.
+_HELD_BYTES_PER_PIXEL = 3 * 4 + 4 + 3
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,22 @@ class Limits:
     """The device is the host: the two come out of one."""
 
 
+@dataclass(frozen=True)
+class _Point:
+    """What a probe took."""
+
+    frames: int
+    pixels: int
+    taken: int
+    """Bytes over the base."""
+    wall_s: float
+
+
 class TileChooser:
-    """Fits bytes = a + b T H W to probes, and takes the tile that computes least per frame."""
+    """Fits bytes = a + H W (b + c T) to probes, and takes the tile that computes least per frame.
+
+    Networks that keep few features of a frame, but much while they compute one, need both b and c.
+    """
 
     def __init__(
         self,
@@ -71,7 +86,7 @@ class TileChooser:
         self.limits, self.meter = limits, meter
         meter.reset()
         self.base = meter.peak()
-        self.fixed = self.slope = 0.0
+        self._fixed = self._per_pixel = self._per_pixel_frame = 0.0
 
     def choose(self) -> TileConfig:
         """Probe, then choose the tile.
@@ -88,17 +103,18 @@ class TileChooser:
         return self.meter.peak() - self.base <= self.limits.device
 
     def smaller(self, tiles: TileConfig) -> TileConfig:
-        """Tiles that are predicted to take half of what grows with them.
+        """Tiles that are predicted to take half of what grows with them, or the smallest.
 
         Raises:
             UserError: there are none.
         """
-        half = self._growing(tiles) / 2
-        options = [option for option in self._options() if self._growing(option) <= half]
-        if not options:
-            raise self._too_little(tiles)
+        options, now = self._options(), self._growing(tiles)
+        smallest = min(options, key=self._growing)
+        if self._growing(smallest) >= now:
+            raise self._too_little(smallest)
         self.meter.reset()
-        return min(options, key=self._cost)
+        half = [option for option in options if self._growing(option) <= now / 2]
+        return min(half, key=self._cost, default=smallest)
 
     def describe(self, tiles: TileConfig) -> str:
         """One line on a tile."""
@@ -111,34 +127,39 @@ class TileChooser:
         )
 
     def _probe(self) -> None:
-        points, clear = list[tuple[int, int]](), False
+        """Fit `_per_*`: over larger and larger tiles of few frames, then over more frames."""
         frames = padded(self.spec, (2, 1, 1))[0]
         size = multiple_of(max(32, self.spec.min_size), self.spec.size_multiple)
-        while len(points) < 2 or not clear:
-            tiles = TileConfig(frames=frames, size=size, overlap_frames=0, overlap=0)
-            taken, wall_s = self._measure(tiles)
-            if not points and wall_s < _WARM_UP_S:
-                # The first call ever also makes what the later ones share.
-                taken, wall_s = self._measure(tiles)
-            points.append((self._volume(tiles), taken))
-            clear = taken > _CLEAR_BYTES or wall_s > _CLEAR_S or 4 * taken > self.limits.device
-            # Twice as wide and high; when frames are whole, longer.
-            if size < max(self.canvas):
-                size *= 2
-            elif frames < self.most_frames:
-                frames = multiple_of(2 * frames, self.spec.frames_multiple)
-            else:
-                break
-        (small, before), (large, after) = points[-2:] if len(points) > 1 else points * 2
+        # The first call ever also makes what the later ones share; a slow one is not repeated.
+        points = [self._measure(frames, size)]
+        points = [points[0] if points[0].wall_s > _WARM_UP_S else self._measure(frames, size)]
+        while size < max(self.canvas) and not (len(points) > 1 and self._clear(points[-1])):
+            size *= 2
+            points.append(self._measure(frames, size))
+        longer = points[-1:]
+        while frames < self.most_frames and not (len(longer) > 1 and self._clear(longer[-1])):
+            frames = min(self.most_frames, multiple_of(2 * frames, self.spec.frames_multiple))
+            longer.append(self._measure(frames, size))
+        pixels = longer[-1].pixels
         # At the least, the tile itself as float32, in and out.
-        least_slope = 12 * (1 + self.spec.scale**2)
-        self.slope = max((after - before) / max(1, large - small), least_slope)
-        self.fixed = max(0.0, after - self.slope * large)
+        least = 12 * (1 + self.spec.scale**2)
+        per_frame = max(_slope(longer, [p.frames for p in longer]) / pixels, least)
+        by_size = _slope(points, [p.pixels for p in points])
+        self._per_pixel_frame = per_frame
+        self._per_pixel = max(0.0, by_size - per_frame * points[-1].frames)
+        grown = pixels * (self._per_pixel + per_frame * longer[-1].frames)
+        self._fixed = max(0.0, longer[-1].taken - grown)
 
-    def _measure(self, tiles: TileConfig) -> tuple[int, float]:
-        """Bytes over the base that a tile takes, and seconds."""
+    def _clear(self, point: _Point) -> bool:
+        """Whether a probe was large enough to tell, and the next one might be too large."""
+        large = 4 * point.taken > self.limits.device
+        return large or point.taken > _CLEAR_BYTES or point.wall_s > _CLEAR_S
+
+    def _measure(self, frames: int, size: int) -> _Point:
+        tiles = TileConfig(frames=frames, size=size, overlap_frames=0, overlap=0)
+        num_frames, height, width = self._shape(tiles)
         device = next(self.network.parameters()).device
-        lq_THWC = torch.zeros(*self._shape(tiles), 3, dtype=torch.uint8)
+        lq_THWC = torch.zeros(num_frames, height, width, 3, dtype=torch.uint8)
         self.meter.reset()
         started = time.perf_counter()
         try:
@@ -147,7 +168,8 @@ class TileChooser:
             if not is_out_of_memory(error):
                 raise
             raise self._too_little(tiles) from None
-        return max(0, self.meter.peak() - self.base), time.perf_counter() - started
+        taken = max(0, self.meter.peak() - self.base)
+        return _Point(num_frames, height * width, taken, time.perf_counter() - started)
 
     def _best(self, part: float) -> TileConfig:
         options = list(self._options())
@@ -178,7 +200,9 @@ class TileChooser:
         return device <= part * self.limits.device and host <= part * self.limits.host
 
     def _device_bytes(self, tiles: TileConfig) -> float:
-        return self.fixed + self.slope * self._volume(tiles)
+        frames, height, width = self._shape(tiles)
+        grown = height * width * (self._per_pixel + self._per_pixel_frame * frames)
+        return self._fixed + grown
 
     def _host_bytes(self, tiles: TileConfig) -> float:
         height, width = self.canvas
@@ -186,7 +210,7 @@ class TileChooser:
         return _HELD_BYTES_PER_PIXEL * frames * height * width * self.spec.scale**2
 
     def _growing(self, tiles: TileConfig) -> float:
-        return self._device_bytes(tiles) - self.fixed + self._host_bytes(tiles)
+        return self._device_bytes(tiles) - self._fixed + self._host_bytes(tiles)
 
     def _cost(self, tiles: TileConfig) -> tuple[float, int]:
         """Pixels computed for each frame that is finished; of equals, the longer tile.
@@ -200,10 +224,6 @@ class TileChooser:
             per_window *= side * (1 if side == n else 1 + ceil((n - side) / step))
         return per_window / max(frames - _OVERLAP_FRAMES, frames / 8), -frames
 
-    def _volume(self, tiles: TileConfig) -> int:
-        frames, height, width = self._shape(tiles)
-        return frames * height * width
-
     def _shape(self, tiles: TileConfig) -> tuple[int, ...]:
         assert tiles.frames is not None
         return tile_shape(self.spec, tiles, (tiles.frames, *self.canvas))
@@ -214,3 +234,10 @@ class TileChooser:
             f"{show_bytes(self.limits.device)} do not suffice for this network: a tile of {frames} "
             f"frames of {width} x {height} takes more; raise --memory, or try --precision bf16"
         )
+
+
+def _slope(points: Sequence[_Point], by: Sequence[int]) -> float:
+    """Bytes by which the last probe took more than the one before, per unit of `by`."""
+    if len(points) < 2 or by[-1] == by[-2]:
+        return 0.0
+    return max(0, points[-1].taken - points[-2].taken) / (by[-1] - by[-2])
