@@ -28,20 +28,18 @@ from fedvsr.training.streaming import Compute, Progress, Say, super_resolve_stre
 
 @dataclass(frozen=True)
 class Output:
-    """Where a clip goes. A video has a suffix of `CONTAINERS`; all else is a folder of pictures."""
+    """Where a clip goes."""
 
     path: Path
+    is_video: bool
+    """A video, with a suffix of `CONTAINERS`; else a folder of pictures."""
     names: str = PICTURE_NAMES
     """The pictures' names, by frame index from 0."""
     keep_names: bool = False
     """Name pictures as the source's are named."""
-    sound: bool = True
+    sound: bool = False
+    """Copy the source's sound, if it is a video with sound."""
     codec: VideoCodec = field(default_factory=VideoCodec)
-
-    @property
-    def is_video(self) -> bool:
-        """Whether it is a video."""
-        return self.path.suffix.lower() in CONTAINERS
 
 
 def choose_output(
@@ -60,21 +58,17 @@ def choose_output(
         if video:
             fits = not sound or takes_sound(".mp4", source.path)
             path = path.with_name(name + (".mp4" if fits else ".mkv"))
-        output = Output(path, keep_names=not video, sound=sound, codec=codec)
+        output = Output(path, video, keep_names=not video, sound=sound, codec=codec)
     elif (path := Path(out).expanduser()).suffix.lower() == ".png":
-        if not re.search(r"%0?\d*d", path.name):
-            raise UserError(f"--out {out}: a clip is many pictures; write e.g. {path.stem}%05d.png")
-        try:
-            path.name % 0
-        except (TypeError, ValueError):
-            raise UserError(f"--out {out}: {path.name} is not of the form NAME%05d.png") from None
-        output = Output(path.parent, names=path.name)
+        if len(re.findall(r"%0?\d*d", path.name)) != 1 or path.name.count("%") != 1:
+            raise UserError(f"--out {out}: a clip is many pictures; write e.g. NAME%05d.png")
+        output = Output(path.parent, False, names=path.name)
     elif path.suffix.lower() in CONTAINERS and not out.endswith("/"):
-        output = Output(path, sound=sound, codec=codec)
+        output = Output(path, True, sound=sound, codec=codec)
     elif path.suffix.lower() in {".avi", ".webm", ".gif", ".ts", ".mpg", ".wmv", ".flv"}:
         raise UserError(f"--out {out}: videos are written as {', '.join(CONTAINERS)}")
     else:
-        output = Output(path, keep_names=not video)
+        output = Output(path, False, keep_names=not video)
     _require_free(source, output, overwrite)
     return output
 

@@ -54,8 +54,12 @@ def write_video(
     Raises:
         UserError: there is no such codec, or the container cannot hold it or the sound.
     """
-    if codec.name not in av.codecs_available:
-        raise UserError(f"--codec {codec.name} is no codec of this PyAV; try libx264")
+    try:
+        kind = av.Codec(codec.name, "w").type
+    except ValueError:
+        raise UserError(f"--codec {codec.name} is no encoder of this PyAV; try libx264") from None
+    if kind != "video":
+        raise UserError(f"--codec {codec.name} encodes no video; try libx264")
     container = CONTAINERS[path.suffix.lower()]
     try:
         with ExitStack() as stack:
@@ -89,8 +93,7 @@ class _VideoWriter:
             stream = out.add_stream(codec.name, rate=like.rate, options={"crf": str(codec.crf)})
         except (av.FFmpegError, ValueError) as error:
             raise UserError(f"--codec {codec.name} cannot be written here: {error}") from None
-        if not isinstance(stream, av.VideoStream):
-            raise UserError(f"--codec {codec.name} encodes no video; try libx264")
+        assert isinstance(stream, av.VideoStream)
         self.stream = stream
         self.started = False
 
@@ -136,7 +139,8 @@ class _Sound:
                     "write a .mkv, or leave the sound out with --no-sound"
                 )
             self.streams[stream.index] = out.add_stream_from_template(stream)
-        self.packets = source.demux(*source.streams.audio)
+        # Without a stream named, all would come.
+        self.packets = source.demux(*source.streams.audio) if self.streams else iter(())
         self.waiting: av.Packet[Any] | None = None
 
     def copy_until(self, time_s: Fraction | None) -> None:

@@ -143,8 +143,8 @@ def test_a_stream_gives_the_bits_of_the_whole_array(
 
 
 def live_tensor_bytes() -> int:
-    found = (x for x in gc.get_objects() if type(x) is Tensor)
-    return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in found}.values())
+    storages = (x.untyped_storage() for x in gc.get_objects() if type(x) is Tensor)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def test_memory_does_not_grow_with_the_length() -> None:

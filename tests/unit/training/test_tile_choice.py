@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -86,17 +88,22 @@ def test_smaller_halves_until_there_is_nothing_left() -> None:
     network = Hungry(0, 5000)
     this = chooser(network, 3 * 10**9, min_frames=4, min_size=64, size_multiple=8)
     tiles = this.choose()
-    volumes = [int(np.prod(this._shape(tiles)))]
-    with pytest.raises(UserError, match=r"a tile of 4 frames of 64 x 64 takes more; raise"):
+    volumes = list[int]()
+
+    def halve_for_ever() -> None:
+        nonlocal tiles
         while True:
-            tiles = this.smaller(tiles)
             frames, height, width = this._shape(tiles)
             assert frames >= 4
             assert height % 8 == width % 8 == 0
             volumes.append(frames * height * width)
+            tiles = this.smaller(tiles)
+
+    with pytest.raises(UserError, match=r"a tile of 4 frames of 64 x 64 takes more; raise"):
+        halve_for_ever()
     assert len(volumes) > 4
-    pairs = zip(volumes[:-1], volumes[1:-1], strict=False)
-    assert all(2 * after <= before for before, after in pairs), "but for the smallest"
+    halved = [2 * after <= before for before, after in pairwise(volumes)]
+    assert all(halved[:-1]), "the last is the smallest"
 
 
 def test_too_little_memory_is_one_line() -> None:
