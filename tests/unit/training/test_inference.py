@@ -196,14 +196,14 @@ class Halving:
 
 
 class Limited(Nearest):
-    """Has no memory for more than so many frames, from its third call on."""
+    """Has no memory for more than so many frames, but in its first calls."""
 
-    def __init__(self, most: int, error: Exception) -> None:
+    def __init__(self, most: int, error: Exception, first_calls: int = 3) -> None:
         super().__init__()
-        self.most, self.error = most, error
+        self.most, self.error, self.first_calls = most, error, first_calls
 
     def forward(self, lq_BTCHW: Tensor) -> Tensor:
-        if lq_BTCHW.shape[1] > self.most and len(self.shapes) >= 3:
+        if lq_BTCHW.shape[1] > self.most and len(self.shapes) >= self.first_calls:
             raise self.error
         return super().forward(lq_BTCHW)
 
@@ -237,6 +237,23 @@ def test_a_tile_that_went_over_the_limit_is_halved_before_the_next() -> None:
     sr = list(super_resolve_frames(network, ModelSpec(2, 1e-9), LQ, tiles, budget=budget))
     assert [asked.frames for asked in budget.asked] == [4]
     assert [shape[1] for shape in network.shapes][:3] == [4, 4, 2]
+    np.testing.assert_array_equal(np.stack(sr), EXPECTED)
+
+
+@pytest.mark.parametrize("first_calls", [0, 2])
+def test_the_last_window_may_fail_too(first_calls: int) -> None:
+    network = Limited(2, torch.OutOfMemoryError("out"), first_calls)
+    tiles = TileConfig(frames=7, overlap_frames=2, size=8, overlap=2)
+    sr = list(super_resolve_frames(network, ModelSpec(2, 1e-9), LQ, tiles, budget=Halving()))
+    np.testing.assert_array_equal(np.stack(sr), EXPECTED)
+
+
+def test_a_window_of_one_tile_that_went_over_is_kept() -> None:
+    budget, network = Halving(kept_for=1), Nearest()
+    tiles = TileConfig(frames=4, overlap_frames=2)
+    sr = list(super_resolve_frames(network, ModelSpec(2, 1e-9), LQ, tiles, budget=budget))
+    assert [asked.frames for asked in budget.asked] == [4]
+    assert [shape[1] for shape in network.shapes][:2] == [4, 2]
     np.testing.assert_array_equal(np.stack(sr), EXPECTED)
 
 
