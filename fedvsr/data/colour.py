@@ -63,11 +63,14 @@ class Colour:
 
     def to_rgb(self, frame: av.VideoFrame) -> Frames:
         """A decoded frame as uint8 RGB (H, W, 3); deeper samples are reduced to 8 bits."""
-        if frame.format.is_rgb or len(frame.format.components) < 3:
+        if frame.format.is_rgb or frame.format.has_palette:
             return np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
-        chroma = frame.format.components[1]
-        halved = chroma.width < frame.width and chroma.height < frame.height
-        wanted = "yuv420p" if halved else "yuv444p"
+        components = frame.format.components
+        grey = len(components) < 3
+        halved = not grey and (
+            components[1].width < frame.width and components[1].height < frame.height
+        )
+        wanted = "gray" if grey else "yuv420p" if halved else "yuv444p"
         if frame.format.name not in {wanted, wanted.replace("yuv", "yuvj")}:
             # The same matrix and range on both sides: samples are moved and cut to 8 bits, no more.
             space, extent = self.matrix, _FULL if self.full_range else 1
@@ -79,7 +82,9 @@ class Colour:
                 dst_color_range=extent,
             )
         coded = [_plane(plane) for plane in frame.planes]
-        if halved:
+        if grey:
+            coded += [torch.full_like(coded[0], 128) for _ in range(2)]
+        elif halved:
             coded[1:] = (_enlarged(c, *coded[0].shape) for c in coded[1:])
         y_low, y_span, c_span = self._ranges()
         kr, kb = _MATRICES[self.matrix]
