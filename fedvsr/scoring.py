@@ -17,7 +17,7 @@ from fedvsr.data.videos import Progress as VideoProgress
 from fedvsr.data.videos import prepare
 from fedvsr.errors import UserError
 from fedvsr.trained import Trained
-from fedvsr.training.evaluate import ClipScore, EvaluationConfig, score_clip
+from fedvsr.training.evaluate import ClipScore, EvaluationConfig, score_clip, scored_frames
 from fedvsr.training.streaming import Compute, Progress, Say, super_resolve_stream
 
 # SSIM's window.
@@ -87,8 +87,10 @@ def held_out(
     if trained.config is None:
         raise UserError(f"{trained.name} is no run with test clips of its own; name ground truth")
     config = trained.config.evaluation
+    if max_frames is not None:
+        config = config.model_copy(update={"max_frames": max_frames})
     split = prepare(trained.config.data, progress)
-    return [_stored(clip, max_frames or config.max_frames) for clip in split.test], config
+    return [_stored(clip, config) for clip in split.test], config
 
 
 def as_in_training(compute: Compute, config: EvaluationConfig, threads: int | None) -> Compute:
@@ -139,14 +141,13 @@ def evaluate(
         )
 
 
-def _stored(clip: Clip, max_frames: int | None) -> TestClip:
-    num_frames = min(clip.num_frames, max_frames or clip.num_frames)
+def _stored(clip: Clip, config: EvaluationConfig) -> TestClip:
+    num_frames, height, width, _ = scored_frames(clip, config)[0].shape
 
     def pairs() -> Pairs:
-        gt, lq = clip.gt(), clip.lq()
+        lq, gt = scored_frames(clip, config)
         return ((np.array(gt[t]), np.array(lq[t])) for t in range(num_frames))
 
-    height, width = clip.height // clip.scale, clip.width // clip.scale
     return TestClip(clip.clip_id, num_frames, height, width, pairs)
 
 

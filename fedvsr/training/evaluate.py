@@ -77,14 +77,14 @@ class Evaluator:
     def pictures(self, params: FloatVector, clip: Clip, frame_idx: int) -> dict[str, Frames]:
         """One frame (H, W, 3) as `bicubic`, `sr` and `gt`."""
         load_flat(self.network, params)
-        lq, gt = self._frames(clip)
+        lq, gt = scored_frames(clip, self.config)
         with scoped_torch(0, self.config.num_threads):
             sr = super_resolve(self.network, self.spec, lq, self.config.tiles)
         one = slice(frame_idx, frame_idx + 1)
         return {"bicubic": bicubic(lq[one], clip.scale)[0], "sr": sr[frame_idx], "gt": gt[one][0]}
 
     def _score(self, clip: Clip) -> ClipScore:
-        lq, gt = self._frames(clip)
+        lq, gt = scored_frames(clip, self.config)
         if clip.clip_id not in self._baseline:
             self._baseline[clip.clip_id] = self._compare(bicubic(lq, clip.scale), gt)
         sr = super_resolve(self.network, self.spec, lq, self.config.tiles)
@@ -98,14 +98,16 @@ class Evaluator:
         lpips = float(metrics.lpips(sr, gt).mean()) if self.config.lpips else None
         return float(psnr_db), float(ssim), lpips
 
-    def _frames(self, clip: Clip) -> tuple[Frames, Frames]:
-        first = slice(0, self.config.max_frames)
-        lq, gt = clip.lq()[first], clip.gt()[first]
-        if self.config.crop is not None:
-            rows, columns = (_middle(n, self.config.crop // clip.scale) for n in lq.shape[1:3])
-            lq = lq[:, rows, columns]
-            gt = gt[:, _times(rows, clip.scale), _times(columns, clip.scale)]
-        return np.asarray(lq), np.asarray(gt)
+
+def scored_frames(clip: Clip, config: EvaluationConfig) -> tuple[Frames, Frames]:
+    """Low-resolution frames and ground truth of a test clip that are scored, memory-mapped."""
+    first = slice(0, config.max_frames)
+    lq, gt = clip.lq()[first], clip.gt()[first]
+    if config.crop is not None:
+        rows, columns = (_middle(n, config.crop // clip.scale) for n in lq.shape[1:3])
+        lq = lq[:, rows, columns]
+        gt = gt[:, _times(rows, clip.scale), _times(columns, clip.scale)]
+    return np.asarray(lq), np.asarray(gt)
 
 
 def score_clip(

@@ -314,6 +314,27 @@ def test_a_run_scores_as_its_table_says(
     assert (row["checkpoint"], row["channel"], row["scale"]) == (run_folder.name, "rgb", 4)
 
 
+def test_a_run_that_scores_the_middle_does_so_again(
+    small_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["evaluation.crop=32", "evaluation.luma=true", "evaluation.max_frames=3"]
+    settings += ["evaluation.tiles.frames=2", "evaluation.tiles.overlap_frames=1"]
+    settings += ["federation.num_rounds=1", "data.test_clips_per_video=2"]
+    flags = [flag for setting in settings for flag in ("--set", setting)]
+    results = tmp_path / "results"
+    given = [str(small_yaml), *flags, "--executor", "serial", "--out", str(results)]
+    assert fedvsr("run", *given) == 0
+    (folder,) = results.iterdir()
+    out = tmp_path / "s.parquet"
+    assert fedvsr("evaluate", folder.name, "--results", str(results), "--out", str(out)) == 0
+    table = pd.read_parquet(folder / "evaluations.parquet")
+    names = ["clip_id", "channel", "num_frames", "psnr_db", "ssim", "bicubic_psnr_db"]
+    last = table[table["round_idx"] == 1][names].reset_index(drop=True)
+    assert last["num_frames"].tolist() == [3, 3]
+    pd.testing.assert_frame_equal(pd.read_parquet(out)[names], last, check_exact=True)
+    assert "mean" in capsys.readouterr().out
+
+
 def test_test_sets(weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     truth = {"000": moving_texture(6, 36, 50, seed=1), "011": moving_texture(9, 32, 48, seed=2)}
     for name, frames in truth.items():
