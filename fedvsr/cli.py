@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedvsr import __version__
+from fedvsr import __version__, cli_frames
 from fedvsr.environment import let_threads_sleep
 from fedvsr.errors import UserError
 
@@ -133,6 +133,10 @@ def _object_store_bytes(config: ExperimentConfig) -> int:
 
     size = 4 * ParamTable.of(build_fresh(config.model)).size
     return 2 * size * (1 + config.federation.clients_per_round) + (256 << 20)
+
+
+app.command()(cli_frames.upscale)
+app.command()(cli_frames.evaluate)
 
 
 @app.command()

@@ -114,6 +114,12 @@ class ExperimentConfig(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
 
 
+class _ModelAlone(Section):
+    """A model section by itself; its errors read as those of a whole experiment."""
+
+    model: ModelConfig
+
+
 def load_config(source: str, overrides: Iterable[str] = ()) -> ExperimentConfig:
     """Load a preset by name or a YAML file by path, and apply overrides such as `local.lr=1e-3`.
 
@@ -127,6 +133,21 @@ def load_config(source: str, overrides: Iterable[str] = ()) -> ExperimentConfig:
         settings = _merge(settings, _parse_override(override))
     try:
         return ExperimentConfig.model_validate(settings)
+    except ValidationError as error:
+        raise UserError(explain(error)) from None
+
+
+def load_model_section(name: str, overrides: Iterable[str] = ()) -> ModelConfig:
+    """The section of a network, with overrides such as `channels=32`.
+
+    Raises:
+        UserError: there is no such network, or a setting is unknown or out of bounds.
+    """
+    settings: dict[str, Any] = {"name": name}
+    for override in overrides:
+        settings = _merge(settings, _parse_override(override))
+    try:
+        return _ModelAlone.model_validate({"model": settings}).model
     except ValidationError as error:
         raise UserError(explain(error)) from None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from statistics import fmean
 
@@ -16,6 +16,8 @@ from fedvsr.experiment import Event, RoundRecorded, RunStarted
 from fedvsr.federation.rounds import ClientFinished
 
 _ROWS_SHOWN = 12
+# Between two lines on a clip's progress where there is no terminal.
+_QUIET_S = 10.0
 
 
 class PreparationView:
@@ -49,6 +51,56 @@ class PreparationView:
     def __exit__(self, *_: object) -> None:
         if self._tasks:
             self._progress.stop()
+
+
+class FramesView:
+    """Frames done of a clip: a bar in a terminal, a line every so often elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._name = ""
+        self._started = self._said = time.monotonic()
+
+    def say(self, line: str) -> None:
+        """Print a line, above the bar if there is one."""
+        self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def begin(self, name: str) -> Callable[[float, int], None]:
+        """Begin a clip; what is returned takes the frames done and the frames in all, 0 unknown."""
+        self._name = name
+        self._started = self._said = time.monotonic()
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(name, total=None, detail="")
+        self._bar.start()
+        return self._update
+
+    def _update(self, done: float, total: int) -> None:
+        now = time.monotonic()
+        per_s = done / max(now - self._started, 1e-9)
+        of = f"/{total}" if total else ""
+        left_s = round(max(0, total - done) / per_s) if done else 0
+        left = f"  left {timedelta(seconds=left_s)}" if total and done else ""
+        detail = f"{done:.0f}{of} frames  {per_s:.3g} frames/s{left}"
+        assert self._task is not None
+        self._bar.update(self._task, completed=done, total=total or None, detail=detail)
+        if not self._console.is_terminal and now - self._said > _QUIET_S:
+            self._said = now
+            self.say(f"{self._name}: {detail}")
+
+    def __enter__(self) -> FramesView:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
 
 
 def follow(events: Iterable[Event], console: Console) -> None:

@@ -108,6 +108,19 @@ SCHEMAS: dict[str, pa.Schema] = {
         _field("bicubic_lpips", pa.float64(), "Bicubic enlargement of the same frames.", "1"),
     ),
 }
+# The table that `fedvsr evaluate --out` writes: of no run, so it stands apart.
+SCORES = pa.schema(
+    [
+        _field("checkpoint", pa.string(), "The run's id, or the file of weights."),
+        _field("origin", pa.string(), "What the weights are, e.g. after which round."),
+        _field("scale", pa.int64(), "Enlargement of height and width.", "1"),
+        _field("device", pa.string(), "What computed."),
+        _field("precision", pa.string(), "fp32, bf16 or fp16."),
+        *(_IDENTITY[3:]),
+        *(f for f in list(SCHEMAS["evaluations"])[len(_IDENTITY) + 1 :]),
+    ],
+    metadata={"schema_version": str(SCHEMA_VERSION)},
+)
 _BY_ROUND = ("clients", "evaluations", "rounds")
 
 
@@ -158,6 +171,12 @@ class RunRecords:
     def _write(self, name: str, table: pa.Table) -> None:
         with replacing(self._folder / f"{name}.parquet") as aside:
             pq.write_table(table, aside)
+
+
+def write_scores(path: Path, rows: Sequence[Row]) -> None:
+    """Write a table of `SCORES`."""
+    with replacing(path) as aside:
+        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=SCORES), aside)
 
 
 class Results(dict[str, pd.DataFrame]):

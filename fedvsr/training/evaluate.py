@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,14 +77,14 @@ class Evaluator:
     def pictures(self, params: FloatVector, clip: Clip, frame_idx: int) -> dict[str, Frames]:
         """One frame (H, W, 3) as `bicubic`, `sr` and `gt`."""
         load_flat(self.network, params)
-        lq, gt = self._frames(clip)
+        lq, gt = scored_frames(clip, self.config)
         with scoped_torch(0, self.config.num_threads):
             sr = super_resolve(self.network, self.spec, lq, self.config.tiles)
         one = slice(frame_idx, frame_idx + 1)
         return {"bicubic": bicubic(lq[one], clip.scale)[0], "sr": sr[frame_idx], "gt": gt[one][0]}
 
     def _score(self, clip: Clip) -> ClipScore:
-        lq, gt = self._frames(clip)
+        lq, gt = scored_frames(clip, self.config)
         if clip.clip_id not in self._baseline:
             self._baseline[clip.clip_id] = self._compare(bicubic(lq, clip.scale), gt)
         sr = super_resolve(self.network, self.spec, lq, self.config.tiles)
@@ -97,14 +98,62 @@ class Evaluator:
         lpips = float(metrics.lpips(sr, gt).mean()) if self.config.lpips else None
         return float(psnr_db), float(ssim), lpips
 
-    def _frames(self, clip: Clip) -> tuple[Frames, Frames]:
-        first = slice(0, self.config.max_frames)
-        lq, gt = clip.lq()[first], clip.gt()[first]
-        if self.config.crop is not None:
-            rows, columns = (_middle(n, self.config.crop // clip.scale) for n in lq.shape[1:3])
-            lq = lq[:, rows, columns]
-            gt = gt[:, _times(rows, clip.scale), _times(columns, clip.scale)]
-        return np.asarray(lq), np.asarray(gt)
+
+def scored_frames(clip: Clip, config: EvaluationConfig) -> tuple[Frames, Frames]:
+    """Low-resolution frames and ground truth of a test clip that are scored, memory-mapped."""
+    first = slice(0, config.max_frames)
+    lq, gt = clip.lq()[first], clip.gt()[first]
+    if config.crop is not None:
+        rows, columns = (_middle(n, config.crop // clip.scale) for n in lq.shape[1:3])
+        lq = lq[:, rows, columns]
+        gt = gt[:, _times(rows, clip.scale), _times(columns, clip.scale)]
+    return np.asarray(lq), np.asarray(gt)
+
+
+def score_clip(
+    clip_id: str,
+    pairs: Iterable[tuple[Frames, Frames]],
+    enlarge: Callable[[Iterator[Frames]], Iterator[Frames]],
+    scale: int,
+    luma: bool = False,
+    lpips: bool = False,
+) -> ClipScore:
+    """Score a clip frame by frame; held are the frames that `enlarge` has taken and not returned.
+
+    Args:
+        clip_id: names the clip.
+        pairs: ground truth (scale * H, scale * W, 3) and low-resolution frame (H, W, 3), uint8 RGB.
+        enlarge: maps low-resolution frames to super-resolved ones, one for each, in order.
+        scale: the enlargement.
+        luma: compare BT.601 Y.
+        lpips: score LPIPS too.
+    """
+    waiting = deque[tuple[Frames, Frames]]()
+
+    def taken() -> Iterator[Frames]:
+        for pair in pairs:
+            waiting.append(pair)
+            yield pair[1]
+
+    of_sr, of_bicubic = list[tuple[float, ...]](), list[tuple[float, ...]]()
+    for sr in enlarge(taken()):
+        gt, lq = waiting.popleft()
+        for scores, frame in ((of_sr, sr), (of_bicubic, bicubic(lq[None], scale)[0])):
+            values = [metrics.psnr(frame, gt, luma), metrics.ssim(frame, gt, luma)]
+            values += [metrics.lpips(frame, gt)] if lpips else []
+            scores.append(tuple(map(float, values)))
+    psnr_db, ssim, *rest = map(float, np.mean(of_sr, axis=0))
+    bicubic_psnr_db, bicubic_ssim, *bicubic_rest = map(float, np.mean(of_bicubic, axis=0))
+    return ClipScore(
+        clip_id=clip_id,
+        num_frames=len(of_sr),
+        psnr_db=psnr_db,
+        ssim=ssim,
+        lpips=rest[0] if rest else None,
+        bicubic_psnr_db=bicubic_psnr_db,
+        bicubic_ssim=bicubic_ssim,
+        bicubic_lpips=bicubic_rest[0] if bicubic_rest else None,
+    )
 
 
 def bicubic(lq_THWC: Frames, scale: int) -> Frames:

@@ -1,0 +1,76 @@
+"""Clips to read: real files, encoded here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from PIL import Image
+
+from fedvsr.data.clips import Frames
+from fedvsr.data.colour import Colour
+from tests.conftest import moving_texture
+
+SOFT = (moving_texture(12, 32, 48) * 0.5 + 60).astype(np.uint8)
+
+
+def write_clip(
+    path: Path,
+    frames: Frames,
+    *,
+    times: Sequence[int] | None = None,
+    time_base: Fraction = Fraction(1, 25),
+    colour: Colour = Colour(),  # noqa: B008
+    tagged: bool = True,
+    sound: str | None = None,
+    aspect: Fraction | None = None,
+    **options: Any,
+) -> Path:
+    """A near-lossless H.264 video, with a second of sound if a codec is named."""
+    with av.open(str(path), "w", **options) as out:
+        rate = Fraction(25) if times else 1 / time_base
+        stream = out.add_stream("libx264", rate=rate, options={"crf": "2"})
+        audio = out.add_stream(sound, rate=44100) if sound else None
+        for index, rgb in enumerate(frames):
+            frame = colour.from_rgb(rgb)
+            if index == 0:
+                stream.width, stream.height, stream.pix_fmt = *rgb.shape[1::-1], frame.format.name
+                stream.codec_context.time_base = time_base
+                if aspect:
+                    stream.codec_context.sample_aspect_ratio = aspect
+                if tagged:
+                    colour.tag(stream)
+            frame.pts, frame.time_base = times[index] if times else index, time_base
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+        if audio:
+            wave = np.sin(np.arange(44100) / 20)[None].repeat(2, 0).astype(np.float32)
+            tone = av.AudioFrame.from_ndarray(wave, format="fltp", layout="stereo")
+            tone.sample_rate = 44100
+            resampler = av.AudioResampler(audio.format, audio.layout, 44100, audio.frame_size)
+            for part in [*resampler.resample(tone), *resampler.resample(None)]:
+                out.mux(audio.encode(part))
+            out.mux(audio.encode())
+    return path
+
+
+def write_pictures(folder: Path, frames: Frames, names: str = "{}.png") -> Path:
+    folder.mkdir(parents=True)
+    for index, rgb in enumerate(frames):
+        Image.fromarray(rgb).save(folder / names.format(index))
+    return folder
+
+
+def timestamps(path: Path) -> list[Fraction]:
+    with av.open(str(path)) as container:
+        return [frame.pts * frame.time_base for frame in container.decode(video=0)]
+
+
+def sound_packets(path: Path) -> list[tuple[bytes, Fraction]]:
+    with av.open(str(path)) as container:
+        packets = container.demux(container.streams.audio)
+        return [(bytes(p), p.pts * p.time_base) for p in packets if p.pts is not None]
