@@ -196,7 +196,8 @@ def _compile(network: torch.nn.Module) -> None:
 
     A whole clip's recurrence as one graph takes many minutes to compile and gains nothing over it.
     """
-    layers = [m for m in network.modules() if isinstance(m, network.compiled_layers)]
+    kinds: Any = network.compiled_layers
+    layers = [module for module in network.modules() if isinstance(module, kinds)]
     for layer in layers or [network]:
         layer.compile()
 
