@@ -66,8 +66,12 @@ class SwinLayer(nn.Module):
         else:
             attended = self._attend(x_GDHWC, kept)
         x = x_GDHWC + self._drop(attended)
+        hidden = self.mlp.fc1(self.norm2(x))
+        if self.checkpointing == "blocks":
+            # In the second run of a block, whose values live for a short while only.
+            return x + self._drop(self.mlp.rest(hidden))
         # The GELU is cheap to compute again, and wide to keep.
-        return x + self._drop(recompute(self.mlp.rest, self.mlp.fc1(self.norm2(x))))
+        return x + self._drop(recompute(self.mlp.rest, hidden))
 
     def _attend(self, x: Tensor, kept: Kept | None = None) -> Tensor:
         stacks, depth, height, width, channels = x.shape

@@ -78,7 +78,7 @@ _SIZES = {
 class Config(FlowModelConfig):
     """Settings of the `iart` network; the defaults are the paper's for x4 super-resolution."""
 
-    sizes: ClassVar = _SIZES
+    sizes: ClassVar[dict[str, Size]] = _SIZES
 
     name: Literal["iart"] = "iart"
     size: Literal["paper", "demo"] = Field(

@@ -87,7 +87,7 @@ _SIZES = {
 class Config(FlowModelConfig):
     """Settings of the `rvrt` network; the defaults are the paper's for x4 super-resolution."""
 
-    sizes: ClassVar = _SIZES
+    sizes: ClassVar[dict[str, Size]] = _SIZES
 
     name: Literal["rvrt"] = "rvrt"
     size: Literal["paper", "demo"] = Field(

@@ -31,7 +31,7 @@ _SIZES = {
 class Config(ModelConfig):
     """Settings of the `tiny` network."""
 
-    sizes: ClassVar = _SIZES
+    sizes: ClassVar[dict[str, Size]] = _SIZES
 
     name: Literal["tiny"] = "tiny"
     size: Literal["demo"] = Field("demo", description="A packaged configuration; there is one.")

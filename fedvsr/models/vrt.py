@@ -94,7 +94,7 @@ _SIZES = {
 class Config(FlowModelConfig):
     """Settings of VRT. The defaults are the network for 16 frames that the paper federates."""
 
-    sizes: ClassVar = _SIZES
+    sizes: ClassVar[dict[str, Size]] = _SIZES
 
     name: Literal["vrt"] = "vrt"
     size: Literal["paper", "paper_6frames", "released_16frames", "demo"] = Field(
