@@ -80,7 +80,7 @@ def _table(options: argparse.Namespace) -> None:
 
 def _in_process(task: dict[str, object]) -> dict[str, float]:
     command = [sys.executable, "-m", "tests.benchmarks.bench_models", "--one", json.dumps(task)]
-    # Threads that spin while they wait, as PyTorch's do by default: right on a machine of one's own.
+    # Waiting threads spin, as is PyTorch's default: right on a machine of one's own.
     threads = {"OMP_NUM_THREADS": str(task["threads"])}
     done = subprocess.run(command, stdout=subprocess.PIPE, env=os.environ | threads, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
