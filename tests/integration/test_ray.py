@@ -21,9 +21,9 @@ from fedvsr.federation.cluster import ClusterConfig
 from fedvsr.federation.executors import Clients, SerialExecutor
 from fedvsr.federation.ray_executor import RayExecutor
 from fedvsr.messages import ClientTask
+from fedvsr.models import build_fresh
 from fedvsr.params import flatten
 from fedvsr.records import load_results
-from fedvsr.training.local import build_network
 from tests.integration.equality import assert_equal_runs, facts
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -59,7 +59,7 @@ def test_a_client_killed_in_mid_round_costs_an_attempt_and_no_bit(
     small: ExperimentConfig,
 ) -> None:
     clients = clients_of(small, steps=60)
-    params = flatten(build_network(small.model))
+    params = flatten(build_fresh(small.model))
     tasks = [ClientTask(client_id=i, round_idx=1, num_rounds=1, seed=i) for i in (2, 0)]
     expected = {o.report.client_id: o for o in SerialExecutor(clients).run_round(tasks, params)}
     victim = 2
@@ -77,7 +77,7 @@ def test_a_client_killed_in_mid_round_costs_an_attempt_and_no_bit(
 
 def test_a_client_that_keeps_dying_ends_the_round(small: ExperimentConfig) -> None:
     clients = clients_of(small, steps=60)
-    params = flatten(build_network(small.model))
+    params = flatten(build_fresh(small.model))
     tasks = [ClientTask(client_id=1, round_idx=1, num_rounds=1, seed=0)]
     executor = Killing(clients, ClusterConfig(slots=1, max_retries=0), 1)
     with pytest.raises(RuntimeError, match="the process of client 1 died 1 times in round 1"):
