@@ -17,14 +17,14 @@ from fedvsr.errors import UserError
 from fedvsr.federation.cluster import ClusterConfig
 from fedvsr.federation.rounds import FederationConfig
 from fedvsr.lookup import did_you_mean, load, names
-from fedvsr.section import NamedSection, Section
+from fedvsr.section import Section
 from fedvsr.training.evaluate import EvaluationConfig
 from fedvsr.training.local import LocalConfig, require_sample
 
 if TYPE_CHECKING:
+    from fedvsr.algorithms._base import AlgorithmConfig
     from fedvsr.models._spec import ModelConfig
 
-    AlgorithmConfig = NamedSection
 else:
 
     def _one_of(package: str) -> Any:

@@ -17,11 +17,13 @@ import yaml
 from PIL import Image
 
 from fedvsr import __version__, algorithms, models
+from fedvsr.algorithms._base import start
 from fedvsr.config import ExperimentConfig
 from fedvsr.data.partition import deal
 from fedvsr.data.videos import Progress, Split, prepare
 from fedvsr.environment import git_commit, versions
 from fedvsr.errors import UserError
+from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.executors import Clients, Executor
 from fedvsr.federation.rounds import (
     ClientFinished,
@@ -197,7 +199,13 @@ class _Execution:
         saved = checkpoint.latest(checkpoints, table, config.config_hash())
         if saved is None:
             models.load_start(self.network, config.model)
-        state = RunState(*saved) if saved else RunState(0, flatten(self.network))
+        algorithm = algorithms.build(config.algorithm)
+        states = ClientStates(checkpoints, config.cluster.client_state_bytes)
+        if saved:
+            state = RunState(saved.round_idx, saved.server)
+            states.restore(saved.clients)
+        else:
+            state = RunState(0, start(algorithm, flatten(self.network)))
         executor = self.make_executor(clients)
         self.executor_name = executor.name
         self.write_run("running")
@@ -215,11 +223,12 @@ class _Execution:
         started = time.perf_counter()
         rounds = run_rounds(
             state,
-            algorithm=algorithms.build(config.algorithm),
+            algorithm=algorithm,
             executor=executor,
             config=config.federation,
             num_clients=config.data.num_clients,
             seed=config.seed,
+            states=states,
         )
         try:
             for event in rounds:
@@ -230,9 +239,10 @@ class _Execution:
                 recorded = self._record(state, event, started)
                 last = state.round_idx == config.federation.num_rounds
                 if last or state.round_idx % config.checkpoint.every_rounds == 0:
-                    checkpoint.save(
-                        checkpoints, state.round_idx, state.params, table, config.config_hash()
-                    )
+                    # The clients' files first: a checkpoint refers to them.
+                    now = checkpoint.Saved(state.round_idx, state.server, states.save())
+                    left = checkpoint.save(checkpoints, now, table, config.config_hash())
+                    states.clean(left)
                 yield recorded
                 started = time.perf_counter()
         finally:
@@ -279,8 +289,8 @@ class _Execution:
             "vsr_loss": _mean([report.vsr_loss for report in reports]),
             "psnr_db": _mean([score.psnr_db for score in scores]),
             "ssim": _mean([score.ssim for score in scores]),
-            "download_bytes": len(reports) * state.params.nbytes,
-            "upload_bytes": len(reports) * state.params.nbytes,
+            "download_bytes": finished.download_bytes if finished else 0,
+            "upload_bytes": sum(report.upload_bytes for report in reports),
             "train_s": finished.train_s if finished else 0.0,
             "aggregate_s": finished.aggregate_s if finished else 0.0,
             "evaluate_s": evaluate_s,
@@ -319,15 +329,16 @@ class _Execution:
 
 
 def _notes(config: ExperimentConfig) -> tuple[str, ...]:
+    notes: tuple[str, ...] = config.algorithm.notes()
     if not models.flow_from_scratch(config.model):
-        return ()
+        return notes
     note = "optical flow starts from scratch; model.flow_weights=PATH loads released SpyNet weights"
     if config.local.freeze_steps:
         note += (
             f", and local.freeze_steps = {config.local.freeze_steps} keeps it untrained as long; "
             "set it to 0 without them"
         )
-    return (note,)
+    return (note, *notes)
 
 
 def _client_rows(finished: RoundFinished) -> list[Row]:
@@ -339,7 +350,11 @@ def _client_rows(finished: RoundFinished) -> list[Row]:
             "num_steps": report.num_steps,
             "loss": report.loss,
             "vsr_loss": report.vsr_loss,
-            "weight": finished.weights[position],
+            "weight": finished.weights[position] if finished.weights else None,
+            "first_loss": report.first_loss,
+            "lr": report.lr,
+            "update_norm": report.update_norm,
+            "upload_bytes": report.upload_bytes,
             "attempts": finished.attempts[position],
             "train_s": report.train_s,
         }

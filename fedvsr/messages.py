@@ -1,8 +1,13 @@
-"""What travels between the driver and the clients, besides the flat parameter vectors."""
+"""What travels between the driver and the clients. P is the length of a flat parameter vector."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from fedvsr.params import FloatVector
+
+Vectors = dict[str, FloatVector]
+"""Flat vectors (P,) by name; the network's parameters are `params`."""
 
 
 @dataclass(frozen=True)
@@ -34,3 +39,36 @@ class ClientReport:
     """Mean of the network's own term L_VSR alone."""
     train_s: float
     """Wall seconds of local training. The only field that differs between equal tasks."""
+    first_loss: float = 0.0
+    """Local loss of the first batch, under the global parameters."""
+    lr: float = 0.0
+    """Mean learning rate over the steps."""
+    effective_steps: float = 0.0
+    """FedNova's |a|_1: the displacement that a gradient of 1 at every step makes, over `lr`."""
+    update_norm: float = 0.0
+    """L2 norm of the client's parameters less the global ones."""
+    upload_bytes: int = 0
+    """Size of the vectors that go to the server."""
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """What a client's training leaves behind."""
+
+    upload: Vectors
+    """For the server: `params`, the client's parameters, and what else the algorithm sends."""
+    state: Vectors
+    """What the client remembers until it is drawn again."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What the server's half of an algorithm knows of a round."""
+
+    round_idx: int
+    """From 1."""
+    num_rounds: int
+    num_clients: int
+    """Registered clients."""
+    num_sampled: int
+    """Clients that trained in this round."""

@@ -7,7 +7,7 @@ by the network's own constructor and stay. P is the number of values in the vect
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,7 +87,7 @@ def load_flat(module: nn.Module, vector: FloatVector) -> None:
             tensor.copy_(torch.from_numpy(views[name].copy()))
 
 
-def weighted_sum(vectors: Iterable[FloatVector], weights: Iterable[float]) -> FloatVector:
+def weighted_sum(vectors: Iterable[FloatVector], weights: Sequence[float]) -> FloatVector:
     """`sum_i weights[i] * vectors[i]` in float32, in the order given, in one accumulator (P,).
 
     One vector is read at a time, so an iterable that fetches them keeps memory at two vectors. The
@@ -96,18 +96,63 @@ def weighted_sum(vectors: Iterable[FloatVector], weights: Iterable[float]) -> Fl
     Raises:
         ValueError: no vector was given, or their number differs from that of the weights.
     """
-    total: FloatVector | None = None
+    return weighted_sums(({"sum": vector} for vector in vectors), {"sum": weights})["sum"]
+
+
+def weighted_sums(
+    sets: Iterable[Mapping[str, FloatVector]], weights: Mapping[str, Sequence[float]]
+) -> dict[str, FloatVector]:
+    """Several weighted sums in one pass over sets of vectors; see `weighted_sum`.
+
+    Args:
+        sets: of vectors (P,) by name.
+        weights: per name to sum, a weight for every set.
+
+    Raises:
+        ValueError: no set was given, or their number differs from that of the weights.
+    """
+    totals = dict[str, FloatVector]()
     scratch = np.empty(_CHUNK, np.float32)
-    for vector, weight in zip(vectors, weights, strict=True):
-        if total is None:
-            total = np.zeros_like(vector)
-        for start in range(0, vector.size, _CHUNK):
-            part = vector[start : start + _CHUNK]
-            product = np.multiply(part, np.float32(weight), out=scratch[: part.size])
-            total[start : start + _CHUNK] += product
-    if total is None:
+    columns = list(weights)
+    for vectors, row in zip(sets, zip(*weights.values(), strict=True), strict=True):
+        for name, weight in zip(columns, row, strict=True):
+            vector = vectors[name]
+            total = totals.setdefault(name, np.zeros_like(vector))
+            for start in range(0, vector.size, _CHUNK):
+                part = vector[start : start + _CHUNK]
+                product = np.multiply(part, np.float32(weight), out=scratch[: part.size])
+                total[start : start + _CHUNK] += product
+    if not totals:
         raise ValueError("a weighted sum of no vectors")
-    return total
+    return totals
+
+
+def distance(one: FloatVector, other: FloatVector) -> float:
+    """L2 norm of the difference of two vectors (P,), summed in float64."""
+    squares = 0.0
+    for start in range(0, one.size, _CHUNK):
+        apart = one[start : start + _CHUNK] - other[start : start + _CHUNK]
+        squares += float(np.dot(apart, apart))
+    return math.sqrt(squares)
+
+
+def split_tensors(module: nn.Module, vector: FloatVector) -> list[Tensor]:
+    """Copies of the parameters in `vector` (P,), one for each of `module`'s, on its device."""
+    values = ParamTable.of(module).views(vector)
+    return [
+        torch.tensor(values[name], device=parameter.device)
+        for name, parameter in module.named_parameters()
+    ]
+
+
+def join_tensors(module: nn.Module, tensors: Sequence[Tensor]) -> FloatVector:
+    """The inverse of `split_tensors`: a vector (P,), zero where a buffer stands."""
+    by_name = dict(zip((name for name, _ in module.named_parameters()), tensors, strict=True))
+    parts = [
+        (by_name[name] if name in by_name else torch.zeros_like(tensor)).detach().float()
+        for name, tensor in _floating(module)
+    ]
+    return torch.cat([part.reshape(-1).cpu() for part in parts]).numpy()
 
 
 def _floating(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from fedvsr.errors import UserError
 from fedvsr.files import replacing
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Row = Mapping[str, object]
 
@@ -91,7 +91,11 @@ SCHEMAS: dict[str, pa.Schema] = {
         _field("num_steps", pa.int64(), "Optimiser steps.", "1"),
         _field("loss", pa.float64(), "Mean local loss.", "1"),
         _field("vsr_loss", pa.float64(), "The network's own term of it.", "1"),
-        _field("weight", pa.float64(), "Share in the aggregate.", "1"),
+        _field("weight", pa.float64(), "Share in the aggregate; null where there is none.", "1"),
+        _field("first_loss", pa.float64(), "Of the first batch, before any step.", "1"),
+        _field("lr", pa.float64(), "Mean learning rate.", "1"),
+        _field("update_norm", pa.float64(), "L2 distance from the global parameters.", "1"),
+        _field("upload_bytes", pa.int64(), "Vectors sent to the server.", "B"),
         _field("attempts", pa.int64(), "Starts; over 1 where its process died.", "1"),
         _field("train_s", pa.float64(), "Local training.", "s"),
     ),
@@ -226,6 +230,14 @@ def _read(path: Path, name: str) -> pa.Table:
         return SCHEMAS[name].empty_table()
     table = pq.ParquetFile(path).read()
     version = int((table.schema.metadata or {}).get(b"schema_version", b"0"))
-    if version != SCHEMA_VERSION:
-        raise UserError(f"{path} has schema version {version}; this fedvsr reads {SCHEMA_VERSION}")
-    return table
+    if not 1 <= version <= SCHEMA_VERSION:
+        raise UserError(
+            f"{path} has schema version {version}; this fedvsr reads 1 to {SCHEMA_VERSION}"
+        )
+    # An older file lacks columns; they read as null.
+    schema = SCHEMAS[name]
+    columns = [
+        table[field.name] if field.name in table.schema.names else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)

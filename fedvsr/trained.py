@@ -81,10 +81,10 @@ def _of_run(folder: Path) -> Trained:
         saved = checkpoint.latest(folder / "checkpoints", table, config.config_hash())
         if saved is None:
             raise UserError(f"run {name} has no checkpoint yet; wait for its first round")
-        round_idx, params = saved
-        load_flat(network, params)
+        load_flat(network, saved.server["params"])
         origin = (
-            f"run {name}, not finished: after round {round_idx} of {config.federation.num_rounds}"
+            f"run {name}, not finished: after round {saved.round_idx} of "
+            f"{config.federation.num_rounds}"
         )
     return Trained(network, _spec(network), name, origin, config.model.name, config)
 

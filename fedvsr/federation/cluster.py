@@ -22,3 +22,8 @@ class ClusterConfig(Section):
     max_retries: int = Field(
         2, ge=0, description="Times a client whose process died is started again in a round."
     )
+    client_state_bytes: int = Field(
+        2**30,
+        ge=0,
+        description="Memory for what clients remember (scaffold); the rest waits on disk, bytes.",
+    )

@@ -8,9 +8,9 @@ from functools import partial
 from typing import Protocol
 
 from fedvsr.data.clips import Clip
-from fedvsr.messages import ClientReport, ClientTask
+from fedvsr.federation.client_states import ClientStates
+from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
 from fedvsr.models._spec import ModelConfig
-from fedvsr.params import FloatVector
 from fedvsr.section import NamedSection
 from fedvsr.training.local import LocalConfig, LocalTrainer
 
@@ -20,8 +20,8 @@ class ClientOutcome:
     """A finished task. The parameters stay where they are until they are fetched."""
 
     report: ClientReport
-    fetch: Callable[[], FloatVector]
-    """Gives the client's parameters (P,), perhaps read-only."""
+    fetch: Callable[[], ClientUpdate]
+    """Gives what the client sends and remembers, perhaps read-only."""
     attempts: int = 1
     """Times the task was started: more than 1 where a client's process died."""
 
@@ -32,9 +32,15 @@ class Executor(Protocol):
     name: str
 
     def run_round(
-        self, tasks: Sequence[ClientTask], params: FloatVector
+        self, tasks: Sequence[ClientTask], shared: Vectors, states: ClientStates
     ) -> Iterator[ClientOutcome]:
-        """Train every task's client from the global parameters (P,); outcomes as they finish."""
+        """Train every task's client; outcomes as they finish.
+
+        Args:
+            tasks: one a client.
+            shared: what the server sends to each, `params` and more.
+            states: what the clients remember; only read.
+        """
         ...
 
     def close(self) -> None:
@@ -67,16 +73,17 @@ class SerialExecutor:
         self._trainer = clients.make_trainer()
 
     def run_round(
-        self, tasks: Sequence[ClientTask], params: FloatVector
+        self, tasks: Sequence[ClientTask], shared: Vectors, states: ClientStates
     ) -> Iterator[ClientOutcome]:
         """Train in the order of `tasks`."""
         for task in tasks:
-            report, update = self._trainer.train(task, params, self._clients.clips[task.client_id])
+            clips, state = self._clients.clips[task.client_id], states.get(task.client_id)
+            report, update = self._trainer.train(task, shared, state, clips)
             yield ClientOutcome(report, fetch=partial(_same, update))
 
     def close(self) -> None:
         """Nothing is held."""
 
 
-def _same(update: FloatVector) -> FloatVector:
+def _same(update: ClientUpdate) -> ClientUpdate:
     return update

@@ -12,10 +12,10 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from fedvsr.errors import UserError
+from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.cluster import ClusterConfig
 from fedvsr.federation.executors import ClientOutcome, Clients
-from fedvsr.messages import ClientReport, ClientTask
-from fedvsr.params import FloatVector
+from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
 
 
 class ClientActor:
@@ -27,16 +27,18 @@ class ClientActor:
         self._client_id = client_id
         self._trainer = clients.make_trainer()
 
-    def train(self, task: ClientTask, params: FloatVector) -> tuple[ClientReport, FloatVector]:
-        """One task of this client. `params` is read-only memory shared with other actors."""
+    def train(
+        self, task: ClientTask, shared: Vectors, state: Vectors
+    ) -> tuple[ClientReport, ClientUpdate]:
+        """One task of this client. `shared` is read-only memory, the same for all actors."""
         assert task.client_id == self._client_id
-        return self._trainer.train(task, params, self._clips)
+        return self._trainer.train(task, shared, state, self._clips)
 
 
 @dataclass(frozen=True)
 class _Running:
     task: ClientTask
-    update: ray.ObjectRef[FloatVector]
+    update: ray.ObjectRef[ClientUpdate]
     attempts: int
 
 
@@ -57,14 +59,14 @@ class RayExecutor:
         self._actors: OrderedDict[int, Any] = OrderedDict()
 
     def run_round(
-        self, tasks: Sequence[ClientTask], params: FloatVector
+        self, tasks: Sequence[ClientTask], shared: Vectors, states: ClientStates
     ) -> Iterator[ClientOutcome]:
         """Outcomes in the order of arrival.
 
         Raises:
             RuntimeError: a client's process died more often than `cluster.max_retries` allows.
         """
-        params_ref = ray.put(params)
+        shared_ref = ray.put(shared)
         waiting = deque((task, 1) for task in tasks)
         running = dict[Any, _Running]()
         for task in tasks[: self._max_live]:
@@ -75,7 +77,9 @@ class RayExecutor:
                 task, attempts = waiting.popleft()
                 busy = {r.task.client_id for r in running.values()}
                 actor = self._actor(task.client_id, busy)
-                report_ref, update_ref = actor.train.options(num_returns=2).remote(task, params_ref)
+                report_ref, update_ref = actor.train.options(num_returns=2).remote(
+                    task, shared_ref, states.get(task.client_id)
+                )
                 running[report_ref] = _Running(task, update_ref, attempts)
             (done,), _ = ray.wait(list(running), num_returns=1)
             finished = running.pop(done)
@@ -129,7 +133,7 @@ class RayExecutor:
         ray.kill(self._actors.pop(client_id))
 
 
-def _fetch(update: ray.ObjectRef[FloatVector]) -> FloatVector:
+def _fetch(update: ray.ObjectRef[ClientUpdate]) -> ClientUpdate:
     # Zero-copy: a read-only view of the object store.
     return ray.get(update)
 

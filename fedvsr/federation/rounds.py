@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pydantic import Field
 
 from fedvsr.algorithms._base import FedAvg
+from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.executors import ClientOutcome, Executor
-from fedvsr.messages import ClientReport, ClientTask
+from fedvsr.messages import ClientReport, ClientTask, Round, Vectors
 from fedvsr.params import FloatVector
 from fedvsr.section import Section
 from fedvsr.seeding import derive_seed, generator
@@ -29,8 +30,13 @@ class RunState:
 
     round_idx: int
     """Rounds finished."""
-    params: FloatVector
-    """Global parameters (P,)."""
+    server: Vectors
+    """The server's vectors (P,): the global parameters, and what the algorithm keeps."""
+
+    @property
+    def params(self) -> FloatVector:
+        """Global parameters (P,)."""
+        return self.server["params"]
 
 
 @dataclass(frozen=True)
@@ -48,11 +54,14 @@ class RoundFinished:
 
     state: RunState
     reports: list[ClientReport]
-    weights: list[float]
+    weights: list[float] | None
+    """None where the algorithm gives no shares."""
     attempts: list[int]
     train_s: float
     """Wall seconds from the first task to the last report."""
     aggregate_s: float
+    download_bytes: int
+    """Sent to the clients, all together."""
 
 
 def run_rounds(
@@ -63,11 +72,12 @@ def run_rounds(
     config: FederationConfig,
     num_clients: int,
     seed: int,
+    states: ClientStates,
 ) -> Iterator[ClientFinished | RoundFinished]:
     """Run the rounds that `state` has still to go.
 
-    A round depends on `state`, the seed and its index alone, so a run that was stopped and goes on
-    from its last state ends in the same bits as one that never stopped.
+    A round depends on `state`, what the clients remember, the seed and its index alone, so a run
+    that was stopped and goes on from its last state ends in the same bits as one that never did.
     """
     for round_idx in range(state.round_idx + 1, config.num_rounds + 1):
         tasks = [
@@ -81,7 +91,8 @@ def run_rounds(
         ]
         started = time.perf_counter()
         finished = dict[int, ClientOutcome]()
-        for outcome in executor.run_round(tasks, state.params):
+        shared = {name: state.server[name] for name in algorithm.broadcast}
+        for outcome in executor.run_round(tasks, shared, states):
             finished[outcome.report.client_id] = outcome
             yield ClientFinished(outcome.report, len(finished), len(tasks))
         trained = time.perf_counter()
@@ -91,16 +102,27 @@ def run_rounds(
         outcomes = [finished[task.client_id] for task in tasks]
         reports = [outcome.report for outcome in outcomes]
         weights = algorithm.weights(reports, config.num_rounds)
-        params = algorithm.aggregate((outcome.fetch() for outcome in outcomes), weights)
-        state = RunState(round_idx, params)
+        uploads = _uploads(outcomes, states)
+        aggregated = algorithm.aggregate(uploads, weights, state.server)
+        this = Round(round_idx, config.num_rounds, num_clients, len(tasks))
+        state = RunState(round_idx, algorithm.server_step(state.server, aggregated.vectors, this))
         yield RoundFinished(
             state=state,
             reports=reports,
-            weights=weights,
+            weights=None if aggregated.weights is None else list(aggregated.weights),
             attempts=[outcome.attempts for outcome in outcomes],
             train_s=trained - started,
             aggregate_s=time.perf_counter() - trained,
+            download_bytes=len(tasks) * sum(vector.nbytes for vector in shared.values()),
         )
+
+
+def _uploads(outcomes: Sequence[ClientOutcome], states: ClientStates) -> Iterator[Vectors]:
+    """Fetch one client's update after the other, and keep what it is to remember."""
+    for outcome in outcomes:
+        update = outcome.fetch()
+        states.put(outcome.report.client_id, outcome.report.round_idx, update.state)
+        yield update.upload
 
 
 def sample_clients(seed: int, round_idx: int, num_clients: int, cohort: int) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,30 +14,50 @@ from torch import nn
 
 from fedvsr.errors import UserError
 from fedvsr.files import replacing
+from fedvsr.messages import Vectors
 from fedvsr.models._spec import ModelConfig
-from fedvsr.params import FloatVector, ParamTable
+from fedvsr.params import ParamTable
 
-_FORMAT = 1
+_FORMAT = 2
 # One entry of metadata: safetensors writes several in an order that changes from run to run.
 _KEY = "fedvsr"
 # The one before is kept, so that a damaged newest file loses a round and not the run.
 _KEPT = 2
 
 
-def save(
-    folder: Path, round_idx: int, params: FloatVector, table: ParamTable, config_hash: str
-) -> None:
-    """Save the global parameters (P,) after a round; older checkpoints but one are removed."""
+@dataclass(frozen=True)
+class Saved:
+    """A run's state after a round."""
+
+    round_idx: int
+    server: Vectors
+    """The server's vectors (P,), `params` among them."""
+    clients: dict[int, int]
+    """By client, the round from which it remembers something."""
+
+
+def save(folder: Path, state: Saved, table: ParamTable, config_hash: str) -> list[dict[int, int]]:
+    """Save the server's vectors after a round; older checkpoints but one are removed.
+
+    Returns:
+        `Saved.clients` of the checkpoints that are left.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = _metadata(round_idx=round_idx, config_hash=config_hash, **asdict(table))
-    with replacing(folder / f"round-{round_idx:06d}.safetensors") as aside:
-        save_file({"params": params}, str(aside), metadata)
+    metadata = _metadata(
+        round_idx=state.round_idx,
+        config_hash=config_hash,
+        clients=sorted(state.clients.items()),
+        **asdict(table),
+    )
+    with replacing(folder / f"round-{state.round_idx:06d}.safetensors") as aside:
+        save_file(dict(state.server), str(aside), metadata)
     for old in sorted(folder.glob("round-*.safetensors"))[:-_KEPT]:
         old.unlink()
+    return [index for path in folder.glob("round-*.safetensors") if (index := _clients(path))]
 
 
-def latest(folder: Path, table: ParamTable, config_hash: str) -> tuple[int, FloatVector] | None:
-    """The newest readable checkpoint as (round, parameters), or None where there is none.
+def latest(folder: Path, table: ParamTable, config_hash: str) -> Saved | None:
+    """The newest readable checkpoint, or None where there is none.
 
     Raises:
         UserError: all checkpoints are damaged, or of another configuration or network.
@@ -47,7 +67,7 @@ def latest(folder: Path, table: ParamTable, config_hash: str) -> tuple[int, Floa
         try:
             with safe_open(str(path), framework="numpy") as file:
                 metadata = json.loads(file.metadata()[_KEY])
-                params = np.array(file.get_tensor("params"))
+                server = {name: np.array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             damaged.append(f"{path} ({error})")
             continue
@@ -55,10 +75,19 @@ def latest(folder: Path, table: ParamTable, config_hash: str) -> tuple[int, Floa
             raise UserError(f"{path} belongs to another configuration; it is not resumed from")
         shapes = tuple(map(tuple, metadata["shapes"]))
         table.require_equal(ParamTable(tuple(metadata["names"]), shapes), f"{path}'s parameters")
-        return metadata["round_idx"], params
+        return Saved(metadata["round_idx"], server, dict(metadata["clients"]))
     if damaged:
         raise UserError(f"no checkpoint can be read: {'; '.join(damaged)}; start a new run")
     return None
+
+
+def _clients(path: Path) -> dict[int, int]:
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            return dict(json.loads(file.metadata()[_KEY])["clients"])
+    except (SafetensorError, OSError):
+        # A damaged one will not be resumed from.
+        return {}
 
 
 def save_model(path: Path, network: nn.Module, model: ModelConfig) -> None:

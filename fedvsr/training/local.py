@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import count, islice
 from typing import Annotated, Any, Literal
 
@@ -14,14 +15,15 @@ from pydantic import Field
 from torch import Tensor
 
 from fedvsr import algorithms, models
+from fedvsr.algorithms._base import Batch, LocalRound
 from fedvsr.data.clips import Clip
 from fedvsr.data.sampling import epoch
 from fedvsr.errors import UserError
 from fedvsr.lookup import load
 from fedvsr.losses import charbonnier
-from fedvsr.messages import ClientReport, ClientTask
+from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
 from fedvsr.models._spec import ModelConfig, ModelSpec
-from fedvsr.params import FloatVector, flatten, load_flat
+from fedvsr.params import distance, flatten, join_tensors, load_flat, split_tensors
 from fedvsr.section import NamedSection, Section
 from fedvsr.seeding import derive_seed, generator
 from fedvsr.training.precision import Precision, autocast
@@ -92,31 +94,42 @@ class LocalTrainer:
             self._slow += found
 
     def train(
-        self, task: ClientTask, params: FloatVector, clips: Sequence[Clip]
-    ) -> tuple[ClientReport, FloatVector]:
-        """Train from the global parameters (P,), which are only read, on the client's clips.
+        self, task: ClientTask, shared: Vectors, state: Vectors, clips: Sequence[Clip]
+    ) -> tuple[ClientReport, ClientUpdate]:
+        """Train from the global parameters on the client's clips.
+
+        Args:
+            task: the work.
+            shared: what the server sends, `Algorithm.broadcast`; only read.
+            state: what the client remembers, empty in its first round; only read.
+            clips: the client's own.
 
         Returns:
-            What happened, and the client's parameters (P,) afterwards.
+            What happened, and what the client sends and remembers.
 
         Raises:
             UserError: the loss is not finite.
         """
         started = time.perf_counter()
         with scoped_torch(derive_seed(task.seed, "torch"), self.local.num_threads):
-            report = self._train(task, params, clips, started)
-            return report, flatten(self.network)
+            return self._train(task, shared, state, clips, started)
 
     def _train(
-        self, task: ClientTask, params: FloatVector, clips: Sequence[Clip], started: float
-    ) -> ClientReport:
-        load_flat(self.network, params)
-        local = self.local
+        self,
+        task: ClientTask,
+        shared: Vectors,
+        state: Vectors,
+        clips: Sequence[Clip],
+        started: float,
+    ) -> tuple[ClientReport, ClientUpdate]:
+        load_flat(self.network, shared["params"])
+        local, algorithm = self.local, self.algorithm
+        hooks = self._local_round(shared, state, clips) if algorithm.corrects_gradients else None
         # Made anew each round, as clients keep nothing: the moments start from zero.
         optimiser = self._optimiser()
         scaler = torch.amp.GradScaler(self.device.type, enabled=local.precision == "fp16")
         num_steps = self._num_steps(clips)
-        losses, vsr_losses, num_samples = list[float](), list[float](), 0
+        losses, vsr_losses, rates, num_samples = list[float](), list[float](), list[float](), 0
         for lq_BTCHW, gt_BTCHW in self._batches(task, clips):
             # Where in the whole training this step stands, as if every client trained in every
             # round: a schedule must not depend on who was drawn before.
@@ -130,12 +143,17 @@ class LocalTrainer:
                 sr_BTCHW = self.network(lq_BTCHW)
             sr_BTCHW = sr_BTCHW.float()
             vsr_loss = charbonnier(sr_BTCHW, gt_BTCHW, self.spec.charbonnier_eps)
-            loss = self.algorithm.local_loss(vsr_loss, sr_BTCHW, gt_BTCHW)
+            loss = algorithm.local_loss(Batch(vsr_loss, sr_BTCHW, gt_BTCHW))
             optimiser.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            added = 0.0
+            if hooks:
+                scaler.unscale_(optimiser)
+                added = algorithm.correct_gradients(hooks, len(losses))
             scaler.step(optimiser)
             scaler.update()
-            losses.append(loss.item())
+            losses.append(loss.item() + added)
+            rates.append(lr)
             vsr_losses.append(vsr_loss.item())
             num_samples += len(lq_BTCHW)
             if not math.isfinite(losses[-1]):
@@ -143,15 +161,40 @@ class LocalTrainer:
                     f"the loss of client {task.client_id} is {losses[-1]} in round "
                     f"{task.round_idx}, step {len(losses)}; lower local.lr = {local.lr:g}"
                 )
-        return ClientReport(
+        extra, kept = algorithm.finish(hooks) if hooks else ({}, {})
+        params = flatten(self.network)
+        upload = {"params": params} | self._joined(extra)
+        rate = math.fsum(rates) / len(rates)
+        report = ClientReport(
             client_id=task.client_id,
             round_idx=task.round_idx,
             num_samples=num_samples,
             num_steps=len(losses),
             loss=math.fsum(losses) / len(losses),
             vsr_loss=math.fsum(vsr_losses) / len(vsr_losses),
+            first_loss=losses[0],
+            lr=rate,
+            effective_steps=effective_steps(local, algorithm.config.mu, rates),
+            update_norm=distance(params, shared["params"]),
+            upload_bytes=sum(vector.nbytes for vector in upload.values()),
             train_s=time.perf_counter() - started,
         )
+        return report, ClientUpdate(upload, self._joined(kept))
+
+    def _local_round(self, shared: Vectors, state: Vectors, clips: Sequence[Clip]) -> LocalRound:
+        split = partial(split_tensors, self.network)
+        samples = sum(clip.num_frames for clip in clips)
+        return LocalRound(
+            params=list(self.network.parameters()),
+            shared={name: split(vector) for name, vector in shared.items()},
+            state={name: split(vector) for name, vector in state.items()},
+            sums={},
+            num_steps=self._num_steps(clips),
+            steps_per_epoch=math.ceil(samples / self.local.batch_size),
+        )
+
+    def _joined(self, tensors: Mapping[str, Sequence[Tensor]]) -> Vectors:
+        return {name: join_tensors(self.network, parts) for name, parts in tensors.items()}
 
     def _optimiser(self) -> torch.optim.Optimizer:
         local, slow = self.local, {id(parameter) for parameter in self._slow}
@@ -208,6 +251,21 @@ def learning_rate(local: LocalConfig, progress: float) -> float:
         return local.lr
     span = local.lr - local.min_lr
     return local.min_lr + span * (1 + math.cos(math.pi * progress)) / 2
+
+
+def effective_steps(local: LocalConfig, mu: float, rates: Sequence[float]) -> float:
+    """FedNova's |a|_1 (Wang et al. 2020): the way that a gradient of 1 at every step makes.
+
+    In units of the mean learning rate. Adam's steps have a length of their own; theirs are counted.
+    """
+    if local.optimizer != "sgd":
+        return float(len(rates))
+    way = momentum = 0.0
+    for rate in rates:
+        # The pull goes back along the way already made.
+        momentum = local.momentum * momentum + (1 - mu * way)
+        way += rate * momentum
+    return way * len(rates) / math.fsum(rates)
 
 
 def model_spec(model: ModelConfig) -> ModelSpec:

@@ -13,12 +13,13 @@ import pytest
 import ray
 
 from fedvsr import experiment
-from fedvsr.config import ExperimentConfig
+from fedvsr.config import ExperimentConfig, load_config
 from fedvsr.data.partition import deal
 from fedvsr.errors import UserError
 from fedvsr.federation import driver
+from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.cluster import ClusterConfig
-from fedvsr.federation.executors import Clients, SerialExecutor
+from fedvsr.federation.executors import ClientOutcome, Clients, SerialExecutor
 from fedvsr.federation.ray_executor import RayExecutor
 from fedvsr.messages import ClientTask
 from fedvsr.models import build_fresh
@@ -32,8 +33,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 @pytest.fixture(scope="session")
 def reference(small_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the same experiment run by the serial executor."""
-    from fedvsr.config import load_config
-
     config = load_config(str(small_yaml))
     run = experiment.create_run(config, tmp_path_factory.mktemp("serial"))
     split = experiment.prepare_data(config, lambda *_: None)
@@ -55,33 +54,58 @@ def test_serial_equals_ray_for_any_number_of_slots(
     assert facts(run.folder)["runs"]["status"].tolist() == ["finished"]
 
 
+def test_what_clients_remember_survives_a_stop(small_yaml: Path, tmp_path: Path) -> None:
+    settings = ["algorithm.name=scaffold", "algorithm.weights=loss_aware"]
+    config = load_config(str(small_yaml), settings)
+    split = experiment.prepare_data(config, lambda *_: None)
+    whole = experiment.create_run(config, tmp_path / "serial")
+    list(experiment.execute(whole, split, SerialExecutor))
+    # Nothing of it stays in memory, so all goes through files.
+    cluster = ClusterConfig(slots=2, client_state_bytes=0)
+    stopped = experiment.create_run(
+        config.model_copy(update={"cluster": cluster}), tmp_path / "ray"
+    )
+    for last in (2, 3):
+        events = experiment.execute(stopped, split, partial(RayExecutor, config=cluster))
+        for event in events:
+            if isinstance(event, experiment.RoundRecorded) and event.round_idx == last == 2:
+                events.close()
+                break
+    assert_equal_runs(whole.folder, stopped.folder)
+    assert list((stopped.folder / "checkpoints").glob("client-*"))
+
+
 def test_a_client_killed_in_mid_round_costs_an_attempt_and_no_bit(
     small: ExperimentConfig,
 ) -> None:
     clients = clients_of(small, steps=60)
-    params = flatten(build_fresh(small.model))
+    params = {"params": flatten(build_fresh(small.model))}
+    states = ClientStates()
     tasks = [ClientTask(client_id=i, round_idx=1, num_rounds=1, seed=i) for i in (2, 0)]
-    expected = {o.report.client_id: o for o in SerialExecutor(clients).run_round(tasks, params)}
+    expected = {
+        o.report.client_id: o for o in SerialExecutor(clients).run_round(tasks, params, states)
+    }
     victim = 2
     executor = Killing(clients, ClusterConfig(slots=2), victim)
-    outcomes = {o.report.client_id: o for o in executor.run_round(tasks, params)}
+    outcomes = {o.report.client_id: o for o in executor.run_round(tasks, params, states)}
     executor.thread.join()
     executor.close()
     assert executor.was_training, "the client was killed before or after its training"
     assert outcomes[victim].attempts == 2
     assert outcomes[0].attempts == 1
     for client_id, outcome in outcomes.items():
-        assert outcome.fetch().tobytes() == expected[client_id].fetch().tobytes()
+        assert params_of(outcome) == params_of(expected[client_id])
         assert outcome.report.loss == expected[client_id].report.loss
 
 
 def test_a_client_that_keeps_dying_ends_the_round(small: ExperimentConfig) -> None:
     clients = clients_of(small, steps=60)
-    params = flatten(build_fresh(small.model))
+    params = {"params": flatten(build_fresh(small.model))}
+    states = ClientStates()
     tasks = [ClientTask(client_id=1, round_idx=1, num_rounds=1, seed=0)]
     executor = Killing(clients, ClusterConfig(slots=1, max_retries=0), 1)
     with pytest.raises(RuntimeError, match="the process of client 1 died 1 times in round 1"):
-        list(executor.run_round(tasks, params))
+        list(executor.run_round(tasks, params, states))
     executor.close()
 
 
@@ -162,3 +186,7 @@ class Killing(RayExecutor):
         time.sleep(0.2)
         self.was_training = b"ClientActor.train" in title.read_bytes()
         os.kill(pid, 9)
+
+
+def params_of(outcome: ClientOutcome) -> bytes:
+    return outcome.fetch().upload["params"].tobytes()

@@ -61,13 +61,23 @@ def test_all_runs_read_as_one_data_set(tmp_path: Path) -> None:
 def test_files_carry_their_schema_and_units(tmp_path: Path) -> None:
     write(tmp_path, 1, 0.5)
     schema = pq.read_schema(tmp_path / "evaluations.parquet")
-    assert schema.metadata[b"schema_version"] == b"1"
+    assert schema.metadata[b"schema_version"] == b"2"
     assert schema.field("psnr_db").metadata[b"unit"] == b"dB"
     for name, table in SCHEMAS.items():
         for field in table:
             assert field.metadata[b"description"], (name, field.name)
             if pa.types.is_floating(field.type):
                 assert field.metadata[b"unit"], (name, field.name)
+
+
+def test_an_older_file_reads_with_nulls(tmp_path: Path) -> None:
+    write(tmp_path, 1, 0.5)
+    path = tmp_path / "clients.parquet"
+    old = pq.read_table(path).drop_columns(["lr", "update_norm"])
+    pq.write_table(old.replace_schema_metadata({"schema_version": "1"}), path)
+    clients = fedvsr.load_results(tmp_path).clients
+    assert clients["lr"].isna().all()
+    assert clients["loss"].notna().all()
 
 
 def test_a_newer_file_is_refused(tmp_path: Path) -> None:

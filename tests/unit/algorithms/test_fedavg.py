@@ -14,4 +14,6 @@ def test_weights_and_average_by_hand() -> None:
     weights = algorithm.weights(reports, 10)
     assert weights == pytest.approx([0.75, 0.25])
     vectors = [np.array([4, 0], np.float32), np.array([0, 8], np.float32)]
-    np.testing.assert_allclose(algorithm.aggregate(vectors, weights), [3, 2])
+    uploads = [{"params": vector} for vector in vectors]
+    result = algorithm.aggregate(uploads, weights, {"params": vectors[0]})
+    np.testing.assert_allclose(result.vectors["params"], [3, 2])

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from fedvsr.algorithms.fedvsr import Algorithm, Config, mix_by_hellinger
+from fedvsr.algorithms._base import Batch, mix_by_hellinger
+from fedvsr.algorithms.fedvsr import Algorithm, Config
 from fedvsr.losses import high_frequency
 from fedvsr.messages import ClientReport
 
@@ -66,13 +67,15 @@ def test_hellinger_by_hand() -> None:
 
 def test_local_loss_is_eq_11() -> None:
     sr, gt = torch.rand(1, 2, 3, 4, 4), torch.rand(1, 2, 3, 4, 4)
-    loss = algorithm(lambda_vsr=0.5, lambda_hifr=2).local_loss(torch.tensor(3.0), sr, gt)
+    loss = algorithm(lambda_vsr=0.5, lambda_hifr=2).local_loss(Batch(torch.tensor(3.0), sr, gt))
     assert loss.item() == pytest.approx(1.5 + 2 * high_frequency(sr, gt).item())
-    alone = algorithm(lambda_hifr=0).local_loss(torch.tensor(3.0), sr, gt)
+    alone = algorithm(lambda_hifr=0).local_loss(Batch(torch.tensor(3.0), sr, gt))
     assert alone.item() == 3.0
     assert not math.isclose(
         loss.item(),
-        algorithm(lambda_vsr=0.5, lambda_hifr=2, dwt="3d").local_loss(torch.tensor(3.0), sr, gt),
+        algorithm(lambda_vsr=0.5, lambda_hifr=2, dwt="3d").local_loss(
+            Batch(torch.tensor(3.0), sr, gt)
+        ),
     )
 
 

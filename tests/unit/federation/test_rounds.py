@@ -8,6 +8,7 @@ import pytest
 
 from fedvsr import algorithms
 from fedvsr.algorithms import fedavg, fedvsr
+from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.executors import ClientOutcome
 from fedvsr.federation.rounds import (
     ClientFinished,
@@ -17,8 +18,7 @@ from fedvsr.federation.rounds import (
     run_rounds,
     sample_clients,
 )
-from fedvsr.messages import ClientReport, ClientTask
-from fedvsr.params import FloatVector
+from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
 from fedvsr.section import NamedSection
 from fedvsr.seeding import derive_seed
 
@@ -35,15 +35,15 @@ class Shuffling:
         self.live = 0
 
     def run_round(
-        self, tasks: Sequence[ClientTask], params: FloatVector
+        self, tasks: Sequence[ClientTask], shared: Vectors, states: ClientStates
     ) -> Iterator[ClientOutcome]:
         for i in self.order:
             task = tasks[i]
-            noise = np.random.default_rng(task.seed).standard_normal(params.size)
-            update = (params + 1e3 * noise).astype(np.float32)
+            noise = np.random.default_rng(task.seed).standard_normal(50)
+            update = (shared["params"] + 1e3 * noise).astype(np.float32)
             loss = 1 + task.client_id
             report = ClientReport(task.client_id, task.round_idx, 1, 1, loss, loss, 0.0)
-            yield ClientOutcome(report, partial(np.copy, update))
+            yield ClientOutcome(report, partial(ClientUpdate, {"params": update}, {}))
 
     def close(self) -> None:
         pass
@@ -60,12 +60,13 @@ def rounds(
             config=CONFIG,
             num_clients=10,
             seed=7,
+            states=ClientStates(),
         )
     )
 
 
 def start() -> RunState:
-    return RunState(0, np.zeros(50, np.float32))
+    return RunState(0, {"params": np.zeros(50, np.float32)})
 
 
 @pytest.mark.parametrize("algorithm", [fedavg.Config(), fedvsr.Config()])

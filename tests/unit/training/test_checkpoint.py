@@ -14,32 +14,36 @@ PARAMS = np.arange(5, dtype=np.float32)
 TABLE = ParamTable(("a", "b"), ((2,), (1, 3)))
 
 
+def saved(round_idx: int) -> checkpoint.Saved:
+    return checkpoint.Saved(round_idx, {"params": PARAMS * round_idx}, {2: 1})
+
+
 def test_newest_comes_back_and_old_ones_go(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path, TABLE, "h") is None
     for round_idx in range(1, 12):
-        checkpoint.save(tmp_path, round_idx, PARAMS * round_idx, TABLE, "h")
+        checkpoint.save(tmp_path, saved(round_idx), TABLE, "h")
     found = checkpoint.latest(tmp_path, TABLE, "h")
     assert found is not None
-    assert found[0] == 11
-    np.testing.assert_array_equal(found[1], PARAMS * 11)
+    assert found.round_idx == 11
+    np.testing.assert_array_equal(found.server["params"], PARAMS * 11)
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_truncated_file_falls_back_to_the_one_before(tmp_path: Path) -> None:
     for round_idx in (1, 2):
-        checkpoint.save(tmp_path, round_idx, PARAMS * round_idx, TABLE, "h")
+        checkpoint.save(tmp_path, saved(round_idx), TABLE, "h")
     newest = sorted(tmp_path.iterdir())[-1]
     newest.write_bytes(newest.read_bytes()[:-3])
     found = checkpoint.latest(tmp_path, TABLE, "h")
     assert found is not None
-    assert found[0] == 1
+    assert found.round_idx == 1
     (tmp_path / "round-000001.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match=r"no checkpoint can be read: .*round-000002"):
         checkpoint.latest(tmp_path, TABLE, "h")
 
 
 def test_another_configuration_is_refused(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, 1, PARAMS, TABLE, "h")
+    checkpoint.save(tmp_path, saved(1), TABLE, "h")
     with pytest.raises(UserError, match="another configuration"):
         checkpoint.latest(tmp_path, TABLE, "other")
     changed = ParamTable(("a", "c"), TABLE.shapes)

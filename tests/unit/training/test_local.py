@@ -22,7 +22,8 @@ def train(config: ExperimentConfig, **local: Any) -> tuple[Any, FloatVector, Flo
     changed = config.local.model_copy(update=local)
     trainer = LocalTrainer(config.model, config.algorithm, changed)
     before = flatten(trainer.network)
-    report, after = trainer.train(TASK, before, split.train[:2])
+    report, update = trainer.train(TASK, {"params": before}, {}, split.train[:2])
+    after = update.upload["params"]
     return report, before, after
 
 
@@ -50,9 +51,11 @@ def test_equal_tasks_give_equal_bits_on_a_used_trainer(small: ExperimentConfig) 
     trainer = LocalTrainer(small.model, small.algorithm, small.local)
     params = flatten(trainer.network)
     params.flags.writeable = False
-    first, update = trainer.train(TASK, params, split.train[:2])
-    trainer.train(dataclasses.replace(TASK, seed=6), update, split.train[2:])
-    second, again = trainer.train(TASK, params, split.train[:2])
+    first, one = trainer.train(TASK, {"params": params}, {}, split.train[:2])
+    update = one.upload["params"]
+    trainer.train(dataclasses.replace(TASK, seed=6), one.upload, {}, split.train[2:])
+    second, two = trainer.train(TASK, {"params": params}, {}, split.train[:2])
+    again = two.upload["params"]
     assert update.tobytes() == again.tobytes()
     assert dataclasses.replace(first, train_s=0) == dataclasses.replace(second, train_s=0)
 
@@ -62,7 +65,7 @@ def test_a_loss_that_is_not_finite_names_client_step_and_setting(small: Experime
     trainer = LocalTrainer(small.model, small.algorithm, small.local)
     poisoned = np.full_like(flatten(trainer.network), np.nan)
     with pytest.raises(UserError, match=r"client 0 is nan in round 1, step 1; lower local\.lr"):
-        trainer.train(TASK, poisoned, split.train)
+        trainer.train(TASK, {"params": poisoned}, {}, split.train)
 
 
 def test_a_crop_must_fit_every_clip(small: ExperimentConfig) -> None:

@@ -31,7 +31,8 @@ def train(
     table, before = ParamTable.of(trainer.network), flatten(trainer.network)
     # The last layer starts at zero, which would keep the first step from the others.
     before += np.float32(0.01)
-    _, after = trainer.train(task, before, clips)
+    _, update = trainer.train(task, {"params": before}, {}, clips)
+    after = update.upload["params"]
     return table.views(before), table.views(after)
 
 
@@ -91,10 +92,10 @@ def test_a_trainer_freezes_anew_for_an_earlier_round(small: ExperimentConfig) ->
     )
     trainer = LocalTrainer(small.model, small.algorithm, local)
     params = flatten(trainer.network)
-    _, first = trainer.train(FIRST, params, clips)
-    trainer.train(dataclasses.replace(FIRST, round_idx=2), params, clips)
-    _, again = trainer.train(FIRST, params, clips)
-    assert first.tobytes() == again.tobytes()
+    _, first = trainer.train(FIRST, {"params": params}, {}, clips)
+    trainer.train(dataclasses.replace(FIRST, round_idx=2), {"params": params}, {}, clips)
+    _, again = trainer.train(FIRST, {"params": params}, {}, clips)
+    assert first.upload["params"].tobytes() == again.upload["params"].tobytes()
 
 
 def test_unknown_slow_parameters_are_refused(small: ExperimentConfig) -> None:
@@ -123,7 +124,7 @@ def test_mirrored_samples_reach_the_network_whole(
     local = small.local.model_copy(update={"mirror": True, "steps": 1})
     trainer = LocalTrainer(small.model, small.algorithm, local)
     hook = trainer.network.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    trainer.train(FIRST, flatten(trainer.network), clips)
+    trainer.train(FIRST, {"params": flatten(trainer.network)}, {}, clips)
     hook.remove()
     assert seen[0].shape[1] == 2 * local.num_frames
     assert torch.equal(seen[0], seen[0].flip(1))

@@ -1,0 +1,48 @@
+"""What the coordinate-wise robust methods share. K clients, P parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from fedvsr.algorithms._base import Aggregated, AlgorithmConfig, FedAvg
+from fedvsr.messages import Vectors
+from fedvsr.params import FloatVector
+
+# Values of each client taken at once: 1 MiB a client.
+_CHUNK = 1 << 18
+
+
+class RobustConfig(AlgorithmConfig):
+    """Robust aggregation knows no weights: a client that lies would lie about its samples too."""
+
+    weights: Literal["uniform"] = Field("uniform", description="Every client counts alike.")
+
+
+class CoordinateWise(FedAvg):
+    """Each coordinate of the result depends on the K clients' values there alone."""
+
+    def aggregate(
+        self, uploads: Iterable[Vectors], weights: Sequence[float], server: Vectors
+    ) -> Aggregated:
+        """Holds all K vectors where they are, and `_CHUNK` values of each in memory of its own."""
+        return Aggregated({"params": by_chunk(uploads, self.combine)}, None)
+
+    def combine(self, values_KC: FloatVector) -> FloatVector:
+        """K clients' values `(K, C)` to one `(C,)`."""
+        raise AssertionError("a method says how")
+
+
+def by_chunk(
+    uploads: Iterable[Vectors], combine: Callable[[FloatVector], FloatVector]
+) -> FloatVector:
+    """Combine K vectors (P,) a chunk of coordinates at a time."""
+    vectors = [upload["params"] for upload in uploads]
+    result = np.empty_like(vectors[0])
+    for begin in range(0, result.size, _CHUNK):
+        part = slice(begin, begin + _CHUNK)
+        result[part] = combine(np.stack([vector[part] for vector in vectors]))
+    return result

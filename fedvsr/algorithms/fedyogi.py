@@ -1,0 +1,28 @@
+"""FedYogi: Reddi et al., Adaptive Federated Optimization, ICLR 2021 (Algorithm 2)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from fedvsr.algorithms._server import Adaptive, AdaptiveConfig
+from fedvsr.params import FloatVector
+
+
+class Config(AdaptiveConfig):
+    """FedYogi's settings."""
+
+    name: Literal["fedyogi"] = "fedyogi"
+    beta_2: float = Field(0.99, ge=0, lt=1, description="Decay of the second moment.")
+
+
+class Algorithm(Adaptive):
+    """The average as a gradient for FedYogi's server: `v <- v - (1 - b2) D^2 sign(v - D^2)`."""
+
+    def second_moment(self, second: FloatVector, squared: FloatVector) -> FloatVector:
+        """Moves towards the square by a step that the square sets."""
+        beta = self.config.beta_2
+        moved: FloatVector = second - np.float32(1 - beta) * squared * np.sign(second - squared)
+        return moved

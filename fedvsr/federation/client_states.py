@@ -1,0 +1,111 @@
+"""What clients must remember between their rounds: kept for them, in memory or on disk.
+
+A client's vectors are written once a round at most, into a file of their own that names the round,
+so that a checkpoint saves only what changed since the last one, and refers to the rest.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from fedvsr.errors import UserError
+from fedvsr.files import replacing
+from fedvsr.messages import Vectors
+
+
+class ClientStates:
+    """Vectors (P,) by client and name. Those unused for longest leave memory first.
+
+    Args:
+        folder: where files go; None keeps everything in memory.
+        max_bytes: memory to hold them in.
+    """
+
+    def __init__(self, folder: Path | None = None, max_bytes: int = 2**30) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._rounds = dict[int, int]()
+        self._on_disk = set[int]()
+        # Least recently used first.
+        self._held = OrderedDict[int, Vectors]()
+
+    def get(self, client_id: int) -> Vectors:
+        """What the client remembers; empty if nothing.
+
+        Raises:
+            UserError: its file is damaged.
+        """
+        if client_id not in self._rounds:
+            return {}
+        if client_id not in self._held:
+            self._hold(client_id, self._read(client_id))
+        self._held.move_to_end(client_id)
+        return self._held[client_id]
+
+    def put(self, client_id: int, round_idx: int, state: Vectors) -> None:
+        """Let the client remember `state` from round `round_idx` on."""
+        if not state:
+            return
+        self._rounds[client_id] = round_idx
+        self._on_disk.discard(client_id)
+        # Copied: a view would pin the whole update that it came in.
+        self._hold(client_id, {name: np.array(vector) for name, vector in state.items()})
+
+    def save(self) -> dict[int, int]:
+        """Write what is not on disk, and return the round of every client's state."""
+        if self._folder is not None:
+            for client_id in self._held:
+                self._write(client_id)
+        return dict(self._rounds)
+
+    def restore(self, rounds: Mapping[int, int]) -> None:
+        """Go back to what `save` returned."""
+        self._held.clear()
+        self._rounds, self._on_disk = dict(rounds), set(rounds)
+
+    def clean(self, saved: Iterable[Mapping[int, int]]) -> None:
+        """Remove the files that neither this nor any of the `saved` indices refers to."""
+        if self._folder is None or not self._folder.is_dir():
+            return
+        needed = {self._path(*item) for index in (*saved, self._rounds) for item in index.items()}
+        for path in self._folder.glob("client-*.safetensors"):
+            if path not in needed:
+                path.unlink()
+
+    def _hold(self, client_id: int, state: Vectors) -> None:
+        self._held[client_id] = state
+        self._held.move_to_end(client_id)
+        held = sum(v.nbytes for vectors in self._held.values() for v in vectors.values())
+        while self._folder is not None and held > self._max_bytes and len(self._held) > 1:
+            oldest = next(iter(self._held))
+            self._write(oldest)
+            held -= sum(vector.nbytes for vector in self._held.pop(oldest).values())
+
+    def _write(self, client_id: int) -> None:
+        if client_id in self._on_disk:
+            return
+        path = self._path(client_id, self._rounds[client_id])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as aside:
+            save_file(dict(self._held[client_id]), str(aside))
+        self._on_disk.add(client_id)
+
+    def _read(self, client_id: int) -> Vectors:
+        path = self._path(client_id, self._rounds[client_id])
+        try:
+            return dict(load_file(str(path)))
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"what client {client_id} remembers cannot be read: {path} ({error}); start a new "
+                "run"
+            ) from None
+
+    def _path(self, client_id: int, round_idx: int) -> Path:
+        assert self._folder is not None
+        return self._folder / f"client-{client_id:05d}-round-{round_idx:06d}.safetensors"

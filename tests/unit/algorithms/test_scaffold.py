@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fedvsr.algorithms import fedavg, fedprox, scaffold
+from fedvsr.algorithms._base import start
+from fedvsr.config import ExperimentConfig
+from fedvsr.experiment import prepare_data
+from fedvsr.messages import ClientTask, ClientUpdate, Round, Vectors
+from fedvsr.params import FloatVector, flatten
+from fedvsr.section import NamedSection
+from fedvsr.training.local import LocalTrainer, effective_steps
+
+TASK = ClientTask(client_id=0, round_idx=1, num_rounds=3, seed=5)
+
+
+def sgd(config: ExperimentConfig) -> ExperimentConfig:
+    local = config.local.model_copy(update={"optimizer": "sgd", "lr": 0.05, "steps": 3})
+    return config.model_copy(update={"local": local})
+
+
+def train(
+    config: ExperimentConfig, algorithm: NamedSection, shared: Vectors, state: Vectors
+) -> ClientUpdate:
+    trainer = LocalTrainer(config.model, algorithm, config.local)
+    clips = prepare_data(config, lambda *_: None).train[:2]
+    return trainer.train(TASK, shared, state, clips)[1]
+
+
+def params_of(config: ExperimentConfig) -> FloatVector:
+    return flatten(LocalTrainer(config.model, fedavg.Config(), config.local).network)
+
+
+def test_control_of_sgd_is_option_ii(small: ExperimentConfig) -> None:
+    config = sgd(small)
+    x = params_of(config)
+    random = np.random.default_rng(0)
+    c, c_i = (1e-3 * random.standard_normal((2, x.size))).astype(np.float32)
+    update = train(config, scaffold.Config(), {"params": x, "control": c}, {"control": c_i})
+    # Option II: c_i - c + (x - y) / (K eta).
+    expected = c_i - c + (x - update.upload["params"]) / (3 * 0.05)
+    # x - y is a difference of numbers near 1, over 0.15.
+    np.testing.assert_allclose(update.state["control"], expected, atol=2e-6)
+    change = update.upload["control_change"]
+    np.testing.assert_array_equal(change, update.state["control"] - c_i)
+
+
+def test_one_client_alone_is_sgd(small: ExperimentConfig) -> None:
+    # With one client c = c_i after every round, and before the first both are zero.
+    config, algorithm = sgd(small), scaffold.Algorithm(scaffold.Config())
+    server, state = start(algorithm, params_of(config)), dict[str, FloatVector]()
+    plain = server["params"]
+    for _ in range(2):
+        update = train(config, algorithm.config, server, state)
+        state = update.state
+        result = algorithm.aggregate([update.upload], [1.0], server).vectors
+        server = algorithm.server_step(server, result, Round(1, 3, 1, 1))
+        plain = train(config, fedavg.Config(), {"params": plain}, {}).upload["params"]
+        np.testing.assert_allclose(server["control"], state["control"], atol=1e-7)
+        np.testing.assert_allclose(server["params"], plain, atol=1e-6)
+
+
+def test_the_server_moves_its_control_by_the_part_that_took_part() -> None:
+    algorithm = scaffold.Algorithm(scaffold.Config(server_lr=0.5))
+    server = {"params": np.float32([1.0]), "control": np.float32([0.2])}
+    uploads = [
+        {"params": np.float32([2.0]), "control_change": np.float32([0.4])},
+        {"params": np.float32([4.0]), "control_change": np.float32([0.8])},
+    ]
+    result = algorithm.aggregate(uploads, [0.5, 0.5], server).vectors
+    after = algorithm.server_step(server, result, Round(1, 3, num_clients=8, num_sampled=2))
+    # x + .5 * (3 - 1) = 2; c + 2 / 8 * .6 = .35.
+    assert after["params"] == pytest.approx([2.0])
+    assert after["control"] == pytest.approx([0.35])
+
+
+def test_no_pull_is_fedavg_to_the_bit_and_a_pull_is_not(small: ExperimentConfig) -> None:
+    shared = {"params": params_of(small)}
+    plain, none, some = (
+        train(small, algorithm, shared, {}).upload["params"]
+        for algorithm in (fedavg.Config(), fedprox.Config(mu=0), fedprox.Config(mu=1.0))
+    )
+    assert plain.tobytes() == none.tobytes()
+    start_at = shared["params"]
+    assert 0 < np.linalg.norm(some - start_at) < np.linalg.norm(plain - start_at)
+
+
+def test_effective_steps_by_closed_forms(small: ExperimentConfig) -> None:
+    plain = sgd(small).local
+    assert effective_steps(plain, 0, [0.1] * 5) == pytest.approx(5)
+    # Momentum r (Wang et al., Section 4): (K - r (1 - r^K) / (1 - r)) / (1 - r).
+    momentum = plain.model_copy(update={"momentum": 0.5})
+    assert effective_steps(momentum, 0, [0.1] * 5) == pytest.approx((5 - (1 - 0.5**5)) / 0.5)
+    # Proximal: (1 - (1 - eta mu)^K) / (eta mu).
+    assert effective_steps(plain, 2, [0.1] * 5) == pytest.approx((1 - 0.8**5) / 0.2)
+    assert effective_steps(small.local, 0, [0.1] * 5) == 5

@@ -1,0 +1,121 @@
+"""Server-side methods on numbers derived by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedvsr import algorithms
+from fedvsr.algorithms._base import FedAvg, start
+from fedvsr.errors import UserError
+from fedvsr.lookup import load
+from fedvsr.messages import ClientReport, Round, Vectors
+
+THIS = Round(round_idx=1, num_rounds=10, num_clients=8, num_sampled=4)
+
+
+def build(name: str, **settings: Any) -> FedAvg:
+    return algorithms.build(load("fedvsr.algorithms", name).Config(**settings))
+
+
+def report(num_samples: int = 1, **more: Any) -> ClientReport:
+    return ClientReport(0, 1, num_samples, 1, 1.0, 1.0, 0.0, **more)
+
+
+def vectors(*rows: list[float]) -> list[Vectors]:
+    return [{"params": np.array(row, np.float32)} for row in rows]
+
+
+def two_steps(algorithm: FedAvg) -> list[float]:
+    """Two rounds whose averages lie 0.1 above the global parameters, which start at 0."""
+    server = start(algorithm, np.zeros(1, np.float32))
+    places = []
+    for _ in range(2):
+        average = {"params": server["params"] + np.float32(0.1)}
+        server = algorithm.server_step(server, average, THIS)
+        places.append(float(server["params"][0]))
+    return places
+
+
+def test_fedavgm() -> None:
+    # v = .1, w = .5 * .1 = .05; v = .9 * .1 + .1 = .19, w = .05 + .095.
+    assert two_steps(build("fedavgm", beta=0.9, server_lr=0.5)) == pytest.approx([0.05, 0.145])
+
+
+def test_fedadagrad() -> None:
+    # m = .01, v = .01, w = .01 / (.1 + .1) = .05; m = .019, v = .02.
+    expected = [0.05, 0.05 + 0.019 / (math.sqrt(0.02) + 0.1)]
+    assert two_steps(build("fedadagrad", server_lr=1, tau=0.1)) == pytest.approx(expected)
+
+
+def test_fedadam() -> None:
+    # b2 = .5: v = .005, then .0075.
+    first = 0.01 / (math.sqrt(0.005) + 0.1)
+    expected = [first, first + 0.019 / (math.sqrt(0.0075) + 0.1)]
+    assert two_steps(build("fedadam", server_lr=1, tau=0.1, beta_2=0.5)) == pytest.approx(expected)
+
+
+def test_fedyogi() -> None:
+    # b2 = .5, D^2 = .01: v = 0 + .005, then .005 + .005, as v < D^2; then it stays.
+    first = 0.01 / (math.sqrt(0.005) + 0.1)
+    expected = [first, first + 0.019 / (math.sqrt(0.01) + 0.1)]
+    assert two_steps(build("fedyogi", server_lr=1, tau=0.1, beta_2=0.5)) == pytest.approx(expected)
+    algorithm: Any = build("fedyogi", beta_2=0.5)
+    shrunk = algorithm.second_moment(np.float32([0.04]), np.float32([0.01]))
+    assert shrunk == pytest.approx([0.035])
+
+
+def test_fednova() -> None:
+    # Equal samples, 1 and 3 effective steps: tau_eff = 2, weights 2 * .5 / 1 and 2 * .5 / 3.
+    algorithm = build("fednova")
+    weights = algorithm.weights([report(effective_steps=1.0), report(effective_steps=3.0)], 10)
+    assert weights == pytest.approx([1, 1 / 3])
+    # From w = 2 to 3 in one step and to 5 in three: 2 + 1 * 1 + 3 / 3 = 4.
+    server = vectors([2.0])[0]
+    result = algorithm.aggregate(vectors([3.0], [5.0]), weights, server)
+    assert result.vectors["params"] == pytest.approx([4])
+
+
+def test_qffl() -> None:
+    # q = 1, lr = .5, L = 2. Losses 1 and 3, |w - w_k| = 1 and 2:
+    # F^q L = 2, 6; h = 1 * 4 * 1 + 2 = 6 and 1 * 4 * 4 + 6 = 22; weights 2 / 28 and 6 / 28.
+    reports = [
+        report(first_loss=1.0, lr=0.5, update_norm=1.0),
+        report(first_loss=3.0, lr=0.5, update_norm=2.0),
+    ]
+    assert build("qffl").weights(reports, 10) == pytest.approx([2 / 28, 6 / 28])
+    assert build("qffl", q=0).weights(reports, 10) == pytest.approx([0.5, 0.5])
+
+
+def test_median_and_trimmed_mean_shrug_off_a_liar() -> None:
+    uploads = vectors([1, 5], [2, 6], [3, 7], [1e9, -1e9])
+    server = vectors([0, 0])[0]
+    result = build("fedmedian").aggregate(uploads, [0.25] * 4, server)
+    assert result.vectors["params"].tolist() == [2.5, 5.5]
+    assert result.weights is None
+    # A quarter of four at either end: (2 + 3) / 2 and (5 + 6) / 2.
+    result = build("trimmed_mean", beta=0.25).aggregate(uploads, [0.25] * 4, server)
+    assert result.vectors["params"].tolist() == [2.5, 5.5]
+
+
+def test_krum_selects_the_closest() -> None:
+    # Scores with f = 1 of 5 sum the 2 nearest: of 0, 1, 2, 2.5, 100 they are 5, 2, 1.25, 2.5, big.
+    uploads = vectors([0], [1], [2], [2.5], [100])
+    server = vectors([0])[0]
+    result = build("krum").aggregate(uploads, [0.2] * 5, server)
+    assert result.vectors["params"].tolist() == [2]
+    assert result.weights == [0, 0, 1, 0, 0]
+    result = build("krum", num_selected=2).aggregate(uploads, [0.2] * 5, server)
+    assert result.vectors["params"].tolist() == [1.5]
+    with pytest.raises(UserError, match=r"need at least 5 clients a round, not 4; raise"):
+        build("krum").aggregate(uploads[:4], [0.25] * 4, server)
+
+
+def test_a_large_mu_is_remarked_on() -> None:
+    config: Any = build("fedprox").config
+    assert config.mu == 1e-3
+    assert config.notes() == ()
+    assert "mu = 0.1 is large" in build("fedprox", mu=0.1).config.notes()[0]

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedvsr.errors import UserError
+from fedvsr.federation.client_states import ClientStates
+
+
+def state(value: float) -> dict[str, np.ndarray]:
+    return {"control": np.full(100, value, np.float32)}
+
+
+def test_a_small_budget_spills_and_loses_nothing(tmp_path: Path) -> None:
+    states = ClientStates(tmp_path, max_bytes=900)
+    for client_id in range(5):
+        states.put(client_id, 1, state(client_id))
+    assert len(list(tmp_path.iterdir())) == 3, "two of 400 bytes fit"
+    assert [states.get(i)["control"][0] for i in range(5)] == [0, 1, 2, 3, 4]
+    assert states.get(9) == {}
+
+
+def test_going_back_to_a_checkpoint(tmp_path: Path) -> None:
+    states = ClientStates(tmp_path)
+    states.put(0, 1, state(1))
+    states.put(1, 1, state(2))
+    first = states.save()
+    states.clean([first])
+    states.put(0, 2, state(3))
+    second = states.save()
+    states.clean([first, second])
+    assert len(list(tmp_path.iterdir())) == 3, "client 1 is not written again"
+    again = ClientStates(tmp_path)
+    again.restore(first)
+    assert [again.get(i)["control"][0] for i in range(2)] == [1, 2]
+    again.restore(second)
+    assert [again.get(i)["control"][0] for i in range(2)] == [3, 2]
+    again.clean([second])
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_is_kept_is_a_copy(tmp_path: Path) -> None:
+    states, given = ClientStates(tmp_path), state(1)
+    states.put(0, 1, given)
+    given["control"][:] = 7
+    assert states.get(0)["control"][0] == 1
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    states = ClientStates(tmp_path)
+    states.put(3, 2, state(1))
+    states.restore(states.save())
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(b"x")
+    with pytest.raises(UserError, match=r"client 3 remembers cannot be read: .*client-00003-round"):
+        states.get(3)
