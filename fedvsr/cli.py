@@ -140,6 +140,24 @@ app.command()(cli_frames.evaluate)
 
 
 @app.command()
+def algorithms(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print docs/reference/algorithms.md.")
+    ] = False,
+) -> None:
+    """List the federated algorithms, and what each costs."""
+    from fedvsr.algorithms import COLUMNS, reference, rows
+
+    if markdown:
+        sys.stdout.write(reference())
+        return
+    table = Table(*COLUMNS, box=None, pad_edge=False)
+    for row in rows():
+        table.add_row(*row)
+    _out.print(table)
+
+
+@app.command()
 def presets() -> None:
     """List the packaged experiments."""
     from fedvsr.config import presets as packaged

@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from fedvsr.data.videos import DataConfig
 from fedvsr.errors import UserError
 from fedvsr.federation.cluster import ClusterConfig
-from fedvsr.federation.rounds import FederationConfig
+from fedvsr.federation.sampling import FederationConfig
 from fedvsr.lookup import did_you_mean, load, names
 from fedvsr.section import Section
 from fedvsr.training.evaluate import EvaluationConfig

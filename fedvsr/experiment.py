@@ -202,10 +202,10 @@ class _Execution:
         algorithm = algorithms.build(config.algorithm)
         states = ClientStates(checkpoints, config.cluster.client_state_bytes)
         if saved:
-            state = RunState(saved.round_idx, saved.server)
+            state = RunState(saved.round_idx, saved.server, saved.losses)
             states.restore(saved.clients)
         else:
-            state = RunState(0, start(algorithm, flatten(self.network)))
+            state = RunState(0, start(algorithm, flatten(self.network)), {})
         executor = self.make_executor(clients)
         self.executor_name = executor.name
         self.write_run("running")
@@ -226,7 +226,7 @@ class _Execution:
             algorithm=algorithm,
             executor=executor,
             config=config.federation,
-            num_clients=config.data.num_clients,
+            sizes=[sum(clip.num_frames for clip in own) for own in clients.clips],
             seed=config.seed,
             states=states,
         )
@@ -240,7 +240,9 @@ class _Execution:
                 last = state.round_idx == config.federation.num_rounds
                 if last or state.round_idx % config.checkpoint.every_rounds == 0:
                     # The clients' files first: a checkpoint refers to them.
-                    now = checkpoint.Saved(state.round_idx, state.server, states.save())
+                    now = checkpoint.Saved(
+                        state.round_idx, state.server, states.save(), state.losses
+                    )
                     left = checkpoint.save(checkpoints, now, table, config.config_hash())
                     states.clean(left)
                 yield recorded
@@ -285,6 +287,7 @@ class _Execution:
         reports = finished.reports if finished else []
         row: dict[str, Any] = {
             "num_sampled": len(reports),
+            "num_online": finished.num_online if finished else None,
             "loss": _mean([report.loss for report in reports]),
             "vsr_loss": _mean([report.vsr_loss for report in reports]),
             "psnr_db": _mean([score.psnr_db for score in scores]),

@@ -73,6 +73,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     "rounds": _schema(
         _ROUND,
         _field("num_sampled", pa.int64(), "Clients that trained.", "1"),
+        _field("num_online", pa.int64(), "Clients that could be reached.", "1"),
         _field("loss", pa.float64(), "Local loss, mean of the clients.", "1"),
         _field("vsr_loss", pa.float64(), "The network's own term of it.", "1"),
         _field("psnr_db", pa.float64(), "Mean of test clips; null if not evaluated.", "dB"),

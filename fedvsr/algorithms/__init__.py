@@ -6,12 +6,79 @@ kept between calls. Hooks default to FedAvg, so a method shows only its differen
 
 from __future__ import annotations
 
-from fedvsr.algorithms._base import FedAvg
-from fedvsr.lookup import load
+import inspect
+
+from fedvsr.algorithms._base import AlgorithmConfig, FedAvg
+from fedvsr.lookup import load, names
 from fedvsr.section import NamedSection
+
+COLUMNS = ("algorithm", "client keeps", "server keeps", "down", "up", "extra compute", "source")
+"""Of `rows`. `down` and `up` are bytes per client and round in units of the parameters' size."""
 
 
 def build(config: NamedSection) -> FedAvg:
     """The algorithm that a section of `algorithms/<name>.py` configures."""
     algorithm: FedAvg = load(__name__, config.name).Algorithm(config)
     return algorithm
+
+
+def rows() -> list[tuple[str, ...]]:
+    """What each algorithm is and costs, in `COLUMNS`."""
+    kinds = {name: load(__name__, name).Algorithm for name in names(__name__)}
+    return [
+        (
+            name,
+            ", ".join(kind.client_state) or "-",
+            ", ".join(kind.server_state) or "-",
+            f"{len(kind.broadcast)}x",
+            f"{len(kind.upload)}x",
+            kind.extra_compute,
+            kind.source,
+        )
+        for name, kind in kinds.items()
+    ]
+
+
+def reference() -> str:
+    """The reference page, Markdown: the table, then each method's docstring and own settings."""
+    lines = [
+        "# Algorithms",
+        "",
+        "Written by `fedvsr algorithms --markdown`. `down` and `up` are what a client and a round",
+        "send, in units of the parameters' size; what a client or the server keeps are vectors of",
+        "that size each.",
+        "",
+        _row(COLUMNS),
+        _row(["---"] * len(COLUMNS)),
+        *(_row(row) for row in rows()),
+        "",
+        "## Settings of all",
+        "",
+        "Any method takes the detail loss, the loss-aware weights and the proximal term of others,",
+        "e.g. `algorithm: {name: fedadam, lambda_hifr: 1, weights: loss_aware, mu: 1e-3}`. One",
+        "that weighs clients itself has no choice of `weights`.",
+        "",
+        *_settings(AlgorithmConfig, None),
+    ]
+    for name in names(__name__):
+        module = load(__name__, name)
+        lines += ["", f"## {name}", "", inspect.cleandoc(module.__doc__ or ""), ""]
+        lines += [inspect.cleandoc(module.Algorithm.__doc__), ""]
+        lines += _settings(module.Config, AlgorithmConfig) or ["No settings of its own."]
+    return "\n".join(lines) + "\n"
+
+
+def _settings(config: type[NamedSection], base: type[NamedSection] | None) -> list[str]:
+    """The fields that differ from those of `base`, in default or in type, as a table."""
+    inherited = base.model_fields if base else {}
+    table = []
+    for name, field in config.model_fields.items():
+        known = inherited.get(name)
+        same = known and (known.default, known.annotation) == (field.default, field.annotation)
+        if name != "name" and not same:
+            table.append(_row((f"`{name}`", f"`{field.default}`", field.description or "")))
+    return [_row(("setting", "default", "meaning")), _row(["---"] * 3), *table] if table else []
+
+
+def _row(cells: tuple[str, ...] | list[str]) -> str:
+    return f"| {' | '.join(cells)} |"

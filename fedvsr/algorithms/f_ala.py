@@ -1,4 +1,4 @@
-"""F-ALA, an ablation of FedVSR (Table 4): decaying loss-aware weights alone."""
+"""F-ALA, an ablation of FedVSR (Table 2): decaying loss-aware weights alone."""
 
 from __future__ import annotations
 

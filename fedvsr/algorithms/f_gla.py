@@ -1,4 +1,4 @@
-"""F-GLA, an ablation of FedVSR (Table 4): loss-aware weights alike in every round, alone."""
+"""F-GLA, an ablation of FedVSR (Table 2): loss-aware weights alike in every round, alone."""
 
 from __future__ import annotations
 

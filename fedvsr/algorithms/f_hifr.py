@@ -1,4 +1,4 @@
-"""F-HiFr, an ablation of FedVSR (Table 4): the detail loss alone, with FedAvg's weights."""
+"""F-HiFr, an ablation of FedVSR (Table 2): the detail loss alone, with FedAvg's weights."""
 
 from __future__ import annotations
 

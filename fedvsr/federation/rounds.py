@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-
-from pydantic import Field
 
 from fedvsr.algorithms._base import FedAvg
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.executors import ClientOutcome, Executor
+from fedvsr.federation.sampling import FederationConfig, sample_cohort
 from fedvsr.messages import ClientReport, ClientTask, Round, Vectors
 from fedvsr.params import FloatVector
-from fedvsr.section import Section
-from fedvsr.seeding import derive_seed, generator
-
-
-class FederationConfig(Section):
-    """How many rounds, and how many clients train in each."""
-
-    num_rounds: int = Field(100, ge=1, le=1_000_000, description="Communication rounds T.")
-    clients_per_round: int = Field(4, ge=1, description="Clients sampled each round.")
+from fedvsr.seeding import derive_seed
 
 
 @dataclass(frozen=True)
@@ -32,6 +23,8 @@ class RunState:
     """Rounds finished."""
     server: Vectors
     """The server's vectors (P,): the global parameters, and what the algorithm keeps."""
+    losses: Mapping[int, float]
+    """The last reported loss of every client that has trained."""
 
     @property
     def params(self) -> FloatVector:
@@ -60,6 +53,8 @@ class RoundFinished:
     train_s: float
     """Wall seconds from the first task to the last report."""
     aggregate_s: float
+    num_online: int
+    """Clients that could be reached."""
     download_bytes: int
     """Sent to the clients, all together."""
 
@@ -70,7 +65,7 @@ def run_rounds(
     algorithm: FedAvg,
     executor: Executor,
     config: FederationConfig,
-    num_clients: int,
+    sizes: Sequence[int],
     seed: int,
     states: ClientStates,
 ) -> Iterator[ClientFinished | RoundFinished]:
@@ -78,8 +73,10 @@ def run_rounds(
 
     A round depends on `state`, what the clients remember, the seed and its index alone, so a run
     that was stopped and goes on from its last state ends in the same bits as one that never did.
+    `sizes` are the frames of each registered client.
     """
     for round_idx in range(state.round_idx + 1, config.num_rounds + 1):
+        cohort = sample_cohort(config, seed, round_idx, sizes, state.losses)
         tasks = [
             ClientTask(
                 client_id=client_id,
@@ -87,7 +84,7 @@ def run_rounds(
                 num_rounds=config.num_rounds,
                 seed=derive_seed(seed, "client", client_id, round_idx),
             )
-            for client_id in sample_clients(seed, round_idx, num_clients, config.clients_per_round)
+            for client_id in cohort.client_ids
         ]
         started = time.perf_counter()
         finished = dict[int, ClientOutcome]()
@@ -104,8 +101,10 @@ def run_rounds(
         weights = algorithm.weights(reports, config.num_rounds)
         uploads = _uploads(outcomes, states)
         aggregated = algorithm.aggregate(uploads, weights, state.server)
-        this = Round(round_idx, config.num_rounds, num_clients, len(tasks))
-        state = RunState(round_idx, algorithm.server_step(state.server, aggregated.vectors, this))
+        this = Round(round_idx, config.num_rounds, len(sizes), len(tasks))
+        server = algorithm.server_step(state.server, aggregated.vectors, this)
+        losses = {report.client_id: report.loss for report in reports}
+        state = RunState(round_idx, server, {**state.losses, **losses})
         yield RoundFinished(
             state=state,
             reports=reports,
@@ -113,6 +112,7 @@ def run_rounds(
             attempts=[outcome.attempts for outcome in outcomes],
             train_s=trained - started,
             aggregate_s=time.perf_counter() - trained,
+            num_online=cohort.num_online,
             download_bytes=len(tasks) * sum(vector.nbytes for vector in shared.values()),
         )
 
@@ -123,10 +123,3 @@ def _uploads(outcomes: Sequence[ClientOutcome], states: ClientStates) -> Iterato
         update = outcome.fetch()
         states.put(outcome.report.client_id, outcome.report.round_idx, update.state)
         yield update.upload
-
-
-def sample_clients(seed: int, round_idx: int, num_clients: int, cohort: int) -> list[int]:
-    """The clients of a round: uniform, without replacement, in the order they were drawn."""
-    rng = generator(seed, "sampling", round_idx)
-    drawn: list[int] = rng.choice(num_clients, size=cohort, replace=False).tolist()
-    return drawn

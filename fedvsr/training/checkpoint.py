@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,6 +35,8 @@ class Saved:
     """The server's vectors (P,), `params` among them."""
     clients: dict[int, int]
     """By client, the round from which it remembers something."""
+    losses: Mapping[int, float]
+    """By client, the loss it reported last."""
 
 
 def save(folder: Path, state: Saved, table: ParamTable, config_hash: str) -> list[dict[int, int]]:
@@ -47,6 +50,7 @@ def save(folder: Path, state: Saved, table: ParamTable, config_hash: str) -> lis
         round_idx=state.round_idx,
         config_hash=config_hash,
         clients=sorted(state.clients.items()),
+        losses=sorted(state.losses.items()),
         **asdict(table),
     )
     with replacing(folder / f"round-{state.round_idx:06d}.safetensors") as aside:
@@ -75,7 +79,8 @@ def latest(folder: Path, table: ParamTable, config_hash: str) -> Saved | None:
             raise UserError(f"{path} belongs to another configuration; it is not resumed from")
         shapes = tuple(map(tuple, metadata["shapes"]))
         table.require_equal(ParamTable(tuple(metadata["names"]), shapes), f"{path}'s parameters")
-        return Saved(metadata["round_idx"], server, dict(metadata["clients"]))
+        clients, losses = dict(metadata["clients"]), dict(metadata["losses"])
+        return Saved(metadata["round_idx"], server, clients, losses)
     if damaged:
         raise UserError(f"no checkpoint can be read: {'; '.join(damaged)}; start a new run")
     return None

@@ -54,7 +54,7 @@ def test_equal_clients_weigh_the_same_and_give_their_own_vector(algorithm: FedAv
     weights = algorithm.weights([report(i, 0.2) for i in range(6)], 10)
     assert weights == pytest.approx([weights[0]] * 6)
     random = np.random.default_rng(0)
-    upload = {name: random.standard_normal(100).astype(np.float32) for name in algorithm.upload}
+    upload = {name: random.random(100).astype(np.float32) for name in algorithm.upload}
     server = start(algorithm, np.zeros(100, np.float32))
     result = algorithm.aggregate([upload] * 6, weights, server).vectors
     # What the weights leave of 1 is the global network's share, here of zeros.
@@ -78,8 +78,7 @@ def test_the_server_only_reads_and_stays_where_nothing_moved(algorithm: FedAvg) 
 def test_order_of_clients_does_not_matter(algorithm: FedAvg) -> None:
     random = np.random.default_rng(2)
     uploads = [
-        {name: random.standard_normal(40).astype(np.float32) for name in algorithm.upload}
-        for _ in range(6)
+        {name: random.random(40).astype(np.float32) for name in algorithm.upload} for _ in range(6)
     ]
     reports = [report(i, 0.1 + 0.1 * i, 1 + i) for i in range(6)]
     server = start(algorithm, np.zeros(40, np.float32))

@@ -12,12 +12,11 @@ from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.executors import ClientOutcome
 from fedvsr.federation.rounds import (
     ClientFinished,
-    FederationConfig,
     RoundFinished,
     RunState,
     run_rounds,
-    sample_clients,
 )
+from fedvsr.federation.sampling import FederationConfig
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
 from fedvsr.section import NamedSection
 from fedvsr.seeding import derive_seed
@@ -58,7 +57,7 @@ def rounds(
             algorithm=algorithms.build(algorithm),
             executor=Shuffling(order),
             config=CONFIG,
-            num_clients=10,
+            sizes=[4] * 10,
             seed=7,
             states=ClientStates(),
         )
@@ -66,7 +65,7 @@ def rounds(
 
 
 def start() -> RunState:
-    return RunState(0, {"params": np.zeros(50, np.float32)})
+    return RunState(0, {"params": np.zeros(50, np.float32)}, {})
 
 
 @pytest.mark.parametrize("algorithm", [fedavg.Config(), fedvsr.Config()])
@@ -92,15 +91,6 @@ def test_events_count_the_clients_of_a_round() -> None:
     events = rounds([2, 1, 0], start(), fedavg.Config())[:4]
     assert [e.num_finished for e in events if isinstance(e, ClientFinished)] == [1, 2, 3]
     assert isinstance(events[3], RoundFinished)
-
-
-def test_sampling_is_uniform_without_replacement_and_seeded() -> None:
-    drawn = [sample_clients(1, round_idx, 8, 4) for round_idx in range(2000)]
-    assert all(len(set(cohort)) == 4 for cohort in drawn)
-    assert drawn[5] == sample_clients(1, 5, 8, 4) != sample_clients(2, 5, 8, 4)
-    counts = np.bincount(np.concatenate(drawn), minlength=8)
-    # 1000 expected each, standard deviation sqrt(2000 / 4) = 22.
-    assert np.abs(counts - 1000).max() < 5 * 22
 
 
 def test_client_seeds_have_a_scope_each() -> None:

@@ -15,7 +15,7 @@ TABLE = ParamTable(("a", "b"), ((2,), (1, 3)))
 
 
 def saved(round_idx: int) -> checkpoint.Saved:
-    return checkpoint.Saved(round_idx, {"params": PARAMS * round_idx}, {2: 1})
+    return checkpoint.Saved(round_idx, {"params": PARAMS * round_idx}, {2: 1}, {2: 0.5})
 
 
 def test_newest_comes_back_and_old_ones_go(tmp_path: Path) -> None:
@@ -26,6 +26,7 @@ def test_newest_comes_back_and_old_ones_go(tmp_path: Path) -> None:
     assert found is not None
     assert found.round_idx == 11
     np.testing.assert_array_equal(found.server["params"], PARAMS * 11)
+    assert (found.clients, found.losses) == ({2: 1}, {2: 0.5})
     assert len(list(tmp_path.iterdir())) == 2
 
 

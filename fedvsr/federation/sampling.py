@@ -1,0 +1,96 @@
+"""Which clients train in a round. K registered clients, of which each is online or not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from fedvsr.section import Section
+from fedvsr.seeding import generator
+
+
+class FederationConfig(Section):
+    """How many rounds, and which clients train in each."""
+
+    num_rounds: int = Field(100, ge=1, le=1_000_000, description="Communication rounds T.")
+    clients_per_round: int = Field(
+        4, ge=1, description="Clients sampled each round; fewer where fewer are online."
+    )
+    sampling: Literal["uniform", "size", "power_of_choice", "round_robin"] = Field(
+        "uniform",
+        description="Without replacement: uniform; by size (with algorithm.weights=uniform, which "
+        "counts size once); power_of_choice, those of the highest last loss among candidates drawn "
+        "by size (Cho et al. 2020); or in turns.",
+    )
+    num_candidates: int | None = Field(
+        None, ge=1, description="power_of_choice: candidates d (default: twice clients_per_round)."
+    )
+    offline_probability: float = Field(
+        0.0, ge=0, lt=1, description="That a client cannot be reached in a round."
+    )
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A round's clients."""
+
+    client_ids: list[int]
+    """In the order they were drawn, which is the order of aggregation."""
+    num_online: int
+
+
+def sample_cohort(
+    config: FederationConfig,
+    seed: int,
+    round_idx: int,
+    sizes: Sequence[int],
+    losses: Mapping[int, float],
+) -> Cohort:
+    """Draw a round's clients.
+
+    Args:
+        config: how.
+        seed: root of the draws; a round's depend on it and its index alone.
+        round_idx: from 1.
+        sizes: frames of each of the K clients.
+        losses: the last reported loss by client. Those that never trained count as the highest.
+    """
+    online = _online(config.offline_probability, seed, round_idx, len(sizes))
+    count = min(config.clients_per_round, len(online))
+    rng = generator(seed, "sampling", round_idx)
+    weights = np.array([sizes[i] for i in online], float)
+    by_size = weights / weights.sum()
+    drawn: list[int]
+    if config.sampling == "uniform":
+        drawn = rng.choice(online, size=count, replace=False).tolist()
+    elif config.sampling == "size":
+        drawn = rng.choice(online, size=count, replace=False, p=by_size).tolist()
+    elif config.sampling == "power_of_choice":
+        wanted = config.num_candidates or 2 * config.clients_per_round
+        several = min(max(wanted, count), len(online))
+        candidates = rng.choice(online, size=several, replace=False, p=by_size).tolist()
+        # Stable: those alike stay in the order they were drawn.
+        candidates.sort(key=lambda i: -losses.get(i, math.inf))
+        drawn = candidates[:count]
+    else:
+        first = (round_idx - 1) * config.clients_per_round
+        turns = [(first + i) % len(sizes) for i in range(len(sizes))]
+        reachable = set(online)
+        drawn = [i for i in turns if i in reachable][:count]
+    return Cohort(drawn, len(online))
+
+
+def _online(offline_probability: float, seed: int, round_idx: int, num_clients: int) -> list[int]:
+    if offline_probability == 0:
+        return list(range(num_clients))
+    # With nobody online a server waits until somebody is.
+    rng = generator(seed, "availability", round_idx)
+    while not (online := np.flatnonzero(rng.random(num_clients) >= offline_probability)).size:
+        pass
+    found: list[int] = online.tolist()
+    return found

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedvsr.federation.sampling import Cohort, FederationConfig, sample_cohort
+
+
+def cohort(
+    round_idx: int,
+    seed: int = 1,
+    sizes: Sequence[int] = (4,) * 8,
+    losses: Mapping[int, float] | None = None,
+    **config: Any,
+) -> Cohort:
+    return sample_cohort(FederationConfig(**config), seed, round_idx, sizes, losses or {})
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "size", "power_of_choice", "round_robin"])
+def test_draws_are_without_replacement_and_seeded(sampling: str) -> None:
+    drawn = [cohort(i, sampling=sampling, offline_probability=0.3) for i in range(1, 300)]
+    assert all(len(set(c.client_ids)) == len(c.client_ids) for c in drawn)
+    assert all(len(c.client_ids) == min(4, c.num_online) for c in drawn)
+    assert drawn[5] == cohort(6, sampling=sampling, offline_probability=0.3)
+    assert drawn != [
+        cohort(i, 2, sampling=sampling, offline_probability=0.3) for i in range(1, 300)
+    ]
+
+
+def test_uniform() -> None:
+    counts = np.bincount(np.concatenate([cohort(i).client_ids for i in range(2000)]), minlength=8)
+    # 1000 expected each, standard deviation sqrt(2000 / 4) = 22.
+    assert np.abs(counts - 1000).max() < 5 * 22
+
+
+def test_by_size() -> None:
+    first = [
+        cohort(i, sizes=[1, 3], sampling="size", clients_per_round=1).client_ids[0]
+        for i in range(2000)
+    ]
+    # 1500 expected, standard deviation sqrt(2000 * 3 / 16) = 19.
+    assert abs(sum(first) - 1500) < 5 * 19
+
+
+def test_power_of_choice_takes_the_highest_losses_and_the_unknown_first() -> None:
+    losses = {i: float(i) for i in range(8)}
+    everyone = {"sampling": "power_of_choice", "num_candidates": 8, "clients_per_round": 2}
+    assert cohort(1, losses=losses, **everyone).client_ids == [7, 6]
+    del losses[0]
+    assert cohort(1, losses=losses, **everyone).client_ids == [0, 7]
+    few = [cohort(i, losses=losses, sampling="power_of_choice").client_ids for i in range(50)]
+    assert len({tuple(ids) for ids in few}) == 1, "twice four candidates are all eight"
+
+
+def test_round_robin_passes_by_who_is_offline() -> None:
+    turns = [cohort(i, sampling="round_robin", clients_per_round=3).client_ids for i in (1, 2, 3)]
+    assert turns == [[0, 1, 2], [3, 4, 5], [6, 7, 0]]
+
+
+def test_availability() -> None:
+    online = [cohort(i, offline_probability=0.25).num_online for i in range(2000)]
+    # 6 of 8 expected, standard deviation sqrt(8 * 3 / 16 / 2000) = 0.027; none online is redrawn.
+    assert abs(np.mean(online) - 6) < 5 * 0.027
+    assert min(cohort(i, offline_probability=0.95).num_online for i in range(200)) == 1
