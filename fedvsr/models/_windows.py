@@ -279,9 +279,7 @@ class _BiasedAttention(torch.autograd.Function):
         scale = q.shape[-1] ** -0.5
         q = q * scale
         inner = (grad * o).sum(-1, keepdim=True)
-        grad_q = torch.empty_like(q)
-        # Channels before tokens: as a left factor the narrow matrix is the faster one.
-        grad_kv = q.new_empty((2, *q.shape[:2], q.shape[3], tokens))
+        grads = qkv.new_empty((3, *q.shape), dtype=torch.float32)
         grad_bias = torch.zeros_like(bias, dtype=torch.float32)
         step = min(windows, max(1, _CHUNK_LOGITS // tokens**2))
         # Made once: memory of this size would come anew from the system for every chunk.
@@ -296,14 +294,12 @@ class _BiasedAttention(torch.autograd.Function):
                     torch.bmm(grad[part], v[part].transpose(1, 2), out=grad_logits)
                     grad_logits.sub_(inner[part]).mul_(weights)
                     grad_bias[head] += grad_logits.sum(0)
-                    torch.bmm(grad_logits, k[part], out=grad_q[part])
-                    torch.bmm(q[part].transpose(1, 2), grad_logits, out=grad_kv[0][part])
-                    torch.bmm(grad[part].transpose(1, 2), weights, out=grad_kv[1][part])
-        grad_qkv = torch.empty_like(qkv)
-        parts = _split_heads(grad_qkv, heads)
-        parts[:, :, 0] = grad_q.mul_(scale).permute(1, 2, 0, 3)
-        parts[:, :, 1:] = grad_kv.permute(2, 4, 0, 1, 3)
-        return grad_qkv, grad_bias.to(bias.dtype), None
+                    torch.bmm(grad_logits, k[part], out=grads[0][part])
+                    torch.bmm(grad_logits.transpose(1, 2), q[part], out=grads[1][part])
+                    torch.bmm(weights.transpose(1, 2), grad[part], out=grads[2][part])
+        grads[0].mul_(scale)
+        grad_qkv = grads.permute(2, 3, 0, 1, 4).reshape(qkv.shape)
+        return grad_qkv.to(qkv.dtype), grad_bias.to(bias.dtype), None
 
 
 def _by_head(x_MnC: Tensor, heads: int) -> Tensor:

@@ -149,7 +149,9 @@ class LocalTrainer:
             added = 0.0
             if hooks:
                 scaler.unscale_(optimiser)
-                added = algorithm.correct_gradients(hooks, len(losses))
+                # A step that the scaler will skip must leave no trace in what hooks gather.
+                if not scaler.is_enabled() or _finite(hooks.params):
+                    added = algorithm.correct_gradients(hooks, len(losses))
             scaler.step(optimiser)
             scaler.update()
             losses.append(loss.item() + added)
@@ -251,6 +253,11 @@ def learning_rate(local: LocalConfig, progress: float) -> float:
         return local.lr
     span = local.lr - local.min_lr
     return local.min_lr + span * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _finite(params: Sequence[Tensor]) -> bool:
+    norms = torch._foreach_norm([g for p in params if (g := p.grad) is not None])
+    return bool(torch.isfinite(torch.stack(norms)).all())
 
 
 def effective_steps(local: LocalConfig, mu: float, rates: Sequence[float]) -> float:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
+import torch
 
 from fedvsr.algorithms import fedavg, fedprox, scaffold
 from fedvsr.algorithms._base import start
@@ -59,6 +62,19 @@ def test_one_client_alone_is_sgd(small: ExperimentConfig) -> None:
         plain = train(config, fedavg.Config(), {"params": plain}, {}).upload["params"]
         np.testing.assert_allclose(server["control"], state["control"], atol=1e-7)
         np.testing.assert_allclose(server["params"], plain, atol=1e-6)
+
+
+def test_steps_that_overflow_leave_no_trace(
+    small: ExperimentConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(make, init_scale=2.0**100))
+    local = small.local.model_copy(update={"precision": "fp16", "steps": 3})
+    config = small.model_copy(update={"local": local})
+    x = params_of(config)
+    update = train(config, scaffold.Config(), {"params": x, "control": np.zeros_like(x)}, {})
+    np.testing.assert_array_equal(update.upload["params"], x)
+    assert not update.state["control"].any()
 
 
 def test_the_server_moves_its_control_by_the_part_that_took_part() -> None:
