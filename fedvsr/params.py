@@ -117,7 +117,9 @@ def weighted_sums(
     for vectors, row in zip(sets, zip(*weights.values(), strict=True), strict=True):
         for name, weight in zip(columns, row, strict=True):
             vector = vectors[name]
-            total = totals.setdefault(name, np.zeros_like(vector))
+            if name not in totals:
+                totals[name] = np.zeros_like(vector)
+            total = totals[name]
             for start in range(0, vector.size, _CHUNK):
                 part = vector[start : start + _CHUNK]
                 product = np.multiply(part, np.float32(weight), out=scratch[: part.size])
@@ -128,7 +130,7 @@ def weighted_sums(
 
 
 def distance(one: FloatVector, other: FloatVector) -> float:
-    """L2 norm of the difference of two vectors (P,), summed in float64."""
+    """L2 norm of the difference of two vectors (P,): chunks in float32, their sum in float64."""
     squares = 0.0
     for start in range(0, one.size, _CHUNK):
         apart = one[start : start + _CHUNK] - other[start : start + _CHUNK]

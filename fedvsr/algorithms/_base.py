@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -87,8 +87,6 @@ class Batch:
     """Prediction, in [0, 1] up to over- and undershoot."""
     gt: Tensor
     """Ground truth."""
-    features: dict[str, Tensor] = field(default_factory=dict)
-    """Pooled features (B * T, C) of `local`, and of the networks in `Algorithm.references`."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +136,6 @@ class FedAvg:
     """Vectors that a client remembers."""
     server_state: ClassVar[tuple[str, ...]] = ()
     """Vectors that the server keeps besides the parameters; all start at zero."""
-    references: ClassVar[tuple[str, ...]] = ()
-    """Parameter vectors, of `broadcast` or `client_state`, whose features a batch needs."""
 
     def __init__(self, config: Any) -> None:
         self.config = config

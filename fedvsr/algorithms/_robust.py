@@ -13,7 +13,7 @@ from fedvsr.messages import Vectors
 from fedvsr.params import FloatVector
 
 # Values of each client taken at once: 1 MiB a client.
-_CHUNK = 1 << 18
+CHUNK = 1 << 18
 
 
 class RobustConfig(AlgorithmConfig):
@@ -28,7 +28,7 @@ class CoordinateWise(FedAvg):
     def aggregate(
         self, uploads: Iterable[Vectors], weights: Sequence[float], server: Vectors
     ) -> Aggregated:
-        """Holds all K vectors where they are, and `_CHUNK` values of each in memory of its own."""
+        """Holds all K vectors where they are, and `CHUNK` values of each in memory of its own."""
         return Aggregated({"params": by_chunk(uploads, self.combine)}, None)
 
     def combine(self, values_KC: FloatVector) -> FloatVector:
@@ -42,7 +42,7 @@ def by_chunk(
     """Combine K vectors (P,) a chunk of coordinates at a time."""
     vectors = [upload["params"] for upload in uploads]
     result = np.empty_like(vectors[0])
-    for begin in range(0, result.size, _CHUNK):
-        part = slice(begin, begin + _CHUNK)
+    for begin in range(0, result.size, CHUNK):
+        part = slice(begin, begin + CHUNK)
         result[part] = combine(np.stack([vector[part] for vector in vectors]))
     return result

@@ -7,13 +7,16 @@ from typing import Literal
 from pydantic import Field
 
 from fedvsr.algorithms import fedvsr
+from fedvsr.algorithms._base import AlgorithmConfig
 
 
-class Config(fedvsr.Config):
-    """FedVSR's settings; only the defaults differ."""
+class Config(AlgorithmConfig):
+    """Only defaults differ from FedVSR's."""
 
-    name: Literal["f_gla"] = "f_gla"  # type: ignore[assignment]
-    lambda_hifr: float = Field(0.0, ge=0, le=100, description="Weight of the wavelet detail loss.")
+    name: Literal["f_gla"] = "f_gla"
+    weights: Literal["samples", "uniform", "loss_aware"] = Field(
+        "loss_aware", description="Of the round's clients: by samples, alike, or FedVSR's by loss."
+    )
     decay: Literal["linear", "power", "none"] = Field(
         "none", description="Course of the exponent over the rounds: see fedvsr; here none."
     )

@@ -7,15 +7,14 @@ from typing import Literal
 from pydantic import Field
 
 from fedvsr.algorithms import fedvsr
+from fedvsr.algorithms._base import AlgorithmConfig
 
 
-class Config(fedvsr.Config):
-    """FedVSR's settings; only the defaults differ."""
+class Config(AlgorithmConfig):
+    """Only defaults differ from FedVSR's."""
 
-    name: Literal["f_hifr"] = "f_hifr"  # type: ignore[assignment]
-    weights: Literal["samples", "uniform", "loss_aware"] = Field(
-        "samples", description="Of the round's clients: by samples, alike, or FedVSR's by loss."
-    )
+    name: Literal["f_hifr"] = "f_hifr"
+    lambda_hifr: float = Field(1.0, ge=0, le=100, description="Weight of the wavelet detail loss.")
 
 
 class Algorithm(fedvsr.Algorithm):

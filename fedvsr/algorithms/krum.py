@@ -10,12 +10,10 @@ import numpy.typing as npt
 from pydantic import Field
 
 from fedvsr.algorithms._base import Aggregated, FedAvg
-from fedvsr.algorithms._robust import RobustConfig
+from fedvsr.algorithms._robust import CHUNK, RobustConfig
 from fedvsr.errors import UserError
 from fedvsr.messages import Vectors
 from fedvsr.params import FloatVector, weighted_sum
-
-_CHUNK = 1 << 18
 
 
 class Config(RobustConfig):
@@ -62,8 +60,8 @@ def squared_distances(vectors: Sequence[FloatVector]) -> npt.NDArray[np.float64]
     """Squared L2 distances (K, K) of K vectors (P,), a chunk of coordinates at a time."""
     count = len(vectors)
     total = np.zeros((count, count))
-    for begin in range(0, vectors[0].size, _CHUNK):
-        parts = [vector[begin : begin + _CHUNK] for vector in vectors]
+    for begin in range(0, vectors[0].size, CHUNK):
+        parts = [vector[begin : begin + CHUNK] for vector in vectors]
         for i in range(count):
             for j in range(i):
                 apart = parts[i] - parts[j]

@@ -71,6 +71,7 @@ def latest(folder: Path, table: ParamTable, config_hash: str) -> Saved | None:
         try:
             with safe_open(str(path), framework="numpy") as file:
                 metadata = json.loads(file.metadata()[_KEY])
+                # An open file has names but is no mapping.
                 server = {name: np.array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             damaged.append(f"{path} ({error})")

@@ -40,7 +40,6 @@ def test_says_where_it_is_from(algorithm: FedAvg) -> None:
     assert algorithm.source
     assert type(algorithm).__doc__
     assert set(algorithm.broadcast) <= {"params", *algorithm.server_state}
-    assert set(algorithm.references) <= {*algorithm.broadcast, *algorithm.client_state}
 
 
 def test_weights_follow_their_client(algorithm: FedAvg) -> None:

@@ -55,9 +55,17 @@ def test_power_of_choice_takes_the_highest_losses_and_the_unknown_first() -> Non
     assert len({tuple(ids) for ids in few}) == 1, "twice four candidates are all eight"
 
 
-def test_round_robin_passes_by_who_is_offline() -> None:
+def test_round_robin_takes_turns_and_passes_by_who_is_offline() -> None:
     turns = [cohort(i, sampling="round_robin", clients_per_round=3).client_ids for i in (1, 2, 3)]
     assert turns == [[0, 1, 2], [3, 4, 5], [6, 7, 0]]
+    # Round 1 begins at client 0; whoever is offline makes room for the next.
+    some = [
+        cohort(1, seed, sampling="round_robin", clients_per_round=3, offline_probability=0.5)
+        for seed in range(20)
+    ]
+    assert all(c.client_ids == sorted(c.client_ids) for c in some)
+    assert all(len(c.client_ids) == min(3, c.num_online) for c in some)
+    assert any(max(c.client_ids) > 2 for c in some)
 
 
 def test_availability() -> None:
