@@ -251,14 +251,17 @@ def _summary(folder: Path) -> None:
     table.add_column("test clip")
     for name in ("frames", "bicubic", "PSNR", "gain", "bicubic SSIM", "SSIM"):
         table.add_column(name, justify="right")
-    for score in last.to_dict("records"):
+    # Where each client has a network, a clip's row is the mean of theirs.
+    columns = ["num_frames", "psnr_db", "bicubic_psnr_db", "ssim", "bicubic_ssim"]
+    clips = last.groupby("clip_id", as_index=False)[columns].mean().astype({"num_frames": int})
+    for score in clips.to_dict("records"):
         table.add_row(score["clip_id"], str(score["num_frames"]), *_score_cells(score))
-    if len(last) > 1:
-        means = last[["psnr_db", "bicubic_psnr_db", "ssim", "bicubic_ssim"]].mean().to_dict()
+    if len(clips) > 1:
+        means = clips[columns[1:]].mean().to_dict()
         table.add_section()
         table.add_row("mean", "", *_score_cells(means), style="bold")
     _out.print(table)
-    files = ("config.yaml", "model.safetensors", "curves.png", "comparison.png")
+    files = ("config.yaml", "model.safetensors", "clients", "curves.png", "comparison.png")
     there = [name for name in files if (folder / name).exists()]
     _out.print(f"{folder}/: {', '.join(there)}, *.parquet", highlight=False, soft_wrap=True)
 

@@ -19,7 +19,7 @@ from fedvsr.federation.sampling import FederationConfig
 from fedvsr.lookup import did_you_mean, load, names
 from fedvsr.section import Section
 from fedvsr.training.evaluate import EvaluationConfig
-from fedvsr.training.local import LocalConfig, require_sample
+from fedvsr.training.local import LocalConfig, require_features, require_sample
 
 if TYPE_CHECKING:
     from fedvsr.algorithms._base import AlgorithmConfig
@@ -93,6 +93,7 @@ class ExperimentConfig(Section):
                 f"federation.clients_per_round = {cohort} is more than data.num_clients = "
                 f"{num_clients}"
             )
+        require_features(self.model, self.algorithm)
         require_sample(self.model, self.local, self.data.scale, self.data.clip_frames)
 
     def config_hash(self) -> str:

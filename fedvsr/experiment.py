@@ -31,6 +31,7 @@ from fedvsr.federation.rounds import (
     RunState,
     run_rounds,
 )
+from fedvsr.federation.sampling import FederationConfig
 from fedvsr.files import replacing
 from fedvsr.params import FloatVector, ParamTable, flatten, load_flat
 from fedvsr.records import Row, RunRecords, read_run
@@ -175,6 +176,18 @@ class _Execution:
         with scoped_torch(derive_seed(config.seed, "init"), 1):
             self.network = models.build_fresh(config.model)
         self.num_params = sum(parameter.numel() for parameter in self.network.parameters())
+        self.algorithm = algorithms.build(config.algorithm)
+        self.clients = Clients(
+            config.model,
+            config.algorithm,
+            config.local,
+            deal(split.train, config.data.num_clients, config.seed),
+        )
+        if self.algorithm.pooled:
+            self.clients = self.clients.pooled(config.federation.clients_per_round)
+        self.states = ClientStates(run.folder / "checkpoints", config.cluster.client_state_bytes)
+        # By client, the round of its network and that network's scores.
+        self.personal = dict[int | None, tuple[int, list[ClipScore]]]()
         self.evaluator = Evaluator(config.model, config.evaluation, split.test)
         identity = {
             "run_id": run.run_id,
@@ -189,23 +202,19 @@ class _Execution:
 
     def events(self) -> Iterator[Event]:
         config, checkpoints = self.run.config, self.run.folder / "checkpoints"
-        clients = Clients(
-            config.model,
-            config.algorithm,
-            config.local,
-            deal(self.split.train, config.data.num_clients, config.seed),
-        )
+        clients, federation = self.clients, config.federation
+        if self.algorithm.pooled:
+            federation = FederationConfig(num_rounds=federation.num_rounds, clients_per_round=1)
         table = ParamTable.of(self.network)
         saved = checkpoint.latest(checkpoints, table, config.config_hash())
         if saved is None:
             models.load_start(self.network, config.model)
-        algorithm = algorithms.build(config.algorithm)
-        states = ClientStates(checkpoints, config.cluster.client_state_bytes)
+        states = self.states
         if saved:
             state = RunState(saved.round_idx, saved.server, saved.losses)
             states.restore(saved.clients)
         else:
-            state = RunState(0, start(algorithm, flatten(self.network)), {})
+            state = RunState(0, start(self.algorithm, flatten(self.network)), {})
         executor = self.make_executor(clients)
         self.executor_name = executor.name
         self.write_run("running")
@@ -214,7 +223,7 @@ class _Execution:
             state.round_idx,
             config.federation.num_rounds,
             self.num_params,
-            config.data.num_clients,
+            len(clients.clips),
             self.evaluator.device_name,
             _notes(config) if saved is None else (),
         )
@@ -223,10 +232,11 @@ class _Execution:
         started = time.perf_counter()
         rounds = run_rounds(
             state,
-            algorithm=algorithm,
+            algorithm=self.algorithm,
             executor=executor,
-            config=config.federation,
+            config=federation,
             sizes=[sum(clip.num_frames for clip in own) for own in clients.clips],
+            layers=table.layers(),
             seed=config.seed,
             states=states,
         )
@@ -251,6 +261,11 @@ class _Execution:
             executor.close()
         self._finish(state.params)
 
+    def _save_network(self, params: FloatVector, path: Path) -> None:
+        load_flat(self.network, params)
+        path.parent.mkdir(exist_ok=True)
+        checkpoint.save_model(path, self.network, self.run.config.model)
+
     def write_run(self, status: str, error: str | None = None) -> None:
         config = self.run.config
         self.records.write_run(
@@ -262,7 +277,7 @@ class _Execution:
                 "executor": self.executor_name,
                 "num_params": self.num_params,
                 "num_rounds": config.federation.num_rounds,
-                "num_clients": config.data.num_clients,
+                "num_clients": len(self.clients.clips),
                 "num_train_clips": len(self.split.train),
                 "num_test_clips": len(self.split.test),
                 **self.records.last_evaluation(),
@@ -282,7 +297,7 @@ class _Execution:
         before = time.perf_counter()
         due = round_idx % evaluation.every_rounds == 0
         due = due or round_idx == self.run.config.federation.num_rounds
-        scores = self.evaluator.score(state.params) if due else []
+        scores = self._scores(state) if due else []
         evaluate_s = time.perf_counter() - before
         reports = finished.reports if finished else []
         row: dict[str, Any] = {
@@ -290,8 +305,8 @@ class _Execution:
             "num_online": finished.num_online if finished else None,
             "loss": _mean([report.loss for report in reports]),
             "vsr_loss": _mean([report.vsr_loss for report in reports]),
-            "psnr_db": _mean([score.psnr_db for score in scores]),
-            "ssim": _mean([score.ssim for score in scores]),
+            "psnr_db": _mean([score.psnr_db for _, score in scores]),
+            "ssim": _mean([score.ssim for _, score in scores]),
             "download_bytes": finished.download_bytes if finished else 0,
             "upload_bytes": sum(report.upload_bytes for report in reports),
             "train_s": finished.train_s if finished else 0.0,
@@ -304,23 +319,51 @@ class _Execution:
             {
                 "rounds": [row],
                 "clients": _client_rows(finished) if finished else [],
-                "evaluations": [{"channel": channel, **asdict(score)} for score in scores],
+                "evaluations": [
+                    {"channel": channel, "client_id": client_id, **asdict(score)}
+                    for client_id, score in scores
+                ],
             },
         )
         return RoundRecorded(
             round_idx,
             [report.client_id for report in reports],
             row["loss"],
-            scores,
+            [score for _, score in scores],
             time.perf_counter() - (before if started is None else started),
         )
 
+    def _scores(self, state: RunState) -> list[tuple[int | None, ClipScore]]:
+        """Of the global network, or of every client's own."""
+        if not self.algorithm.personal:
+            return [(None, score) for score in self.evaluator.score(state.params)]
+        found = list[tuple[int | None, ClipScore]]()
+        for client_id in range(len(self.clients.clips)):
+            trained = self.states.round_of(client_id)
+            # Those that have not trained yet share the network that all start from.
+            key = None if trained is None else client_id
+            known = self.personal.get(key)
+            if known is None or known[0] != (trained or 0):
+                scores = self.evaluator.score(self._network_of(client_id, state.params))
+                known = self.personal[key] = trained or 0, scores
+            found += [(client_id, score) for score in known[1]]
+        return found
+
+    def _network_of(self, client_id: int, params: FloatVector) -> FloatVector:
+        return self.states.get(client_id).get("params", params)
+
     def _finish(self, params: FloatVector) -> None:
-        """Save the trained network and one picture a test clip, then call the run finished."""
-        load_flat(self.network, params)
-        checkpoint.save_model(
-            self.run.folder / "model.safetensors", self.network, self.run.config.model
-        )
+        """Save what was trained and one picture a test clip, then call the run finished.
+
+        Where each client has a network, all are saved, and the pictures are the first one's.
+        """
+        if self.algorithm.personal:
+            for client_id in reversed(range(len(self.clients.clips))):
+                own = self._network_of(client_id, params)
+                self._save_network(own, checkpoint.client_file(self.run.folder, client_id))
+            params = own
+        else:
+            self._save_network(params, self.run.folder / "model.safetensors")
         frames = self.run.folder / "frames"
         frames.mkdir(exist_ok=True)
         for clip in self.split.test:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fedvsr.errors import UserError
@@ -57,6 +58,16 @@ def high_frequency(
         bands = detail_bands(d_BTCHW.transpose(1, 2), 3, wavelet)
     # Bands of one transform have equal shapes: one root over the stack.
     return _charbonnier(torch.stack(bands), eps, reduction)
+
+
+def contrast(z_NC: Tensor, alike_NC: Tensor, unlike_NC: Tensor, temperature: float) -> Tensor:
+    """Model-contrastive loss (Li et al. 2021, Eq. 4), a mean over N pairs of vectors of length C.
+
+    `-log(e^{s(z, alike) / tau} / (e^{s(z, alike) / tau} + e^{s(z, unlike) / tau}))`, s the cosine.
+    """
+    near = F.cosine_similarity(z_NC, alike_NC)
+    far = F.cosine_similarity(z_NC, unlike_NC)
+    return F.softplus((far - near) / temperature).mean()
 
 
 def _charbonnier(d: Tensor, eps: float, reduction: Reduction) -> Tensor:

@@ -72,3 +72,5 @@ class Round:
     """Registered clients."""
     num_sampled: int
     """Clients that trained in this round."""
+    layers: tuple[slice, ...]
+    """Where in a vector the parameters of each module lie."""

@@ -1,13 +1,13 @@
 """A network's parameters as one flat float32 vector, with a table that names what lies where.
 
-Floating parameters and floating persistent buffers travel; integer buffers (index tables) are made
-by the network's own constructor and stay. P is the number of values in the vector.
+Only parameters travel. Buffers are constants of an architecture (index tables, the flow network's
+normalisation): its constructor makes them. P is the number of parameters.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,7 @@ _CHUNK = 1 << 18
 
 @dataclass(frozen=True)
 class ParamTable:
-    """Names and shapes of the tensors in a flat vector, in state-dict order."""
+    """Names and shapes of the parameters in a flat vector, in the module's order."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -33,8 +33,8 @@ class ParamTable:
     @classmethod
     def of(cls, module: nn.Module) -> ParamTable:
         """The table of `module`."""
-        entries = list(_floating(module))
-        return cls(tuple(n for n, _ in entries), tuple(tuple(t.shape) for _, t in entries))
+        entries = list(module.named_parameters())
+        return cls(tuple(n for n, _ in entries), tuple(tuple(p.shape) for _, p in entries))
 
     @property
     def size(self) -> int:
@@ -46,6 +46,18 @@ class ParamTable:
         ends = np.cumsum([math.prod(shape) for shape in self.shapes])
         parts = np.split(vector, ends[:-1])
         return {n: p.reshape(s) for n, p, s in zip(self.names, parts, self.shapes, strict=True)}
+
+    def layers(self) -> tuple[slice, ...]:
+        """Where in a vector the parameters of each module lie, in order."""
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes]).tolist()
+        found = list[slice]()
+        owners = [name.rpartition(".")[0] for name in self.names]
+        for i, (owner, end) in enumerate(zip(owners, ends, strict=True)):
+            if i and owner == owners[i - 1]:
+                found[-1] = slice(found[-1].start, end)
+            else:
+                found.append(slice(ends[i - 1] if i else 0, end))
+        return tuple(found)
 
     def require_equal(self, other: ParamTable, whose: str) -> None:
         """Check that two tables agree.
@@ -67,8 +79,7 @@ class ParamTable:
 
 def flatten(module: nn.Module) -> FloatVector:
     """Copy the parameters of `module` into a new vector (P,)."""
-    tensors = [t.detach().to("cpu", torch.float32).reshape(-1) for _, t in _floating(module)]
-    return torch.cat(tensors).numpy()
+    return join_tensors(list(module.parameters()))
 
 
 def load_flat(module: nn.Module, vector: FloatVector) -> None:
@@ -82,9 +93,9 @@ def load_flat(module: nn.Module, vector: FloatVector) -> None:
         raise ValueError(f"{vector.shape} values for a network of {table.size} parameters")
     views = table.views(vector)
     with torch.no_grad():
-        for name, tensor in _floating(module):
+        for name, parameter in module.named_parameters():
             # A copy by tensor: torch refuses (with a warning) the object store's read-only memory.
-            tensor.copy_(torch.from_numpy(views[name].copy()))
+            parameter.copy_(torch.from_numpy(views[name].copy()))
 
 
 def weighted_sum(vectors: Iterable[FloatVector], weights: Sequence[float]) -> FloatVector:
@@ -147,21 +158,10 @@ def split_tensors(module: nn.Module, vector: FloatVector) -> list[Tensor]:
     ]
 
 
-def join_tensors(module: nn.Module, tensors: Sequence[Tensor]) -> FloatVector:
-    """The inverse of `split_tensors`: a vector (P,), zero where a buffer stands."""
-    by_name = dict(zip((name for name, _ in module.named_parameters()), tensors, strict=True))
-    parts = [
-        (by_name[name] if name in by_name else torch.zeros_like(tensor)).detach().float()
-        for name, tensor in _floating(module)
-    ]
-    return torch.cat([part.reshape(-1).cpu() for part in parts]).numpy()
-
-
-def _floating(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    # keep_vars: the tensors themselves, not detached copies of their handles.
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        if tensor.is_floating_point():
-            yield name, tensor
+def join_tensors(tensors: Sequence[Tensor]) -> FloatVector:
+    """The inverse of `split_tensors`: a new vector (P,)."""
+    parts = [t.detach().to("cpu", torch.float32).reshape(-1) for t in tensors]
+    return torch.cat(parts).numpy()
 
 
 def _describe(entry: tuple[str, tuple[int, ...]] | None) -> str:

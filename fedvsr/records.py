@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from fedvsr.errors import UserError
 from fedvsr.files import replacing
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Row = Mapping[str, object]
 
@@ -102,6 +102,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     ),
     "evaluations": _schema(
         _ROUND,
+        _field("client_id", pa.int64(), "Whose network; null for the global one."),
         _field("clip_id", pa.string(), "Test clip."),
         _field("channel", pa.string(), "rgb, or y for BT.601 luma."),
         _field("num_frames", pa.int64(), "Frames scored.", "1"),
@@ -122,7 +123,7 @@ SCORES = pa.schema(
         _field("device", pa.string(), "What computed."),
         _field("precision", pa.string(), "fp32, bf16 or fp16."),
         *(_IDENTITY[3:]),
-        *(f for f in list(SCHEMAS["evaluations"])[len(_IDENTITY) + 1 :]),
+        *(f for f in list(SCHEMAS["evaluations"])[len(_IDENTITY) + 2 :]),
     ],
     metadata={"schema_version": str(SCHEMA_VERSION)},
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from fedvsr import models
+from fedvsr import algorithms, models
 from fedvsr.config import ExperimentConfig, load_config, load_model_section
 from fedvsr.errors import UserError
 from fedvsr.models._spec import ModelSpec
@@ -72,6 +72,11 @@ def _of_run(folder: Path) -> Trained:
         raise UserError(f"{folder} is no run's folder: it has no config.yaml")
     config, name = load_config(str(settings)), folder.resolve().name
     finished = folder / "model.safetensors"
+    if algorithms.build(config.algorithm).personal:
+        raise UserError(
+            f"run {name} trained a network per client; once it has finished, give one of their "
+            f"files, such as {checkpoint.client_file(folder, 0)}"
+        )
     if finished.is_file():
         network = models.load_checkpoint(finished)
         origin = f"run {name}, finished"

@@ -6,8 +6,8 @@ P is the number of parameters. B clips, T frames, H x W pixels, values in [0, 1]
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -21,6 +21,10 @@ from fedvsr.messages import ClientReport, Round, Vectors
 from fedvsr.params import FloatVector, weighted_sum
 from fedvsr.section import NamedSection
 from fedvsr.wavelets import filters
+
+KEPT_BY_TRAINER = ("params", "moments")
+"""Names in `client_state` that the trainer fills: the client's last parameters, and what its
+optimiser keeps (of another length)."""
 
 # Below this Hellinger distance the published implementation averages plainly.
 _HELLINGER_THRESHOLD = 0.05
@@ -84,9 +88,12 @@ class Batch:
     vsr_loss: Tensor
     """L_VSR, a scalar."""
     sr: Tensor
-    """Prediction, in [0, 1] up to over- and undershoot."""
+    """Prediction (B, T, 3, H, W), in [0, 1] up to over- and undershoot."""
     gt: Tensor
-    """Ground truth."""
+    """Ground truth (B, T, 3, H, W)."""
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+    """Where the algorithm contrasts them and the client has trained before: (B * T, C, h, w) by
+    network, `local`, `global` and `previous`, the client's last."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +143,12 @@ class FedAvg:
     """Vectors that a client remembers."""
     server_state: ClassVar[tuple[str, ...]] = ()
     """Vectors that the server keeps besides the parameters; all start at zero."""
+    contrasts: ClassVar[bool] = False
+    """Whether the loss compares features of networks; asks for `params` in `client_state`."""
+    personal: ClassVar[bool] = False
+    """Whether each client keeps a network of its own, which is what is scored."""
+    pooled: ClassVar[bool] = False
+    """Whether one client holds the clips of all and takes the steps of a whole cohort."""
 
     def __init__(self, config: Any) -> None:
         self.config = config

@@ -48,6 +48,10 @@ class ClientStates:
         self._held.move_to_end(client_id)
         return self._held[client_id]
 
+    def round_of(self, client_id: int) -> int | None:
+        """The round from which the client remembers something; None if nothing."""
+        return self._rounds.get(client_id)
+
     def put(self, client_id: int, round_idx: int, state: Vectors) -> None:
         """Let the client remember `state` from round `round_idx` on."""
         if not state:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -12,7 +13,7 @@ from fedvsr.federation.client_states import ClientStates
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
 from fedvsr.models._spec import ModelConfig
 from fedvsr.section import NamedSection
-from fedvsr.training.local import LocalConfig, LocalTrainer
+from fedvsr.training.local import LocalConfig, LocalTrainer, count_steps
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,16 @@ class Clients:
     local: LocalConfig
     clips: Sequence[tuple[Clip, ...]]
     """By client id."""
+
+    def pooled(self, clients_per_round: int) -> Clients:
+        """One client with the clips of all, and with as many steps as a cohort of mean clients."""
+        each = [count_steps(self.local, clips) for clips in self.clips]
+        steps = round(clients_per_round * math.fsum(each) / len(each))
+        return replace(
+            self,
+            local=self.local.model_copy(update={"steps": steps}),
+            clips=(tuple(clip for clips in self.clips for clip in clips),),
+        )
 
     def make_trainer(self) -> LocalTrainer:
         """A trainer with a network of its own."""

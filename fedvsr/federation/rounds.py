@@ -66,6 +66,7 @@ def run_rounds(
     executor: Executor,
     config: FederationConfig,
     sizes: Sequence[int],
+    layers: tuple[slice, ...],
     seed: int,
     states: ClientStates,
 ) -> Iterator[ClientFinished | RoundFinished]:
@@ -73,7 +74,7 @@ def run_rounds(
 
     A round depends on `state`, what the clients remember, the seed and its index alone, so a run
     that was stopped and goes on from its last state ends in the same bits as one that never did.
-    `sizes` are the frames of each registered client.
+    `sizes` are the frames of each registered client, `layers` the parts of a vector.
     """
     for round_idx in range(state.round_idx + 1, config.num_rounds + 1):
         cohort = sample_cohort(config, seed, round_idx, sizes, state.losses)
@@ -101,7 +102,7 @@ def run_rounds(
         weights = algorithm.weights(reports, config.num_rounds)
         uploads = _uploads(outcomes, states)
         aggregated = algorithm.aggregate(uploads, weights, state.server)
-        this = Round(round_idx, config.num_rounds, len(sizes), len(tasks))
+        this = Round(round_idx, config.num_rounds, len(sizes), len(tasks), layers)
         server = algorithm.server_step(state.server, aggregated.vectors, this)
         losses = {report.client_id: report.loss for report in reports}
         state = RunState(round_idx, server, {**state.losses, **losses})

@@ -71,6 +71,8 @@ class ModelSpec:
     """Least height and width in pixels."""
     size_multiple: int = 1
     """Height and width must be multiples of this."""
+    features: str | None = None
+    """Module whose input, (N, C, H, W), is what algorithms may contrast; None: nothing."""
 
     def require_sample(self, num_frames: int, size: int, name: str) -> None:
         """Check the length and crop of training samples, `size` in low-resolution pixels.

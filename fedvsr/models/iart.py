@@ -129,7 +129,7 @@ class Config(FlowModelConfig):
 
 def spec(config: Config) -> ModelSpec:
     """Size rules: any number of frames; SpyNet halves five times."""
-    return ModelSpec(scale=4, charbonnier_eps=1e-12, min_size=32)
+    return ModelSpec(scale=4, charbonnier_eps=1e-12, min_size=32, features="conv_before_upsample")
 
 
 class Model(nn.Module):

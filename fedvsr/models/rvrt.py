@@ -165,6 +165,7 @@ def spec(config: Config) -> ModelSpec:
         min_frames=_CLIP,
         frames_multiple=_CLIP,
         min_size=32,
+        features="conv_before_upsampler",
     )
 
 

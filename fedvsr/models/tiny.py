@@ -42,7 +42,7 @@ class Config(ModelConfig):
 
 def spec(config: Config) -> ModelSpec:
     """Size rules."""
-    return ModelSpec(scale=config.scale, charbonnier_eps=1e-9)
+    return ModelSpec(scale=config.scale, charbonnier_eps=1e-9, features="to_pixels")
 
 
 class Model(nn.Module):

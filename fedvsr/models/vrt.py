@@ -202,6 +202,7 @@ def spec(config: Config) -> ModelSpec:
         min_frames=config.pa_frames // 2 + 1,
         min_size=max(8 * max(config.window_size[1:]), _MIN_FLOW_SIZE),
         size_multiple=8,
+        features="conv_before_upsample",
     )
 
 

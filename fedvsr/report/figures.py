@@ -37,10 +37,19 @@ def draw_curves(folder: Path) -> Path:
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
 
-    for i, (_, rows) in enumerate(results.evaluations.groupby("clip_id")):
+    # Where each client has a network, a clip's line is the mean of theirs.
+    by_clip = results.evaluations.groupby(["clip_id", "round_idx"])[["psnr_db", "bicubic_psnr_db"]]
+    for i, (_, rows) in enumerate(by_clip.mean().groupby("clip_id")):
         gain = rows["psnr_db"] - rows["bicubic_psnr_db"]
         label = None if i else "Each test clip"
-        left.plot(rows["round_idx"], gain, color=_OURS, alpha=0.35, lw=1, label=label)
+        left.plot(
+            rows.index.get_level_values("round_idx"),
+            gain,
+            color=_OURS,
+            alpha=0.35,
+            lw=1,
+            label=label,
+        )
     gain = by_round["psnr_db"] - by_round["bicubic_psnr_db"]
     left.plot(gain.index, gain, color=_OURS, lw=2, marker="o", ms=3, label="Mean of test clips")
     left.axhline(0, color=_BASELINE, lw=1.5, ls="--", label=_bicubic_label(by_round))
@@ -69,6 +78,8 @@ def draw_comparison(folder: Path) -> Path:
     The PSNR under each is of what is shown: the frame above, the crop below.
     """
     gains = load_results(folder).evaluations
+    # The pictures are the global network's, or the first client's.
+    gains = gains[gains["client_id"].fillna(0) == 0]
     gains = gains[gains["round_idx"] == gains["round_idx"].max()]
     gains = gains.assign(gain=gains["psnr_db"] - gains["bicubic_psnr_db"])
     clip_id = str(gains.sort_values("gain")["clip_id"].iloc[-1])

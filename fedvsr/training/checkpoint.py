@@ -96,6 +96,11 @@ def _clients(path: Path) -> dict[int, int]:
         return {}
 
 
+def client_file(folder: Path, client_id: int) -> Path:
+    """Where a finished run has the network of one client, if each has its own."""
+    return folder / "clients" / f"client-{client_id:05d}.safetensors"
+
+
 def save_model(path: Path, network: nn.Module, model: ModelConfig) -> None:
     """Save a trained network by tensor names, with its configuration in the file's metadata."""
     metadata = _metadata(model=model.model_dump(mode="json"))

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from itertools import count, islice
 from typing import Annotated, Any, Literal
 
@@ -15,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedvsr import algorithms, models
-from fedvsr.algorithms._base import Batch, LocalRound
+from fedvsr.algorithms._base import KEPT_BY_TRAINER, Batch, LocalRound
 from fedvsr.data.clips import Clip
 from fedvsr.data.sampling import epoch
 from fedvsr.errors import UserError
@@ -26,6 +25,14 @@ from fedvsr.models._spec import ModelConfig, ModelSpec
 from fedvsr.params import distance, flatten, join_tensors, load_flat, split_tensors
 from fedvsr.section import NamedSection, Section
 from fedvsr.seeding import derive_seed, generator
+from fedvsr.training.features import with_features
+from fedvsr.training.optimiser import (
+    effective_steps,
+    learning_rate,
+    make_optimiser,
+    moments,
+    restore_moments,
+)
 from fedvsr.training.precision import Precision, autocast
 
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
@@ -86,6 +93,11 @@ class LocalTrainer:
         self.network = models.build_fresh(model).to(self.device).train()
         if local.compile:
             _compile(self.network)
+        # Of the global network and of the client's last one, for losses that compare with them.
+        self._references = [
+            models.build_fresh(model).to(self.device).eval().requires_grad_(False)
+            for _ in range(2 if self.algorithm.contrasts else 0)
+        ]
         self._slow = list[torch.nn.Parameter]()
         for part in local.slow_params:
             found = [p for name, p in self.network.named_parameters() if part in name]
@@ -122,13 +134,17 @@ class LocalTrainer:
         clips: Sequence[Clip],
         started: float,
     ) -> tuple[ClientReport, ClientUpdate]:
-        load_flat(self.network, shared["params"])
         local, algorithm = self.local, self.algorithm
+        begin = state.get("params", shared["params"]) if algorithm.personal else shared["params"]
+        load_flat(self.network, begin)
+        compared = self._load_references(shared, state)
         hooks = self._local_round(shared, state, clips) if algorithm.corrects_gradients else None
-        # Made anew each round, as clients keep nothing: the moments start from zero.
-        optimiser = self._optimiser()
+        # Made anew each round: the moments start from zero, unless the client kept them.
+        optimiser = make_optimiser(local, list(self.network.parameters()), self._slow)
+        if "moments" in state:
+            restore_moments(optimiser, state["moments"])
         scaler = torch.amp.GradScaler(self.device.type, enabled=local.precision == "fp16")
-        num_steps = self._num_steps(clips)
+        num_steps = count_steps(local, clips)
         losses, vsr_losses, rates, num_samples = list[float](), list[float](), list[float](), 0
         for lq_BTCHW, gt_BTCHW in self._batches(task, clips):
             # Where in the whole training this step stands, as if every client trained in every
@@ -140,10 +156,10 @@ class LocalTrainer:
             for group in optimiser.param_groups:
                 group["lr"] = lr * group["factor"]
             with autocast(self.device, local.precision):
-                sr_BTCHW = self.network(lq_BTCHW)
+                sr_BTCHW, features = self._forward(lq_BTCHW, compared)
             sr_BTCHW = sr_BTCHW.float()
             vsr_loss = charbonnier(sr_BTCHW, gt_BTCHW, self.spec.charbonnier_eps)
-            loss = algorithm.local_loss(Batch(vsr_loss, sr_BTCHW, gt_BTCHW))
+            loss = algorithm.local_loss(Batch(vsr_loss, sr_BTCHW, gt_BTCHW, features))
             optimiser.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             added = 0.0
@@ -165,7 +181,13 @@ class LocalTrainer:
                 )
         extra, kept = algorithm.finish(hooks) if hooks else ({}, {})
         params = flatten(self.network)
-        upload = {"params": params} | self._joined(extra)
+        has = {"params": params} | _joined(extra)
+        upload = {name: has[name] for name in algorithm.upload}
+        left = _joined(kept)
+        if "params" in algorithm.client_state:
+            left["params"] = params
+        if "moments" in algorithm.client_state:
+            left["moments"] = moments(optimiser)
         rate = math.fsum(rates) / len(rates)
         report = ClientReport(
             client_id=task.client_id,
@@ -177,45 +199,48 @@ class LocalTrainer:
             first_loss=losses[0],
             lr=rate,
             effective_steps=effective_steps(local, algorithm.config.mu, rates),
-            update_norm=distance(params, shared["params"]),
+            update_norm=distance(params, begin),
             upload_bytes=sum(vector.nbytes for vector in upload.values()),
             train_s=time.perf_counter() - started,
         )
-        return report, ClientUpdate(upload, self._joined(kept))
+        return report, ClientUpdate(upload, left)
 
     def _local_round(self, shared: Vectors, state: Vectors, clips: Sequence[Clip]) -> LocalRound:
-        split = partial(split_tensors, self.network)
+        def split(vectors: Vectors) -> dict[str, list[Tensor]]:
+            return {name: split_tensors(self.network, vector) for name, vector in vectors.items()}
+
         samples = sum(clip.num_frames for clip in clips)
         return LocalRound(
             params=list(self.network.parameters()),
-            shared={name: split(vector) for name, vector in shared.items()},
-            state={name: split(vector) for name, vector in state.items()},
+            shared=split(shared),
+            state=split({name: v for name, v in state.items() if name not in KEPT_BY_TRAINER}),
             sums={},
-            num_steps=self._num_steps(clips),
+            num_steps=count_steps(self.local, clips),
             steps_per_epoch=math.ceil(samples / self.local.batch_size),
         )
 
-    def _joined(self, tensors: Mapping[str, Sequence[Tensor]]) -> Vectors:
-        return {name: join_tensors(self.network, parts) for name, parts in tensors.items()}
+    def _load_references(self, shared: Vectors, state: Vectors) -> dict[str, torch.nn.Module]:
+        """The networks that the algorithm compares with; a client's first round has no last."""
+        if not self._references or "params" not in state:
+            return {}
+        vectors = {"global": shared["params"], "previous": state["params"]}
+        for network, vector in zip(self._references, vectors.values(), strict=True):
+            load_flat(network, vector)
+        return dict(zip(vectors, self._references, strict=True))
 
-    def _optimiser(self) -> torch.optim.Optimizer:
-        local, slow = self.local, {id(parameter) for parameter in self._slow}
-        usual = [p for p in self.network.parameters() if id(p) not in slow]
-        groups: list[dict[str, Any]] = [{"params": usual, "factor": 1.0}]
-        if self._slow:
-            groups.append({"params": self._slow, "factor": local.slow_factor})
-        if local.optimizer == "sgd":
-            return torch.optim.SGD(
-                groups, lr=local.lr, momentum=local.momentum, weight_decay=local.weight_decay
-            )
-        kind = torch.optim.Adam if local.optimizer == "adam" else torch.optim.AdamW
-        return kind(groups, lr=local.lr, betas=local.betas, weight_decay=local.weight_decay)
-
-    def _num_steps(self, clips: Sequence[Clip]) -> int:
-        local = self.local
-        if local.steps is not None:
-            return local.steps
-        return local.epochs * math.ceil(sum(c.num_frames for c in clips) / local.batch_size)
+    def _forward(
+        self, lq_BTCHW: Tensor, compared: Mapping[str, torch.nn.Module]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        if not compared:
+            return self.network(lq_BTCHW), {}
+        module = self.spec.features
+        assert module is not None
+        sr_BTCHW, own = with_features(self.network, module, lq_BTCHW)
+        features = {"local": own}
+        with torch.no_grad():
+            for name, network in compared.items():
+                features[name] = with_features(network, module, lq_BTCHW)[1]
+        return sr_BTCHW, features
 
     def _batches(self, task: ClientTask, clips: Sequence[Clip]) -> Iterator[tuple[Tensor, Tensor]]:
         local, rng = self.local, generator(task.seed, "samples")
@@ -232,7 +257,7 @@ class LocalTrainer:
                 mirror=local.mirror,
             )
         )
-        for lq, gt in islice(batches, self._num_steps(clips)):
+        for lq, gt in islice(batches, count_steps(local, clips)):
             yield lq.to(self.device), gt.to(self.device)
 
 
@@ -247,32 +272,20 @@ def _compile(network: torch.nn.Module) -> None:
         layer.compile()
 
 
-def learning_rate(local: LocalConfig, progress: float) -> float:
-    """The learning rate when a part `progress` in [0, 1) of all local steps has been taken."""
-    if local.schedule == "constant":
-        return local.lr
-    span = local.lr - local.min_lr
-    return local.min_lr + span * (1 + math.cos(math.pi * progress)) / 2
+def count_steps(local: LocalConfig, clips: Sequence[Clip]) -> int:
+    """Optimiser steps of a client that holds `clips`, in one round."""
+    if local.steps is not None:
+        return local.steps
+    return local.epochs * math.ceil(sum(clip.num_frames for clip in clips) / local.batch_size)
+
+
+def _joined(tensors: Mapping[str, Sequence[Tensor]]) -> Vectors:
+    return {name: join_tensors(parts) for name, parts in tensors.items()}
 
 
 def _finite(params: Sequence[Tensor]) -> bool:
     norms = torch._foreach_norm([g for p in params if (g := p.grad) is not None])
     return bool(torch.isfinite(torch.stack(norms)).all())
-
-
-def effective_steps(local: LocalConfig, mu: float, rates: Sequence[float]) -> float:
-    """FedNova's |a|_1 (Wang et al. 2020): the way that a gradient of 1 at every step makes.
-
-    In units of the mean learning rate. Adam's steps have a length of their own; theirs are counted.
-    """
-    if local.optimizer != "sgd":
-        return float(len(rates))
-    way = momentum = 0.0
-    for rate in rates:
-        # The pull goes back along the way already made.
-        momentum = local.momentum * momentum + (1 - mu * way)
-        way += rate * momentum
-    return way * len(rates) / math.fsum(rates)
 
 
 def model_spec(model: ModelConfig) -> ModelSpec:
@@ -300,6 +313,19 @@ def require_sample(model: ModelConfig, local: LocalConfig, scale: int, clip_fram
         )
     num_frames = local.num_frames * (2 if local.mirror else 1)
     spec.require_sample(num_frames, local.crop // scale, model.name)
+
+
+def require_features(model: ModelConfig, algorithm: NamedSection) -> None:
+    """Check that a network declares the features that an algorithm contrasts.
+
+    Raises:
+        UserError: it declares none.
+    """
+    if algorithms.build(algorithm).contrasts and model_spec(model).features is None:
+        raise UserError(
+            f"algorithm.name = {algorithm.name} contrasts a network's features, and {model.name} "
+            "declares none (ModelSpec.features); take another network or algorithm"
+        )
 
 
 def require_room(clips: Sequence[Clip], local: LocalConfig) -> None:

@@ -27,5 +27,11 @@ def assert_equal_runs(one: Path, other: Path) -> None:
     expected, found = facts(one), facts(other)
     for name in SCHEMAS:
         pd.testing.assert_frame_equal(found[name], expected[name], check_exact=True, obj=name)
-    weights = [(folder / "model.safetensors").read_bytes() for folder in (one, other)]
-    assert weights[0] == weights[1], "final weights differ"
+    assert networks(one) == networks(other), "final weights differ"
+
+
+def networks(folder: Path) -> dict[str, bytes]:
+    """The files of trained networks, by name: one, or one a client."""
+    paths = [*folder.glob("model.safetensors"), *folder.glob("clients/*.safetensors")]
+    assert paths
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}

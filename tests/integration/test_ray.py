@@ -54,8 +54,11 @@ def test_serial_equals_ray_for_any_number_of_slots(
     assert facts(run.folder)["runs"]["status"].tolist() == ["finished"]
 
 
-def test_what_clients_remember_survives_a_stop(small_yaml: Path, tmp_path: Path) -> None:
-    settings = ["algorithm.name=scaffold", "algorithm.weights=loss_aware"]
+@pytest.mark.parametrize("algorithm", ["scaffold", "fedsr", "local", "centralized"])
+def test_what_clients_remember_survives_a_stop(
+    small_yaml: Path, tmp_path: Path, algorithm: str
+) -> None:
+    settings = [f"algorithm.name={algorithm}", "algorithm.lambda_hifr=0.5"]
     config = load_config(str(small_yaml), settings)
     split = experiment.prepare_data(config, lambda *_: None)
     whole = experiment.create_run(config, tmp_path / "serial")

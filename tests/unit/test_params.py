@@ -16,18 +16,23 @@ class Net(nn.Module):
         self.register_buffer("index", torch.tensor([7, 8]))
 
 
-def test_round_trip_moves_floats_and_leaves_integers() -> None:
+def test_round_trip_moves_parameters_and_leaves_buffers() -> None:
     net, other = Net(), Net()
     vector = flatten(net)
     assert vector.dtype == np.float32
-    assert ParamTable.of(net).names == ("mean", "layer.weight", "layer.bias")
-    assert vector.shape == (ParamTable.of(net).size,) == (9,)
+    assert ParamTable.of(net).names == ("layer.weight", "layer.bias")
+    assert vector.shape == (ParamTable.of(net).size,) == (8,)
     vector.flags.writeable = False
     load_flat(other, vector)
     np.testing.assert_array_equal(flatten(other), vector)
     views = ParamTable.of(net).views(vector)
     np.testing.assert_array_equal(views["layer.weight"], net.layer.weight.detach().numpy())
     assert views["layer.bias"].base is not None, "views must not copy"
+
+
+def test_a_layer_is_what_one_module_holds() -> None:
+    table = ParamTable(("a.weight", "a.bias", "alone", "b.0.weight"), ((2, 3), (2,), (1,), (4,)))
+    assert table.layers() == (slice(0, 8), slice(8, 9), slice(9, 13))
 
 
 def test_a_vector_is_a_copy() -> None:
@@ -41,10 +46,10 @@ def test_a_vector_is_a_copy() -> None:
 
 def test_mismatch_names_the_first_tensor() -> None:
     table, other = ParamTable.of(Net()), ParamTable.of(nn.Linear(3, 2))
-    with pytest.raises(ValueError, match=r"tensor 0 is weight \[2, 3\] there and mean \[1\]"):
+    with pytest.raises(ValueError, match=r"tensor 0 is weight \[2, 3\] there and layer\.weight"):
         table.require_equal(other, "the saved parameters")
-    with pytest.raises(ValueError, match="9 parameters"):
-        load_flat(Net(), np.zeros(8, np.float32))
+    with pytest.raises(ValueError, match="8 parameters"):
+        load_flat(Net(), np.zeros(9, np.float32))
 
 
 def test_weighted_sum_is_in_order_and_spans_chunks() -> None:

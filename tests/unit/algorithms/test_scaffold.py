@@ -58,7 +58,7 @@ def test_one_client_alone_is_sgd(small: ExperimentConfig) -> None:
         update = train(config, algorithm.config, server, state)
         state = update.state
         result = algorithm.aggregate([update.upload], [1.0], server).vectors
-        server = algorithm.server_step(server, result, Round(1, 3, 1, 1))
+        server = algorithm.server_step(server, result, Round(1, 3, 1, 1, ()))
         plain = train(config, fedavg.Config(), {"params": plain}, {}).upload["params"]
         np.testing.assert_allclose(server["control"], state["control"], atol=1e-7)
         np.testing.assert_allclose(server["params"], plain, atol=1e-6)
@@ -85,7 +85,9 @@ def test_the_server_moves_its_control_by_the_part_that_took_part() -> None:
         {"params": np.float32([4.0]), "control_change": np.float32([0.8])},
     ]
     result = algorithm.aggregate(uploads, [0.5, 0.5], server).vectors
-    after = algorithm.server_step(server, result, Round(1, 3, num_clients=8, num_sampled=2))
+    after = algorithm.server_step(
+        server, result, Round(1, 3, num_clients=8, num_sampled=2, layers=())
+    )
     # x + .5 * (3 - 1) = 2; c + 2 / 8 * .6 = .35.
     assert after["params"] == pytest.approx([2.0])
     assert after["control"] == pytest.approx([0.35])

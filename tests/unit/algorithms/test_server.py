@@ -14,7 +14,7 @@ from fedvsr.errors import UserError
 from fedvsr.lookup import load
 from fedvsr.messages import ClientReport, Round, Vectors
 
-THIS = Round(round_idx=1, num_rounds=10, num_clients=8, num_sampled=4)
+THIS = Round(round_idx=1, num_rounds=10, num_clients=8, num_sampled=4, layers=())
 
 
 def build(name: str, **settings: Any) -> FedAvg:

@@ -58,6 +58,7 @@ def rounds(
             executor=Shuffling(order),
             config=CONFIG,
             sizes=[4] * 10,
+            layers=(),
             seed=7,
             states=ClientStates(),
         )
