@@ -132,7 +132,10 @@ def _object_store_bytes(config: ExperimentConfig) -> int:
     from fedvsr.params import ParamTable
 
     size = 4 * ParamTable.of(build_fresh(config.model)).size
-    return 2 * size * (1 + config.federation.clients_per_round) + (256 << 20)
+    federation = config.federation
+    poisson = federation.sampling == "poisson"
+    most = config.data.num_clients if poisson else federation.clients_per_round
+    return 2 * size * (1 + most) + (256 << 20)
 
 
 app.command()(cli_frames.upscale)

@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
+from fedvsr.algorithms import build
 from fedvsr.data.videos import DataConfig
 from fedvsr.errors import UserError
 from fedvsr.federation.cluster import ClusterConfig
+from fedvsr.federation.privacy import require_private
 from fedvsr.federation.sampling import FederationConfig
 from fedvsr.lookup import did_you_mean, load, names
 from fedvsr.section import Section
 from fedvsr.training.evaluate import EvaluationConfig
 from fedvsr.training.local import LocalConfig, require_features, require_sample
+from fedvsr.training.updates import UpdateConfig
 
 if TYPE_CHECKING:
     from fedvsr.algorithms._base import AlgorithmConfig
@@ -63,6 +66,7 @@ class ExperimentConfig(Section):
     algorithm: AlgorithmConfig = Field(description="The federated algorithm.")
     federation: FederationConfig = Field(FederationConfig(), description="Rounds and sampling.")
     local: LocalConfig = Field(LocalConfig(), description="Local training.")
+    update: UpdateConfig = Field(UpdateConfig(), description="Privacy, compression, rejection.")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="Scoring.")
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="Saving the state.")
     cluster: ClusterConfig = Field(ClusterConfig(), description="Where clients run.")
@@ -93,6 +97,16 @@ class ExperimentConfig(Section):
                 f"federation.clients_per_round = {cohort} is more than data.num_clients = "
                 f"{num_clients}"
             )
+        algorithm = build(self.algorithm)
+        if (self.update.active or self.update.noise_multiplier) and (
+            algorithm.personal or algorithm.pooled
+        ):
+            raise UserError(
+                f"algorithm.name = {self.algorithm.name} sends no updates: leave update.clip_norm, "
+                "noise_multiplier and compression out"
+            )
+        algorithm.require_cohort(cohort)
+        require_private(algorithm, self.federation, self.update, num_clients)
         require_features(self.model, self.algorithm)
         require_sample(self.model, self.local, self.data.scale, self.data.clip_frames)
 

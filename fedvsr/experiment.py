@@ -25,6 +25,7 @@ from fedvsr.environment import git_commit, versions
 from fedvsr.errors import UserError
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.executors import Clients, Executor
+from fedvsr.federation.privacy import delta_of, epsilon
 from fedvsr.federation.rounds import (
     ClientFinished,
     RoundFinished,
@@ -182,6 +183,7 @@ class _Execution:
             config.algorithm,
             config.local,
             deal(split.train, config.data.num_clients, config.seed),
+            config.update,
         )
         if self.algorithm.pooled:
             self.clients = self.clients.pooled(config.federation.clients_per_round)
@@ -237,6 +239,7 @@ class _Execution:
             config=federation,
             sizes=[sum(clip.num_frames for clip in own) for own in clients.clips],
             layers=table.layers(),
+            update=config.update,
             seed=config.seed,
             states=states,
         )
@@ -299,16 +302,19 @@ class _Execution:
         due = due or round_idx == self.run.config.federation.num_rounds
         scores = self._scores(state) if due else []
         evaluate_s = time.perf_counter() - before
-        reports = finished.reports if finished else []
+        sampled = finished.reports if finished else []
+        reports = [report for report in sampled if report.finite]
         row: dict[str, Any] = {
-            "num_sampled": len(reports),
+            "num_sampled": len(sampled),
+            "num_rejected": len(sampled) - len(reports),
             "num_online": finished.num_online if finished else None,
             "loss": _mean([report.loss for report in reports]),
             "vsr_loss": _mean([report.vsr_loss for report in reports]),
             "psnr_db": _mean([score.psnr_db for _, score in scores]),
             "ssim": _mean([score.ssim for _, score in scores]),
             "download_bytes": finished.download_bytes if finished else 0,
-            "upload_bytes": sum(report.upload_bytes for report in reports),
+            "upload_bytes": sum(report.upload_bytes for report in sampled),
+            "epsilon": self._epsilon(round_idx),
             "train_s": finished.train_s if finished else 0.0,
             "aggregate_s": finished.aggregate_s if finished else 0.0,
             "evaluate_s": evaluate_s,
@@ -327,7 +333,7 @@ class _Execution:
         )
         return RoundRecorded(
             round_idx,
-            [report.client_id for report in reports],
+            [report.client_id for report in sampled],
             row["loss"],
             [score for _, score in scores],
             time.perf_counter() - (before if started is None else started),
@@ -348,6 +354,12 @@ class _Execution:
                 known = self.personal[key] = trained or 0, scores
             found += [(client_id, score) for score in known[1]]
         return found
+
+    def _epsilon(self, num_rounds: int) -> float | None:
+        config = self.run.config
+        if not config.update.noise_multiplier:
+            return None
+        return epsilon(config.update, config.federation, config.data.num_clients, num_rounds)
 
     def _network_of(self, client_id: int, params: FloatVector) -> FloatVector:
         return self.states.get(client_id).get("params", params)
@@ -376,6 +388,14 @@ class _Execution:
 
 def _notes(config: ExperimentConfig) -> tuple[str, ...]:
     notes: tuple[str, ...] = config.algorithm.notes()
+    if config.update.noise_multiplier:
+        num_clients = config.data.num_clients
+        spent = epsilon(config.update, config.federation, num_clients, config.federation.num_rounds)
+        notes += (
+            f"after all rounds a client is protected with epsilon = {spent:.3g} at delta = "
+            f"{delta_of(config.update, num_clients):.2g}; the noise follows the seed, so keep the "
+            "seed, this record and the reported losses to yourself",
+        )
     if not models.flow_from_scratch(config.model):
         return notes
     note = "optical flow starts from scratch; model.flow_weights=PATH loads released SpyNet weights"
@@ -394,12 +414,13 @@ def _client_rows(finished: RoundFinished) -> list[Row]:
             "position": position,
             "num_samples": report.num_samples,
             "num_steps": report.num_steps,
-            "loss": report.loss,
-            "vsr_loss": report.vsr_loss,
+            "loss": report.loss if report.finite else None,
+            "vsr_loss": report.vsr_loss if report.finite else None,
+            "rejected": not report.finite,
             "weight": finished.weights[position] if finished.weights else None,
             "first_loss": report.first_loss,
             "lr": report.lr,
-            "update_norm": report.update_norm,
+            "update_norm": report.update_norm if report.finite else None,
             "upload_bytes": report.upload_bytes,
             "attempts": finished.attempts[position],
             "train_s": report.train_s,

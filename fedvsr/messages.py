@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from fedvsr.params import FloatVector
 
 Vectors = dict[str, FloatVector]
 """Flat vectors (P,) by name; the network's parameters are `params`."""
+
+
+class Packed(Protocol):
+    """A vector (P,) in fewer bytes."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size on the wire."""
+        ...
+
+    def unpack(self) -> FloatVector:
+        """The vector, or what is left of it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -48,15 +63,18 @@ class ClientReport:
     update_norm: float = 0.0
     """L2 norm of the client's parameters less the global ones."""
     upload_bytes: int = 0
-    """Size of the vectors that go to the server."""
+    """Size of what goes to the server."""
+    finite: bool = True
+    """Whether the loss and all that was sent is; if not, nothing was."""
 
 
 @dataclass(frozen=True)
 class ClientUpdate:
     """What a client's training leaves behind."""
 
-    upload: Vectors
-    """For the server: `params`, the client's parameters, and what else the algorithm sends."""
+    upload: Mapping[str, FloatVector | Packed]
+    """For the server: `params`, the client's parameters or their packed change, and what else the
+    algorithm sends."""
     state: Vectors
     """What the client remembers until it is drawn again."""
 

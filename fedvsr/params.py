@@ -143,10 +143,19 @@ def weighted_sums(
 def distance(one: FloatVector, other: FloatVector) -> float:
     """L2 norm of the difference of two vectors (P,): chunks in float32, their sum in float64."""
     squares = 0.0
-    for start in range(0, one.size, _CHUNK):
-        apart = one[start : start + _CHUNK] - other[start : start + _CHUNK]
-        squares += float(np.dot(apart, apart))
+    # Values beyond float32's range are infinite, and said to be so elsewhere.
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, one.size, _CHUNK):
+            apart = one[start : start + _CHUNK] - other[start : start + _CHUNK]
+            squares += float(np.dot(apart, apart))
     return math.sqrt(squares)
+
+
+def all_finite(vector: FloatVector) -> bool:
+    """Whether no value of a vector (P,) is infinite or NaN."""
+    # Either makes a sum so, and a sum needs no second vector; but a finite one may overflow.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(vector.sum()) or np.isfinite(vector).all())
 
 
 def split_tensors(module: nn.Module, vector: FloatVector) -> list[Tensor]:

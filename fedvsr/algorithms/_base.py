@@ -22,9 +22,9 @@ from fedvsr.params import FloatVector, weighted_sum
 from fedvsr.section import NamedSection
 from fedvsr.wavelets import filters
 
-KEPT_BY_TRAINER = ("params", "moments")
-"""Names in `client_state` that the trainer fills: the client's last parameters, and what its
-optimiser keeps (of another length)."""
+KEPT_BY_TRAINER = ("params", "moments", "residual")
+"""Names in a client's state that the trainer fills: its last parameters, what its optimiser keeps
+(of another length), and what compression left out of its updates."""
 
 # Below this Hellinger distance the published implementation averages plainly.
 _HELLINGER_THRESHOLD = 0.05
@@ -197,6 +197,13 @@ class FedAvg:
         return {}, {}
 
     # On the server.
+
+    def require_cohort(self, count: int) -> None:
+        """Check that rounds of `count` clients are enough.
+
+        Raises:
+            UserError: they are not.
+        """
 
     def weights(self, reports: Sequence[ClientReport], num_rounds: int) -> list[float]:
         """Aggregation weights of a round's clients, in the order of `reports`.

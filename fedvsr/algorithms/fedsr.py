@@ -27,7 +27,12 @@ class Config(AlgorithmConfig):
     """FedSR, as read from its outline."""
 
     name: Literal["fedsr"] = "fedsr"
-    lambda_con: float = Field(1.0, ge=0, le=100, description="Weight of the contrast.")
+    lambda_con: float = Field(
+        0.01,
+        ge=0,
+        le=100,
+        description="Weight of the contrast; for classification, MOON takes 1 and more.",
+    )
     temperature: float = Field(0.5, gt=0, le=100, description="Temperature tau of the contrast.")
     history: float = Field(
         0.5, ge=0, le=1, description="Most that the past global network keeps of a layer."

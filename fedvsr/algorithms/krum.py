@@ -31,6 +31,16 @@ class Algorithm(FedAvg):
 
     source = "Blanchard et al., NeurIPS 2017"
 
+    def require_cohort(self, count: int) -> None:
+        """K >= 2 f + 3, of which at least `num_selected` are honest."""
+        f, selected = self.config.num_byzantine, self.config.num_selected
+        if count < 2 * f + 3 or selected > count - f:
+            raise UserError(
+                f"algorithm.num_byzantine = {f} and num_selected = {selected} need at least "
+                f"{max(2 * f + 3, selected + f)} clients a round, not {count}; raise "
+                "federation.clients_per_round"
+            )
+
     def aggregate(
         self, uploads: Iterable[Vectors], weights: Sequence[float], server: Vectors
     ) -> Aggregated:
@@ -41,12 +51,8 @@ class Algorithm(FedAvg):
         """
         vectors = [upload["params"] for upload in uploads]
         f, selected, count = self.config.num_byzantine, self.config.num_selected, len(vectors)
-        if count < 2 * f + 3 or selected > count - f:
-            raise UserError(
-                f"algorithm.num_byzantine = {f} and num_selected = {selected} need at least "
-                f"{max(2 * f + 3, selected + f)} clients a round, not {count}; raise "
-                "federation.clients_per_round"
-            )
+        # Fewer than configured may have been reached.
+        self.require_cohort(count)
         distances = squared_distances(vectors)
         np.fill_diagonal(distances, np.inf)
         scores = np.sort(distances, axis=1)[:, : count - f - 2].sum(axis=1)

@@ -15,7 +15,12 @@ class Config(AlgorithmConfig):
     """MOON. Its weight is the paper's mu, which FedProx's term has here."""
 
     name: Literal["moon"] = "moon"
-    lambda_con: float = Field(1.0, ge=0, le=100, description="Weight of the contrast, MOON's mu.")
+    lambda_con: float = Field(
+        0.01,
+        ge=0,
+        le=100,
+        description="Weight of the contrast, MOON's mu; for classification, MOON takes 1 and more.",
+    )
     temperature: float = Field(0.5, gt=0, le=100, description="Temperature tau of the contrast.")
 
 

@@ -14,6 +14,7 @@ from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
 from fedvsr.models._spec import ModelConfig
 from fedvsr.section import NamedSection
 from fedvsr.training.local import LocalConfig, LocalTrainer, count_steps
+from fedvsr.training.updates import UNCHANGED, UpdateConfig
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Clients:
     local: LocalConfig
     clips: Sequence[tuple[Clip, ...]]
     """By client id."""
+    update: UpdateConfig = UNCHANGED
 
     def pooled(self, clients_per_round: int) -> Clients:
         """One client with the clips of all, and with as many steps as a cohort of mean clients."""
@@ -71,7 +73,7 @@ class Clients:
 
     def make_trainer(self) -> LocalTrainer:
         """A trainer with a network of its own."""
-        return LocalTrainer(self.model, self.algorithm, self.local)
+        return LocalTrainer(self.model, self.algorithm, self.local, self.update)
 
 
 class SerialExecutor:

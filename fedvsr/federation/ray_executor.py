@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -114,12 +114,7 @@ class RayExecutor:
         return self._actors[client_id]
 
     def _start(self, client_id: int) -> Any:
-        own = Clients(
-            model=self._clients.model,
-            algorithm=self._clients.algorithm,
-            local=self._clients.local,
-            clips=(self._clients.clips[client_id],),
-        )
+        own = replace(self._clients, clips=(self._clients.clips[client_id],))
         # num_cpus=0: the slots bound what runs at once; an idle actor must not hold a processor.
         options = {
             "num_cpus": 0,

@@ -6,13 +6,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from fedvsr.algorithms._base import FedAvg
+from fedvsr.algorithms._base import Aggregated, FedAvg
+from fedvsr.errors import UserError
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.executors import ClientOutcome, Executor
+from fedvsr.federation.privacy import add_noise
 from fedvsr.federation.sampling import FederationConfig, sample_cohort
 from fedvsr.messages import ClientReport, ClientTask, Round, Vectors
 from fedvsr.params import FloatVector
 from fedvsr.seeding import derive_seed
+from fedvsr.training.updates import UpdateConfig, incoming
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class RoundFinished:
     state: RunState
     reports: list[ClientReport]
     weights: list[float] | None
-    """None where the algorithm gives no shares."""
+    """None where the algorithm gives no shares; 0 for a rejected client."""
     attempts: list[int]
     train_s: float
     """Wall seconds from the first task to the last report."""
@@ -67,6 +70,7 @@ def run_rounds(
     config: FederationConfig,
     sizes: Sequence[int],
     layers: tuple[slice, ...],
+    update: UpdateConfig,
     seed: int,
     states: ClientStates,
 ) -> Iterator[ClientFinished | RoundFinished]:
@@ -75,6 +79,9 @@ def run_rounds(
     A round depends on `state`, what the clients remember, the seed and its index alone, so a run
     that was stopped and goes on from its last state ends in the same bits as one that never did.
     `sizes` are the frames of each registered client, `layers` the parts of a vector.
+
+    Raises:
+        UserError: no client of a round sent a finite update.
     """
     for round_idx in range(state.round_idx + 1, config.num_rounds + 1):
         cohort = sample_cohort(config, seed, round_idx, sizes, state.losses)
@@ -98,18 +105,39 @@ def run_rounds(
         # reports come first, because a weight may depend on every client's loss; the vectors wait
         # where they are and are fetched one at a time.
         outcomes = [finished[task.client_id] for task in tasks]
-        reports = [outcome.report for outcome in outcomes]
-        weights = algorithm.weights(reports, config.num_rounds)
-        uploads = _uploads(outcomes, states)
-        aggregated = algorithm.aggregate(uploads, weights, state.server)
-        this = Round(round_idx, config.num_rounds, len(sizes), len(tasks), layers)
-        server = algorithm.server_step(state.server, aggregated.vectors, this)
+        accepted = [outcome for outcome in outcomes if outcome.report.finite]
+        if tasks and not accepted:
+            raise UserError(
+                f"no update of round {round_idx} is finite, of {len(tasks)} clients; lower local.lr"
+            )
+        reports = [outcome.report for outcome in accepted]
+        aggregated = Aggregated({"params": state.params}, None)
+        if accepted:
+            weights = algorithm.weights(reports, config.num_rounds)
+            if update.noise_multiplier:
+                # A cohort that fell short must not make each of its clients count for more.
+                weights = [1 / config.clients_per_round] * len(accepted)
+            uploads = _uploads(accepted, state.params, states)
+            aggregated = algorithm.aggregate(uploads, weights, state.server)
+        vectors = aggregated.vectors
+        if update.noise_multiplier:
+            noisy = add_noise(vectors["params"], update, config.clients_per_round, seed, round_idx)
+            vectors = {**vectors, "params": noisy}
+        server = state.server
+        if accepted or update.noise_multiplier:
+            this = Round(round_idx, config.num_rounds, len(sizes), len(accepted), layers)
+            server = algorithm.server_step(server, vectors, this)
         losses = {report.client_id: report.loss for report in reports}
         state = RunState(round_idx, server, {**state.losses, **losses})
+        shares = None
+        if aggregated.weights is not None:
+            ids = [report.client_id for report in reports]
+            by_client = dict(zip(ids, aggregated.weights, strict=True))
+            shares = [by_client.get(task.client_id, 0.0) for task in tasks]
         yield RoundFinished(
             state=state,
-            reports=reports,
-            weights=None if aggregated.weights is None else list(aggregated.weights),
+            reports=[outcome.report for outcome in outcomes],
+            weights=shares,
             attempts=[outcome.attempts for outcome in outcomes],
             train_s=trained - started,
             aggregate_s=time.perf_counter() - trained,
@@ -118,9 +146,11 @@ def run_rounds(
         )
 
 
-def _uploads(outcomes: Sequence[ClientOutcome], states: ClientStates) -> Iterator[Vectors]:
+def _uploads(
+    outcomes: Sequence[ClientOutcome], params: FloatVector, states: ClientStates
+) -> Iterator[Vectors]:
     """Fetch one client's update after the other, and keep what it is to remember."""
     for outcome in outcomes:
         update = outcome.fetch()
         states.put(outcome.report.client_id, outcome.report.round_idx, update.state)
-        yield update.upload
+        yield {name: incoming(vector, params) for name, vector in update.upload.items()}

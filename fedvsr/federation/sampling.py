@@ -21,11 +21,12 @@ class FederationConfig(Section):
     clients_per_round: int = Field(
         4, ge=1, description="Clients sampled each round; fewer where fewer are online."
     )
-    sampling: Literal["uniform", "size", "power_of_choice", "round_robin"] = Field(
+    sampling: Literal["uniform", "size", "power_of_choice", "round_robin", "poisson"] = Field(
         "uniform",
         description="Without replacement: uniform; by size (with algorithm.weights=uniform, which "
         "counts size once); power_of_choice, those of the highest last loss among candidates drawn "
-        "by size (Cho et al. 2020); or in turns.",
+        "by size (Cho et al. 2020); or in turns. poisson: each by itself, clients_per_round on "
+        "average, perhaps none (for differential privacy).",
     )
     num_candidates: int | None = Field(
         None, ge=1, description="power_of_choice: candidates d (default: twice clients_per_round)."
@@ -77,6 +78,10 @@ def sample_cohort(
         # Stable: those alike stay in the order they were drawn.
         candidates.sort(key=lambda i: -losses.get(i, math.inf))
         drawn = candidates[:count]
+    elif config.sampling == "poisson":
+        chance = config.clients_per_round / len(sizes)
+        chosen = rng.random(len(sizes)) < chance
+        drawn = [i for i in online if chosen[i]]
     else:
         first = (round_idx - 1) * config.clients_per_round
         turns = [(first + i) % len(sizes) for i in range(len(sizes))]

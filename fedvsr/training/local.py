@@ -20,9 +20,17 @@ from fedvsr.data.sampling import epoch
 from fedvsr.errors import UserError
 from fedvsr.lookup import load
 from fedvsr.losses import charbonnier
-from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
+from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Packed, Vectors
 from fedvsr.models._spec import ModelConfig, ModelSpec
-from fedvsr.params import distance, flatten, join_tensors, load_flat, split_tensors
+from fedvsr.params import (
+    FloatVector,
+    all_finite,
+    distance,
+    flatten,
+    join_tensors,
+    load_flat,
+    split_tensors,
+)
 from fedvsr.section import NamedSection, Section
 from fedvsr.seeding import derive_seed, generator
 from fedvsr.training.features import with_features
@@ -34,6 +42,7 @@ from fedvsr.training.optimiser import (
     restore_moments,
 )
 from fedvsr.training.precision import Precision, autocast
+from fedvsr.training.updates import UNCHANGED, UpdateConfig, outgoing
 
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
 
@@ -85,9 +94,15 @@ class LocalTrainer:
         UserError: `local.slow_params` names no parameter.
     """
 
-    def __init__(self, model: ModelConfig, algorithm: NamedSection, local: LocalConfig) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        algorithm: NamedSection,
+        local: LocalConfig,
+        update: UpdateConfig = UNCHANGED,
+    ) -> None:
         self.spec = model_spec(model)
-        self.local = local
+        self.local, self.update = local, update
         self.algorithm = algorithms.build(algorithm)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network = models.build_fresh(model).to(self.device).train()
@@ -120,7 +135,7 @@ class LocalTrainer:
             What happened, and what the client sends and remembers.
 
         Raises:
-            UserError: the loss is not finite.
+            UserError: the loss or the update is not finite, and that is not to be passed over.
         """
         started = time.perf_counter()
         with scoped_torch(derive_seed(task.seed, "torch"), self.local.num_threads):
@@ -175,19 +190,35 @@ class LocalTrainer:
             vsr_losses.append(vsr_loss.item())
             num_samples += len(lq_BTCHW)
             if not math.isfinite(losses[-1]):
+                if self.update.reject_nonfinite:
+                    break
                 raise UserError(
                     f"the loss of client {task.client_id} is {losses[-1]} in round "
-                    f"{task.round_idx}, step {len(losses)}; lower local.lr = {local.lr:g}"
+                    f"{task.round_idx}, step {len(losses)}; lower local.lr = {local.lr:g}, or go "
+                    "on without such clients by update.reject_nonfinite=true"
                 )
         extra, kept = algorithm.finish(hooks) if hooks else ({}, {})
         params = flatten(self.network)
         has = {"params": params} | _joined(extra)
-        upload = {name: has[name] for name in algorithm.upload}
+        finite = math.isfinite(losses[-1]) and all(map(all_finite, has.values()))
+        if not finite and not self.update.reject_nonfinite:
+            raise UserError(
+                f"the update of client {task.client_id} is not finite in round {task.round_idx}; "
+                f"lower local.lr = {local.lr:g}, or go on without such clients by "
+                "update.reject_nonfinite=true"
+            )
         left = _joined(kept)
         if "params" in algorithm.client_state:
             left["params"] = params
         if "moments" in algorithm.client_state:
             left["moments"] = moments(optimiser)
+        upload: dict[str, FloatVector | Packed] = {name: has[name] for name in algorithm.upload}
+        if self.update.active and finite:
+            upload["params"], residual = outgoing(params, begin, state.get("residual"), self.update)
+            if residual is not None:
+                left["residual"] = residual
+        if not finite:
+            upload, left = {}, {}
         rate = math.fsum(rates) / len(rates)
         report = ClientReport(
             client_id=task.client_id,
@@ -201,6 +232,7 @@ class LocalTrainer:
             effective_steps=effective_steps(local, algorithm.config.mu, rates),
             update_norm=distance(params, begin),
             upload_bytes=sum(vector.nbytes for vector in upload.values()),
+            finite=finite,
             train_s=time.perf_counter() - started,
         )
         return report, ClientUpdate(upload, left)

@@ -54,12 +54,20 @@ def test_serial_equals_ray_for_any_number_of_slots(
     assert facts(run.folder)["runs"]["status"].tolist() == ["finished"]
 
 
-@pytest.mark.parametrize("algorithm", ["scaffold", "fedsr", "local", "centralized"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "algorithm.name=scaffold",
+        "algorithm.name=fedsr",
+        "algorithm.name=local",
+        "algorithm.name=centralized",
+        "update.compression=top_k",
+    ],
+)
 def test_what_clients_remember_survives_a_stop(
-    small_yaml: Path, tmp_path: Path, algorithm: str
+    small_yaml: Path, tmp_path: Path, setting: str
 ) -> None:
-    settings = [f"algorithm.name={algorithm}", "algorithm.lambda_hifr=0.5"]
-    config = load_config(str(small_yaml), settings)
+    config = load_config(str(small_yaml), [setting, "algorithm.lambda_hifr=0.5"])
     split = experiment.prepare_data(config, lambda *_: None)
     whole = experiment.create_run(config, tmp_path / "serial")
     list(experiment.execute(whole, split, SerialExecutor))

@@ -54,7 +54,7 @@ def test_fedsr_looks_where_the_detail_is() -> None:
         **{"global": [[1.0, 0.0], [1.0, 0.0]]},
         previous=[[0.0, 1.0], [0.0, 1.0]],
     )
-    algorithm = fedsr.Algorithm(fedsr.Config())
+    algorithm = fedsr.Algorithm(fedsr.Config(lambda_con=1))
 
     def pulled(left: float, right: float) -> float:
         """The contrast, with a checkerboard of that contrast in each half of the ground truth."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from fedvsr import algorithms
 from fedvsr.algorithms import fedavg, fedvsr
+from fedvsr.errors import UserError
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.executors import ClientOutcome
 from fedvsr.federation.rounds import (
@@ -20,6 +22,7 @@ from fedvsr.federation.sampling import FederationConfig
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
 from fedvsr.section import NamedSection
 from fedvsr.seeding import derive_seed
+from fedvsr.training.updates import UNCHANGED, UpdateConfig
 
 CONFIG = FederationConfig(num_rounds=4, clients_per_round=3)
 
@@ -29,15 +32,22 @@ class Shuffling:
 
     name = "shuffling"
 
-    def __init__(self, order: Sequence[int]) -> None:
+    def __init__(self, order: Sequence[int], broken: Collection[int] = ()) -> None:
         self.order = order
-        self.live = 0
+        # Places in the sample whose clients diverge.
+        self.broken = broken
 
     def run_round(
         self, tasks: Sequence[ClientTask], shared: Vectors, states: ClientStates
     ) -> Iterator[ClientOutcome]:
         for i in self.order:
             task = tasks[i]
+            if i in self.broken:
+                report = ClientReport(
+                    task.client_id, task.round_idx, 1, 1, math.nan, math.nan, 0.0, finite=False
+                )
+                yield ClientOutcome(report, partial(ClientUpdate, {}, {}))
+                continue
             noise = np.random.default_rng(task.seed).standard_normal(50)
             update = (shared["params"] + 1e3 * noise).astype(np.float32)
             loss = 1 + task.client_id
@@ -49,16 +59,21 @@ class Shuffling:
 
 
 def rounds(
-    order: Sequence[int], state: RunState, algorithm: NamedSection
+    order: Sequence[int],
+    state: RunState,
+    algorithm: NamedSection,
+    broken: Collection[int] = (),
+    update: UpdateConfig = UNCHANGED,
 ) -> list[ClientFinished | RoundFinished]:
     return list(
         run_rounds(
             state,
             algorithm=algorithms.build(algorithm),
-            executor=Shuffling(order),
+            executor=Shuffling(order, broken),
             config=CONFIG,
             sizes=[4] * 10,
             layers=(),
+            update=update,
             seed=7,
             states=ClientStates(),
         )
@@ -92,6 +107,33 @@ def test_events_count_the_clients_of_a_round() -> None:
     events = rounds([2, 1, 0], start(), fedavg.Config())[:4]
     assert [e.num_finished for e in events if isinstance(e, ClientFinished)] == [1, 2, 3]
     assert isinstance(events[3], RoundFinished)
+
+
+def test_a_round_goes_on_without_those_that_diverged() -> None:
+    events = [rounds([0, 1, 2], start(), fedavg.Config(), broken) for broken in ((), (1,))]
+    all_three, two = ([e for e in each if isinstance(e, RoundFinished)] for each in events)
+    assert two[0].weights == [0.5, 0.0, 0.5]
+    assert [report.finite for report in two[0].reports] == [True, False, True]
+    rejected = two[0].reports[1].client_id
+    assert set(two[0].state.losses) == {r.client_id for r in two[0].reports} - {rejected}
+    # The mean of three, less the one that is missing.
+    whole, part = (found[0].state.params.astype(float) for found in (all_three, two))
+    missing = 3 * whole - 2 * part
+    seed = derive_seed(7, "client", rejected, 1)
+    own = 1e3 * np.random.default_rng(seed).standard_normal(50)
+    np.testing.assert_allclose(missing, own, atol=0.01)
+
+
+def test_a_round_without_any_finite_update_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"no update of round 1 is finite, of 3 clients"):
+        rounds([0, 1, 2], start(), fedavg.Config(), broken=(0, 1, 2))
+
+
+def test_under_noise_a_client_that_is_missing_counts_as_one_that_did_not_move() -> None:
+    private = UpdateConfig(clip_norm=1, noise_multiplier=1e-9)
+    events = rounds([0, 1, 2], start(), fedavg.Config(weights="uniform"), (1,), private)
+    first = next(event for event in events if isinstance(event, RoundFinished))
+    assert first.weights == pytest.approx([1 / 3, 0, 1 / 3])
 
 
 def test_client_seeds_have_a_scope_each() -> None:
