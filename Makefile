@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := fedvsr tests
 
-.PHONY: demo test lint types unit test-lowest bench-models format clean
+.PHONY: demo test lint types unit test-lowest bench-models bench-algorithms format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fedvsr run demo
@@ -32,6 +32,9 @@ test-lowest:
 # A table of seconds and memory; `ARGS="--models rvrt --precisions fp32"` and the like choose.
 bench-models: $(VENV)/.test
 	$(BIN)/python -m tests.benchmarks.bench_models $(ARGS)
+
+bench-algorithms: $(VENV)/.test
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.benchmarks.bench_algorithms $(ARGS)
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix $(SOURCES)

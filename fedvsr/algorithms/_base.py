@@ -170,6 +170,11 @@ class FedAvg:
         """Whether `correct_gradients` does anything."""
         return bool(self.config.mu > 0)
 
+    @property
+    def wants_first_gradient(self) -> bool:
+        """Whether `finish` needs the sum `first_gradient`: the mean gradient before any step."""
+        return False
+
     def correct_gradients(self, local: LocalRound, step: int) -> float:
         """Change the gradients of `local.params` in place, before step number `step` from 0.
 

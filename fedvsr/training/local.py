@@ -6,7 +6,9 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import count, islice
+from statistics import fmean
 from typing import Annotated, Any, Literal
 
 import torch
@@ -87,6 +89,16 @@ class LocalConfig(Section):
     )
 
 
+@dataclass
+class _Course:
+    """What a round's steps were, one after the other."""
+
+    losses: list[float] = field(default_factory=list)
+    vsr_losses: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    num_samples: int = 0
+
+
 class LocalTrainer:
     """Trains clients one at a time on one device; holds nothing that outlasts a task.
 
@@ -149,32 +161,60 @@ class LocalTrainer:
         clips: Sequence[Clip],
         started: float,
     ) -> tuple[ClientReport, ClientUpdate]:
-        local, algorithm = self.local, self.algorithm
+        algorithm = self.algorithm
         begin = state.get("params", shared["params"]) if algorithm.personal else shared["params"]
         load_flat(self.network, begin)
         compared = self._load_references(shared, state)
         hooks = self._local_round(shared, state, clips) if algorithm.corrects_gradients else None
+        if hooks and algorithm.wants_first_gradient:
+            self._gather_first_gradient(task, clips, hooks)
         # Made anew each round: the moments start from zero, unless the client kept them.
-        optimiser = make_optimiser(local, list(self.network.parameters()), self._slow)
+        optimiser = make_optimiser(self.local, list(self.network.parameters()), self._slow)
         if "moments" in state:
             restore_moments(optimiser, state["moments"])
+        course = self._descend(task, clips, optimiser, hooks, compared)
+        update, finite = self._leave(task, course, optimiser, hooks, state, begin)
+        report = ClientReport(
+            client_id=task.client_id,
+            round_idx=task.round_idx,
+            num_samples=course.num_samples,
+            num_steps=len(course.losses),
+            loss=fmean(course.losses),
+            vsr_loss=fmean(course.vsr_losses),
+            first_loss=course.losses[0],
+            lr=fmean(course.rates),
+            effective_steps=effective_steps(self.local, algorithm.config.mu, course.rates),
+            update_norm=distance(flatten(self.network), begin),
+            upload_bytes=sum(vector.nbytes for vector in update.upload.values()),
+            finite=finite,
+            train_s=time.perf_counter() - started,
+        )
+        return report, update
+
+    def _descend(
+        self,
+        task: ClientTask,
+        clips: Sequence[Clip],
+        optimiser: torch.optim.Optimizer,
+        hooks: LocalRound | None,
+        compared: Mapping[str, torch.nn.Module],
+    ) -> _Course:
+        """Take the steps of a round. Ends early where a loss that is not finite is to be reported.
+
+        Raises:
+            UserError: a loss is not finite.
+        """
+        local, num_steps, course = self.local, count_steps(self.local, clips), _Course()
         scaler = torch.amp.GradScaler(self.device.type, enabled=local.precision == "fp16")
-        num_steps = count_steps(local, clips)
-        losses, vsr_losses, rates, num_samples = list[float](), list[float](), list[float](), 0
         for lq_BTCHW, gt_BTCHW in self._batches(task, clips):
             # Where in the whole training this step stands, as if every client trained in every
             # round: a schedule must not depend on who was drawn before.
-            step = (task.round_idx - 1) * num_steps + len(losses)
-            for parameter in self._slow:
-                parameter.requires_grad_(step >= local.freeze_steps)
+            step = (task.round_idx - 1) * num_steps + len(course.losses)
+            self._thaw(step)
             lr = learning_rate(local, step / (task.num_rounds * num_steps))
             for group in optimiser.param_groups:
                 group["lr"] = lr * group["factor"]
-            with autocast(self.device, local.precision):
-                sr_BTCHW, features = self._forward(lq_BTCHW, compared)
-            sr_BTCHW = sr_BTCHW.float()
-            vsr_loss = charbonnier(sr_BTCHW, gt_BTCHW, self.spec.charbonnier_eps)
-            loss = algorithm.local_loss(Batch(vsr_loss, sr_BTCHW, gt_BTCHW, features))
+            loss, vsr_loss = self._loss(lq_BTCHW, gt_BTCHW, compared)
             optimiser.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             added = 0.0
@@ -182,30 +222,46 @@ class LocalTrainer:
                 scaler.unscale_(optimiser)
                 # A step that the scaler will skip must leave no trace in what hooks gather.
                 if not scaler.is_enabled() or _finite(hooks.params):
-                    added = algorithm.correct_gradients(hooks, len(losses))
+                    added = self.algorithm.correct_gradients(hooks, len(course.losses))
             scaler.step(optimiser)
             scaler.update()
-            losses.append(loss.item() + added)
-            rates.append(lr)
-            vsr_losses.append(vsr_loss.item())
-            num_samples += len(lq_BTCHW)
-            if not math.isfinite(losses[-1]):
+            course.losses.append(loss.item() + added)
+            course.vsr_losses.append(vsr_loss.item())
+            course.rates.append(lr)
+            course.num_samples += len(lq_BTCHW)
+            if not math.isfinite(course.losses[-1]):
                 if self.update.reject_nonfinite:
                     break
                 raise UserError(
-                    f"the loss of client {task.client_id} is {losses[-1]} in round "
-                    f"{task.round_idx}, step {len(losses)}; lower local.lr = {local.lr:g}, or go "
-                    "on without such clients by update.reject_nonfinite=true"
+                    f"the loss of client {task.client_id} is {course.losses[-1]} in round "
+                    f"{task.round_idx}, step {len(course.losses)}; {_way_out(local)}"
                 )
+        return course
+
+    def _leave(
+        self,
+        task: ClientTask,
+        course: _Course,
+        optimiser: torch.optim.Optimizer,
+        hooks: LocalRound | None,
+        state: Vectors,
+        begin: FloatVector,
+    ) -> tuple[ClientUpdate, bool]:
+        """What goes to the server and what the client remembers; nothing where not all is finite.
+
+        Raises:
+            UserError: the update is not finite, and that is not to be passed over.
+        """
+        algorithm = self.algorithm
         extra, kept = algorithm.finish(hooks) if hooks else ({}, {})
         params = flatten(self.network)
         has = {"params": params} | _joined(extra)
-        finite = math.isfinite(losses[-1]) and all(map(all_finite, has.values()))
-        if not finite and not self.update.reject_nonfinite:
+        if not math.isfinite(course.losses[-1]) or not all(map(all_finite, has.values())):
+            if self.update.reject_nonfinite:
+                return ClientUpdate({}, {}), False
             raise UserError(
                 f"the update of client {task.client_id} is not finite in round {task.round_idx}; "
-                f"lower local.lr = {local.lr:g}, or go on without such clients by "
-                "update.reject_nonfinite=true"
+                + _way_out(self.local)
             )
         left = _joined(kept)
         if "params" in algorithm.client_state:
@@ -213,29 +269,46 @@ class LocalTrainer:
         if "moments" in algorithm.client_state:
             left["moments"] = moments(optimiser)
         upload: dict[str, FloatVector | Packed] = {name: has[name] for name in algorithm.upload}
-        if self.update.active and finite:
+        if self.update.active:
             upload["params"], residual = outgoing(params, begin, state.get("residual"), self.update)
             if residual is not None:
                 left["residual"] = residual
-        if not finite:
-            upload, left = {}, {}
-        rate = math.fsum(rates) / len(rates)
-        report = ClientReport(
-            client_id=task.client_id,
-            round_idx=task.round_idx,
-            num_samples=num_samples,
-            num_steps=len(losses),
-            loss=math.fsum(losses) / len(losses),
-            vsr_loss=math.fsum(vsr_losses) / len(vsr_losses),
-            first_loss=losses[0],
-            lr=rate,
-            effective_steps=effective_steps(local, algorithm.config.mu, rates),
-            update_norm=distance(params, begin),
-            upload_bytes=sum(vector.nbytes for vector in upload.values()),
-            finite=finite,
-            train_s=time.perf_counter() - started,
-        )
-        return report, ClientUpdate(upload, left)
+        return ClientUpdate(upload, left), True
+
+    def _gather_first_gradient(
+        self, task: ClientTask, clips: Sequence[Clip], hooks: LocalRound
+    ) -> None:
+        """The mean gradient of the round's batches where the client begins, one more pass."""
+        self._thaw((task.round_idx - 1) * hooks.num_steps)
+        # Gradients add up in float32 even where the network computes in halves; fp16 scales them.
+        scaler = torch.amp.GradScaler(self.device.type, enabled=self.local.precision == "fp16")
+        gathered = hooks.sum("first_gradient")
+        for lq_BTCHW, gt_BTCHW in self._batches(task, clips):
+            self.network.zero_grad(set_to_none=True)
+            loss, _ = self._loss(lq_BTCHW, gt_BTCHW, {})
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            if scaler.is_enabled() and not _finite(hooks.params):
+                # Halves what it scales by, and this batch counts as none.
+                scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
+                continue
+            for total, parameter in zip(gathered, hooks.params, strict=True):
+                if parameter.grad is not None:
+                    total.add_(parameter.grad, alpha=1 / (scaler.get_scale() * hooks.num_steps))
+
+    def _loss(
+        self, lq_BTCHW: Tensor, gt_BTCHW: Tensor, compared: Mapping[str, torch.nn.Module]
+    ) -> tuple[Tensor, Tensor]:
+        """The client's loss, and the network's own part of it."""
+        with autocast(self.device, self.local.precision):
+            sr_BTCHW, features = self._forward(lq_BTCHW, compared)
+        sr_BTCHW = sr_BTCHW.float()
+        vsr_loss = charbonnier(sr_BTCHW, gt_BTCHW, self.spec.charbonnier_eps)
+        batch = Batch(vsr_loss, sr_BTCHW, gt_BTCHW, features)
+        return self.algorithm.local_loss(batch), vsr_loss
+
+    def _thaw(self, step: int) -> None:
+        for parameter in self._slow:
+            parameter.requires_grad_(step >= self.local.freeze_steps)
 
     def _local_round(self, shared: Vectors, state: Vectors, clips: Sequence[Clip]) -> LocalRound:
         def split(vectors: Vectors) -> dict[str, list[Tensor]]:
@@ -309,6 +382,13 @@ def count_steps(local: LocalConfig, clips: Sequence[Clip]) -> int:
     if local.steps is not None:
         return local.steps
     return local.epochs * math.ceil(sum(clip.num_frames for clip in clips) / local.batch_size)
+
+
+def _way_out(local: LocalConfig) -> str:
+    return (
+        f"lower local.lr = {local.lr:g}, or go on without such clients by "
+        "update.reject_nonfinite=true"
+    )
 
 
 def _joined(tensors: Mapping[str, Sequence[Tensor]]) -> Vectors:

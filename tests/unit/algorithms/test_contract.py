@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -12,12 +13,14 @@ import torch
 from fedvsr import algorithms
 from fedvsr.algorithms._base import Batch, FedAvg, LocalRound, start
 from fedvsr.config import ExperimentConfig
+from fedvsr.data.clips import Clip
 from fedvsr.experiment import prepare_data
 from fedvsr.lookup import load, names
 from fedvsr.losses import charbonnier, high_frequency
 from fedvsr.messages import ClientReport, ClientTask, Round
-from fedvsr.params import FloatVector, flatten
+from fedvsr.params import FloatVector, ParamTable, flatten, load_flat
 from fedvsr.training.local import LocalTrainer
+from fedvsr.training.updates import incoming
 
 
 @pytest.fixture(params=names("fedvsr.algorithms"))
@@ -142,3 +145,47 @@ def test_a_round_of_training_is_whole_and_repeats(
     _, two = trainer.train(later, shared, update.state, clips)
     for name, vector in one.upload.items():
         assert vector.tobytes() == two.upload[name].tobytes()
+
+
+def test_a_round_lowers_the_loss(algorithm: FedAvg, small: ExperimentConfig) -> None:
+    """Six clients of one clip each, from a network whose last layer is off by noise."""
+    clips = prepare_data(small, lambda *_: None).train[:6]
+    local = small.local.model_copy(update={"steps": 8, "lr": 2e-3})
+    trainer = LocalTrainer(small.model, algorithm.config, local)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(trainer.network.to_pixels.bias, std=0.05)
+    server = start(algorithm, flatten(trainer.network))
+    shared = {name: server[name] for name in algorithm.broadcast}
+    reports, updates = [], []
+    for i, clip in enumerate(clips):
+        task = ClientTask(client_id=i, round_idx=1, num_rounds=5, seed=i)
+        found, update = trainer.train(task, shared, {}, [clip])
+        reports.append(found)
+        updates.append(update)
+    before = loss_on(trainer, server["params"], clips)
+    if algorithm.personal:
+        after = [
+            loss_on(trainer, u.state["params"], [c]) for u, c in zip(updates, clips, strict=True)
+        ]
+        assert sum(after) / len(after) < before
+        return
+    weights = algorithm.weights(reports, 5)
+    uploads = [{n: incoming(v, server["params"]) for n, v in u.upload.items()} for u in updates]
+    aggregated = algorithm.aggregate(uploads, weights, server)
+    layers = ParamTable.of(trainer.network).layers()
+    moved = algorithm.server_step(server, aggregated.vectors, Round(1, 5, 6, 6, layers))
+    assert loss_on(trainer, moved["params"], clips) < before
+
+
+def loss_on(trainer: LocalTrainer, params: FloatVector, clips: Sequence[Clip]) -> float:
+    """L_VSR over whole clips."""
+    load_flat(trainer.network, params)
+    losses = []
+    for clip in clips:
+        lq, gt = (
+            torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2)[None] / 255
+            for frames in (clip.lq(), clip.gt())
+        )
+        with torch.no_grad():
+            losses.append(charbonnier(trainer.network(lq), gt).item())
+    return sum(losses) / len(losses)

@@ -49,6 +49,24 @@ def test_control_of_sgd_is_option_ii(small: ExperimentConfig) -> None:
     np.testing.assert_array_equal(change, update.state["control"] - c_i)
 
 
+def test_option_i_is_the_gradient_where_the_client_begins(small: ExperimentConfig) -> None:
+    config = sgd(small)
+    x = params_of(config)
+    shared = {"params": x, "control": np.zeros_like(x)}
+    state = {"control": np.full_like(x, 0.1)}
+    update = train(config, scaffold.Config(option=1), shared, state)
+    # With steps too short to move, option II's gradients are all taken where option I's are.
+    still = config.local.model_copy(update={"lr": 1e-12})
+    same = train(config.model_copy(update={"local": still}), scaffold.Config(), shared, state)
+    np.testing.assert_allclose(update.state["control"], same.state["control"], atol=1e-7)
+    change = update.upload["control_change"]
+    np.testing.assert_array_equal(change, update.state["control"] - state["control"])
+    # The steps themselves know nothing of the option.
+    other = train(config, scaffold.Config(option=2), shared, state)
+    np.testing.assert_array_equal(update.upload["params"], other.upload["params"])
+    assert not np.array_equal(update.state["control"], other.state["control"])
+
+
 def test_one_client_alone_is_sgd(small: ExperimentConfig) -> None:
     # With one client c = c_i after every round, and before the first both are zero.
     config, algorithm = sgd(small), scaffold.Algorithm(scaffold.Config())

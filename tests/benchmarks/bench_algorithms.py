@@ -1,0 +1,186 @@
+"""What each algorithm costs beside FedAvg: `make bench-algorithms`, or this file with arguments.
+
+Clients train the demo RVRT by its recipe (4 frames, crops of 128 pixels) on one CPU thread; their
+time is a median over pairs of FedAvg and the method, in turns, so that a machine's drift cancels.
+The server folds vectors as long as the paper's RVRT's; its time is one of pairs too. The detail
+loss is also timed by itself: a share of a step that noise of whole steps cannot hide.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedvsr import algorithms, models
+from fedvsr.algorithms._base import AlgorithmConfig, FedAvg, start
+from fedvsr.config import load_config
+from fedvsr.data.videos import DataConfig, prepare
+from fedvsr.lookup import load, names
+from fedvsr.losses import charbonnier, high_frequency
+from fedvsr.messages import ClientReport, ClientTask, Round, Vectors
+from fedvsr.params import flatten
+from fedvsr.training.local import LocalTrainer, scoped_torch
+from tests.conftest import moving_texture, write_video
+
+TASK = ClientTask(client_id=0, round_idx=1, num_rounds=10, seed=0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--algorithms", default=",".join(names("fedvsr.algorithms")))
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=4, help="local steps of a round")
+    parser.add_argument("--size", type=int, default=12_800_000, help="parameters at the server")
+    parser.add_argument("--clients", type=int, default=5, help="clients a round at the server")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        client = Client(Path(folder), options.steps)
+        step_s, loss_s = client.detail_loss_s()
+        print(
+            f"CPU, one thread; torch {torch.__version__}; median of {options.pairs} pairs; server: "
+            f"{options.clients} clients, {options.size:,} parameters\n\n"
+            f"A step of the demo RVRT takes {1e3 * step_s:.0f} ms, the detail loss with its "
+            f"gradient {1e3 * loss_s:.2f} ms more than none: {loss_s / step_s:.2%}.\n"
+        )
+        columns = ("local step", "(quartiles)", "aggregation", "(quartiles)")
+        sizes = ("down", "up", "client keeps", "server keeps")
+        print("| algorithm | " + " | ".join(columns + sizes) + " |")
+        print("|" + "---|" * (1 + len(columns + sizes)))
+        for name in options.algorithms.split(","):
+            config = load("fedvsr.algorithms", name).Config()
+            algorithm = algorithms.build(config)
+            local = ("as fedavg", "")
+            if differs(algorithm):
+                local = spread(
+                    paired(client.round(load_fedavg()), client.round(config), options.pairs)
+                )
+            server = spread(
+                paired(
+                    Server(load_fedavg(), options).fold, Server(config, options).fold, options.pairs
+                )
+            )
+            cells = (name, *local, *server, *client.sizes(config))
+            print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def load_fedavg() -> AlgorithmConfig:
+    config: AlgorithmConfig = load("fedvsr.algorithms", "fedavg").Config()
+    return config
+
+
+def differs(algorithm: FedAvg) -> bool:
+    """Whether a client computes anything that FedAvg's does not."""
+    return bool(algorithm.corrects_gradients or algorithm.contrasts or algorithm.config.lambda_hifr)
+
+
+class Client:
+    """Local rounds on one synthetic clip."""
+
+    def __init__(self, folder: Path, steps: int) -> None:
+        self.config = load_config("rvrt", ["model.size=demo", "data.videos=[none.mp4]"])
+        self.local = self.config.local.model_copy(update={"steps": steps})
+        write_video(folder / "clip.mp4", moving_texture(num_frames=8, height=144, width=144))
+        data = DataConfig(
+            videos=(str(folder / "clip.mp4"),), clip_frames=4, num_clients=1, cache_dir=str(folder)
+        )
+        self.clips = prepare(data, lambda *_: None).train
+        self.size = flatten(models.build_fresh(self.config.model)).size
+
+    def round(self, config: AlgorithmConfig) -> Callable[[], float]:
+        """One that trains a second round, with the first one's state, and says how long it took."""
+        trainer = LocalTrainer(self.config.model, config, self.local)
+        server = start(trainer.algorithm, flatten(trainer.network))
+        shared = {name: server[name] for name in trainer.algorithm.broadcast}
+        state = trainer.train(TASK, shared, {}, self.clips)[1].state
+        return lambda: trainer.train(TASK, shared, state, self.clips)[0].train_s
+
+    def sizes(self, config: AlgorithmConfig) -> tuple[str, ...]:
+        """What travels and stays, in units of the parameters' bytes, as measured."""
+        local = self.local.model_copy(update={"steps": 1})
+        trainer = LocalTrainer(self.config.model, config, local)
+        server = start(trainer.algorithm, flatten(trainer.network))
+        shared = {name: server[name] for name in trainer.algorithm.broadcast}
+        _, update = trainer.train(TASK, shared, {}, self.clips)
+        kept = {name: vector for name, vector in server.items() if name != "params"}
+        parts = (shared, update.upload, update.state, kept)
+        return tuple(
+            f"{sum(vector.nbytes for vector in part.values()) / (4 * self.size):.3g}x"
+            for part in parts
+        )
+
+    def detail_loss_s(self) -> tuple[float, float]:
+        """Median seconds of a FedAvg step, and of the detail loss with its gradient beyond it."""
+        train = self.round(load_fedavg())
+        step_s = statistics.median(train() / self.local.steps for _ in range(3))
+        crop, frames = self.local.crop, self.local.num_frames
+        sr = torch.rand(1, frames, 3, crop, crop, requires_grad=True)
+        gt = torch.rand(1, frames, 3, crop, crop)
+
+        def timed(weight: float) -> float:
+            began = time.perf_counter()
+            loss = charbonnier(sr, gt)
+            if weight:
+                loss = loss + weight * high_frequency(sr, gt)
+            loss.backward()
+            return time.perf_counter() - began
+
+        with scoped_torch(0, 1):
+            more = [timed(1.0) - timed(0.0) for _ in range(200)]
+        return step_s, statistics.median(more)
+
+
+class Server:
+    """A round's aggregation over uploads in memory."""
+
+    def __init__(self, config: AlgorithmConfig, options: argparse.Namespace) -> None:
+        self.algorithm = algorithms.build(config)
+        random = np.random.default_rng(0)
+        base = random.standard_normal(options.size, np.float32)
+        self.server = start(self.algorithm, base)
+        self.uploads: list[Vectors] = [
+            {name: np.abs(base) + np.float32(0.01 * i) for name in self.algorithm.upload}
+            for i in range(options.clients)
+        ]
+        self.reports = [
+            ClientReport(i, 1, 4 + i, 4, 0.1 + 0.01 * i, 0.1, 0.0, 0.1, 1e-3, 4.0, 1.0)
+            for i in range(options.clients)
+        ]
+        layers = tuple(slice(i, i + 10_000) for i in range(0, options.size, 10_000))
+        self.this = Round(1, 10, 40, options.clients, layers)
+
+    def fold(self) -> float:
+        """Seconds of weighing, folding and the server's step."""
+        began = time.perf_counter()
+        weights = self.algorithm.weights(self.reports, 10)
+        aggregated = self.algorithm.aggregate(iter(self.uploads), weights, self.server)
+        self.algorithm.server_step(self.server, aggregated.vectors, self.this)
+        return time.perf_counter() - began
+
+
+def paired(one: Callable[[], float], other: Callable[[], float], pairs: int) -> list[float]:
+    """Ratios other / one, taken in turns, each pair in the reverse order of the last."""
+    one(), other()
+    ratios = []
+    for i in range(pairs):
+        if i % 2:
+            denominator, numerator = one(), other()
+        else:
+            numerator, denominator = other(), one()
+        ratios.append(numerator / denominator)
+    return ratios
+
+
+def spread(ratios: list[float]) -> tuple[str, str]:
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return f"{middle:.3f}", f"{low:.3f} to {high:.3f}"
+
+
+if __name__ == "__main__":
+    main()
