@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from fedvsr.records import load_results
 from tests.integration.equality import assert_equal_runs
 
 # Enough work per round that a kill lands inside one.
@@ -47,8 +48,8 @@ def kill_after(source: Path, out: Path, num_rounds: int, delay_s: float, *extra:
     )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        tables = list(out.glob("*/rounds.parquet"))
-        if tables and pd.read_parquet(tables[0])["round_idx"].max() >= num_rounds:
+        # The run's own reader opens a file once; pandas does so twice, between which it may change.
+        if out.is_dir() and load_results(out).rounds["round_idx"].max() >= num_rounds:
             break
         time.sleep(0.02)
     time.sleep(delay_s)
