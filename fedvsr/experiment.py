@@ -238,7 +238,7 @@ class _Execution:
             executor=executor,
             config=federation,
             sizes=[sum(clip.num_frames for clip in own) for own in clients.clips],
-            layers=table.layers(),
+            tensors=table.slices(),
             update=config.update,
             seed=config.seed,
             states=states,

@@ -90,5 +90,5 @@ class Round:
     """Registered clients."""
     num_sampled: int
     """Clients that trained in this round."""
-    layers: tuple[slice, ...]
-    """Where in a vector the parameters of each module lie."""
+    tensors: tuple[slice, ...]
+    """Where in a vector each parameter tensor lies."""

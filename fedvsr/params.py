@@ -47,17 +47,10 @@ class ParamTable:
         parts = np.split(vector, ends[:-1])
         return {n: p.reshape(s) for n, p, s in zip(self.names, parts, self.shapes, strict=True)}
 
-    def layers(self) -> tuple[slice, ...]:
-        """Where in a vector the parameters of each module lie, in order."""
+    def slices(self) -> tuple[slice, ...]:
+        """Where in a vector each tensor lies."""
         ends = np.cumsum([math.prod(shape) for shape in self.shapes]).tolist()
-        found = list[slice]()
-        owners = [name.rpartition(".")[0] for name in self.names]
-        for i, (owner, end) in enumerate(zip(owners, ends, strict=True)):
-            if i and owner == owners[i - 1]:
-                found[-1] = slice(found[-1].start, end)
-            else:
-                found.append(slice(ends[i - 1] if i else 0, end))
-        return tuple(found)
+        return tuple(map(slice, [0, *ends[:-1]], ends))
 
     def require_equal(self, other: ParamTable, whose: str) -> None:
         """Check that two tables agree.

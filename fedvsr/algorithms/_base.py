@@ -224,7 +224,11 @@ class FedAvg:
         return self._loss_aware(reports, num_rounds)
 
     def aggregate(
-        self, uploads: Iterable[Vectors], weights: Sequence[float], server: Vectors
+        self,
+        uploads: Iterable[Vectors],
+        weights: Sequence[float],
+        server: Vectors,
+        this: Round,
     ) -> Aggregated:
         """Fold a round's uploads into one, in sampled order.
 

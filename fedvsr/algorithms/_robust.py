@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from fedvsr.algorithms._base import Aggregated, AlgorithmConfig, FedAvg
-from fedvsr.messages import Vectors
+from fedvsr.messages import Round, Vectors
 from fedvsr.params import FloatVector
 
 # Values of each client taken at once: 1 MiB a client.
@@ -26,7 +26,11 @@ class CoordinateWise(FedAvg):
     """Each coordinate of the result depends on the K clients' values there alone."""
 
     def aggregate(
-        self, uploads: Iterable[Vectors], weights: Sequence[float], server: Vectors
+        self,
+        uploads: Iterable[Vectors],
+        weights: Sequence[float],
+        server: Vectors,
+        this: Round,
     ) -> Aggregated:
         """Holds all K vectors where they are, and `CHUNK` values of each in memory of its own."""
         return Aggregated({"params": by_chunk(uploads, self.combine)}, None)

@@ -2,11 +2,12 @@
 
 Federated learning for image super-resolution. What is public is its outline: a detail-assisted
 contrastive loss that aligns features at the client, and at the server a hierarchical, layer-wise
-aggregation with the past global model. The equations below are this program's reading of it.
+aggregation with the past global model. The FedVSR authors' comparison fills in some of the rest.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -19,12 +20,12 @@ from torch import Tensor
 from fedvsr.algorithms._base import Aggregated, AlgorithmConfig, Batch, FedAvg
 from fedvsr.losses import contrast
 from fedvsr.messages import Round, Vectors
-from fedvsr.params import weighted_sums
+from fedvsr.params import FloatVector
 from fedvsr.wavelets import detail_bands
 
 
 class Config(AlgorithmConfig):
-    """FedSR, as read from its outline."""
+    """FedSR, as read from its outline and FedVSR's published comparison with it."""
 
     name: Literal["fedsr"] = "fedsr"
     lambda_con: float = Field(
@@ -33,25 +34,23 @@ class Config(AlgorithmConfig):
         le=100,
         description="Weight of the contrast; for classification, MOON takes 1 and more.",
     )
-    temperature: float = Field(0.5, gt=0, le=100, description="Temperature tau of the contrast.")
-    history: float = Field(
-        0.5, ge=0, le=1, description="Most that the past global network keeps of a layer."
-    )
+    temperature: float = Field(0.07, gt=0, le=100, description="Temperature tau of the contrast.")
 
 
 class Algorithm(FedAvg):
-    """MOON's contrast where there is detail, and layers that keep their past where clients differ.
+    """MOON's contrast where there is detail, and tensors weighed by their likeness to the past.
 
     Loss: as in `moon`, but features are averaged over a frame with the strength of the ground
     truth's detail as weights (the root of the energy of its Haar bands LH, HL and HH, at the
-    features' size), so flat regions, which all networks see alike, hardly count.
+    features' size), so flat regions, which all networks see alike, hardly count. This is our
+    reading of "detail-assisted"; FedVSR's published comparison weighs all pixels alike, and has a
+    head behind that never learns.
 
-    Server: a layer l (the parameters of one module) becomes `(1 - b_l) mean_l + b_l past_l` with
-    `b_l = history * D_l / (D_l + M_l)`, where `D_l^2 = sum_k p_k |w_k - mean|^2` over the layer is
-    how far clients are apart and `M_l = |mean - past|` how far they moved together.
+    Server, as in that comparison: in the first round FedAvg; then client k weighs, in every
+    parameter tensor l, `softmax_k(cos(w_k^l, w_t^l))`, w_t the past global network.
     """
 
-    source = "Yang et al., KBS 2025 (outline only)"
+    source = "Yang et al., KBS 2025 (outline)"
     extra_compute = "two forward passes a step; two more networks in memory"
     client_state = ("params",)
     contrasts = True
@@ -73,26 +72,30 @@ class Algorithm(FedAvg):
         return both
 
     def aggregate(
-        self, uploads: Iterable[Vectors], weights: Sequence[float], server: Vectors
+        self,
+        uploads: Iterable[Vectors],
+        weights: Sequence[float],
+        server: Vectors,
+        this: Round,
     ) -> Aggregated:
-        """The weighted mean, and the weighted mean of squared distances from the past."""
+        """In the first round FedAvg; then each tensor by its likeness to the past."""
+        if this.round_idx == 1:
+            return super().aggregate(uploads, weights, server, this)
         past = server["params"]
-        sets = (
-            {"params": upload["params"], "square": (upload["params"] - past) ** 2}
-            for upload in uploads
-        )
-        return Aggregated(weighted_sums(sets, {"params": weights, "square": weights}), weights)
+        total = np.zeros_like(past)
+        shares = np.zeros(len(this.tensors))
+        for upload in uploads:
+            for i, part in enumerate(this.tensors):
+                # A cosine is at most 1: the softmax needs no maximum taken off.
+                share = math.exp(cosine(upload["params"][part], past[part]))
+                total[part] += np.float32(share) * upload["params"][part]
+                shares[i] += share
+        for part, share in zip(this.tensors, shares, strict=True):
+            total[part] /= np.float32(share)
+        return Aggregated({"params": total}, None)
 
-    def server_step(self, server: Vectors, aggregated: Vectors, this: Round) -> Vectors:
-        """Mix layer by layer."""
-        past, mean = server["params"], aggregated["params"]
-        params = np.empty_like(mean)
-        for layer in this.layers:
-            moved = mean[layer] - past[layer]
-            together = float(np.dot(moved, moved))
-            # Weights sum to 1: the variance is the mean square less the square of the mean.
-            apart = max(0.0, float(aggregated["square"][layer].sum(dtype=np.float64)) - together)
-            total = apart**0.5 + together**0.5
-            kept = self.config.history * apart**0.5 / total if total else 0.0
-            params[layer] = mean[layer] - np.float32(kept) * moved
-        return {**server, "params": params}
+
+def cosine(one: FloatVector, other: FloatVector) -> float:
+    """Cosine similarity of two vectors; 0 where one of them is zero."""
+    norms = float(np.linalg.norm(one)) * float(np.linalg.norm(other))
+    return float(np.dot(one, other)) / norms if norms else 0.0

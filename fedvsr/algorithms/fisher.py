@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedvsr.algorithms._base import Aggregated, AlgorithmConfig, FedAvg, LocalRound
-from fedvsr.messages import Vectors
+from fedvsr.messages import Round, Vectors
 from fedvsr.params import weighted_sums
 
 
@@ -63,7 +63,11 @@ class Algorithm(FedAvg):
         return {"fisher": list(torch._foreach_div(local.sum("square"), float(gathered)))}, {}
 
     def aggregate(
-        self, uploads: Iterable[Vectors], weights: Sequence[float], server: Vectors
+        self,
+        uploads: Iterable[Vectors],
+        weights: Sequence[float],
+        server: Vectors,
+        this: Round,
     ) -> Aggregated:
         """Every parameter has shares of its own, so clients have none."""
         sums = weighted_sums(

@@ -12,7 +12,7 @@ from pydantic import Field
 from fedvsr.algorithms._base import Aggregated, FedAvg
 from fedvsr.algorithms._robust import CHUNK, RobustConfig
 from fedvsr.errors import UserError
-from fedvsr.messages import Vectors
+from fedvsr.messages import Round, Vectors
 from fedvsr.params import FloatVector, weighted_sum
 
 
@@ -42,7 +42,11 @@ class Algorithm(FedAvg):
             )
 
     def aggregate(
-        self, uploads: Iterable[Vectors], weights: Sequence[float], server: Vectors
+        self,
+        uploads: Iterable[Vectors],
+        weights: Sequence[float],
+        server: Vectors,
+        this: Round,
     ) -> Aggregated:
         """The weights that count are 1 / `num_selected` for those selected, in sampled order.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from fedvsr.algorithms._base import Aggregated, AlgorithmConfig, FedAvg
-from fedvsr.messages import Vectors
+from fedvsr.messages import Round, Vectors
 
 
 class Config(AlgorithmConfig):
@@ -29,7 +29,11 @@ class Algorithm(FedAvg):
     personal = True
 
     def aggregate(
-        self, uploads: Iterable[Vectors], weights: Sequence[float], server: Vectors
+        self,
+        uploads: Iterable[Vectors],
+        weights: Sequence[float],
+        server: Vectors,
+        this: Round,
     ) -> Aggregated:
         """Nothing; reading the uploads lets clients remember."""
         for _ in uploads:

@@ -81,7 +81,11 @@ class Algorithm(FedAvg):
         return {"control_change": list(change)}, {"control": control}
 
     def aggregate(
-        self, uploads: Iterable[Vectors], weights: Sequence[float], server: Vectors
+        self,
+        uploads: Iterable[Vectors],
+        weights: Sequence[float],
+        server: Vectors,
+        this: Round,
     ) -> Aggregated:
         """The weighted mean of parameters, and the plain mean of the changes."""
         alike = [1 / len(weights)] * len(weights)

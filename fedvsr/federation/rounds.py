@@ -69,7 +69,7 @@ def run_rounds(
     executor: Executor,
     config: FederationConfig,
     sizes: Sequence[int],
-    layers: tuple[slice, ...],
+    tensors: tuple[slice, ...],
     update: UpdateConfig,
     seed: int,
     states: ClientStates,
@@ -78,7 +78,7 @@ def run_rounds(
 
     A round depends on `state`, what the clients remember, the seed and its index alone, so a run
     that was stopped and goes on from its last state ends in the same bits as one that never did.
-    `sizes` are the frames of each registered client, `layers` the parts of a vector.
+    `sizes` are the frames of each registered client, `tensors` the parts of a vector.
 
     Raises:
         UserError: no client of a round sent a finite update.
@@ -111,6 +111,7 @@ def run_rounds(
                 f"no update of round {round_idx} is finite, of {len(tasks)} clients; lower local.lr"
             )
         reports = [outcome.report for outcome in accepted]
+        this = Round(round_idx, config.num_rounds, len(sizes), len(accepted), tensors)
         aggregated = Aggregated({"params": state.params}, None)
         if accepted:
             weights = algorithm.weights(reports, config.num_rounds)
@@ -118,14 +119,13 @@ def run_rounds(
                 # A cohort that fell short must not make each of its clients count for more.
                 weights = [1 / config.clients_per_round] * len(accepted)
             uploads = _uploads(accepted, state.params, states)
-            aggregated = algorithm.aggregate(uploads, weights, state.server)
+            aggregated = algorithm.aggregate(uploads, weights, state.server, this)
         vectors = aggregated.vectors
         if update.noise_multiplier:
             noisy = add_noise(vectors["params"], update, config.clients_per_round, seed, round_idx)
             vectors = {**vectors, "params": noisy}
         server = state.server
         if accepted or update.noise_multiplier:
-            this = Round(round_idx, config.num_rounds, len(sizes), len(accepted), layers)
             server = algorithm.server_step(server, vectors, this)
         losses = {report.client_id: report.loss for report in reports}
         state = RunState(round_idx, server, {**state.losses, **losses})

@@ -152,14 +152,14 @@ class Server:
             ClientReport(i, 1, 4 + i, 4, 0.1 + 0.01 * i, 0.1, 0.0, 0.1, 1e-3, 4.0, 1.0)
             for i in range(options.clients)
         ]
-        layers = tuple(slice(i, i + 10_000) for i in range(0, options.size, 10_000))
-        self.this = Round(1, 10, 40, options.clients, layers)
+        tensors = tuple(slice(i, i + 10_000) for i in range(0, options.size, 10_000))
+        self.this = Round(2, 10, 40, options.clients, tensors)
 
     def fold(self) -> float:
         """Seconds of weighing, folding and the server's step."""
         began = time.perf_counter()
         weights = self.algorithm.weights(self.reports, 10)
-        aggregated = self.algorithm.aggregate(iter(self.uploads), weights, self.server)
+        aggregated = self.algorithm.aggregate(iter(self.uploads), weights, self.server, self.this)
         self.algorithm.server_step(self.server, aggregated.vectors, self.this)
         return time.perf_counter() - began
 

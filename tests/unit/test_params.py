@@ -30,9 +30,12 @@ def test_round_trip_moves_parameters_and_leaves_buffers() -> None:
     assert views["layer.bias"].base is not None, "views must not copy"
 
 
-def test_a_layer_is_what_one_module_holds() -> None:
-    table = ParamTable(("a.weight", "a.bias", "alone", "b.0.weight"), ((2, 3), (2,), (1,), (4,)))
-    assert table.layers() == (slice(0, 8), slice(8, 9), slice(9, 13))
+def test_slices_are_where_the_views_are() -> None:
+    table = ParamTable(("a.weight", "a.bias", "b"), ((2, 3), (2,), ()))
+    assert table.slices() == (slice(0, 6), slice(6, 8), slice(8, 9))
+    vector = np.arange(9, dtype=np.float32)
+    for part, view in zip(table.slices(), table.views(vector).values(), strict=True):
+        np.testing.assert_array_equal(vector[part], view.reshape(-1))
 
 
 def test_a_vector_is_a_copy() -> None:

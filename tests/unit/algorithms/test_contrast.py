@@ -1,4 +1,4 @@
-"""MOON and FedSR: contrast of features, and FedSR's layers."""
+"""MOON and FedSR: contrast of features, and FedSR's tensors."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_fedsr_looks_where_the_detail_is() -> None:
         **{"global": [[1.0, 0.0], [1.0, 0.0]]},
         previous=[[0.0, 1.0], [0.0, 1.0]],
     )
-    algorithm = fedsr.Algorithm(fedsr.Config(lambda_con=1))
+    algorithm = fedsr.Algorithm(fedsr.Config(lambda_con=1, temperature=0.5))
 
     def pulled(left: float, right: float) -> float:
         """The contrast, with a checkerboard of that contrast in each half of the ground truth."""
@@ -70,19 +70,19 @@ def test_fedsr_looks_where_the_detail_is() -> None:
     assert pulled(0, 0) == pytest.approx(math.log(2), rel=1e-5)
 
 
-def test_fedsr_layers_keep_their_past_where_clients_differ() -> None:
-    # Two clients, alike in weight, from past 0. Layer one: both go to (3, 4): D = 0, so the mean.
-    # Layer two: 6 and 0: mean 3, M = 3, D^2 = (36 + 0) / 2 - 9 = 9, so b = 0.5 * 3 / 6 = 1/4.
+def test_fedsr_weighs_each_tensor_by_its_likeness_to_the_past() -> None:
+    # First tensor, past (1, 0): cosines 1 and 0, so weights e / (1 + e) and 1 / (1 + e). Second
+    # tensor: the past is zero, all are alike.
     algorithm = fedsr.Algorithm(fedsr.Config())
-    server = {"params": np.zeros(3, np.float32)}
-    uploads = [{"params": np.array(w, np.float32)} for w in ([3, 4, 6], [3, 4, 0])]
-    aggregated = algorithm.aggregate(uploads, [0.5, 0.5], server)
-    this = Round(1, 10, 4, 2, (slice(0, 2), slice(2, 3)))
-    after = algorithm.server_step(server, aggregated.vectors, this)
-    np.testing.assert_allclose(after["params"], [3, 4, 0.75 * 3], rtol=1e-6)
-    plain = fedsr.Algorithm(fedsr.Config(history=0))
-    after = plain.server_step(server, aggregated.vectors, this)
-    np.testing.assert_allclose(after["params"], [3, 4, 3], rtol=1e-6)
+    server = {"params": np.array([1, 0, 0], np.float32)}
+    uploads = [{"params": np.array(w, np.float32)} for w in ([3, 0, 6], [0, 4, 0])]
+    later = Round(2, 10, 4, 2, (slice(0, 2), slice(2, 3)))
+    found = algorithm.aggregate(uploads, [0.9, 0.1], server, later).vectors["params"]
+    share = math.e / (1 + math.e)
+    np.testing.assert_allclose(found, [share * 3, (1 - share) * 4, 3], rtol=1e-6)
+    first = dataclasses.replace(later, round_idx=1)
+    found = algorithm.aggregate(uploads, [0.9, 0.1], server, first).vectors["params"]
+    np.testing.assert_allclose(found, [2.7, 0.4, 5.4], rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [moon, fedsr])
@@ -114,7 +114,7 @@ def test_training_is_pulled_to_the_global_network(small: ExperimentConfig, kind:
     plain = train(fedavg.Config(), {})
     np.testing.assert_array_equal(train(kind.Config(), {}), plain)
     np.testing.assert_array_equal(train(kind.Config(lambda_con=0), state), plain)
-    pulled = train(kind.Config(lambda_con=1.0), state)
+    pulled = train(kind.Config(lambda_con=1.0, temperature=0.5), state)
     assert not np.array_equal(pulled, plain)
     assert contrasted(pulled) < 0.9 * contrasted(plain)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedvsr.algorithms.fedavg import Algorithm, Config
-from fedvsr.messages import ClientReport
+from fedvsr.messages import ClientReport, Round
 
 
 def test_weights_and_average_by_hand() -> None:
@@ -15,5 +15,5 @@ def test_weights_and_average_by_hand() -> None:
     assert weights == pytest.approx([0.75, 0.25])
     vectors = [np.array([4, 0], np.float32), np.array([0, 8], np.float32)]
     uploads = [{"params": vector} for vector in vectors]
-    result = algorithm.aggregate(uploads, weights, {"params": vectors[0]})
+    result = algorithm.aggregate(uploads, weights, {"params": vectors[0]}, Round(1, 3, 2, 2, ()))
     np.testing.assert_allclose(result.vectors["params"], [3, 2])

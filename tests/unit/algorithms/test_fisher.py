@@ -6,6 +6,7 @@ import torch
 
 from fedvsr.algorithms._base import LocalRound
 from fedvsr.algorithms.fisher import Algorithm, Config
+from fedvsr.messages import Round
 
 
 def test_the_client_to_whom_a_parameter_matters_sets_it() -> None:
@@ -15,7 +16,9 @@ def test_the_client_to_whom_a_parameter_matters_sets_it() -> None:
         {"params": np.float32([0, 0]), "fisher": np.float32([3, 1])},
         {"params": np.float32([6, 6]), "fisher": np.float32([1, 3])},
     ]
-    result = Algorithm(Config(floor=0.5)).aggregate(uploads, [0.5, 0.5], uploads[0])
+    result = Algorithm(Config(floor=0.5)).aggregate(
+        uploads, [0.5, 0.5], uploads[0], Round(1, 3, 2, 2, ())
+    )
     assert result.vectors["params"] == pytest.approx([2, 4])
     assert result.weights is None
 

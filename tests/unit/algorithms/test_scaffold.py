@@ -16,6 +16,7 @@ from fedvsr.section import NamedSection
 from fedvsr.training.local import LocalTrainer, effective_steps
 
 TASK = ClientTask(client_id=0, round_idx=1, num_rounds=3, seed=5)
+ALONE = Round(1, 3, num_clients=1, num_sampled=1, tensors=())
 
 
 def sgd(config: ExperimentConfig) -> ExperimentConfig:
@@ -75,8 +76,8 @@ def test_one_client_alone_is_sgd(small: ExperimentConfig) -> None:
     for _ in range(2):
         update = train(config, algorithm.config, server, state)
         state = update.state
-        result = algorithm.aggregate([update.upload], [1.0], server).vectors
-        server = algorithm.server_step(server, result, Round(1, 3, 1, 1, ()))
+        result = algorithm.aggregate([update.upload], [1.0], server, ALONE).vectors
+        server = algorithm.server_step(server, result, ALONE)
         plain = train(config, fedavg.Config(), {"params": plain}, {}).upload["params"]
         np.testing.assert_allclose(server["control"], state["control"], atol=1e-7)
         np.testing.assert_allclose(server["params"], plain, atol=1e-6)
@@ -102,9 +103,9 @@ def test_the_server_moves_its_control_by_the_part_that_took_part() -> None:
         {"params": np.float32([2.0]), "control_change": np.float32([0.4])},
         {"params": np.float32([4.0]), "control_change": np.float32([0.8])},
     ]
-    result = algorithm.aggregate(uploads, [0.5, 0.5], server).vectors
+    result = algorithm.aggregate(uploads, [0.5, 0.5], server, ALONE).vectors
     after = algorithm.server_step(
-        server, result, Round(1, 3, num_clients=8, num_sampled=2, layers=())
+        server, result, Round(1, 3, num_clients=8, num_sampled=2, tensors=())
     )
     # x + .5 * (3 - 1) = 2; c + 2 / 8 * .6 = .35.
     assert after["params"] == pytest.approx([2.0])

@@ -14,7 +14,7 @@ from fedvsr.errors import UserError
 from fedvsr.lookup import load
 from fedvsr.messages import ClientReport, Round, Vectors
 
-THIS = Round(round_idx=1, num_rounds=10, num_clients=8, num_sampled=4, layers=())
+THIS = Round(round_idx=1, num_rounds=10, num_clients=8, num_sampled=4, tensors=())
 
 
 def build(name: str, **settings: Any) -> FedAvg:
@@ -75,7 +75,7 @@ def test_fednova() -> None:
     assert weights == pytest.approx([1, 1 / 3])
     # From w = 2 to 3 in one step and to 5 in three: 2 + 1 * 1 + 3 / 3 = 4.
     server = vectors([2.0])[0]
-    result = algorithm.aggregate(vectors([3.0], [5.0]), weights, server)
+    result = algorithm.aggregate(vectors([3.0], [5.0]), weights, server, THIS)
     assert result.vectors["params"] == pytest.approx([4])
 
 
@@ -93,11 +93,11 @@ def test_qffl() -> None:
 def test_median_and_trimmed_mean_shrug_off_a_liar() -> None:
     uploads = vectors([1, 5], [2, 6], [3, 7], [1e9, -1e9])
     server = vectors([0, 0])[0]
-    result = build("fedmedian").aggregate(uploads, [0.25] * 4, server)
+    result = build("fedmedian").aggregate(uploads, [0.25] * 4, server, THIS)
     assert result.vectors["params"].tolist() == [2.5, 5.5]
     assert result.weights is None
     # A quarter of four at either end: (2 + 3) / 2 and (5 + 6) / 2.
-    result = build("trimmed_mean", beta=0.25).aggregate(uploads, [0.25] * 4, server)
+    result = build("trimmed_mean", beta=0.25).aggregate(uploads, [0.25] * 4, server, THIS)
     assert result.vectors["params"].tolist() == [2.5, 5.5]
 
 
@@ -105,13 +105,13 @@ def test_krum_selects_the_closest() -> None:
     # Scores with f = 1 of 5 sum the 2 nearest: of 0, 1, 2, 2.5, 100 they are 5, 2, 1.25, 2.5, big.
     uploads = vectors([0], [1], [2], [2.5], [100])
     server = vectors([0])[0]
-    result = build("krum").aggregate(uploads, [0.2] * 5, server)
+    result = build("krum").aggregate(uploads, [0.2] * 5, server, THIS)
     assert result.vectors["params"].tolist() == [2]
     assert result.weights == [0, 0, 1, 0, 0]
-    result = build("krum", num_selected=2).aggregate(uploads, [0.2] * 5, server)
+    result = build("krum", num_selected=2).aggregate(uploads, [0.2] * 5, server, THIS)
     assert result.vectors["params"].tolist() == [1.5]
     with pytest.raises(UserError, match=r"need at least 5 clients a round, not 4; raise"):
-        build("krum").aggregate(uploads[:4], [0.25] * 4, server)
+        build("krum").aggregate(uploads[:4], [0.25] * 4, server, THIS)
 
 
 def test_a_large_mu_is_remarked_on() -> None:

@@ -72,7 +72,7 @@ def rounds(
             executor=Shuffling(order, broken),
             config=CONFIG,
             sizes=[4] * 10,
-            layers=(),
+            tensors=(),
             update=update,
             seed=7,
             states=ClientStates(),
