@@ -6,25 +6,32 @@ files and a `manifest.json`, which is written last: a folder with a manifest is 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import IO, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from fedvsr.data.degrade import bicubic_downscale, quantise
 from fedvsr.errors import UserError
+from fedvsr.files import replacing
 
 Frames = npt.NDArray[np.uint8]
+Degradation: TypeAlias = Literal["bi", "bd"]
 
 _MANIFEST = "manifest.json"
-_FORMAT = 1
+# 1 has no checksums, and does not say what it was made from.
+_FORMAT, _READABLE = 2, (1, 2)
+# How low-resolution frames are made, float (H, W, 3) to (H / scale, W / scale, 3).
+_REDUCTIONS: dict[str, Callable[..., npt.NDArray[np.floating]]] = {"bi": bicubic_downscale}
 
 
 @dataclass(frozen=True)
@@ -33,12 +40,14 @@ class Clip:
 
     clip_id: str
     label: str
-    """What kind of content it is: here the video it was cut from."""
+    """What kind of content it is: a class, a folder, or the video it was cut from."""
     folder: str
     num_frames: int
     height: int
     width: int
     scale: int
+    sha256: str = ""
+    """Checksum of the ground truth's bytes (see `checksum`); empty in a store of format 1."""
 
     def gt(self) -> Frames:
         """Ground truth, uint8 RGB (T, H, W, 3), memory-mapped and read-only."""
@@ -57,30 +66,106 @@ class Clip:
                 f"clip {self.clip_id} is not at {path}; on a cluster, data.cache_dir must be a "
                 "folder that every node sees"
             ) from None
+        except (OSError, ValueError, EOFError):
+            raise UserError(f"{path} is damaged or not readable; prepare it again") from None
         return frames
+
+
+@dataclass(frozen=True)
+class Store:
+    """A finished store: its clips, and what its manifest says of them all."""
+
+    folder: Path
+    clips: tuple[Clip, ...]
+    format: int
+    source: str = "video"
+    """What it was made from: reds, vid4, kinetics, folder or video."""
+    degradation: str = "bi"
+    """How its low-resolution frames came about."""
+    request: dict[str, Any] = field(default_factory=dict)
+    """The settings it was prepared with; empty where `fedvsr data prepare` did not make it."""
+    notes: tuple[str, ...] = ()
+    """What was changed on the way, e.g. clips that were cropped."""
+    rejected: tuple[dict[str, str], ...] = ()
+    """Videos that others took the place of: label, video, reason."""
+    lq_sha256: dict[str, str] = field(default_factory=dict)
+    """Checksums of the low-resolution frames by clip."""
 
 
 def read_store(folder: Path) -> list[Clip] | None:
     """The clips of a finished store, or None where there is none."""
+    store = open_store(folder)
+    return None if store is None else list(store.clips)
+
+
+def open_store(folder: Path) -> Store | None:
+    """A finished store, or None where there is none.
+
+    Raises:
+        UserError: the manifest is of a format that is not known, or is damaged.
+    """
+    path = folder / _MANIFEST
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
-    except FileNotFoundError:
+        manifest = json.loads(path.read_text())
+        if manifest["format"] not in _READABLE:
+            raise UserError(f"{folder} is of store format {manifest['format']}; delete it")
+        entries: list[dict[str, Any]] = manifest["clips"]
+        known = {f.name for f in fields(Clip)}
+        clips = [
+            Clip(folder=str(folder), **{k: v for k, v in entry.items() if k in known})
+            for entry in entries
+        ]
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    if manifest["format"] != _FORMAT:
-        raise UserError(f"{folder} is of store format {manifest['format']}; delete it")
-    return [Clip(folder=str(folder), **entry) for entry in manifest["clips"]]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is no manifest of a clip store; delete {folder}") from None
+    return Store(
+        folder,
+        tuple(clips),
+        manifest["format"],
+        manifest.get("source", Store.source),
+        manifest.get("degradation", Store.degradation),
+        manifest.get("request", {}),
+        tuple(manifest.get("notes", ())),
+        tuple(manifest.get("rejected", ())),
+        {entry["clip_id"]: entry.get("lq_sha256", "") for entry in entries},
+    )
+
+
+def write_manifest(
+    folder: Path,
+    entries: Iterable[dict[str, Any]],
+    source: str,
+    degradation: str,
+    request: dict[str, Any],
+    notes: Iterable[str] = (),
+    rejected: Iterable[dict[str, str]] = (),
+) -> None:
+    """Make a folder of clips a finished store. `entries` are what `write_clip` returned."""
+    manifest = {
+        "format": _FORMAT,
+        "source": source,
+        "degradation": degradation,
+        "request": request,
+        "notes": list(notes),
+        "rejected": list(rejected),
+        "clips": list(entries),
+    }
+    with replacing(folder / _MANIFEST) as aside:
+        aside.write_text(json.dumps(manifest, indent=1))
 
 
 @contextmanager
-def write_store(folder: Path) -> Iterator[StoreWriter]:
+def write_store(
+    folder: Path, source: str = "video", degradation: Degradation = "bi"
+) -> Iterator[StoreWriter]:
     """Write a store aside and rename it into place; after an error nothing is left behind."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        writer = StoreWriter(aside)
+        writer = StoreWriter(aside, degradation)
         yield writer
-        manifest = {"format": _FORMAT, "clips": writer.entries}
-        (aside / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+        write_manifest(aside, writer.entries, source, degradation, {})
         try:
             aside.rename(folder)
         except OSError:
@@ -94,22 +179,134 @@ def write_store(folder: Path) -> Iterator[StoreWriter]:
 class StoreWriter:
     """Adds clips to a store that is being written."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.entries: list[dict[str, object]] = []
+    def __init__(self, folder: Path, degradation: Degradation = "bi") -> None:
+        self.folder, self.degradation = folder, degradation
+        self.entries: list[dict[str, Any]] = []
 
-    def add(self, clip_id: str, label: str, gt: Frames, scale: int) -> None:
+    def add(
+        self, clip_id: str, label: str, gt: Frames, scale: int, lq: Frames | None = None
+    ) -> None:
         """Add a clip from its ground truth, uint8 RGB (T, H, W, 3), H and W multiples of `scale`.
 
-        The low-resolution frames are MATLAB-compatible bicubic, quantised to uint8 as the field's
-        data sets store them.
+        Without `lq`, uint8 RGB (T, H / scale, W / scale, 3), the low-resolution frames are made by
+        the store's degradation and quantised to uint8, as the field's data sets have them.
+
+        Raises:
+            UserError: `lq` has another number of frames, or another size.
         """
-        lq = np.stack([quantise(bicubic_downscale(f.astype(np.float32) / 255, scale)) for f in gt])
-        np.save(self.folder / f"{clip_id}_gt.npy", gt)
-        np.save(self.folder / f"{clip_id}_lq.npy", lq)
-        num_frames, height, width = gt.shape[:3]
-        clip = Clip(clip_id, label, "", num_frames, height, width, scale)
-        self.entries.append({k: v for k, v in asdict(clip).items() if k != "folder"})
+        if lq is not None and len(lq) != len(gt):
+            raise UserError(
+                f"clip {clip_id} has {len(gt)} frames of ground truth and {len(lq)} of low "
+                "resolution; each needs its own"
+            )
+        pairs = zip(gt, [None] * len(gt) if lq is None else lq, strict=True)
+        self.entries.append(write_clip(self.folder, clip_id, label, pairs, scale, self.degradation))
+
+
+def write_clip(
+    folder: Path,
+    clip_id: str,
+    label: str,
+    pairs: Iterable[tuple[Frames, Frames | None]],
+    scale: int,
+    degradation: Degradation,
+) -> dict[str, Any]:
+    """Write one clip's two files, each aside, frame by frame, then renamed; its manifest entry.
+
+    Args:
+        folder: where they are written.
+        clip_id: the clip's name.
+        label: its label.
+        pairs: ground truth, uint8 RGB (H, W, 3), H and W multiples of `scale`, and the
+            low-resolution frame, uint8 RGB (H / scale, W / scale, 3), or None to make it.
+        scale: the factor between them.
+        degradation: how it is made.
+
+    Raises:
+        UserError: a given low-resolution frame is not of the size that belongs to its ground truth.
+    """
+    with ExitStack() as stack:
+        gt_file, lq_file = (
+            _ArrayFile(stack, stack.enter_context(replacing(folder / f"{clip_id}_{kind}.npy")))
+            for kind in ("gt", "lq")
+        )
+        for gt, given in pairs:
+            height, width = gt.shape[:2]
+            lq = reduce(gt, scale, degradation) if given is None else given
+            if lq.shape != (height // scale, width // scale, 3):
+                raise UserError(
+                    f"clip {clip_id}: frame {gt_file.num_frames} has {width} x {height} pixels and "
+                    f"{lq.shape[1]} x {lq.shape[0]} at low resolution; x{scale} wants "
+                    f"{width // scale} x {height // scale}"
+                )
+            gt_file.append(gt)
+            lq_file.append(lq)
+        shape, sha256 = gt_file.finish()
+        _, lq_sha256 = lq_file.finish()
+    clip = Clip(clip_id, label, "", *shape, scale, sha256)
+    entry = {k: v for k, v in asdict(clip).items() if k != "folder"}
+    return entry | {"lq_sha256": lq_sha256}
+
+
+def reduce(gt: Frames, scale: int, degradation: Degradation) -> Frames:
+    """A ground-truth frame, uint8 RGB (H, W, 3), at low resolution, quantised to uint8.
+
+    Raises:
+        UserError: the degradation cannot be made here.
+    """
+    require_reduction(degradation)
+    return quantise(_REDUCTIONS[degradation](gt.astype(np.float32) / 255, scale))
+
+
+def require_reduction(degradation: Degradation) -> None:
+    """Raise UserError unless low-resolution frames can be made by this degradation."""
+    if degradation not in _REDUCTIONS:
+        raise UserError(
+            f"low-resolution frames of degradation {degradation} are not made here, only "
+            f"{', '.join(_REDUCTIONS)}; give them with the data set"
+        )
+
+
+def checksum(frames: Frames) -> str:
+    """SHA-256 of an array's raw bytes in C order: the same content, the same checksum."""
+    digest = hashlib.sha256()
+    for frame in frames:
+        digest.update(np.ascontiguousarray(frame).data)
+    return digest.hexdigest()
+
+
+class _ArrayFile:
+    """A `.npy` file of uint8 frames, written one by one, as many as may come."""
+
+    def __init__(self, stack: ExitStack, path: Path) -> None:
+        self._file: IO[bytes] = stack.enter_context(path.open("wb"))
+        self._digest = hashlib.sha256()
+        self._shape: tuple[int, ...] = (0, 0, 3)
+        self.num_frames = 0
+
+    def append(self, frame: Frames) -> None:
+        if not self.num_frames:
+            self._shape = frame.shape
+            self._write_header()
+        assert frame.shape == self._shape
+        data = np.ascontiguousarray(frame).data
+        self._digest.update(data)
+        self._file.write(data)
+        self.num_frames += 1
+
+    def finish(self) -> tuple[tuple[int, int, int], str]:
+        """Frames, height and width, and the checksum."""
+        self._write_header()
+        self._file.close()
+        height, width, _ = self._shape
+        return (self.num_frames, height, width), self._digest.hexdigest()
+
+    def _write_header(self) -> None:
+        # NumPy leaves room in the header for the first axis to grow, so the length is the same.
+        shape = (self.num_frames, *self._shape)
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        self._file.seek(0)
+        np.lib.format.write_array_header_1_0(self._file, header)
 
 
 def default_cache_dir() -> Path:

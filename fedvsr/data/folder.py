@@ -1,0 +1,103 @@
+"""Your own clips: a folder of videos and picture folders, each sub-folder of which is a label.
+
+`DIR/<label>/<video>` and `DIR/<label>/<pictures>/*.png`; a video or a folder of pictures that lies
+directly in `DIR` has its own name for a label.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import av
+
+from fedvsr.data.frames import PICTURES, Source, Video, natural
+from fedvsr.data.prepare import num_cores
+from fedvsr.data.recordings import Task, picture_folder
+from fedvsr.errors import UserError
+
+VIDEOS = frozenset(
+    {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"}
+    | {".ogv", ".ts", ".webm", ".wmv", ".y4m"}
+)
+
+
+def recordings(
+    source: Path, *, clip_frames: int | None = None, min_frames: int = 2
+) -> tuple[list[Task], list[str]]:
+    """The clips there are, by label and name, and what there is to note.
+
+    Args:
+        source: the folder.
+        clip_frames: cut each recording into clips of so many frames; None takes it whole.
+        min_frames: refuse a recording that has fewer.
+
+    Raises:
+        UserError: there is no clip, or one cannot be read.
+    """
+    paths, notes = dict[Path, str](), list[str]()
+    for entry in _entries(source):
+        if is_recording(entry):
+            paths[entry] = entry.stem if entry.is_file() else entry.name
+        elif entry.is_dir():
+            inside = [path for path in _entries(entry) if is_recording(path)]
+            paths |= dict.fromkeys(inside, entry.name)
+            if not inside:
+                notes.append(f"{entry} holds neither videos nor folders of pictures; left out")
+        else:
+            notes.append(f"{entry} is no video by its name; left out")
+    if not paths:
+        raise UserError(
+            f"{source} holds neither videos nor folders of pictures, nor has a sub-folder that does"
+        )
+    by_id = defaultdict[str, list[Path]](list)
+    for path in paths:
+        name = path.stem if path.is_file() else path.name
+        by_id[name if path.parent == source else f"{path.parent.name}-{name}"].append(path)
+    for clip_id, same in by_id.items():
+        if len(same) > 1:
+            names = " and ".join(str(path) for path in same)
+            raise UserError(f"{names} would both be the clip {clip_id}; rename one of them")
+
+    def task(item: tuple[str, list[Path]]) -> Task:
+        clip_id, (path,) = item
+        gt: Source = Video.open(path) if path.is_file() else picture_folder(path)
+        num_frames = gt.num_frames or _estimate(path, gt)
+        least = clip_frames or min_frames
+        if gt.num_frames and gt.num_frames < least:
+            raise UserError(
+                f"{path} has {gt.num_frames} of at least {least} frames; remove it, or lower "
+                f"{'--clip-frames' if clip_frames else '--min-frames'}"
+            )
+        return Task(clip_id, paths[path], gt, None, num_frames, min_frames=least, cut=clip_frames)
+
+    with ThreadPoolExecutor(num_cores()) as pool:
+        return list(pool.map(task, by_id.items())), notes
+
+
+def is_recording(path: Path) -> bool:
+    """Whether a path is a video, by its suffix, or a folder that holds pictures."""
+    if path.is_dir():
+        return any(p.suffix.lower() in PICTURES and p.name[0] != "." for p in _entries(path))
+    return path.suffix.lower() in VIDEOS
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    try:
+        inside = sorted(folder.iterdir(), key=lambda path: natural(path.name))
+    except OSError as error:
+        raise UserError(f"{folder} is not a readable folder: {error.strerror}") from None
+    return (path for path in inside if not path.name.startswith("."))
+
+
+def _estimate(path: Path, video: Source) -> int:
+    """Frames of a video whose header does not say, by its duration; 1 where that is unknown too."""
+    assert isinstance(video, Video)
+    try:
+        with av.open(str(path)) as container:
+            seconds = (container.duration or 0) / av.time_base
+    except av.FFmpegError as error:
+        raise UserError(f"{path} is not a readable video: {error.strerror}") from None
+    return max(1, round(seconds * video.rate))

@@ -1,0 +1,131 @@
+"""What is in a clip store: its size and labels, whether it is whole, and how it looks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from fedvsr.data.clips import Clip, Store, checksum, open_store
+from fedvsr.data.prepare import num_cores
+from fedvsr.errors import UserError
+from fedvsr.files import replacing
+
+_MARGIN, _CAPTION = 6, 14
+
+
+def require_store(path: Path) -> Store:
+    """The store at a path.
+
+    Raises:
+        UserError: there is none.
+    """
+    store = open_store(path)
+    if store is None:
+        unfinished = path.resolve().with_name(f".{path.resolve().name}-partial")
+        hint = (
+            f"its preparation is unfinished ({unfinished}), give the command again to go on"
+            if unfinished.is_dir()
+            else "`fedvsr data prepare` makes one"
+        )
+        raise UserError(f"{path} is no clip store; {hint}")
+    return store
+
+
+def num_bytes(clip: Clip) -> int:
+    """Bytes of a clip's samples, both resolutions."""
+    pixels = clip.height * clip.width + (clip.height // clip.scale) * (clip.width // clip.scale)
+    return 3 * clip.num_frames * pixels
+
+
+def fingerprint(store: Store) -> str:
+    """SHA-256 of all clips' names, labels and checksums: two stores of one are the same data."""
+    lines = [
+        f"{clip.clip_id}\t{clip.label}\t{clip.sha256}\t{store.lq_sha256[clip.clip_id]}\n"
+        for clip in store.clips
+    ]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def duplicates(store: Store) -> list[list[str]]:
+    """Names of clips whose ground truths are the same, together."""
+    same = defaultdict[str, list[str]](list)
+    for clip in store.clips:
+        if clip.sha256:
+            same[clip.sha256].append(clip.clip_id)
+    return [names for names in same.values() if len(names) > 1]
+
+
+def verify(store: Store, progress: Callable[[float, int], None] | None = None) -> dict[str, str]:
+    """Read every clip and compare it with its checksums, on all cores; what is wrong, by clip.
+
+    Raises:
+        UserError: the store is of format 1, which has no checksums.
+    """
+    if store.format == 1:
+        raise UserError(f"{store.folder} is of format 1, without checksums; prepare it again")
+    total, done = sum(clip.num_frames for clip in store.clips), 0
+    wrong = dict[str, str]()
+    with ThreadPoolExecutor(num_cores()) as pool:
+        found = pool.map(lambda clip: _fault(clip, store.lq_sha256[clip.clip_id]), store.clips)
+        for clip, fault in zip(store.clips, found, strict=True):
+            done += clip.num_frames
+            if fault:
+                wrong[clip.clip_id] = fault
+            if progress:
+                progress(done, total)
+    return wrong
+
+
+def _fault(clip: Clip, lq_sha256: str) -> str | None:
+    shape = (clip.num_frames, clip.height, clip.width, 3)
+    small = (shape[0], clip.height // clip.scale, clip.width // clip.scale, 3)
+    try:
+        for name, frames, wanted, digest in (
+            ("ground truth", clip.gt(), shape, clip.sha256),
+            ("low resolution", clip.lq(), small, lq_sha256),
+        ):
+            if frames.dtype != np.uint8 or frames.shape != wanted:
+                return f"{name} is {frames.dtype} {frames.shape}, not uint8 {wanted}"
+            if checksum(frames) != digest:
+                return f"{name} differs from its checksum"
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def contact_sheet(store: Store, path: Path, *, max_clips: int = 120, width: int = 1920) -> int:
+    """Write a PNG of the clips' middle frames, names and labels; how many are on it.
+
+    Args:
+        store: the store.
+        path: the PNG, written aside and renamed.
+        max_clips: of more clips, so many are taken, evenly spread.
+        width: of the sheet, in pixels.
+    """
+    count = min(max_clips, len(store.clips))
+    clips = [store.clips[i * len(store.clips) // count] for i in range(count)]
+    columns = max(1, min(count, 8, round((count * 16 / 9) ** 0.5)))
+    cell = width // columns
+    inner = cell - 2 * _MARGIN
+    height = max(1, round(max(inner * clip.height / clip.width for clip in clips)))
+    row = height + _CAPTION + 2 * _MARGIN
+    sheet = Image.new("RGB", (width, -(-count // columns) * row), (24, 24, 24))
+    draw = ImageDraw.Draw(sheet)
+    for index, clip in enumerate(clips):
+        x, y = index % columns * cell + _MARGIN, index // columns * row + _MARGIN
+        frame = Image.fromarray(np.asarray(clip.gt()[clip.num_frames // 2]))
+        frame.thumbnail((inner, height), Image.Resampling.LANCZOS)
+        sheet.paste(frame, (x, y))
+        caption = clip.clip_id if clip.label in clip.clip_id else f"{clip.clip_id}  {clip.label}"
+        while caption and draw.textlength(caption) > inner:
+            caption = caption[:-1]
+        draw.text((x, y + height + 1), caption, fill=(220, 220, 220))
+    with replacing(path) as aside:
+        sheet.save(aside, "PNG")
+    return count

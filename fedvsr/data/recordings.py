@@ -1,0 +1,165 @@
+"""Recordings to make clips of: checked before they are read, and read frame by frame in pairs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice, pairwise, repeat
+from pathlib import Path
+
+from PIL import Image
+
+from fedvsr.data.clips import Frames
+from fedvsr.data.frames import PICTURES, Folder, Source, Video, natural
+from fedvsr.errors import UserError
+
+_NUMBERED = re.compile(r"(.*?)(\d+)(\D*)")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A recording to make a clip of, or several."""
+
+    clip_id: str
+    label: str
+    gt: Source
+    lq: Folder | None
+    """The given low-resolution frames, as many as the ground truth has; None to make them."""
+    num_frames: int
+    """How many frames are expected: a bound with `limit`, else an estimate."""
+    limit: bool = False
+    """Use the first `num_frames` only, and refuse a recording that has fewer."""
+    min_frames: int = 1
+    cut: int | None = None
+    """Cut the recording into clips of so many frames, named `<clip_id>-000`; the rest is left."""
+
+    def num_bytes(self, scale: int) -> int:
+        """Disk that its clips take."""
+        height, width = (n // scale for n in (self.gt.height, self.gt.width))
+        return self.num_frames * height * width * 3 * (scale * scale + 1)
+
+
+def picture_folder(path: Path) -> Folder:
+    """A folder of pictures, none missing in their numbering; only the first one's header is read.
+
+    Raises:
+        UserError: there are none, the first is unreadable, or a number is missing.
+    """
+    try:
+        names = [f for f in path.iterdir() if f.suffix.lower() in PICTURES and f.name[0] != "."]
+    except OSError as error:
+        raise UserError(f"{path} is not a readable folder: {error.strerror}") from None
+    files = tuple(sorted(names, key=lambda file: natural(file.name)))
+    if not files:
+        raise UserError(f"{path} holds no pictures ({', '.join(sorted(PICTURES))})")
+    _require_all_numbers(path, files)
+    try:
+        with Image.open(files[0]) as picture:
+            width, height = picture.size
+            # Of the EXIF orientations, those from 5 on stand on their side.
+            if picture.getexif().get(0x0112, 1) >= 5:
+                width, height = height, width
+    except (OSError, SyntaxError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{files[0]} is not a readable picture: {reason[0]}") from None
+    return Folder(path, files, height, width, Fraction(25))
+
+
+def _require_all_numbers(path: Path, files: tuple[Path, ...]) -> None:
+    parts = [_NUMBERED.fullmatch(file.stem) for file in files]
+    numbers = [int(part[2]) for part in parts if part]
+    around = {(part[1], part[3]) for part in parts if part}
+    if len(numbers) < len(files) or len(around) > 1:
+        return  # names that do not count
+    # Every second frame, say, is a numbering too.
+    step = min((b - a for a, b in pairwise(numbers)), default=1)
+    for (before, after), file in zip(pairwise(numbers), files, strict=False):
+        if step == 0:
+            raise UserError(f"{path} has two pictures of the number {before}; keep one of them")
+        if after - before != step:
+            raise UserError(
+                f"{path}: frame {before + step} is missing after {file.name} (the next is "
+                f"{after}); restore it"
+            )
+
+
+def require_match(gt: Folder, lq: Folder, scale: int) -> None:
+    """Raise UserError unless the low-resolution folder has the pictures and the size for the other.
+
+    Sizes are compared after the ground truth is cropped to multiples of the scale.
+    """
+    if gt.num_frames != lq.num_frames:
+        difference = Counter(f.stem for f in gt.files) - Counter(f.stem for f in lq.files)
+        first = f" ({min(difference)} is only in the first)" if difference else ""
+        raise UserError(
+            f"{gt.path} has {gt.num_frames} frames and {lq.path} has {lq.num_frames}{first}; "
+            "each frame needs its low-resolution one"
+        )
+    if (lq.height, lq.width) != (gt.height // scale, gt.width // scale):
+        raise UserError(
+            f"{lq.path} has {lq.width} x {lq.height} pixels; x{scale} of {gt.path} wants "
+            f"{gt.width // scale} x {gt.height // scale}"
+        )
+
+
+def pairs_of(task: Task, scale: int, notes: list[str]) -> Iterator[tuple[Frames, Frames | None]]:
+    """A task's frames, cropped to multiples of the scale, and the low-resolution ones or None.
+
+    Both are uint8 RGB. What was changed is added to the notes.
+
+    Raises:
+        UserError: a frame cannot be read, or is not as large as the first.
+    """
+    gt = task.gt
+    height, width = (n - n % scale for n in (gt.height, gt.width))
+    if not height or not width:
+        raise UserError(f"{gt.path} is {gt.width} x {gt.height} pixels, below x{scale}; remove it")
+    if (height, width) != (gt.height, gt.width):
+        notes.append(f"{gt.path}: {gt.width} x {gt.height} is cropped to {width} x {height}")
+    if isinstance(gt, Folder):
+        notes += _modes(gt)
+    times = list[int]()
+    given = repeat(None) if task.lq is None else (rgb for rgb, _ in task.lq.frames())
+    limit = task.num_frames if task.limit else None
+    for (rgb, time), lq in zip(islice(gt.frames(), limit), given, strict=False):
+        times.append(time)
+        yield rgb[:height, :width], lq
+    steps = [after - before for before, after in pairwise(times)]
+    # A clock that does not divide the frame time makes steps that differ by one.
+    if isinstance(gt, Video) and steps and max(steps) - min(steps) > 1 + min(steps) // 10:
+        notes.append(f"{gt.path}: its frame rate varies; frames are taken one by one as they are")
+
+
+def _modes(folder: Folder) -> Iterator[str]:
+    modes = set[str]()
+    for file in folder.files:
+        # Where it cannot be read, reading its frame says so.
+        with suppress(OSError, SyntaxError), Image.open(file) as picture:
+            modes.add(picture.mode)
+    if modes & {"1", "L", "LA"}:
+        yield f"{folder.path}: grey pictures are made RGB"
+    if modes & {"LA", "RGBA", "PA", "La", "RGBa"}:
+        yield f"{folder.path}: transparency is dropped"
+
+
+def fingerprint(task: Task) -> str:
+    """Changes with the task and with its files."""
+    files = [*_files(task.gt), *(_files(task.lq) if task.lq else ())]
+    stats = [(str(file), *_stat(file)) for file in files]
+    how = (task.label, task.limit and task.num_frames, task.min_frames, task.cut)
+    return hashlib.sha256(json.dumps([how, stats]).encode()).hexdigest()
+
+
+def _stat(file: Path) -> tuple[int, int]:
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _files(source: Source) -> tuple[Path, ...]:
+    return source.files if isinstance(source, Folder) else (source.path,)

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedvsr.data.clips import Clip, checksum, open_store, read_store, write_clip, write_store
+from fedvsr.errors import UserError
+from tests.unit.data.trees import reduced, texture
+
+
+def test_a_store_says_what_it_holds(tmp_path: Path) -> None:
+    gt = texture(0)
+    with write_store(tmp_path / "s") as writer:
+        writer.add("a", "grass", gt, 4)
+        writer.add("b", "grass", gt, 4, reduced(gt) // 2)
+    store = open_store(tmp_path / "s")
+    assert store is not None
+    assert (store.format, store.source, store.degradation) == (2, "video", "bi")
+    a, b = store.clips
+    assert a == Clip("a", "grass", str(tmp_path / "s"), 3, 16, 24, 4, a.sha256)
+    assert a.sha256 == b.sha256 == hashlib.sha256(gt.tobytes()).hexdigest() == checksum(a.gt())
+    np.testing.assert_array_equal(a.lq(), reduced(gt))
+    np.testing.assert_array_equal(b.lq(), reduced(gt) // 2)
+    assert store.lq_sha256["b"] == hashlib.sha256((reduced(gt) // 2).tobytes()).hexdigest()
+    assert isinstance(a.gt(), np.memmap)
+    assert read_store(tmp_path / "s") == [a, b]
+
+
+def test_files_are_what_numpy_writes(tmp_path: Path) -> None:
+    # 10 frames: the header that is written first, for none, has fewer digits.
+    gt = texture(1, 10)
+    write_clip(tmp_path, "a", "", ((frame, None) for frame in gt), 4, "bi")
+    np.save(tmp_path / "numpy.npy", gt)
+    assert (tmp_path / "a_gt.npy").read_bytes() == (tmp_path / "numpy.npy").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a_gt.npy", "a_lq.npy", "numpy.npy"]
+
+
+def test_format_1_is_read(tmp_path: Path) -> None:
+    np.save(tmp_path / "a_gt.npy", texture(0))
+    entry = {"clip_id": "a", "label": "v", "num_frames": 3, "height": 16, "width": 24, "scale": 4}
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": 1, "clips": [entry]}))
+    (clip,) = read_store(tmp_path) or []
+    assert clip.sha256 == ""
+    assert clip.gt().shape == (3, 16, 24, 3)
+
+
+def test_stores_that_are_none(tmp_path: Path) -> None:
+    assert read_store(tmp_path) is None
+    path = tmp_path / "manifest.json"
+    path.write_text('{"format": 3, "clips": []}')
+    with pytest.raises(UserError, match="of store format 3; delete it"):
+        read_store(tmp_path)
+    for damaged in ('{"format": 2', "[]", '{"format": 2}', '{"format": 2, "clips": [{}]}'):
+        path.write_text(damaged)
+        with pytest.raises(UserError, match=r"manifest\.json is no manifest of a clip store"):
+            read_store(tmp_path)
+
+
+def test_given_frames_must_fit(tmp_path: Path) -> None:
+    gt = texture(0)
+    with (
+        pytest.raises(UserError, match="3 frames of ground truth and 2 of low resolution"),
+        write_store(tmp_path / "s") as writer,
+    ):
+        writer.add("a", "", gt, 4, reduced(gt)[:2])
+    with (
+        pytest.raises(UserError, match=r"24 x 16 pixels and 12 x 8 at low.*x4 wants 6 x 4"),
+        write_store(tmp_path / "s") as writer,
+    ):
+        writer.add("a", "", gt, 4, reduced(gt, 2))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    with write_store(tmp_path / "s") as writer:
+        writer.add("a", "", texture(0), 4)
+    (clip,) = read_store(tmp_path / "s") or []
+    path = tmp_path / "s" / "a_gt.npy"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"a_gt\.npy is damaged"):
+        clip.gt()
