@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fedvsr.config import ExperimentConfig
-    from fedvsr.data.videos import Split
+    from fedvsr.data.split import Split
     from fedvsr.experiment import Event, Run
 
 # Modules that load torch or Ray are imported by the commands that need them: `--help` stays quick.

@@ -13,7 +13,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from fedvsr.algorithms import build
-from fedvsr.data.videos import DataConfig
+from fedvsr.data.split import DataConfig
 from fedvsr.errors import UserError
 from fedvsr.federation.cluster import ClusterConfig
 from fedvsr.federation.privacy import require_private
@@ -61,7 +61,7 @@ class ExperimentConfig(Section):
     )
     description: str = Field("", description="One line on what the experiment is for.")
     seed: int = Field(0, ge=0, lt=2**63, description="Root of every random draw.")
-    data: DataConfig = Field(description="Videos, clips and clients.")
+    data: DataConfig = Field(description="Clips, and the clients that hold them.")
     model: ModelConfig = Field(description="The network.")
     algorithm: AlgorithmConfig = Field(description="The federated algorithm.")
     federation: FederationConfig = Field(FederationConfig(), description="Rounds and sampling.")
@@ -108,7 +108,8 @@ class ExperimentConfig(Section):
         algorithm.require_cohort(cohort)
         require_private(algorithm, self.federation, self.update, num_clients)
         require_features(self.model, self.algorithm)
-        require_sample(self.model, self.local, self.data.scale, self.data.clip_frames)
+        frames = self.data.clip_frames if self.data.videos else None
+        require_sample(self.model, self.local, self.data.scale, frames)
 
     def config_hash(self) -> str:
         """Of every setting that can change a number: placement, saving and names are left out."""

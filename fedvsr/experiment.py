@@ -19,8 +19,8 @@ from PIL import Image
 from fedvsr import __version__, algorithms, models
 from fedvsr.algorithms._base import start
 from fedvsr.config import ExperimentConfig
-from fedvsr.data.partition import deal
-from fedvsr.data.videos import Progress, Split, prepare
+from fedvsr.data.split import Split, prepare
+from fedvsr.data.videos import Progress
 from fedvsr.environment import git_commit, versions
 from fedvsr.errors import UserError
 from fedvsr.federation.client_states import ClientStates
@@ -138,9 +138,9 @@ def prepare_data(config: ExperimentConfig, progress: Progress) -> Split:
     """Cut the videos, or find them cut, and check that the crop fits.
 
     Raises:
-        UserError: see `fedvsr.data.videos.prepare` and `require_room`.
+        UserError: see `fedvsr.data.split.prepare` and `require_room`.
     """
-    split = prepare(config.data, progress)
+    split = prepare(config.data, config.seed, progress)
     require_room(split.train, config.local)
     return split
 
@@ -182,7 +182,7 @@ class _Execution:
             config.model,
             config.algorithm,
             config.local,
-            deal(split.train, config.data.num_clients, config.seed),
+            split.clients,
             config.update,
         )
         if self.algorithm.pooled:
@@ -197,6 +197,7 @@ class _Execution:
             "seed": config.seed,
             "fedvsr_version": __version__,
             "git_commit": git_commit(),
+            "num_overlap": len(split.overlap),
         }
         self.records = RunRecords(run.folder, identity)
         before = read_run(run.folder)
@@ -220,6 +221,7 @@ class _Execution:
         executor = self.make_executor(clients)
         self.executor_name = executor.name
         self.write_run("running")
+        self.records.write_partition(_partition_rows(self.split))
         yield RunStarted(
             self.run.run_id,
             state.round_idx,
@@ -227,7 +229,7 @@ class _Execution:
             self.num_params,
             len(clients.clips),
             self.evaluator.device_name,
-            _notes(config) if saved is None else (),
+            _notes(config, self.split) if saved is None else (),
         )
         if not saved:
             yield self._record(state)
@@ -386,8 +388,13 @@ class _Execution:
         self.write_run("finished")
 
 
-def _notes(config: ExperimentConfig) -> tuple[str, ...]:
+def _notes(config: ExperimentConfig, split: Split) -> tuple[str, ...]:
     notes: tuple[str, ...] = config.algorithm.notes()
+    if split.overlap:
+        notes += (
+            f"clients train on {len(split.overlap)} of the test clips: their scores say nothing "
+            "of other videos",
+        )
     if config.update.noise_multiplier:
         num_clients = config.data.num_clients
         spent = epsilon(config.update, config.federation, num_clients, config.federation.num_rounds)
@@ -405,6 +412,22 @@ def _notes(config: ExperimentConfig) -> tuple[str, ...]:
             "set it to 0 without them"
         )
     return (note, *notes)
+
+
+def _partition_rows(split: Split) -> list[Row]:
+    return [
+        {
+            "client_id": client_id,
+            "clip_id": clip.clip_id,
+            "label": clip.label,
+            "num_frames": clip.num_frames,
+            "height": clip.height,
+            "width": clip.width,
+            "sha256": clip.sha256 or None,
+        }
+        for client_id, own in enumerate(split.clients)
+        for clip in own
+    ]
 
 
 def _client_rows(finished: RoundFinished) -> list[Row]:

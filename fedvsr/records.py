@@ -4,6 +4,7 @@
     <run>/rounds.parquet       a row per round; round 0 is the network before training
     <run>/clients.parquet      a row per round and sampled client
     <run>/evaluations.parquet  a row per evaluated round and test clip
+    <run>/partition.parquet    a row per clip that a client trains on
 
 Columns named `*_s` are wall seconds and `attempts` counts restarts; every other column is the same,
 bit for bit, for the same configuration and seed on the same kind of machine.
@@ -39,6 +40,7 @@ _IDENTITY = [
     _field("seed", pa.int64(), "Root of every random draw."),
     _field("fedvsr_version", pa.string(), "Version of the program."),
     _field("git_commit", pa.string(), "Commit of its source tree; null for an installed wheel."),
+    _field("num_overlap", pa.int64(), "Test clips that are also trained on; should be 0.", "1"),
 ]
 _ROUND = _field("round_idx", pa.int64(), "Round, from 1; 0 is before any training.")
 
@@ -116,6 +118,15 @@ SCHEMAS: dict[str, pa.Schema] = {
         _field("bicubic_ssim", pa.float64(), "Bicubic enlargement of the same frames.", "1"),
         _field("bicubic_lpips", pa.float64(), "Bicubic enlargement of the same frames.", "1"),
     ),
+    "partition": _schema(
+        _field("client_id", pa.int64(), "The client, from 0."),
+        _field("clip_id", pa.string(), "A clip that it holds."),
+        _field("label", pa.string(), "What kind of content it is."),
+        _field("num_frames", pa.int64(), "Frames.", "1"),
+        _field("height", pa.int64(), "Of the ground truth.", "px"),
+        _field("width", pa.int64(), "Of the ground truth.", "px"),
+        _field("sha256", pa.string(), "Of the ground truth's pixels; null for an old store."),
+    ),
 }
 # The table that `fedvsr evaluate --out` writes: of no run, so it stands apart.
 SCORES = pa.schema(
@@ -125,7 +136,7 @@ SCORES = pa.schema(
         _field("scale", pa.int64(), "Enlargement of height and width.", "1"),
         _field("device", pa.string(), "What computed."),
         _field("precision", pa.string(), "fp32, bf16 or fp16."),
-        *(_IDENTITY[3:]),
+        *(_IDENTITY[3:5]),
         *(f for f in list(SCHEMAS["evaluations"])[len(_IDENTITY) + 2 :]),
     ],
     metadata={"schema_version": str(SCHEMA_VERSION)},
@@ -144,6 +155,10 @@ class RunRecords:
     def write_run(self, row: Row) -> None:
         """Replace the run's own row."""
         self._write("runs", self._table("runs", [row]))
+
+    def write_partition(self, rows: Sequence[Row]) -> None:
+        """Write which client holds which clip."""
+        self._write("partition", self._table("partition", rows))
 
     def write_round(self, round_idx: int, rows: Mapping[str, Sequence[Row]]) -> None:
         """Add a round's rows, by table; a round written before is replaced.
@@ -199,7 +214,7 @@ class Results(dict[str, pd.DataFrame]):
 
 
 def load_results(folder: str | Path = "results") -> Results:
-    """All runs at or below a folder as pandas tables: `runs`, `rounds`, `clients`, `evaluations`.
+    """All runs at or below a folder as pandas tables by name (`SCHEMAS`), e.g. `results.rounds`.
 
     Rows of all runs stand in one table each; `run_id` joins them.
 

@@ -13,8 +13,8 @@ import torch
 from fedvsr.data.clips import Clip, Frames
 from fedvsr.data.degrade import bicubic_downscale, quantise
 from fedvsr.data.frames import Source, clips_in, open_clip
+from fedvsr.data.split import prepare
 from fedvsr.data.videos import Progress as VideoProgress
-from fedvsr.data.videos import prepare
 from fedvsr.errors import UserError
 from fedvsr.trained import Trained
 from fedvsr.training.evaluate import ClipScore, EvaluationConfig, score_clip, scored_frames
@@ -89,7 +89,7 @@ def held_out(
     config = trained.config.evaluation
     if max_frames is not None:
         config = config.model_copy(update={"max_frames": max_frames})
-    split = prepare(trained.config.data, progress)
+    split = prepare(trained.config.data, trained.config.seed, progress)
     return [_stored(clip, config) for clip in split.test], config
 
 

@@ -1,17 +1,161 @@
-"""How clips are dealt to clients."""
+"""How clips are dealt to clients. Client i holds the i-th tuple; every clip goes to one at most."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
-from fedvsr.data.clips import Clip
+import numpy as np
+import numpy.typing as npt
+
+from fedvsr.data.clips import Clip, Frames
+from fedvsr.errors import UserError
 from fedvsr.seeding import generator
 
+Partition = Literal["less", "more", "dirichlet", "quantity", "motion", "texture"]
 
-def deal(clips: Sequence[Clip], num_clients: int, seed: int) -> list[tuple[Clip, ...]]:
-    """Deal clips to clients at random, one at a time: the paper's "less heterogeneous" setting.
+# Pairs of frames of a clip that its statistics are taken from, spread over it.
+_PAIRS = 8
 
-    Counts differ by one at most. Client i holds the i-th tuple.
+
+def deal(
+    clips: Sequence[Clip],
+    num_clients: int,
+    seed: int,
+    partition: Partition = "less",
+    *,
+    alpha: float = 0.5,
+    clips_per_client: int | None = None,
+) -> list[tuple[Clip, ...]]:
+    """Deal clips to clients.
+
+    Args:
+        clips: those to deal, of distinct ids.
+        num_clients: clients, each of which gets a clip at least.
+        seed: of every draw.
+        partition: `less`: at random, counts differ by one at most (the paper's less heterogeneous
+            setting). `more`: one label a client (its more heterogeneous one), or as many as it
+            takes to deal all labels out. `dirichlet`: each label's clips by shares drawn from
+            Dirichlet(alpha) over clients (Hsu et al. 2019). `quantity`: at random, with shares of
+            all clips from Dirichlet(alpha). `motion`, `texture`: neighbours in the clips' strength
+            of motion or texture together, from the least (client 0) to the most.
+        alpha: of Dirichlet; smaller is more skewed.
+        clips_per_client: keep so many of each client's, drawn at random; None keeps all.
+
+    Raises:
+        UserError: there are too few clips or labels.
     """
-    order = generator(seed, "partition").permutation(len(clips))
-    return [tuple(clips[j] for j in order[i::num_clients]) for i in range(num_clients)]
+    if len(clips) < num_clients:
+        raise UserError(
+            f"data.num_clients = {num_clients}, but there are only {len(clips)} training clips; "
+            "lower it, or give more clips"
+        )
+    rng = generator(seed, "partition")
+    if partition == "less":
+        shares = _round_robin(rng.permutation(len(clips)), num_clients)
+    elif partition == "more":
+        shares = _by_label(clips, num_clients, rng)
+    elif partition == "dirichlet":
+        shares = _dirichlet(clips, num_clients, alpha, rng)
+    elif partition == "quantity":
+        sizes = _sizes(len(clips), rng.dirichlet([alpha] * num_clients))
+        shares = _split(rng.permutation(len(clips)), _at_least_one(sizes))
+    else:
+        statistic = texture if partition == "texture" else motion
+        order = np.argsort([statistic(clip) for clip in clips], kind="stable")
+        shares = _split(order, [len(part) for part in np.array_split(order, num_clients)])
+    if clips_per_client is not None:
+        shares = [_keep(share, clips_per_client, i, seed) for i, share in enumerate(shares)]
+    return [tuple(clips[j] for j in share) for share in shares]
+
+
+def motion(clip: Clip) -> float:
+    """Mean absolute change of low-resolution luma from one frame to the next, 0 to 255."""
+    frames = _luma(clip)
+    return float(np.abs(np.diff(frames, axis=1)).mean()) if frames.shape[1] > 1 else 0.0
+
+
+def texture(clip: Clip) -> float:
+    """Mean absolute difference of neighbouring pixels of low-resolution luma, 0 to 255."""
+    frames = _luma(clip)[:, 0]
+    across, down = (np.abs(np.diff(frames, axis=axis)) for axis in (-1, -2))
+    return float(across.mean() + down.mean()) / 2
+
+
+def _luma(clip: Clip) -> npt.NDArray[np.float32]:
+    """Pairs of neighbouring frames `(pairs, 2, H, W)`, or single ones of a clip of one frame."""
+    lq = clip.lq()
+    last = max(clip.num_frames - 2, 0)
+    starts = sorted(set(np.linspace(0, last, _PAIRS).astype(int).tolist()))
+    pairs: list[Frames] = [np.asarray(lq[start : start + 2]) for start in starts]
+    rgb = np.stack(pairs).astype(np.float32)
+    # BT.601.
+    luma: npt.NDArray[np.float32] = rgb @ np.array([0.299, 0.587, 0.114], np.float32)
+    return luma
+
+
+def _round_robin(order: npt.NDArray[np.int64], num_clients: int) -> list[list[int]]:
+    return [order[i::num_clients].tolist() for i in range(num_clients)]
+
+
+def _by_label(clips: Sequence[Clip], num_clients: int, rng: np.random.Generator) -> list[list[int]]:
+    labels = sorted({clip.label for clip in clips})
+    if len(labels) < num_clients:
+        raise UserError(
+            f"data.partition = more gives every client a label of its own, and there are "
+            f"{len(labels)} labels for data.num_clients = {num_clients}; lower it to {len(labels)}"
+        )
+    owner = {labels[j]: i % num_clients for i, j in enumerate(rng.permutation(len(labels)))}
+    shares: list[list[int]] = [[] for _ in range(num_clients)]
+    for j, clip in enumerate(clips):
+        shares[owner[clip.label]].append(j)
+    return shares
+
+
+def _dirichlet(
+    clips: Sequence[Clip], num_clients: int, alpha: float, rng: np.random.Generator
+) -> list[list[int]]:
+    shares: list[list[int]] = [[] for _ in range(num_clients)]
+    for label in sorted({clip.label for clip in clips}):
+        own = rng.permutation([j for j, clip in enumerate(clips) if clip.label == label])
+        parts = _split(own, _sizes(len(own), rng.dirichlet([alpha] * num_clients)))
+        for share, part in zip(shares, parts, strict=True):
+            share += part
+    # A client without clips cannot train: it gets one of whoever has most.
+    for share in shares:
+        if not share:
+            richest = max(shares, key=len)
+            share.append(richest.pop())
+    return shares
+
+
+def _sizes(total: int, parts: npt.NDArray[np.float64]) -> list[int]:
+    """Whole numbers that add up to `total`, near its `parts` (largest remainders)."""
+    exact = total * parts
+    sizes = np.floor(exact).astype(int)
+    most = np.argsort(sizes - exact, kind="stable")[: total - sizes.sum()]
+    sizes[most] += 1
+    found: list[int] = sizes.tolist()
+    return found
+
+
+def _at_least_one(sizes: list[int]) -> list[int]:
+    while 0 in sizes:
+        sizes[sizes.index(max(sizes))] -= 1
+        sizes[sizes.index(0)] += 1
+    return sizes
+
+
+def _split(order: npt.NDArray[np.int64], sizes: Sequence[int]) -> list[list[int]]:
+    ends = np.cumsum(sizes)[:-1]
+    return [part.tolist() for part in np.split(order, ends)]
+
+
+def _keep(share: list[int], count: int, client_id: int, seed: int) -> list[int]:
+    if len(share) < count:
+        raise UserError(
+            f"data.clips_per_client = {count}, but client {client_id} gets only {len(share)}; "
+            "lower it, or give more clips"
+        )
+    drawn = generator(seed, "partition", client_id).permutation(len(share))[:count]
+    return [share[i] for i in sorted(drawn.tolist())]

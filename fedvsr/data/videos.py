@@ -1,4 +1,4 @@
-"""Videos as data: cut into clips once, kept in a clip store, split into training and test clips."""
+"""Videos as data: cut into clips once, kept in a clip store."""
 
 from __future__ import annotations
 
@@ -6,77 +6,18 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import numpy as np
-from pydantic import Field
 
-from fedvsr.data.clips import Clip, Frames, default_cache_dir, read_store, write_store
+from fedvsr.data.clips import Clip, Frames, read_store, write_store
 from fedvsr.errors import UserError
-from fedvsr.section import Section
 
 _PACKAGE = "package:"
 
 # Called with the video's name, clips done and clips in all.
 Progress = Callable[[str, int, int], None]
-
-
-class DataConfig(Section):
-    """Which videos, how they are cut, and how many clients they are dealt to."""
-
-    videos: list[str] = Field(
-        min_length=1,
-        description="Video files; `package:NAME/FILE` is a file inside an installed package.",
-    )
-    scale: int = Field(4, ge=2, le=8, description="Bicubic reduction of the training input.")
-    clip_frames: int = Field(11, ge=1, le=1000, description="Frames of a clip; no frame is in two.")
-    max_clips_per_video: int | None = Field(
-        None, ge=1, description="Cut no more clips than this from a video (default: all)."
-    )
-    test_clips_per_video: int = Field(
-        1, ge=1, description="The last clips of each video, held out for evaluation."
-    )
-    num_clients: int = Field(8, ge=1, le=1_000_000, description="Clients the rest is dealt to.")
-    cache_dir: str | None = Field(
-        None, description="Where cut clips are kept (default: ~/.cache/fedvsr)."
-    )
-
-
-@dataclass(frozen=True)
-class Split:
-    """Training and test clips. No frame is in both."""
-
-    train: tuple[Clip, ...]
-    test: tuple[Clip, ...]
-
-
-def prepare(config: DataConfig, progress: Progress) -> Split:
-    """Cut the videos into clips, unless the store has them, and split them.
-
-    Raises:
-        UserError: a video is missing, unreadable or truncated, or there are too few clips.
-    """
-    cache = Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir()
-    train, test = list[Clip](), list[Clip]()
-    for name in config.videos:
-        path = resolve(name)
-        clips = _clips_of(path, config, cache, progress)
-        held_out = config.test_clips_per_video
-        if len(clips) <= held_out:
-            raise UserError(
-                f"{path} gives {len(clips)} clips of {config.clip_frames} frames, of which "
-                f"{held_out} would be held out; lower data.clip_frames"
-            )
-        train += clips[:-held_out]
-        test += clips[-held_out:]
-    if len(train) < config.num_clients:
-        raise UserError(
-            f"data.num_clients = {config.num_clients}, but there are only {len(train)} training "
-            "clips; lower it, or lower data.clip_frames"
-        )
-    return Split(tuple(train), tuple(test))
 
 
 def resolve(name: str) -> Path:
@@ -102,14 +43,29 @@ def resolve(name: str) -> Path:
     return path
 
 
-def _clips_of(path: Path, config: DataConfig, cache: Path, progress: Progress) -> list[Clip]:
+def clips_of(
+    path: Path, clip_frames: int, scale: int, max_clips: int | None, cache: Path, progress: Progress
+) -> list[Clip]:
+    """The clips of a video, cut unless the store has them.
+
+    Args:
+        path: the video.
+        clip_frames: frames of a clip; no frame is in two.
+        scale: reduction of height and width.
+        max_clips: cut no more than so many; None: all.
+        cache: the folder of stores.
+        progress: is told of clips as they are cut.
+
+    Raises:
+        UserError: the video is unreadable, truncated, or too short.
+    """
     # The content and all that shapes the clips name the store, so a changed video is cut anew.
-    cut = [config.clip_frames, config.scale, config.max_clips_per_video]
+    cut = [clip_frames, scale, max_clips]
     key = hashlib.sha256(json.dumps([_sha256(path), *cut]).encode()).hexdigest()[:16]
     folder = cache / f"{path.stem}-{key}"
     clips = read_store(folder)
     if clips is None:
-        _cut(path, folder, config, progress)
+        _cut(path, folder, clip_frames, scale, max_clips, progress)
         clips = read_store(folder)
         assert clips is not None
     return clips
@@ -123,26 +79,32 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _cut(path: Path, folder: Path, config: DataConfig, progress: Progress) -> None:
+def _cut(
+    path: Path,
+    folder: Path,
+    clip_frames: int,
+    scale: int,
+    max_clips: int | None,
+    progress: Progress,
+) -> None:
     with write_store(folder) as store:
         pending = list[Frames]()
-        limit = config.max_clips_per_video
-        total = max(1, count_frames(path) // config.clip_frames)
-        total = total if limit is None else min(total, limit)
+        total = max(1, count_frames(path) // clip_frames)
+        total = total if max_clips is None else min(total, max_clips)
         for frame in decode(path):
-            height, width = (n - n % config.scale for n in frame.shape[:2])
+            height, width = (n - n % scale for n in frame.shape[:2])
             pending.append(frame[:height, :width])
-            if len(pending) == config.clip_frames:
+            if len(pending) == clip_frames:
                 clip_id = f"{path.stem}-{len(store.entries):03d}"
-                store.add(clip_id, path.stem, np.stack(pending), config.scale)
+                store.add(clip_id, path.stem, np.stack(pending), scale)
                 pending.clear()
                 progress(path.name, len(store.entries), total)
-                if len(store.entries) == limit:
+                if len(store.entries) == max_clips:
                     break
         if not store.entries:
             raise UserError(
                 f"{path} has only {len(pending)} frames, fewer than data.clip_frames = "
-                f"{config.clip_frames}"
+                f"{clip_frames}"
             )
 
 

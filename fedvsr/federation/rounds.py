@@ -129,21 +129,26 @@ def run_rounds(
             server = algorithm.server_step(server, vectors, this)
         losses = {report.client_id: report.loss for report in reports}
         state = RunState(round_idx, server, {**state.losses, **losses})
-        shares = None
-        if aggregated.weights is not None:
-            ids = [report.client_id for report in reports]
-            by_client = dict(zip(ids, aggregated.weights, strict=True))
-            shares = [by_client.get(task.client_id, 0.0) for task in tasks]
         yield RoundFinished(
             state=state,
             reports=[outcome.report for outcome in outcomes],
-            weights=shares,
+            weights=_shares(aggregated.weights, reports, tasks),
             attempts=[outcome.attempts for outcome in outcomes],
             train_s=trained - started,
             aggregate_s=time.perf_counter() - trained,
             num_online=cohort.num_online,
             download_bytes=len(tasks) * sum(vector.nbytes for vector in shared.values()),
         )
+
+
+def _shares(
+    weights: Sequence[float] | None, reports: Sequence[ClientReport], tasks: Sequence[ClientTask]
+) -> list[float] | None:
+    """The weights of all who trained: those who were rejected have none."""
+    if weights is None:
+        return None
+    by_client = {r.client_id: weight for r, weight in zip(reports, weights, strict=True)}
+    return [by_client.get(task.client_id, 0.0) for task in tasks]
 
 
 def _uploads(

@@ -69,7 +69,7 @@ def draw_curves(folder: Path) -> Path:
     figure.suptitle(
         f"{run['algorithm']} · {run['model']} · {run['num_clients']} clients · seed {run['seed']}"
     )
-    return _save(figure, folder / "curves.png")
+    return save(figure, folder / "curves.png")
 
 
 def draw_comparison(folder: Path) -> Path:
@@ -102,7 +102,7 @@ def draw_comparison(folder: Path) -> Path:
     for axes in rows.flat:
         axes.set(xticks=[], yticks=[])
     figure.suptitle(f"{clip_id}, middle frame; below: the {size} x {size} crop that gained most")
-    return _save(figure, folder / "comparison.png")
+    return save(figure, folder / "comparison.png")
 
 
 def _best_crop(pictures: dict[str, Picture]) -> tuple[int, int, int]:
@@ -129,7 +129,8 @@ def _picture(folder: Path, clip_id: str, kind: str) -> Picture:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, whole or not at all, and return its path."""
     with mpl.rc_context({"savefig.dpi": 130}):
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")

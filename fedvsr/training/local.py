@@ -406,7 +406,9 @@ def model_spec(model: ModelConfig) -> ModelSpec:
     return spec
 
 
-def require_sample(model: ModelConfig, local: LocalConfig, scale: int, clip_frames: int) -> None:
+def require_sample(
+    model: ModelConfig, local: LocalConfig, scale: int, clip_frames: int | None
+) -> None:
     """Check that the network can take the samples asked for, and clips can give them.
 
     Raises:
@@ -419,7 +421,7 @@ def require_sample(model: ModelConfig, local: LocalConfig, scale: int, clip_fram
         )
     if local.crop % scale:
         raise UserError(f"local.crop = {local.crop} is not a multiple of data.scale = {scale}")
-    if local.num_frames > clip_frames:
+    if clip_frames is not None and local.num_frames > clip_frames:
         raise UserError(
             f"local.num_frames = {local.num_frames} is more than data.clip_frames = {clip_frames}"
         )
@@ -441,12 +443,17 @@ def require_features(model: ModelConfig, algorithm: NamedSection) -> None:
 
 
 def require_room(clips: Sequence[Clip], local: LocalConfig) -> None:
-    """Check that the crop fits into every clip.
+    """Check that samples fit into every clip.
 
     Raises:
         UserError: it does not; the message names the clip.
     """
     for clip in clips:
+        if clip.num_frames < local.num_frames:
+            raise UserError(
+                f"local.num_frames = {local.num_frames} is more than clip {clip.clip_id} has "
+                f"({clip.num_frames}); lower it"
+            )
         if min(clip.height, clip.width) < local.crop:
             raise UserError(
                 f"local.crop = {local.crop} is larger than clip {clip.clip_id} "

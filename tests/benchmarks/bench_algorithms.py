@@ -21,7 +21,7 @@ import torch
 from fedvsr import algorithms, models
 from fedvsr.algorithms._base import AlgorithmConfig, FedAvg, start
 from fedvsr.config import load_config
-from fedvsr.data.videos import DataConfig, prepare
+from fedvsr.data.split import DataConfig, prepare
 from fedvsr.lookup import load, names
 from fedvsr.losses import charbonnier, high_frequency
 from fedvsr.messages import ClientReport, ClientTask, Round, Vectors
@@ -90,7 +90,7 @@ class Client:
         data = DataConfig(
             videos=(str(folder / "clip.mp4"),), clip_frames=4, num_clients=1, cache_dir=str(folder)
         )
-        self.clips = prepare(data, lambda *_: None).train
+        self.clips = prepare(data, 0, lambda *_: None).train
         self.size = flatten(models.build_fresh(self.config.model)).size
 
     def round(self, config: AlgorithmConfig) -> Callable[[], float]:

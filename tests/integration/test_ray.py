@@ -14,7 +14,6 @@ import ray
 
 from fedvsr import experiment
 from fedvsr.config import ExperimentConfig, load_config
-from fedvsr.data.partition import deal
 from fedvsr.errors import UserError
 from fedvsr.federation import driver
 from fedvsr.federation.client_states import ClientStates
@@ -167,7 +166,7 @@ def test_what_the_cluster_lacks_is_said_at_once(small: ExperimentConfig) -> None
 
 def clients_of(config: ExperimentConfig, **local: Any) -> Clients:
     split = experiment.prepare_data(config, lambda *_: None)
-    dealt = deal(split.train, config.data.num_clients, config.seed)
+    dealt = split.clients
     changed = config.local.model_copy(update=local)
     return Clients(config.model, config.algorithm, changed, dealt)
 

@@ -26,7 +26,9 @@ from fedvsr.errors import UserError
         ("local.num_frames=5", r"^local\.num_frames = 5 is more than data\.clip_frames = 4$"),
         ("local.crop=34", r"^local\.crop = 34 is not a multiple of data\.scale = 4$"),
         ("data.scale=2", r"^data\.scale = 2, but the network enlarges by 4"),
-        ("data.videos=[]", r"^data\.videos = \[\]: "),
+        ("data.videos=[]", r"^data\.videos is missing: give files .* or prepared data sets"),
+        ("data.train=[reds]", r"^data\.videos and data\.train exclude each other"),
+        ("data.held_out=reds4", r"^data\.test and data\.held_out go with data\.train"),
         ("evaluation.tiles={frames: 2, overlap_frames: 2}", r"overlap_frames = 2 must be below"),
         ("local.steps", r"^--set 'local\.steps' is not of the form"),
         ("local.steps=[", r"^--set local\.steps: '\[' is not a valid value"),
@@ -130,7 +132,7 @@ def test_a_printed_configuration_loads_as_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["vrt", "rvrt", "iart"])
 def test_presets_of_the_papers_networks(name: str) -> None:
-    with pytest.raises(UserError, match=r"^data\.videos is missing: .*--set data\.videos=\.\.\.$"):
+    with pytest.raises(UserError, match=r"^data\.videos is missing: .*--set data\.videos="):
         load_config(name)
     config = load_config(name, ["data.videos=[a.mp4]"])
     assert (config.model.name, config.model.size) == (name, "paper")

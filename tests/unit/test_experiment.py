@@ -8,6 +8,7 @@ import numpy as np
 
 from fedvsr import experiment, models
 from fedvsr.config import ExperimentConfig, load_config
+from fedvsr.data.split import Split
 from fedvsr.experiment import RoundRecorded, RunStarted
 from fedvsr.federation.executors import SerialExecutor
 from fedvsr.params import flatten
@@ -34,12 +35,16 @@ def test_a_run_starts_from_the_weights_it_is_given(small: ExperimentConfig, tmp_
     assert wanted[0].psnr_db != wanted[0].bicubic_psnr_db
 
 
+def notes(config: ExperimentConfig, *overlap: str) -> tuple[str, ...]:
+    return experiment._notes(config, Split((), (), (), overlap))
+
+
 def test_a_run_says_that_flow_starts_from_scratch() -> None:
     video = "data.videos=[a.mp4]"
-    (note,) = experiment._notes(load_config("rvrt", [video]))
+    (note,) = notes(load_config("rvrt", [video]))
     assert "model.flow_weights=PATH" in note
     assert "local.freeze_steps = 30000 keeps it untrained" in note
-    (note,) = experiment._notes(load_config("rvrt", [video, "local.freeze_steps=0"]))
+    (note,) = notes(load_config("rvrt", [video, "local.freeze_steps=0"]))
     assert "freeze_steps" not in note
-    assert experiment._notes(load_config("rvrt", [video, "model.flow_weights=a.pth"])) == ()
-    assert experiment._notes(load_config("demo")) == ()
+    assert notes(load_config("rvrt", [video, "model.flow_weights=a.pth"])) == ()
+    assert notes(load_config("demo")) == ()

@@ -9,8 +9,8 @@ import pytest
 from fedvsr.data import videos
 from fedvsr.data.clips import Clip
 from fedvsr.data.degrade import bicubic_downscale, quantise
-from fedvsr.data.partition import deal
-from fedvsr.data.videos import DataConfig, Split, decode, prepare
+from fedvsr.data.split import DataConfig, Split, prepare
+from fedvsr.data.videos import decode
 from fedvsr.errors import UserError
 from tests.conftest import moving_texture, write_video
 
@@ -18,7 +18,7 @@ from tests.conftest import moving_texture, write_video
 def prepared(tmp_path: Path, *paths: Path, **settings: Any) -> Split:
     base: dict[str, Any] = {"clip_frames": 4, "num_clients": 2, "cache_dir": str(tmp_path / "c")}
     names = [str(path) for path in paths]
-    return prepare(DataConfig(videos=names, **{**base, **settings}), lambda *_: None)
+    return prepare(DataConfig(videos=names, **{**base, **settings}), 0, lambda *_: None)
 
 
 def test_clips_hold_every_frame_once_and_nothing_is_in_both_sets(
@@ -120,12 +120,3 @@ def test_a_clip_that_is_not_on_this_node(tmp_path: Path) -> None:
     clip = Clip("a-000", "a", str(tmp_path), 4, 32, 32, 4)
     with pytest.raises(UserError, match=r"clip a-000 is not at .*data\.cache_dir"):
         clip.gt()
-
-
-def test_deal() -> None:
-    clips = [Clip(f"c{i}", "", "", 4, 32, 32, 4) for i in range(10)]
-    dealt = deal(clips, 4, seed=0)
-    assert sorted(map(len, dealt)) == [2, 2, 3, 3]
-    assert sorted(clip.clip_id for own in dealt for clip in own) == [c.clip_id for c in clips]
-    assert deal(clips, 4, seed=0) == dealt
-    assert deal(clips, 4, seed=1) != dealt

@@ -9,7 +9,7 @@ import torch
 
 from fedvsr import models
 from fedvsr.algorithms import fedvsr
-from fedvsr.data.videos import DataConfig, prepare
+from fedvsr.data.split import DataConfig, prepare
 from fedvsr.lookup import load, names
 from fedvsr.messages import ClientTask
 from fedvsr.models._spec import ModelConfig
@@ -123,7 +123,7 @@ def test_fedvsr_trains_every_network(name: str, tmp_path: Path) -> None:
         num_clients=1,
         cache_dir=str(tmp_path),
     )
-    clips = prepare(data, lambda *_: None).train
+    clips = prepare(data, 0, lambda *_: None).train
     local = LocalConfig(steps=2, batch_size=1, num_frames=num_frames, crop=crop, lr=1e-3)
     trainer = LocalTrainer(config, fedvsr.Config(), local)
     params = flatten(trainer.network)

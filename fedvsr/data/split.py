@@ -1,0 +1,196 @@
+"""The `data` section: which clips clients train on, and which are held out to score on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from fedvsr.data.clips import Clip, default_cache_dir, read_store
+from fedvsr.data.partition import Partition, deal
+from fedvsr.data.videos import Progress, clips_of, resolve
+from fedvsr.errors import UserError
+from fedvsr.section import Section
+
+# Wang et al. 2019 (EDVR): the four clips of REDS that the field scores on.
+REDS4 = ("000", "011", "015", "020")
+
+
+class DataConfig(Section):
+    """Which clips, and how they are dealt to clients."""
+
+    videos: list[str] = Field(
+        [],
+        description="Video files, cut into clips at the first run; `package:NAME/FILE` is a file "
+        "inside an installed package.",
+    )
+    train: list[str] = Field(
+        [], description="Or data sets to train on: folders that `fedvsr data prepare` wrote."
+    )
+    test: list[str] = Field([], description="Data sets to score on, prepared alike.")
+    held_out: list[str] | Literal["reds4"] = Field(
+        [],
+        description="Clips of `train` to score on instead of training on them, by id; reds4 is "
+        f"{', '.join(REDS4)}.",
+    )
+    max_train_clips: int | None = Field(
+        None, ge=1, description="Train on the first so many clips, in order of their ids."
+    )
+    scale: int = Field(4, ge=2, le=8, description="Reduction of the training input.")
+    clip_frames: int = Field(
+        11, ge=1, le=1000, description="videos: frames of a clip; no frame is in two."
+    )
+    max_clips_per_video: int | None = Field(
+        None, ge=1, description="videos: cut no more clips than this from one (default: all)."
+    )
+    test_clips_per_video: int = Field(
+        1, ge=1, description="videos: the last clips of each, held out for evaluation."
+    )
+    num_clients: int = Field(8, ge=1, le=1_000_000, description="Clients the rest is dealt to.")
+    partition: Partition = Field(
+        "less",
+        description="How: less, at random; more, a label a client (the paper's two settings); "
+        "dirichlet, labels by Dirichlet(alpha); quantity, counts by Dirichlet(alpha); motion or "
+        "texture, clips alike in that to the same client.",
+    )
+    alpha: float = Field(
+        0.5, gt=0, le=1e6, description="Of Dirichlet; smaller is more heterogeneous."
+    )
+    clips_per_client: int | None = Field(
+        None, ge=1, description="Deal so many clips to each client (default: all there are)."
+    )
+    allow_overlap: bool = Field(
+        False, description="Train on test clips all the same; every record then says so."
+    )
+    cache_dir: str | None = Field(
+        None, description="Where cut clips are kept (default: ~/.cache/fedvsr)."
+    )
+
+    def model_post_init(self, _: object) -> None:
+        """Check what one field alone cannot show."""
+        if not self.videos and not self.train:
+            raise UserError(
+                "data.videos is missing: give files to cut by --set data.videos=[...], or prepared "
+                "data sets by data.train"
+            )
+        if self.videos and self.train:
+            raise UserError("data.videos and data.train exclude each other; prepare the videos too")
+        if self.videos and (self.test or self.held_out):
+            raise UserError(
+                "data.test and data.held_out go with data.train; data.videos holds out the last "
+                "clips of each (data.test_clips_per_video)"
+            )
+        if self.train and not (self.test or self.held_out):
+            raise UserError(
+                "data.train needs clips to score on: name data sets in data.test, or clips in "
+                "data.held_out"
+            )
+
+
+@dataclass(frozen=True)
+class Split:
+    """Clips to train and to score on."""
+
+    train: tuple[Clip, ...]
+    """All that clients hold."""
+    clients: tuple[tuple[Clip, ...], ...]
+    """Each client's own, by its id."""
+    test: tuple[Clip, ...]
+    overlap: tuple[str, ...]
+    """Ids of test clips that clients train on; none unless `data.allow_overlap`."""
+
+
+def prepare(config: DataConfig, seed: int, progress: Progress) -> Split:
+    """Find the clips, cutting videos where that has not been done, and deal them to clients.
+
+    Raises:
+        UserError: data are missing, damaged, too few or of another scale, or test clips are among
+            those to train on.
+    """
+    train, test = _of_videos(config, progress) if config.videos else _of_data_sets(config)
+    train = sorted(train, key=lambda clip: clip.clip_id) if config.max_train_clips else train
+    train = train[: config.max_train_clips]
+    overlap = tuple(clip.clip_id for clip in test if _key(clip) & _keys(train))
+    if overlap and not config.allow_overlap:
+        raise UserError(
+            f"clients would train on {len(overlap)} of the test clips ({_some(overlap)}); name "
+            "them in data.held_out, or set data.allow_overlap=true, which every record will say"
+        )
+    dealt = deal(
+        train,
+        config.num_clients,
+        seed,
+        config.partition,
+        alpha=config.alpha,
+        clips_per_client=config.clips_per_client,
+    )
+    held = {clip for own in dealt for clip in own}
+    return Split(tuple(clip for clip in train if clip in held), tuple(dealt), tuple(test), overlap)
+
+
+def _of_videos(config: DataConfig, progress: Progress) -> tuple[list[Clip], list[Clip]]:
+    cache = Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir()
+    train, test = list[Clip](), list[Clip]()
+    for name in config.videos:
+        path = resolve(name)
+        clips = clips_of(
+            path, config.clip_frames, config.scale, config.max_clips_per_video, cache, progress
+        )
+        held_out = config.test_clips_per_video
+        if len(clips) <= held_out:
+            raise UserError(
+                f"{path} gives {len(clips)} clips of {config.clip_frames} frames, of which "
+                f"{held_out} would be held out; lower data.clip_frames"
+            )
+        train += clips[:-held_out]
+        test += clips[-held_out:]
+    return train, test
+
+
+def _of_data_sets(config: DataConfig) -> tuple[list[Clip], list[Clip]]:
+    train = _read(config.train, config.scale, "train")
+    test = _read(config.test, config.scale, "test")
+    wanted = list(REDS4) if config.held_out == "reds4" else list(config.held_out)
+    missing = sorted(set(wanted) - {clip.clip_id for clip in train})
+    if missing:
+        raise UserError(
+            f"data.held_out names clips that data.train does not have: {_some(missing)}"
+        )
+    held_out = [clip for clip in train if clip.clip_id in wanted]
+    return [clip for clip in train if clip.clip_id not in wanted], [*held_out, *test]
+
+
+def _read(names: Iterable[str], scale: int, key: str) -> list[Clip]:
+    clips = list[Clip]()
+    for name in names:
+        folder = Path(name).expanduser().resolve()
+        found = read_store(folder)
+        if found is None:
+            raise UserError(
+                f"{folder} is no prepared data set (data.{key}); `fedvsr data prepare` makes one "
+                "of REDS, Vid4, Kinetics-400, or a folder of videos or frames"
+            )
+        wrong = next((clip for clip in found if clip.scale != scale), None)
+        if wrong is not None:
+            raise UserError(
+                f"{folder} was prepared with --scale {wrong.scale}, and data.scale = {scale}; make "
+                "them equal"
+            )
+        clips += found
+    return clips
+
+
+def _keys(clips: Iterable[Clip]) -> set[str]:
+    return set().union(*map(_key, clips))
+
+
+def _key(clip: Clip) -> set[str]:
+    """What makes two clips the same: where they lie, or what they show."""
+    return {f"{clip.folder}/{clip.clip_id}", *([clip.sha256] if clip.sha256 else [])}
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")

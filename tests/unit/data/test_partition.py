@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedvsr.data.clips import Clip, read_store, write_store
+from fedvsr.data.partition import Partition, deal, motion, texture
+from fedvsr.errors import UserError
+
+
+def clips(num_labels: int = 10, each: int = 6) -> list[Clip]:
+    return [
+        Clip(f"{label}-{i}", f"class{label:02d}", "", 10, 32, 32, 4)
+        for label in range(num_labels)
+        for i in range(each)
+    ]
+
+
+def ids(dealt: list[tuple[Clip, ...]]) -> list[list[str]]:
+    return [[clip.clip_id for clip in own] for own in dealt]
+
+
+@pytest.mark.parametrize("partition", ["less", "more", "dirichlet", "quantity"])
+def test_every_clip_goes_to_one_client_and_the_seed_decides(partition: Partition) -> None:
+    dealt = deal(clips(), 8, 1, partition)
+    names = [name for own in ids(dealt) for name in own]
+    assert sorted(names) == sorted(clip.clip_id for clip in clips())
+    assert all(dealt)
+    assert ids(deal(clips(), 8, 1, partition)) == ids(dealt)
+    assert ids(deal(clips(), 8, 2, partition)) != ids(dealt)
+
+
+def test_less_is_even_and_mixed() -> None:
+    dealt = deal(clips(), 8, 1, "less")
+    assert sorted(map(len, dealt)) == [7, 7, 7, 7, 8, 8, 8, 8]
+    assert min(len({clip.label for clip in own}) for own in dealt) > 3
+
+
+def test_more_is_a_label_a_client() -> None:
+    dealt = deal(clips(), 10, 1, "more")
+    assert all(len({clip.label for clip in own}) == 1 and len(own) == 6 for own in dealt)
+    assert len({own[0].label for own in dealt}) == 10
+    # Ten labels for four clients: two or three each.
+    counts = [len({clip.label for clip in own}) for own in deal(clips(), 4, 1, "more")]
+    assert sorted(counts) == [2, 2, 3, 3]
+    with pytest.raises(UserError, match=r"there are 10 labels for data\.num_clients = 11; lower"):
+        deal(clips(), 11, 1, "more")
+
+
+def test_smaller_alpha_skews_labels_more() -> None:
+    def purity(alpha: float) -> float:
+        """How much of a client's clips is of its commonest label, on average."""
+        dealt = deal(clips(each=60), 10, 3, "dirichlet", alpha=alpha)
+        tops = [Counter(c.label for c in own).most_common(1)[0][1] / len(own) for own in dealt]
+        return float(np.mean(tops))
+
+    assert purity(0.05) > 0.4 > 0.25 > purity(100)
+
+
+def test_smaller_alpha_skews_quantities_more() -> None:
+    def sizes(alpha: float) -> list[int]:
+        return [len(own) for own in deal(clips(), 10, 3, "quantity", alpha=alpha)]
+
+    assert sum(sizes(0.3)) == sum(sizes(1000)) == 60
+    assert min(sizes(0.3)) >= 1
+    assert max(sizes(1000)) - min(sizes(1000)) <= 3
+    assert max(sizes(0.3)) > 12
+
+
+def test_as_many_as_asked_for() -> None:
+    dealt = deal(clips(), 8, 1, "less", clips_per_client=6)
+    assert [len(own) for own in dealt] == [6] * 8
+    whole = deal(clips(), 8, 1, "less")
+    assert all(set(part) <= set(own) for part, own in zip(dealt, whole, strict=True))
+    with pytest.raises(UserError, match=r"clips_per_client = 8, but client \d gets only 7"):
+        deal(clips(), 8, 1, "less", clips_per_client=8)
+    with pytest.raises(UserError, match=r"num_clients = 61, but there are only 60 training clips"):
+        deal(clips(), 61, 1)
+
+
+def test_neighbours_in_motion_and_texture_come_together(tmp_path: Path) -> None:
+    """Noise of strength s that flickers by m: texture follows s, motion m."""
+    rng = np.random.default_rng(0)
+    strengths, flickers = [5, 80, 20, 40], [40, 20, 5, 80]
+    with write_store(tmp_path / "store") as store:
+        for i, (strength, flicker) in enumerate(zip(strengths, flickers, strict=True)):
+            still = rng.uniform(-strength, strength, (1, 32, 32, 3))
+            level = flicker * (np.arange(6) % 2)[:, None, None, None]
+            frames = (100 + still + level).clip(0, 255).astype(np.uint8)
+            store.add(f"c{i}", "", frames, 4)
+    found = read_store(tmp_path / "store")
+    assert found is not None
+    assert np.argsort([texture(clip) for clip in found]).tolist() == [0, 2, 3, 1]
+    moved = [motion(clip) for clip in found]
+    assert np.argsort(moved).tolist() == [2, 1, 0, 3]
+    # All pixels change by the flicker.
+    np.testing.assert_allclose(moved, flickers, atol=1)
+    assert ids(deal(found, 2, 0, "texture")) == [["c0", "c2"], ["c3", "c1"]]
+    assert ids(deal(found, 4, 0, "motion")) == [["c2"], ["c1"], ["c0"], ["c3"]]

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from fedvsr import experiment
+from fedvsr.config import ExperimentConfig
+from fedvsr.data.clips import write_store
+from fedvsr.data.split import REDS4, DataConfig, Split, prepare
+from fedvsr.errors import UserError
+from fedvsr.experiment import RunStarted
+from fedvsr.federation.executors import SerialExecutor
+from fedvsr.records import load_results
+from tests.conftest import moving_texture
+
+
+def data_set(folder: Path, *names: str, scale: int = 4, frames: int = 6, seed: int = 0) -> str:
+    with write_store(folder) as store:
+        for i, name in enumerate(names):
+            label = name.partition("-")[0]
+            store.add(name, label, moving_texture(frames, 48, 64, seed=seed + i), scale)
+    return str(folder)
+
+
+def split(*train: str, seed: int = 0, **settings: Any) -> Split:
+    config = DataConfig(train=list(train), **{"num_clients": 2, **settings})
+    return prepare(config, seed, lambda *_: None)
+
+
+def names(clips: Any) -> list[str]:
+    return [clip.clip_id for clip in clips]
+
+
+def test_held_out_clips_are_scored_on_and_not_trained_on(tmp_path: Path) -> None:
+    every = [f"{i:03d}" for i in range(24)]
+    reds = data_set(tmp_path / "reds", *every)
+    found = split(reds, held_out="reds4", max_train_clips=10)
+    assert tuple(names(found.test)) == REDS4
+    assert names(found.train) == [name for name in every if name not in REDS4][:10]
+    assert sorted(names(c for own in found.clients for c in own)) == names(found.train)
+    other = data_set(tmp_path / "vid4", "walk", "city", seed=100)
+    found = split(reds, held_out=["003"], test=[other])
+    assert names(found.test) == ["003", "walk", "city"]
+    assert len(found.train) == 23
+    with pytest.raises(UserError, match=r"names clips that data\.train does not have: 99, zebra"):
+        split(reds, held_out=["001", "zebra", "99"])
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_training_on_test_clips_is_refused(tmp_path: Path, copied: bool) -> None:
+    """The same clips of the same data set, or the same pixels in another under other names."""
+    train = data_set(tmp_path / "train", "a", "b", "c")
+    test = data_set(tmp_path / "copy", "x", "y", seed=1) if copied else train
+    with pytest.raises(UserError, match=r"train on \d of the test clips \((x, y|a, b, c)\)"):
+        split(train, test=[test])
+    found = split(train, test=[test], allow_overlap=True)
+    assert found.overlap == (("x", "y") if copied else ("a", "b", "c"))
+
+
+def test_every_record_says_that_test_clips_were_trained_on(
+    small: ExperimentConfig, tmp_path: Path
+) -> None:
+    train = data_set(tmp_path / "train", "cat-0", "cat-1", "dog-0", "dog-1")
+    data = DataConfig(
+        train=[train], test=[train], num_clients=2, partition="more", allow_overlap=True
+    )
+    config = ExperimentConfig.model_validate(
+        small.model_dump()
+        | {"data": data.model_dump(), "federation": {"num_rounds": 1, "clients_per_round": 2}}
+    )
+    run = experiment.create_run(config, tmp_path / "out")
+    events = experiment.execute(
+        run, experiment.prepare_data(config, lambda *_: None), SerialExecutor
+    )
+    started = next(events)
+    assert isinstance(started, RunStarted)
+    assert any("train on 4 of the test clips" in note for note in started.notes)
+    list(events)
+    for name, table in load_results(run.folder).items():
+        assert (table["num_overlap"] == 4).all(), name
+        assert len(table) > 0, name
+    partition = load_results(run.folder).partition
+    assert partition.groupby("client_id")["label"].unique().map(list).tolist() in (
+        [["cat"], ["dog"]],
+        [["dog"], ["cat"]],
+    )
+    assert set(partition["clip_id"]) == {"cat-0", "cat-1", "dog-0", "dog-1"}
+
+
+def test_refusals(tmp_path: Path) -> None:
+    twos = data_set(tmp_path / "twos", "a", "b", scale=2)
+    with pytest.raises(UserError, match=r"was prepared with --scale 2, and data\.scale = 4"):
+        split(twos, held_out=["a"])
+    with pytest.raises(UserError, match=r"is no prepared data set \(data\.test\); `fedvsr data"):
+        split(data_set(tmp_path / "ok", "a", "b", "c"), test=[str(tmp_path / "nowhere")])
+    with pytest.raises(ValidationError, match=r"data\.train needs clips to score on"):
+        DataConfig(train=["reds"])
+    with pytest.raises(UserError, match="only 2 training clips"):
+        split(str(tmp_path / "ok"), held_out=["a"], num_clients=3)
+
+
+def test_a_clip_too_short_for_samples_is_named(small: ExperimentConfig, tmp_path: Path) -> None:
+    train = data_set(tmp_path / "train", "a", "b", "c", frames=2)
+    data = DataConfig(train=[train], held_out=["a"], num_clients=2)
+    federation = {"num_rounds": 1, "clients_per_round": 2}
+    config = ExperimentConfig.model_validate(
+        small.model_dump() | {"data": data.model_dump(), "federation": federation}
+    )
+    with pytest.raises(UserError, match=r"local\.num_frames = 3 is more than clip b has \(2\)"):
+        experiment.prepare_data(config, lambda *_: None)
+
+
+def test_the_seed_decides_who_holds_what(tmp_path: Path) -> None:
+    train = data_set(tmp_path / "train", *[f"{i:02d}" for i in range(9)])
+    dealt = [
+        [names(own) for own in split(train, held_out=["08"], seed=seed).clients]
+        for seed in (1, 1, 2)
+    ]
+    assert dealt[0] == dealt[1] != dealt[2]
+    np.testing.assert_array_equal(list(map(len, dealt[0])), [4, 4])
