@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import os
+import re
 import threading
 import time
 from functools import partial
@@ -14,6 +17,7 @@ import ray
 
 from fedvsr import experiment
 from fedvsr.config import ExperimentConfig, load_config
+from fedvsr.data.clips import Clip
 from fedvsr.errors import UserError
 from fedvsr.federation import driver
 from fedvsr.federation.client_states import ClientStates
@@ -140,6 +144,39 @@ def test_a_client_sees_its_own_clips_alone(small: ExperimentConfig) -> None:
     assert own.clips == (clients.clips[3],)
     others = {clip.clip_id for i, clips in enumerate(clients.clips) if i != 3 for clip in clips}
     assert not any(other in repr(own) for other in others)
+
+
+def look_around(actor: Any) -> tuple[set[str], set[str]]:
+    """Inside a client's process: the ids of all clips it knows of, and all clip files it maps."""
+    gc.collect()
+    known = {found.clip_id for found in gc.get_objects() if isinstance(found, Clip)}
+    mapped = re.findall(r"/(\S+)_(?:gt|lq)\.npy", Path("/proc/self/maps").read_text())
+    return known, {name.rpartition("/")[2] for name in mapped}
+
+
+def test_a_clients_process_knows_no_other_clip_and_only_numbers_leave_it(
+    small: ExperimentConfig,
+) -> None:
+    clients = clients_of(small)
+    executor = RayExecutor(clients, ClusterConfig(slots=2))
+    params = flatten(build_fresh(small.model))
+    tasks = [ClientTask(client_id=i, round_idx=1, num_rounds=1, seed=i) for i in (0, 2)]
+    try:
+        for outcome in executor.run_round(tasks, {"params": params}, ClientStates()):
+            client_id = outcome.report.client_id
+            fields = dataclasses.asdict(outcome.report)
+            assert all(isinstance(value, int | float) for value in fields.values()), fields
+            update = outcome.fetch()
+            assert set(update.upload) == {"params"}
+            assert update.upload["params"].shape == params.shape
+            assert update.state == {}
+            actor = executor._actors[client_id]
+            known, mapped = ray.get(actor.__ray_call__.remote(look_around))
+            own = {clip.clip_id for clip in clients.clips[client_id]}
+            assert known == own
+            assert mapped <= own
+    finally:
+        executor.close()
 
 
 def test_a_mistake_inside_a_client_reaches_the_user_as_itself(
