@@ -15,6 +15,8 @@ from fedvsr.params import FloatVector
 # Values of each client taken at once: 1 MiB a client.
 CHUNK = 1 << 18
 
+_MOST_FOR_NETWORK = 16
+
 
 class RobustConfig(AlgorithmConfig):
     """Robust aggregation knows no weights: a client that lies would lie about its samples too."""
@@ -38,6 +40,25 @@ class CoordinateWise(FedAvg):
     def combine(self, values_KC: FloatVector) -> FloatVector:
         """K clients' values `(K, C)` to one `(C,)`."""
         raise AssertionError("a method says how")
+
+
+def sorted_rows(values_KC: FloatVector) -> FloatVector:
+    """Sort every column of `(K, C)`, in place for few rows.
+
+    For these an odd-even network of whole rows: NumPy sorts columns one by one, which for 5 rows
+    takes ten times as long.
+    """
+    count = len(values_KC)
+    if count > _MOST_FOR_NETWORK:
+        ordered: FloatVector = np.sort(values_KC, axis=0)
+        return ordered
+    for step in range(count):
+        for i in range(step % 2, count - 1, 2):
+            low, high = values_KC[i], values_KC[i + 1]
+            smaller = np.minimum(low, high)
+            np.maximum(low, high, out=high)
+            low[:] = smaller
+    return values_KC
 
 
 def by_chunk(

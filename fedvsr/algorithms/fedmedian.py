@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
-
-from fedvsr.algorithms._robust import CoordinateWise, RobustConfig
+from fedvsr.algorithms._robust import CoordinateWise, RobustConfig, sorted_rows
 from fedvsr.params import FloatVector
 
 
@@ -23,5 +21,6 @@ class Algorithm(CoordinateWise):
 
     def combine(self, values_KC: FloatVector) -> FloatVector:
         """Of an even number the mean of the middle two."""
-        median: FloatVector = np.median(values_KC, axis=0)
-        return median
+        ordered, count = sorted_rows(values_KC), len(values_KC)
+        middle: FloatVector = ordered[(count - 1) // 2 : count // 2 + 1].mean(axis=0)
+        return middle

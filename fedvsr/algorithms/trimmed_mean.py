@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from fedvsr.algorithms._robust import CoordinateWise, RobustConfig
+from fedvsr.algorithms._robust import CoordinateWise, RobustConfig, sorted_rows
 from fedvsr.params import FloatVector
 
 
@@ -29,6 +29,6 @@ class Algorithm(CoordinateWise):
         """Leaves out `floor(beta K)` values at either end."""
         count = len(values_KC)
         trim = int(self.config.beta * count)
-        ordered = np.sort(values_KC, axis=0)
+        ordered = sorted_rows(values_KC)
         mean: FloatVector = ordered[trim : count - trim].mean(axis=0, dtype=np.float32)
         return mean

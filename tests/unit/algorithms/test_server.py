@@ -10,6 +10,7 @@ import pytest
 
 from fedvsr import algorithms
 from fedvsr.algorithms._base import FedAvg, start
+from fedvsr.algorithms._robust import sorted_rows
 from fedvsr.errors import UserError
 from fedvsr.lookup import load
 from fedvsr.messages import ClientReport, Round, Vectors
@@ -99,6 +100,12 @@ def test_median_and_trimmed_mean_shrug_off_a_liar() -> None:
     # A quarter of four at either end: (2 + 3) / 2 and (5 + 6) / 2.
     result = build("trimmed_mean", beta=0.25).aggregate(uploads, [0.25] * 4, server, THIS)
     assert result.vectors["params"].tolist() == [2.5, 5.5]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 16, 17])
+def test_columns_are_sorted(count: int) -> None:
+    values = np.random.default_rng(count).random((count, 500), dtype=np.float32)
+    np.testing.assert_array_equal(sorted_rows(values.copy()), np.sort(values, axis=0))
 
 
 def test_krum_selects_the_closest() -> None:
