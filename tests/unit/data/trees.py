@@ -15,12 +15,16 @@ from tests.unit.data.clips import write_clip, write_pictures
 HEIGHT, WIDTH, FRAMES = 16, 24, 3
 
 
-def texture(seed: int, num_frames: int = FRAMES, height: int = HEIGHT, width: int = WIDTH) -> Frames:
+def texture(
+    seed: int, num_frames: int = FRAMES, height: int = HEIGHT, width: int = WIDTH
+) -> Frames:
     return moving_texture(num_frames, height, width, seed)
 
 
 def reduced(frames: Frames, scale: int = 4) -> Frames:
-    return np.stack([quantise(bicubic_downscale(f.astype(np.float32) / 255, scale)) for f in frames])
+    return np.stack(
+        [quantise(bicubic_downscale(f.astype(np.float32) / 255, scale)) for f in frames]
+    )
 
 
 def reds(
