@@ -120,8 +120,9 @@ def contact_sheet(store: Store, path: Path, *, max_clips: int = 120, width: int 
     for index, clip in enumerate(clips):
         x, y = index % columns * cell + _MARGIN, index // columns * row + _MARGIN
         frame = Image.fromarray(np.asarray(clip.gt()[clip.num_frames // 2]))
-        frame.thumbnail((inner, height), Image.Resampling.LANCZOS)
-        sheet.paste(frame, (x, y))
+        factor = min(inner / clip.width, height / clip.height)
+        size = max(1, round(clip.width * factor)), max(1, round(clip.height * factor))
+        sheet.paste(frame.resize(size, Image.Resampling.LANCZOS), (x, y))
         caption = clip.clip_id if clip.label in clip.clip_id else f"{clip.clip_id}  {clip.label}"
         while caption and draw.textlength(caption) > inner:
             caption = caption[:-1]

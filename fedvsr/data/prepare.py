@@ -190,8 +190,16 @@ class Workshop:
 
         The first error, or an interruption, stops all of it.
         """
+
+        def stopping(item: _Item) -> _Result:
+            try:
+                return function(item)
+            except BaseException:
+                self._stop.set()
+                raise
+
         with ThreadPoolExecutor(self._workers, initializer=_one_thread) as pool:
-            futures = [pool.submit(function, item) for item in items]
+            futures = [pool.submit(stopping, item) for item in items]
             try:
                 wait(futures, return_when=FIRST_EXCEPTION)
             finally:

@@ -77,15 +77,16 @@ def _require_all_numbers(path: Path, files: tuple[Path, ...]) -> None:
     around = {(part[1], part[3]) for part in parts if part}
     if len(numbers) < len(files) or len(around) > 1:
         return  # names that do not count
+    steps = [after - before for before, after in pairwise(numbers)]
     # Every second frame, say, is a numbering too.
-    step = min((b - a for a, b in pairwise(numbers)), default=1)
-    for (before, after), file in zip(pairwise(numbers), files, strict=False):
+    usual = min(filter(None, steps), default=1)
+    for step, number, file in zip(steps, numbers, files, strict=False):
         if step == 0:
-            raise UserError(f"{path} has two pictures of the number {before}; keep one of them")
-        if after - before != step:
+            raise UserError(f"{path} has two pictures of the number {number}; keep one of them")
+        if step != usual:
             raise UserError(
-                f"{path}: frame {before + step} is missing after {file.name} (the next is "
-                f"{after}); restore it"
+                f"{path}: frame {number + usual} is missing after {file.name} (the next is "
+                f"{number + step}); restore it"
             )
 
 
@@ -130,6 +131,9 @@ def pairs_of(task: Task, scale: int, notes: list[str]) -> Iterator[tuple[Frames,
     for (rgb, time), lq in zip(islice(gt.frames(), limit), given, strict=False):
         times.append(time)
         yield rgb[:height, :width], lq
+    # Where the header does not count frames, a file that was cut off shows by its duration alone.
+    if isinstance(gt, Video) and not gt.num_frames and len(times) < 0.9 * task.num_frames:
+        notes.append(f"{gt.path} has {len(times)} frames; its duration promises {task.num_frames}")
     steps = [after - before for before, after in pairwise(times)]
     # A clock that does not divide the frame time makes steps that differ by one.
     if isinstance(gt, Video) and steps and max(steps) - min(steps) > 1 + min(steps) // 10:

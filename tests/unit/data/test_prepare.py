@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections import namedtuple
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedvsr.data import clips, folder
+from fedvsr.data import prepare as preparation
+from fedvsr.data.clips import Frames, Store
+from fedvsr.data.prepare import Request, existing, prepare
+from fedvsr.errors import UserError
+from tests.unit.data.clips import write_pictures
+from tests.unit.data.trees import texture
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    for seed in range(4):
+        write_pictures(tmp_path / "in" / f"c{seed}", texture(seed))
+    return tmp_path / "in"
+
+
+def request_for(source: Path, **changes: Any) -> Request:
+    settings: dict[str, Any] = {"source": "folder", "scale": 4, "degradation": "bi"}
+    return Request(source.with_name("out"), **settings | changes)
+
+
+def make(source: Path, workers: int = 1, progress: Any = None, **changes: Any) -> Store:
+    request = request_for(source, **changes)
+    return prepare(request, *folder.recordings(source), workers, progress)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def failing_after(
+    monkeypatch: pytest.MonkeyPatch, count: int, error: BaseException
+) -> Callable[[], int]:
+    """Let as many clips be written, then fail in the middle of the next; how many were begun."""
+    begun = 0
+
+    def fails(pairs: Iterable[Any], fail: bool) -> Iterable[Any]:
+        for index, pair in enumerate(pairs):
+            if fail and index == 2:
+                raise error
+            yield pair
+
+    def write_clip(folder: Path, clip_id: str, label: str, pairs: Any, *how: Any) -> Any:
+        nonlocal begun
+        begun += 1
+        return clips.write_clip(folder, clip_id, label, fails(pairs, begun > count), *how)
+
+    monkeypatch.setattr(preparation, "write_clip", write_clip)
+    return lambda: begun
+
+
+def test_the_result_does_not_depend_on_the_workers(source: Path) -> None:
+    make(source, workers=4)
+    four = content(source.with_name("out"))
+    shutil.rmtree(source.with_name("out"))
+    make(source, workers=1)
+    assert content(source.with_name("out")) == four
+    assert sorted(p.name for p in source.parent.iterdir()) == ["in", "out"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
+def test_a_stopped_preparation_goes_on(
+    source: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    make(source)
+    whole = content(source.with_name("out"))
+    shutil.rmtree(source.with_name("out"))
+    with monkeypatch.context() as patched:
+        failing_after(patched, 2, error)
+        with pytest.raises((UserError, KeyboardInterrupt)) as raised:
+            make(source)
+    if isinstance(error, OSError):
+        assert str(raised.value).endswith(
+            "out is full; make room and give the same command again, the finished clips are kept"
+        )
+    aside = source.with_name(".out-partial")
+    assert sorted(path.name for path in source.parent.iterdir()) == [".out-partial", "in"]
+    assert not [path for path in aside.iterdir() if path.name.startswith((".", "c2", "c3"))]
+    begun = failing_after(monkeypatch, 99, error)
+    seen = list[tuple[float, int]]()
+    make(source, progress=lambda done, total: seen.append((done, total)))
+    assert begun() == 2
+    assert seen == [(i, 6) for i in range(1, 7)]
+    assert content(source.with_name("out")) == whole
+    assert not aside.exists()
+
+
+def test_what_a_killed_process_left_is_cleared(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        failing_after(patched, 2, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            make(source)
+    aside = source.with_name(".out-partial")
+    for name in (".c2_gt.npy.123.tmp", "c2_gt.npy", "c9_gt.npy"):
+        (aside / name).write_bytes(b"half")
+    (aside / "c3.done.json").write_text('{"entries": [')
+    store = make(source)
+    assert [clip.num_frames for clip in store.clips] == [3] * 4
+    assert len(list(source.with_name("out").iterdir())) == 9
+
+
+def test_what_changed_in_between_is_made_anew(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        failing_after(patched, 2, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            make(source)
+    changed = np.ascontiguousarray(texture(0)[0, ::-1])
+    Image.fromarray(changed).save(source / "c0" / "0.png")
+    np.testing.assert_array_equal(make(source).clips[0].gt()[0], changed)
+
+
+def test_one_bad_clip_keeps_the_others(source: Path) -> None:
+    good = (source / "c2" / "1.png").read_bytes()
+    (source / "c2" / "1.png").write_bytes(good[:100])
+    with pytest.raises(UserError, match=r"c2/1\.png is not a readable picture"):
+        make(source)
+    aside = source.with_name(".out-partial")
+    assert {path.name.partition("_")[0] for path in aside.glob("*_gt.npy")} >= {"c0", "c1"}
+    assert not list(aside.glob("c2*"))
+    assert not source.with_name("out").exists()
+    (source / "c2" / "1.png").write_bytes(good)
+    assert len(make(source).clips) == 4
+
+
+def test_the_first_error_stops_the_others(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (source / "c0" / "2.png").write_bytes(b"")
+    begun = failing_after(monkeypatch, 99, KeyboardInterrupt())
+    with pytest.raises(UserError, match=r"c0/2\.png"):
+        make(source)
+    assert begun() == 1
+
+
+def test_the_disk_is_looked_at_first(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 4 clips of 3 frames: 12 * 3 * (16 * 24 + 4 * 6) bytes, and 16 MiB for the rest.
+    needed = 12 * 3 * (16 * 24 + 4 * 6) + (16 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, needed - 1))
+    begun = failing_after(monkeypatch, 99, KeyboardInterrupt())
+    with pytest.raises(
+        UserError, match=r"out needs 16\.8 MB, and its disk has 16\.8 MB free; make"
+    ):
+        make(source)
+    assert begun() == 0
+    assert [path.name for path in source.parent.iterdir()] == ["in"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, needed))
+    assert make(source).clips
+
+
+def test_a_full_disk_while_a_file_is_closed(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="out is full; make room") as error:
+        make(source)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in source.parent.iterdir()] == ["in"]
+
+
+def test_a_folder_that_cannot_be_written(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(self: Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", denied)
+    with pytest.raises(UserError, match=r"\.out-partial cannot be used: Permission denied; see to"):
+        make(source)
+
+
+def test_what_is_there_is_not_lost(source: Path) -> None:
+    out = source.with_name("out")
+    out.mkdir()
+    assert existing(request_for(source)) is None, "an empty folder is nothing"
+    first = make(source)
+    assert existing(request_for(source)) == first
+    assert make(source) == first, "the same request finds it"
+    with pytest.raises(UserError, match=r"made with other settings \(scale 4, not 2\); choose"):
+        make(source, scale=2)
+    assert make(source, scale=2, overwrite=True).clips[0].scale == 2
+    assert sorted(path.name for path in source.parent.iterdir()) == ["in", "out"]
+    with pytest.raises(UserError, match="in is there and is no clip store; choose another --out"):
+        prepare(Request(source, "folder", 4, "bi", overwrite=True), *folder.recordings(source))
+
+
+def test_another_request_was_left_unfinished(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        failing_after(patched, 2, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            make(source)
+    with pytest.raises(UserError, match=r"unfinished store with .* \(scale 4, not 2\); finish it"):
+        make(source, scale=2)
+    store = make(source, scale=2, overwrite=True)
+    assert {clip.scale for clip in store.clips} == {2}
+    assert store.clips[0].lq().shape[1:] == (8, 12, 3)
+
+
+def test_one_process_at_a_time(source: Path) -> None:
+    request = request_for(source)
+    with (
+        preparation.workshop(request),
+        pytest.raises(UserError, match=r"another process is preparing .*out; wait for it"),
+    ):
+        make(source)
+    assert make(source).clips
+
+
+def test_what_cannot_be_made_is_said_first(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clips, "_REDUCTIONS", {})
+    with pytest.raises(UserError, match="of degradation bi are not made here"):
+        make(source)
+    assert [path.name for path in source.parent.iterdir()] == ["in"]
+
+
+def test_memory_does_not_grow_with_a_clip(tmp_path: Path) -> None:
+    """Frames are written as they come: never are two of them held."""
+    alive = most = 0
+
+    class Counted(np.ndarray[Any, Any]):
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= self.base is None
+
+    def frames() -> Iterable[tuple[Frames, None]]:
+        nonlocal alive, most
+        for _ in range(20):
+            frame = Counted((16, 24, 3), np.uint8)
+            frame.fill(3)
+            alive += 1
+            most = max(most, alive)
+            yield frame, None
+            del frame
+
+    clips.write_clip(tmp_path, "a", "", frames(), 4, "bi")
+    assert most <= 2
