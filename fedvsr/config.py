@@ -121,6 +121,7 @@ class ExperimentConfig(Section):
                 "checkpoint": True,
                 "cluster": True,
                 "data": {"cache_dir"},
+                "local": {"num_workers"},
             },
         )
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

@@ -447,6 +447,7 @@ def _client_rows(finished: RoundFinished) -> list[Row]:
             "upload_bytes": report.upload_bytes,
             "attempts": finished.attempts[position],
             "train_s": report.train_s,
+            "input_wait_s": report.input_wait_s,
         }
         for position, report in enumerate(finished.reports)
     ]

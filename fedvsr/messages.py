@@ -53,7 +53,7 @@ class ClientReport:
     vsr_loss: float
     """Mean of the network's own term L_VSR alone."""
     train_s: float
-    """Wall seconds of local training. The only field that differs between equal tasks."""
+    """Wall seconds of local training. This and `input_wait_s` alone differ between equal tasks."""
     first_loss: float = 0.0
     """Local loss of the first batch, under the global parameters."""
     lr: float = 0.0
@@ -66,6 +66,8 @@ class ClientReport:
     """Size of what goes to the server."""
     finite: bool = True
     """Whether the loss and all that was sent is; if not, nothing was."""
+    input_wait_s: float = 0.0
+    """Wall seconds of `train_s` in which training waited for samples."""
 
 
 @dataclass(frozen=True)

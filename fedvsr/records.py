@@ -104,6 +104,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         _field("rejected", pa.bool_(), "Its loss or update was not finite; it did not count."),
         _field("attempts", pa.int64(), "Starts; over 1 where its process died.", "1"),
         _field("train_s", pa.float64(), "Local training.", "s"),
+        _field("input_wait_s", pa.float64(), "Of it, waiting for samples.", "s"),
     ),
     "evaluations": _schema(
         _ROUND,

@@ -1,81 +1,124 @@
-"""Training samples: crops of consecutive frames, augmented. T frames, values in [0, 1]."""
+"""Training samples: crops of a clip's frames, augmented. B samples, T frames, uint8 until used.
+
+What a sample shows follows from its own seed, so samples can be read by any number of threads in
+any order.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedvsr.data.clips import Clip, Frames
+from fedvsr.seeding import derive_seed, generator
+
+Ends = Literal["redraw", "mirror"]
 
 
-def epoch(
-    clips: Sequence[Clip],
-    rng: np.random.Generator,
-    *,
-    batch_size: int,
-    num_frames: int,
-    crop: int,
-    augment: bool,
-    mirror: bool = False,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """One pass over a client's clips, in batches `(lq_BTCHW, gt_BTCHW)` of float32.
+@dataclass(frozen=True)
+class SampleShape:
+    """What a sample is made of; see `LocalConfig` for the keys."""
 
-    Every frame of every clip names one sample, which starts there; where too few frames follow, the
-    start is drawn anew (the recipe of VRT and RVRT). The last batch may be smaller.
+    num_frames: int
+    crop: int
+    """Height and width of the ground-truth crop, a multiple of the clips' scale."""
+    interval: int = 1
+    ends: Ends = "redraw"
+    augment: bool = False
+    random_reverse: bool = False
+    mirror: bool = False
 
-    Args:
-        clips: the client's clips, each of at least `num_frames` frames and `crop` pixels.
-        rng: draws the order, starts, crops and flips; nothing else does.
-        batch_size: samples a batch.
-        num_frames: T, before mirroring.
-        crop: height and width of the ground-truth crop, a multiple of the clips' scale.
-        augment: flip and transpose at random.
-        mirror: follow the frames by themselves in reverse, so that T is twice `num_frames`.
+    @property
+    def span(self) -> int:
+        """Frames of a clip from a sample's first to its last."""
+        return (self.num_frames - 1) * self.interval + 1
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One sample to read: the frame it starts from, and the seed of its other draws."""
+
+    clip: Clip
+    start: int
+    seed: int
+
+
+def passes(clips: Sequence[Clip], seed: int, batch_size: int) -> Iterator[list[Draw]]:
+    """Batches of one pass over a client's clips after another, without end.
+
+    Every frame of every clip names one sample. The last batch of a pass may be smaller.
     """
     samples = [(clip, start) for clip in clips for start in range(clip.num_frames)]
-    order = rng.permutation(len(samples))
-    for first in range(0, len(order), batch_size):
-        pairs = [
-            _sample(clip, start, rng, num_frames, crop, augment)
-            for clip, start in (samples[i] for i in order[first : first + batch_size])
-        ]
-        lq, gt = (np.stack(frames) for frames in zip(*pairs, strict=True))
-        if mirror:
-            lq, gt = (np.concatenate((frames, frames[:, ::-1]), axis=1) for frames in (lq, gt))
-        yield _to_tensor(lq), _to_tensor(gt)
+    for number in count():
+        order = generator(seed, "order", number).permutation(len(samples)).tolist()
+        for first in range(0, len(order), batch_size):
+            batch = [samples[i] for i in order[first : first + batch_size]]
+            yield [
+                Draw(clip, start, derive_seed(seed, "sample", number, place))
+                for place, (clip, start) in enumerate(batch, first)
+            ]
 
 
-def _sample(
-    clip: Clip, start: int, rng: np.random.Generator, num_frames: int, crop: int, augment: bool
-) -> tuple[Frames, Frames]:
-    latest = clip.num_frames - num_frames
-    if start > latest:
-        start = int(rng.integers(latest + 1))
-    size, scale = crop // clip.scale, clip.scale
-    top = int(rng.integers(clip.height // scale - size + 1))
-    left = int(rng.integers(clip.width // scale - size + 1))
-    frames = slice(start, start + num_frames)
-    lq = clip.lq()[frames, top : top + size, left : left + size]
-    top, left = top * scale, left * scale
-    gt = clip.gt()[frames, top : top + crop, left : left + crop]
-    if augment:
-        # One decision for all frames of both.
-        flip_x, flip_y, transpose = rng.random(3) < 0.5
-        lq, gt = (_augmented(frames, flip_x, flip_y, transpose) for frames in (lq, gt))
+def read_batch(
+    draws: Sequence[Draw], shape: SampleShape, pin: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Read samples: `(lq_BTCHW, gt_BTCHW)`, uint8, in pinned memory for a GPU if asked for.
+
+    Args:
+        draws: of clips of one scale, each of at least `shape.span` frames and `shape.crop` pixels.
+        shape: what to make of them.
+        pin: page-locked memory, from which a GPU copies by itself.
+    """
+    time = shape.num_frames * (2 if shape.mirror else 1)
+    sizes = shape.crop // draws[0].clip.scale, shape.crop
+    lq, gt = (
+        torch.empty(len(draws), time, 3, size, size, dtype=torch.uint8, pin_memory=pin)
+        for size in sizes
+    )
+    for draw, lq_TCHW, gt_TCHW in zip(draws, lq.numpy(), gt.numpy(), strict=True):
+        _read(draw, shape, lq_TCHW, gt_TCHW)
     return lq, gt
 
 
-def _augmented(frames_THWC: Frames, flip_x: bool, flip_y: bool, transpose: bool) -> Frames:
+def to_float(frames: Tensor, device: torch.device) -> Tensor:
+    """Frames of uint8 as float32 in [0, 1] on a device; a GPU copies pinned ones by itself."""
+    return frames.to(device, non_blocking=frames.is_pinned()).float().div_(255)
+
+
+def _read(draw: Draw, shape: SampleShape, lq_TCHW: Frames, gt_TCHW: Frames) -> None:
+    clip, rng = draw.clip, np.random.default_rng(draw.seed)
+    scale, size = clip.scale, shape.crop // clip.scale
+    start, latest = draw.start, clip.num_frames - shape.span
+    if start > latest and shape.ends == "redraw":
+        start = int(rng.integers(latest + 1))
+    top = int(rng.integers(clip.height // scale - size + 1))
+    left = int(rng.integers(clip.width // scale - size + 1))
+    # One decision for all frames of both.
+    flip_x, flip_y, transpose, backwards = rng.random(4) < 0.5
+    last = clip.num_frames - 1
+    frames = [last - abs(last - start - k * shape.interval) for k in range(shape.num_frames)]
+    if shape.random_reverse and backwards:
+        frames.reverse()
+    if not shape.augment:
+        flip_x = flip_y = transpose = False
+    for stored, crop_TCHW, by in ((clip.lq(), lq_TCHW, 1), (clip.gt(), gt_TCHW, scale)):
+        rows, columns = (slice(by * first, by * (first + size)) for first in (top, left))
+        for frame, crop_CHW in zip(frames, crop_TCHW, strict=False):
+            crop_HWC = _augmented(stored[frame, rows, columns], flip_x, flip_y, transpose)
+            crop_CHW[...] = crop_HWC.transpose(2, 0, 1)
+        if shape.mirror:
+            crop_TCHW[shape.num_frames :] = crop_TCHW[shape.num_frames - 1 :: -1]
+
+
+def _augmented(frame_HWC: Frames, flip_x: bool, flip_y: bool, transpose: bool) -> Frames:
     if flip_x:
-        frames_THWC = frames_THWC[:, :, ::-1]
+        frame_HWC = frame_HWC[:, ::-1]
     if flip_y:
-        frames_THWC = frames_THWC[:, ::-1]
-    return frames_THWC.swapaxes(1, 2) if transpose else frames_THWC
-
-
-def _to_tensor(frames_BTHWC: Frames) -> Tensor:
-    channels_first = np.ascontiguousarray(np.moveaxis(frames_BTHWC, -1, 2))
-    return torch.from_numpy(channels_first).float().div_(255)
+        frame_HWC = frame_HWC[::-1]
+    return frame_HWC.swapaxes(0, 1) if transpose else frame_HWC

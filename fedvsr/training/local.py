@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import count, islice
+from functools import partial
+from itertools import islice
 from statistics import fmean
 from typing import Annotated, Any, Literal
 
@@ -18,7 +19,8 @@ from torch import Tensor
 from fedvsr import algorithms, models
 from fedvsr.algorithms._base import KEPT_BY_TRAINER, Batch, LocalRound
 from fedvsr.data.clips import Clip
-from fedvsr.data.sampling import epoch
+from fedvsr.data.loader import Loader
+from fedvsr.data.sampling import Draw, Ends, SampleShape, passes, read_batch, to_float
 from fedvsr.errors import UserError
 from fedvsr.lookup import load
 from fedvsr.losses import charbonnier
@@ -34,7 +36,7 @@ from fedvsr.params import (
     split_tensors,
 )
 from fedvsr.section import NamedSection, Section
-from fedvsr.seeding import derive_seed, generator
+from fedvsr.seeding import derive_seed
 from fedvsr.training.features import with_features
 from fedvsr.training.optimiser import (
     effective_steps,
@@ -46,6 +48,8 @@ from fedvsr.training.optimiser import (
 from fedvsr.training.precision import Precision, autocast
 from fedvsr.training.updates import UNCHANGED, UpdateConfig, outgoing
 
+# Low-resolution and ground-truth frames of a batch, (B, T, C, H, W) uint8.
+_Frames = tuple[Tensor, Tensor]
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -57,9 +61,15 @@ class LocalConfig(Section):
         None, ge=1, description="Optimiser steps per round, however many passes; replaces epochs."
     )
     batch_size: int = Field(4, ge=1, le=1024, description="Samples a step.")
-    num_frames: int = Field(6, ge=1, le=1000, description="Consecutive frames of a sample.")
+    num_frames: int = Field(6, ge=1, le=1000, description="Frames of a sample.")
+    interval: int = Field(1, ge=1, le=100, description="Frame step: 2 takes every other frame.")
+    ends: Ends = Field(
+        "redraw",
+        description="Where too few frames follow a start: draw it anew, or go back from the end.",
+    )
     crop: int = Field(256, ge=8, le=4096, description="Ground-truth crop in pixels, square.")
     augment: bool = Field(True, description="Flip and transpose samples at random.")
+    random_reverse: bool = Field(False, description="Reverse samples in time at random.")
     mirror: bool = Field(
         False, description="Follow each sample by itself in reverse: twice num_frames frames."
     )
@@ -87,6 +97,22 @@ class LocalConfig(Section):
     num_threads: int = Field(
         1, ge=1, le=256, description="CPU threads of a client; float sums depend on it."
     )
+    num_workers: int = Field(
+        1, ge=0, le=64, description="Threads that read samples ahead; no number depends on it."
+    )
+
+    @property
+    def sample_shape(self) -> SampleShape:
+        """What a sample is made of."""
+        return SampleShape(
+            num_frames=self.num_frames,
+            crop=self.crop,
+            interval=self.interval,
+            ends=self.ends,
+            augment=self.augment,
+            random_reverse=self.random_reverse,
+            mirror=self.mirror,
+        )
 
 
 @dataclass
@@ -166,13 +192,16 @@ class LocalTrainer:
         load_flat(self.network, begin)
         compared = self._load_references(shared, state)
         hooks = self._local_round(shared, state, clips) if algorithm.corrects_gradients else None
+        waited_s = 0.0
         if hooks and algorithm.wants_first_gradient:
-            self._gather_first_gradient(task, clips, hooks)
+            waited_s = self._gather_first_gradient(task, clips, hooks)
         # Made anew each round: the moments start from zero, unless the client kept them.
         optimiser = make_optimiser(self.local, list(self.network.parameters()), self._slow)
         if "moments" in state:
             restore_moments(optimiser, state["moments"])
-        course = self._descend(task, clips, optimiser, hooks, compared)
+        with self._loader(task, clips) as batches:
+            course = self._descend(task, clips, batches, optimiser, hooks, compared)
+        waited_s += batches.wait_s
         update, finite = self._leave(task, course, optimiser, hooks, state, begin)
         report = ClientReport(
             client_id=task.client_id,
@@ -188,6 +217,7 @@ class LocalTrainer:
             upload_bytes=sum(vector.nbytes for vector in update.upload.values()),
             finite=finite,
             train_s=time.perf_counter() - started,
+            input_wait_s=waited_s,
         )
         return report, update
 
@@ -195,6 +225,7 @@ class LocalTrainer:
         self,
         task: ClientTask,
         clips: Sequence[Clip],
+        batches: Iterable[_Frames],
         optimiser: torch.optim.Optimizer,
         hooks: LocalRound | None,
         compared: Mapping[str, torch.nn.Module],
@@ -206,7 +237,7 @@ class LocalTrainer:
         """
         local, num_steps, course = self.local, count_steps(self.local, clips), _Course()
         scaler = torch.amp.GradScaler(self.device.type, enabled=local.precision == "fp16")
-        for lq_BTCHW, gt_BTCHW in self._batches(task, clips):
+        for batch in batches:
             # Where in the whole training this step stands, as if every client trained in every
             # round: a schedule must not depend on who was drawn before.
             step = (task.round_idx - 1) * num_steps + len(course.losses)
@@ -214,7 +245,7 @@ class LocalTrainer:
             lr = learning_rate(local, step / (task.num_rounds * num_steps))
             for group in optimiser.param_groups:
                 group["lr"] = lr * group["factor"]
-            loss, vsr_loss = self._loss(lq_BTCHW, gt_BTCHW, compared)
+            loss, vsr_loss = self._loss(batch, compared)
             optimiser.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             added = 0.0
@@ -228,7 +259,7 @@ class LocalTrainer:
             course.losses.append(loss.item() + added)
             course.vsr_losses.append(vsr_loss.item())
             course.rates.append(lr)
-            course.num_samples += len(lq_BTCHW)
+            course.num_samples += len(batch[0])
             if not math.isfinite(course.losses[-1]):
                 if self.update.reject_nonfinite:
                     break
@@ -277,34 +308,41 @@ class LocalTrainer:
 
     def _gather_first_gradient(
         self, task: ClientTask, clips: Sequence[Clip], hooks: LocalRound
-    ) -> None:
-        """The mean gradient of the round's batches where the client begins, one more pass."""
+    ) -> float:
+        """The mean gradient of the round's batches where the client begins, one more pass.
+
+        Returns:
+            Wall seconds that it waited for samples.
+        """
         self._thaw((task.round_idx - 1) * hooks.num_steps)
         # Gradients add up in float32 even where the network computes in halves; fp16 scales them.
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.local.precision == "fp16")
         gathered = hooks.sum("first_gradient")
-        for lq_BTCHW, gt_BTCHW in self._batches(task, clips):
-            self.network.zero_grad(set_to_none=True)
-            loss, _ = self._loss(lq_BTCHW, gt_BTCHW, {})
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            if scaler.is_enabled() and not _finite(hooks.params):
-                # Halves what it scales by, and this batch counts as none.
-                scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
-                continue
-            for total, parameter in zip(gathered, hooks.params, strict=True):
-                if parameter.grad is not None:
-                    total.add_(parameter.grad, alpha=1 / (scaler.get_scale() * hooks.num_steps))
+        with self._loader(task, clips) as batches:
+            for batch in batches:
+                self.network.zero_grad(set_to_none=True)
+                loss, _ = self._loss(batch, {})
+                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                if scaler.is_enabled() and not _finite(hooks.params):
+                    # Halves what it scales by, and this batch counts as none.
+                    scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
+                    continue
+                for total, parameter in zip(gathered, hooks.params, strict=True):
+                    if parameter.grad is not None:
+                        total.add_(parameter.grad, alpha=1 / (scaler.get_scale() * hooks.num_steps))
+        return batches.wait_s
 
     def _loss(
-        self, lq_BTCHW: Tensor, gt_BTCHW: Tensor, compared: Mapping[str, torch.nn.Module]
+        self, batch: _Frames, compared: Mapping[str, torch.nn.Module]
     ) -> tuple[Tensor, Tensor]:
         """The client's loss, and the network's own part of it."""
+        lq_BTCHW, gt_BTCHW = (to_float(frames, self.device) for frames in batch)
         with autocast(self.device, self.local.precision):
             sr_BTCHW, features = self._forward(lq_BTCHW, compared)
         sr_BTCHW = sr_BTCHW.float()
         vsr_loss = charbonnier(sr_BTCHW, gt_BTCHW, self.spec.charbonnier_eps)
-        batch = Batch(vsr_loss, sr_BTCHW, gt_BTCHW, features)
-        return self.algorithm.local_loss(batch), vsr_loss
+        outcome = Batch(vsr_loss, sr_BTCHW, gt_BTCHW, features)
+        return self.algorithm.local_loss(outcome), vsr_loss
 
     def _thaw(self, step: int) -> None:
         for parameter in self._slow:
@@ -347,23 +385,15 @@ class LocalTrainer:
                 features[name] = with_features(network, module, lq_BTCHW)[1]
         return sr_BTCHW, features
 
-    def _batches(self, task: ClientTask, clips: Sequence[Clip]) -> Iterator[tuple[Tensor, Tensor]]:
-        local, rng = self.local, generator(task.seed, "samples")
-        batches = (
-            batch
-            for _ in count()
-            for batch in epoch(
-                clips,
-                rng,
-                batch_size=local.batch_size,
-                num_frames=local.num_frames,
-                crop=local.crop,
-                augment=local.augment,
-                mirror=local.mirror,
-            )
+    def _loader(self, task: ClientTask, clips: Sequence[Clip]) -> Loader[list[Draw], _Frames]:
+        """The round's batches of uint8 frames; the same each time it is called."""
+        draws = passes(clips, derive_seed(task.seed, "samples"), self.local.batch_size)
+        pin = self.device.type == "cuda"
+        return Loader(
+            partial(read_batch, shape=self.local.sample_shape, pin=pin),
+            islice(draws, count_steps(self.local, clips)),
+            self.local.num_workers,
         )
-        for lq, gt in islice(batches, count_steps(local, clips)):
-            yield lq.to(self.device), gt.to(self.device)
 
 
 def _compile(network: torch.nn.Module) -> None:
@@ -421,10 +451,8 @@ def require_sample(
         )
     if local.crop % scale:
         raise UserError(f"local.crop = {local.crop} is not a multiple of data.scale = {scale}")
-    if clip_frames is not None and local.num_frames > clip_frames:
-        raise UserError(
-            f"local.num_frames = {local.num_frames} is more than data.clip_frames = {clip_frames}"
-        )
+    if clip_frames is not None and local.sample_shape.span > clip_frames:
+        raise UserError(f"{_reach(local)} more than data.clip_frames = {clip_frames}")
     num_frames = local.num_frames * (2 if local.mirror else 1)
     spec.require_sample(num_frames, local.crop // scale, model.name)
 
@@ -443,22 +471,30 @@ def require_features(model: ModelConfig, algorithm: NamedSection) -> None:
 
 
 def require_room(clips: Sequence[Clip], local: LocalConfig) -> None:
-    """Check that samples fit into every clip.
+    """Check that a sample fits into every clip.
 
     Raises:
         UserError: it does not; the message names the clip.
     """
     for clip in clips:
-        if clip.num_frames < local.num_frames:
+        if clip.num_frames < local.sample_shape.span:
             raise UserError(
-                f"local.num_frames = {local.num_frames} is more than clip {clip.clip_id} has "
-                f"({clip.num_frames}); lower it"
+                f"{_reach(local)} more than clip {clip.clip_id} has ({clip.num_frames}); lower it"
             )
         if min(clip.height, clip.width) < local.crop:
             raise UserError(
                 f"local.crop = {local.crop} is larger than clip {clip.clip_id} "
                 f"({clip.width} x {clip.height}); lower it"
             )
+
+
+def _reach(local: LocalConfig) -> str:
+    if local.interval == 1:
+        return f"local.num_frames = {local.num_frames} is"
+    return (
+        f"local.num_frames = {local.num_frames} at local.interval = {local.interval} reaches over "
+        f"{local.sample_shape.span} frames,"
+    )
 
 
 @contextmanager

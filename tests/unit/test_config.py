@@ -24,6 +24,13 @@ from fedvsr.errors import UserError
         ("algorithm.wavelet=bior2.2", r"not an orthogonal wavelet"),
         ("federation.clients_per_round=9", r"^federation\.clients_per_round = 9 .* = 4$"),
         ("local.num_frames=5", r"^local\.num_frames = 5 is more than data\.clip_frames = 4$"),
+        (
+            "local.interval=2",
+            r"^local\.num_frames = 3 at local\.interval = 2 reaches over 5 frames, more than "
+            r"data\.clip_frames = 4$",
+        ),
+        ("local.ends=repeat", r"^local\.ends = 'repeat': .*'redraw' or 'mirror'"),
+        ("local.num_workers=-1", r"^local\.num_workers = -1: .*greater than or equal to 0$"),
         ("local.crop=34", r"^local\.crop = 34 is not a multiple of data\.scale = 4$"),
         ("data.scale=2", r"^data\.scale = 2, but the network enlarges by 4"),
         ("data.videos=[]", r"^data\.videos is missing: give files .* or prepared data sets"),
@@ -82,6 +89,7 @@ def test_hash_covers_what_changes_numbers_and_nothing_else(small_yaml: Path) -> 
         return load_config(str(small_yaml), overrides).config_hash()
 
     same = ["name=other", "cluster.slots=1", "checkpoint.every_rounds=3", "data.cache_dir=/x"]
+    same += ["local.num_workers=0"]
     assert all(hash_of(override) == hash_of() for override in same)
     different = ["seed=4", "local.num_threads=2", "algorithm.alpha=2", "data.num_clients=3"]
     assert len({hash_of(override) for override in [*different, "seed=3"]}) == 5

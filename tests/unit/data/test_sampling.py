@@ -1,17 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from fedvsr.data.clips import Clip, read_store, write_store
 from fedvsr.data.degrade import bicubic_upscale
-from fedvsr.data.sampling import epoch
+from fedvsr.data.sampling import Draw, SampleShape, passes, read_batch, to_float
 from tests.conftest import moving_texture
 
-OPTIONS: dict[str, Any] = {"batch_size": 3, "num_frames": 3, "crop": 16, "augment": True}
+SHAPE = SampleShape(num_frames=3, crop=16, augment=True)
 
 
 def store(tmp_path: Path) -> list[Clip]:
@@ -23,27 +25,70 @@ def store(tmp_path: Path) -> list[Clip]:
     return clips
 
 
-def test_shapes_and_count(tmp_path: Path) -> None:
-    batches = list(epoch(store(tmp_path), np.random.default_rng(0), **OPTIONS))
-    assert [len(lq) for lq, _ in batches] == [3, 3, 3, 1], "two clips of five frames, one each"
-    lq, gt = batches[0]
-    assert lq.shape == (3, 3, 3, 4, 4)
-    assert gt.shape == (3, 3, 3, 16, 16)
-    assert gt.dtype == torch.float32
-    assert 0 <= gt.min() < gt.max() <= 1
+def numbered(tmp_path: Path, num_frames: int = 10) -> Clip:
+    """A clip whose frame t is t all over."""
+    gt = np.broadcast_to(
+        np.arange(num_frames, dtype=np.uint8)[:, None, None, None], (num_frames, 16, 16, 3)
+    )
+    with write_store(tmp_path / "numbered") as writer:
+        writer.add("n", "numbers", gt, 4)
+    (clip,) = read_store(tmp_path / "numbered") or []
+    return clip
 
 
-def test_same_seed_same_bits(tmp_path: Path) -> None:
+def frames_shown(clip: Clip, start: int, shape: SampleShape, seed: int = 0) -> list[int]:
+    lq, gt = read_batch([Draw(clip, start, seed)], shape)
+    assert torch.equal(lq[0, :, 0, 0, 0], gt[0, :, 0, 0, 0])
+    return gt[0, :, 0, 0, 0].tolist()
+
+
+def test_a_pass_starts_once_from_every_frame(tmp_path: Path) -> None:
     clips = store(tmp_path)
-    first, second = (list(epoch(clips, np.random.default_rng(5), **OPTIONS)) for _ in range(2))
-    assert all(torch.equal(a[1], b[1]) for a, b in zip(first, second, strict=True))
-    other = list(epoch(clips, np.random.default_rng(6), **OPTIONS))
-    assert not torch.equal(first[0][1], other[0][1])
+    batches = list(islice(passes(clips, 0, batch_size=3), 8))
+    assert [len(batch) for batch in batches] == [3, 3, 3, 1] * 2
+    draws = [draw for batch in batches for draw in batch]
+    for one in (draws[:10], draws[10:]):
+        named = {(draw.clip.clip_id, draw.start) for draw in one}
+        assert named == {(clip.clip_id, start) for clip in clips for start in range(5)}
+    assert [d.start for d in draws[:10]] != [d.start for d in draws[10:]], "an order a pass"
+    assert len({draw.seed for draw in draws}) == 20
+
+
+def test_the_order_does_not_depend_on_the_batch_size(tmp_path: Path) -> None:
+    clips = store(tmp_path)
+    one, three = (
+        [d for batch in islice(passes(clips, 0, size), n) for d in batch]
+        for size, n in ((1, 20), (3, 8))
+    )
+    assert one == three
+    assert one != [d for batch in islice(passes(clips, 1, 1), 20) for d in batch]
+
+
+def test_shapes(tmp_path: Path) -> None:
+    (draws,) = islice(passes(store(tmp_path), 0, 3), 1)
+    lq, gt = read_batch(draws, SHAPE)
+    assert (lq.shape, gt.shape) == ((3, 3, 3, 4, 4), (3, 3, 3, 16, 16))
+    assert lq.dtype == gt.dtype == torch.uint8
+    as_float = to_float(gt, torch.device("cpu"))
+    assert as_float.dtype == torch.float32
+    assert 0 <= as_float.min() < as_float.max() <= 1
+    np.testing.assert_array_equal((as_float * 255).round().numpy(), gt.numpy())
+
+
+def test_a_sample_follows_from_its_own_seed(tmp_path: Path) -> None:
+    clips = store(tmp_path)
+    (draws,) = islice(passes(clips, 5, 10), 1)
+    _, together = read_batch(draws, SHAPE)
+    alone = torch.cat([read_batch([draw], SHAPE)[1] for draw in reversed(draws)]).flip(0)
+    assert torch.equal(together, alone)
+    _, other = read_batch([replace(draw, seed=draw.seed + 1) for draw in draws], SHAPE)
+    assert not torch.equal(together, other)
 
 
 def test_input_and_target_show_the_same_place_under_every_augmentation(tmp_path: Path) -> None:
     # Enlarging the input must come close to its own target, and to no other sample's.
-    for lq, gt in epoch(store(tmp_path), np.random.default_rng(1), **OPTIONS):
+    for draws in islice(passes(store(tmp_path), 1, 3), 4):
+        lq, gt = (to_float(frames, torch.device("cpu")) for frames in read_batch(draws, SHAPE))
         frames = lq.permute(0, 1, 3, 4, 2).numpy()
         large = torch.from_numpy(bicubic_upscale(frames)).permute(0, 1, 4, 2, 3)
         inside = (..., slice(4, -4), slice(4, -4))
@@ -59,11 +104,81 @@ def test_augmentation_draws_every_orientation(tmp_path: Path) -> None:
     with write_store(tmp_path / "one") as writer:
         writer.add("c", "x", gt, 4)
     clips = read_store(tmp_path / "one") or []
-    rng, seen = np.random.default_rng(0), set[bytes]()
-    for _ in range(40):
-        for _, target in epoch(clips, rng, **{**OPTIONS, "num_frames": 4, "batch_size": 1}):
-            seen.add(target[0, 0].numpy().tobytes())
+    whole = replace(SHAPE, num_frames=4)
+    seen = {
+        read_batch(draws, whole)[1][0, 0].numpy().tobytes()
+        for draws in islice(passes(clips, 0, 1), 160)
+    }
     assert len(seen) == 8
-    still = {**OPTIONS, "num_frames": 4, "augment": False}
-    (_, target), *_ = epoch(clips, rng, **still)
-    np.testing.assert_allclose(target[0, 0].permute(1, 2, 0) * 255, gt[0], atol=1e-4)
+    _, target = read_batch([Draw(clips[0], 0, 1)], replace(whole, augment=False))
+    np.testing.assert_array_equal(target[0].permute(0, 2, 3, 1), gt)
+
+
+def test_crops_reach_every_place(tmp_path: Path) -> None:
+    clip = store(tmp_path)[0]
+    shape = SampleShape(num_frames=1, crop=16)
+    seen = {read_batch([Draw(clip, 0, seed)], shape)[0].numpy().tobytes() for seed in range(400)}
+    assert len(seen) == 5 * 7, "8 x 10 input pixels hold crops of 4 x 4 in 5 x 7 places"
+
+
+def test_frames_follow_each_other_by_the_interval(tmp_path: Path) -> None:
+    clip = numbered(tmp_path)
+    shape = SampleShape(num_frames=4, crop=16)
+    assert frames_shown(clip, 2, shape) == [2, 3, 4, 5]
+    assert frames_shown(clip, 0, replace(shape, interval=3)) == [0, 3, 6, 9]
+    assert frames_shown(clip, 6, shape) == [6, 7, 8, 9]
+
+
+def test_a_start_too_late_is_drawn_anew(tmp_path: Path) -> None:
+    clip, shape = numbered(tmp_path), SampleShape(num_frames=4, crop=16, interval=2)
+    shown = [frames_shown(clip, 5, shape, seed) for seed in range(40)]
+    assert {tuple(np.diff(frames)) for frames in shown} == {(2, 2, 2)}
+    assert {frames[0] for frames in shown} == {0, 1, 2, 3}
+
+
+def test_mirrored_ends_go_back_from_the_last_frame(tmp_path: Path) -> None:
+    clip, shape = numbered(tmp_path), SampleShape(num_frames=4, crop=16, ends="mirror")
+    assert frames_shown(clip, 8, shape) == [8, 9, 8, 7]
+    assert frames_shown(clip, 9, replace(shape, interval=3)) == [9, 6, 3, 0]
+    assert frames_shown(clip, 3, shape) == [3, 4, 5, 6]
+
+
+def test_samples_are_reversed_at_random_and_nothing_else_changes(tmp_path: Path) -> None:
+    clip, texture = numbered(tmp_path), store(tmp_path)[0]
+    shape = SampleShape(num_frames=4, crop=16, random_reverse=True)
+    shown = [frames_shown(clip, 2, shape, seed) for seed in range(40)]
+    backwards = [frames == [5, 4, 3, 2] for frames in shown]
+    assert all(
+        back or frames == [2, 3, 4, 5] for back, frames in zip(backwards, shown, strict=True)
+    )
+    assert 10 < sum(backwards) < 30
+    turned = list[bool]()
+    for draw in (Draw(texture, 1, seed) for seed in range(12)):
+        as_is, perhaps = (
+            read_batch([draw], replace(shape, augment=True, random_reverse=reverse))[1]
+            for reverse in (False, True)
+        )
+        turned.append(not torch.equal(perhaps, as_is))
+        assert torch.equal(perhaps, as_is.flip(1) if turned[-1] else as_is)
+    assert 0 < sum(turned) < 12
+
+
+@pytest.mark.parametrize("random_reverse", [False, True])
+def test_a_mirrored_sample_is_followed_by_itself_in_reverse(
+    tmp_path: Path, random_reverse: bool
+) -> None:
+    clip = numbered(tmp_path)
+    shape = SampleShape(num_frames=3, crop=16, mirror=True, random_reverse=random_reverse)
+    for seed in range(4):
+        frames = frames_shown(clip, 2, shape, seed)
+        assert sorted(frames[:3]) == [2, 3, 4]
+        assert frames == frames[::-1]
+
+
+@pytest.mark.gpu
+def test_a_gpu_gets_the_same_frames(tmp_path: Path) -> None:
+    (draws,) = islice(passes(store(tmp_path), 0, 3), 1)
+    plain, pinned = (read_batch(draws, SHAPE, pin=pin)[1] for pin in (False, True))
+    assert pinned.is_pinned()
+    there = to_float(pinned, torch.device("cuda"))
+    assert torch.equal((there * 255).round().byte().cpu(), plain)

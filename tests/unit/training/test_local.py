@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from typing import Any
 
 import numpy as np
 import pytest
 
+from fedvsr.algorithms._base import start
 from fedvsr.config import ExperimentConfig
 from fedvsr.data.clips import Clip
 from fedvsr.errors import UserError
 from fedvsr.experiment import prepare_data
+from fedvsr.lookup import load
 from fedvsr.messages import ClientTask
 from fedvsr.params import FloatVector, flatten
-from fedvsr.training.local import LocalTrainer, require_room
+from fedvsr.training.local import LocalTrainer, require_room, scoped_torch
 
 TASK = ClientTask(client_id=0, round_idx=1, num_rounds=1, seed=5)
 
@@ -22,7 +25,9 @@ def train(config: ExperimentConfig, **local: Any) -> tuple[Any, FloatVector, Flo
     changed = config.local.model_copy(update=local)
     trainer = LocalTrainer(config.model, config.algorithm, changed)
     before = flatten(trainer.network)
-    report, update = trainer.train(TASK, {"params": before}, {}, split.train[:2])
+    server = start(trainer.algorithm, before)
+    shared = {name: server[name] for name in trainer.algorithm.broadcast}
+    report, update = trainer.train(TASK, shared, {}, split.train[:2])
     after = update.upload["params"]
     return report, before, after
 
@@ -57,7 +62,34 @@ def test_equal_tasks_give_equal_bits_on_a_used_trainer(small: ExperimentConfig) 
     second, two = trainer.train(TASK, {"params": params}, {}, split.train[:2])
     again = two.upload["params"]
     assert update.tobytes() == again.tobytes()
-    assert dataclasses.replace(first, train_s=0) == dataclasses.replace(second, train_s=0)
+    first, second = (
+        dataclasses.replace(report, train_s=0, input_wait_s=0) for report in (first, second)
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize("algorithm", ["fedvsr", "scaffold"])
+def test_readers_change_no_bit(small: ExperimentConfig, algorithm: str) -> None:
+    # SCAFFOLD's option I reads the round's samples twice.
+    option = {"option": 1} if algorithm == "scaffold" else {}
+    config = small.model_copy(
+        update={"algorithm": load("fedvsr.algorithms", algorithm).Config(**option)}
+    )
+    runs = []
+    for num_workers in (0, 1, 2):
+        with scoped_torch(0, 1):  # The same first network.
+            runs.append(train(config, num_workers=num_workers, random_reverse=True, steps=5))
+    assert len({after.tobytes() for _, _, after in runs}) == 1
+    for report, _, _ in runs:
+        assert 0 < report.input_wait_s < report.train_s
+
+
+def test_a_clip_that_cannot_be_read_says_so_and_leaves_no_thread(small: ExperimentConfig) -> None:
+    gone = Clip("gone-000", "gone", "nowhere", 4, 48, 64, 4)
+    trainer = LocalTrainer(small.model, small.algorithm, small.local)
+    with pytest.raises(UserError, match=r"^clip gone-000 is not at"):
+        trainer.train(TASK, {"params": flatten(trainer.network)}, {}, [gone])
+    assert not [t for t in threading.enumerate() if t.name.startswith("fedvsr-loader")]
 
 
 def test_a_loss_that_is_not_finite_names_client_step_and_setting(small: ExperimentConfig) -> None:
@@ -68,7 +100,10 @@ def test_a_loss_that_is_not_finite_names_client_step_and_setting(small: Experime
         trainer.train(TASK, {"params": poisoned}, {}, split.train)
 
 
-def test_a_crop_must_fit_every_clip(small: ExperimentConfig) -> None:
+def test_a_sample_must_fit_every_clip(small: ExperimentConfig) -> None:
+    short = Clip("short-000", "short", "", 2, 100, 100, 4)
+    with pytest.raises(UserError, match=r"frames = 3 is more than clip short-000 has \(2\); lower"):
+        require_room([short], small.local)
     clip = Clip("narrow-000", "narrow", "", 4, 100, 28, 4)
     with pytest.raises(UserError, match=r"local\.crop = 32 is larger than clip narrow-000 \(28 x"):
         require_room([clip], small.local)

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from fedvsr.data.loader import Loader
+
+
+def threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("fedvsr-loader")]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_results_come_in_order(num_workers: int) -> None:
+    def square(n: int) -> int:
+        time.sleep(0.002 * (n % 3))  # Later jobs may well end earlier.
+        return n * n
+
+    with Loader(square, range(12), num_workers) as loader:
+        assert list(loader) == [n * n for n in range(12)]
+    assert threads() == []
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_no_more_is_read_ahead_than_workers(num_workers: int) -> None:
+    started = list[int]()
+
+    def jobs() -> Iterator[int]:
+        for n in range(100):
+            started.append(n)
+            yield n
+
+    with Loader(str, jobs(), num_workers) as loader:
+        results = iter(loader)
+        for taken in range(1, 6):
+            next(results)
+            time.sleep(0.005)
+            assert len(started) == taken + num_workers
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("kind", [ZeroDivisionError, KeyboardInterrupt])
+def test_an_error_in_reading_surfaces_as_itself(
+    num_workers: int, kind: type[BaseException]
+) -> None:
+    def read(n: int) -> int:
+        if n == 3:
+            raise kind("here")
+        return n
+
+    seen = []
+    with pytest.raises(kind, match="here"), Loader(read, range(9), num_workers) as loader:  # noqa: PT012
+        for n in loader:
+            seen.append(n)
+    assert seen == [0, 1, 2]
+    assert threads() == []
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, GeneratorExit])
+def test_an_error_in_the_loop_ends_the_threads(kind: type[BaseException]) -> None:
+    read = list[int]()
+
+    def slowly(n: int) -> int:
+        time.sleep(0.01)
+        read.append(n)
+        return n
+
+    with pytest.raises(kind), Loader(slowly, range(1000), 2) as loader:  # noqa: PT012
+        next(iter(loader))
+        assert len(threads()) == 2
+        raise kind
+    assert threads() == []
+    assert len(read) < 8
+
+
+def test_the_wait_is_what_the_loop_waited() -> None:
+    def wait(pause_s: float) -> float:
+        time.sleep(pause_s)
+        return pause_s
+
+    waited = {}
+    for num_workers in (0, 1):
+        with Loader(wait, [0.03] * 4, num_workers) as loader:
+            for pause_s in loader:
+                time.sleep(2 * pause_s)
+        waited[num_workers] = loader.wait_s
+    assert waited[0] >= 0.12
+    # Read while the loop was busy, but for the first.
+    assert 0.03 <= waited[1] < 0.1
