@@ -295,6 +295,40 @@ def preview(
     _print(f"{out}: {count} of {len(store.clips)} clips")
 
 
+@app.command()
+def partition(
+    source: Annotated[str, typer.Argument(metavar="CONFIG", help="A preset or a YAML file.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="PNG", help="Draw clients by labels.")
+    ] = None,
+) -> None:
+    """Show which client of an experiment would hold which clips; nothing is trained."""
+    from fedvsr.config import load_config
+    from fedvsr.experiment import prepare_data
+    from fedvsr.live import PreparationView
+    from fedvsr.report.partition import draw_partition
+
+    config = load_config(source, settings or ())
+    with PreparationView(_out) as view:
+        split = prepare_data(config, view)
+    table = Table(box=None, pad_edge=False)
+    for name in ("client", "clips", "frames", "labels"):
+        table.add_column(name, justify="left" if name == "labels" else "right")
+    for client_id, own in enumerate(split.clients):
+        labels = Counter(clip.label for clip in own)
+        frames = sum(clip.num_frames for clip in own)
+        table.add_row(str(client_id), str(len(own)), f"{frames:,}", escape(_counts(labels)))
+    _out.print(table)
+    _print(f"{len(split.train)} clips to train on, {len(split.test)} held out")
+    if plot is not None:
+        title = f"{config.name}: {config.data.partition}, seed {config.seed}"
+        _print(str(draw_partition(split.clients, title, plot)))
+
+
 def _prepare(
     request: Request,
     find: Callable[[], tuple[list[Task], list[str]]],

@@ -21,28 +21,28 @@ _QUIET_S = 10.0
 
 
 class PreparationView:
-    """A progress bar per video that is cut into clips; nothing where they are there already."""
+    """A bar per video or folder that is cut into clips; nothing where they are there already."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._progress = Progress(
             TextColumn("cutting {task.description}"),
             BarColumn(),
-            TextColumn("{task.completed}/{task.total} clips"),
+            TextColumn("{task.completed}/{task.total}"),
             console=console,
             disable=not console.is_terminal,
         )
         self._tasks = dict[str, TaskID]()
 
     def __call__(self, video: str, done: int, total: int) -> None:
-        """One more clip of a video is in the store."""
+        """More clips of a video, or frames of a folder, are in the store."""
+        if video not in self._tasks:
+            if not self._console.is_terminal:
+                self._console.print(f"cutting {video} into clips")
+            self._tasks[video] = self._progress.add_task(video, total=total)
         if not self._console.is_terminal:
-            if done == 1:
-                self._console.print(f"cutting {video} into {total} clips")
             return
         self._progress.start()
-        if video not in self._tasks:
-            self._tasks[video] = self._progress.add_task(video, total=total)
         self._progress.update(self._tasks[video], completed=done, total=max(done, total))
 
     def __enter__(self) -> PreparationView:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,11 @@ from typing import Literal
 from pydantic import Field
 
 from fedvsr.data.clips import Clip, default_cache_dir, read_store
+from fedvsr.data.folder import recordings
 from fedvsr.data.partition import Partition, deal
+from fedvsr.data.prepare import Request
+from fedvsr.data.prepare import prepare as make_store
+from fedvsr.data.recordings import fingerprint
 from fedvsr.data.videos import Progress, clips_of, resolve
 from fedvsr.errors import UserError
 from fedvsr.section import Section
@@ -28,7 +34,9 @@ class DataConfig(Section):
         "inside an installed package.",
     )
     train: list[str] = Field(
-        [], description="Or data sets to train on: folders that `fedvsr data prepare` wrote."
+        [],
+        description="Or data sets to train on: folders that `fedvsr data prepare` wrote, or of "
+        "videos or frames, which are then cut at the first run.",
     )
     test: list[str] = Field([], description="Data sets to score on, prepared alike.")
     held_out: list[str] | Literal["reds4"] = Field(
@@ -110,7 +118,8 @@ def prepare(config: DataConfig, seed: int, progress: Progress) -> Split:
         UserError: data are missing, damaged, too few or of another scale, or test clips are among
             those to train on.
     """
-    train, test = _of_videos(config, progress) if config.videos else _of_data_sets(config)
+    how = _of_videos if config.videos else _of_data_sets
+    train, test = how(config, progress)
     train = sorted(train, key=lambda clip: clip.clip_id) if config.max_train_clips else train
     train = train[: config.max_train_clips]
     overlap = tuple(clip.clip_id for clip in test if _key(clip) & _keys(train))
@@ -132,7 +141,7 @@ def prepare(config: DataConfig, seed: int, progress: Progress) -> Split:
 
 
 def _of_videos(config: DataConfig, progress: Progress) -> tuple[list[Clip], list[Clip]]:
-    cache = Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir()
+    cache = _cache(config)
     train, test = list[Clip](), list[Clip]()
     for name in config.videos:
         path = resolve(name)
@@ -150,9 +159,9 @@ def _of_videos(config: DataConfig, progress: Progress) -> tuple[list[Clip], list
     return train, test
 
 
-def _of_data_sets(config: DataConfig) -> tuple[list[Clip], list[Clip]]:
-    train = _read(config.train, config.scale, "train")
-    test = _read(config.test, config.scale, "test")
+def _of_data_sets(config: DataConfig, progress: Progress) -> tuple[list[Clip], list[Clip]]:
+    train = _read(config.train, "train", config, progress)
+    test = _read(config.test, "test", config, progress)
     wanted = list(REDS4) if config.held_out == "reds4" else list(config.held_out)
     missing = sorted(set(wanted) - {clip.clip_id for clip in train})
     if missing:
@@ -163,24 +172,46 @@ def _of_data_sets(config: DataConfig) -> tuple[list[Clip], list[Clip]]:
     return [clip for clip in train if clip.clip_id not in wanted], [*held_out, *test]
 
 
-def _read(names: Iterable[str], scale: int, key: str) -> list[Clip]:
+def _read(names: Iterable[str], key: str, config: DataConfig, progress: Progress) -> list[Clip]:
     clips = list[Clip]()
     for name in names:
         folder = Path(name).expanduser().resolve()
         found = read_store(folder)
+        if found is None and not folder.is_dir():
+            raise UserError(f"there is no data set {folder} (data.{key})")
         if found is None:
-            raise UserError(
-                f"{folder} is no prepared data set (data.{key}); `fedvsr data prepare` makes one "
-                "of REDS, Vid4, Kinetics-400, or a folder of videos or frames"
-            )
-        wrong = next((clip for clip in found if clip.scale != scale), None)
+            found = _cut_folder(folder, config, progress)
+        wrong = next((clip for clip in found if clip.scale != config.scale), None)
         if wrong is not None:
             raise UserError(
-                f"{folder} was prepared with --scale {wrong.scale}, and data.scale = {scale}; make "
+                f"{folder} was prepared with --scale {wrong.scale}, and data.scale = "
+                f"{config.scale}; make "
                 "them equal"
             )
         clips += found
     return clips
+
+
+def _cut_folder(folder: Path, config: DataConfig, progress: Progress) -> list[Clip]:
+    """The clips of a folder of videos or frames, cut unless the cache has them as they are now."""
+    tasks, notes = recordings(folder, clip_frames=config.clip_frames)
+    state = json.dumps([config.scale, *map(fingerprint, tasks)])
+    key = hashlib.sha256(state.encode()).hexdigest()[:16]
+    settings = {"directory": str(folder), "clip_frames": config.clip_frames}
+    request = Request(
+        _cache(config) / f"{folder.name}-{key}", "folder", config.scale, "bi", settings
+    )
+    made = make_store(
+        request,
+        tasks,
+        notes,
+        progress=lambda done, total: progress(folder.name, int(done), total),
+    )
+    return list(made.clips)
+
+
+def _cache(config: DataConfig) -> Path:
+    return Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir()
 
 
 def _keys(clips: Iterable[Clip]) -> set[str]:

@@ -15,7 +15,7 @@ from fedvsr.errors import UserError
 from fedvsr.experiment import RunStarted
 from fedvsr.federation.executors import SerialExecutor
 from fedvsr.records import load_results
-from tests.conftest import moving_texture
+from tests.conftest import moving_texture, write_video
 
 
 def data_set(folder: Path, *names: str, scale: int = 4, frames: int = 6, seed: int = 0) -> str:
@@ -95,12 +95,30 @@ def test_refusals(tmp_path: Path) -> None:
     twos = data_set(tmp_path / "twos", "a", "b", scale=2)
     with pytest.raises(UserError, match=r"was prepared with --scale 2, and data\.scale = 4"):
         split(twos, held_out=["a"])
-    with pytest.raises(UserError, match=r"is no prepared data set \(data\.test\); `fedvsr data"):
+    with pytest.raises(UserError, match=r"there is no data set .*nowhere \(data\.test\)"):
         split(data_set(tmp_path / "ok", "a", "b", "c"), test=[str(tmp_path / "nowhere")])
     with pytest.raises(ValidationError, match=r"data\.train needs clips to score on"):
         DataConfig(train=["reds"])
     with pytest.raises(UserError, match="only 2 training clips"):
         split(str(tmp_path / "ok"), held_out=["a"], num_clients=3)
+
+
+def test_a_folder_of_videos_is_cut_at_the_first_run(tmp_path: Path) -> None:
+    for label in ("cat", "dog"):
+        (tmp_path / "own" / label).mkdir(parents=True)
+        frames = moving_texture(9, 48, 64, seed=len(label) + ord(label[0]))
+        write_video(tmp_path / "own" / label / "a.mp4", frames)
+    told = list[tuple[str, int, int]]()
+    settings = {"clip_frames": 3, "num_clients": 2, "cache_dir": str(tmp_path / "cache")}
+    config = DataConfig(
+        train=[str(tmp_path / "own")], held_out=["cat-a-000"], partition="more", **settings
+    )
+    found = prepare(config, 0, lambda *step: told.append(step))
+    assert [len(own) for own in found.clients] in ([2, 3], [3, 2])
+    assert {clip.label for clip in found.train} == {"cat", "dog"}
+    assert told[-1] == ("own", 18, 18)
+    again = prepare(config, 0, lambda *step: pytest.fail("cut again"))
+    assert again == found
 
 
 def test_a_clip_too_short_for_samples_is_named(small: ExperimentConfig, tmp_path: Path) -> None:
