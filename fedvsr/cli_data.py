@@ -18,6 +18,8 @@ from rich.table import Table
 from fedvsr.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fedvsr.data.clips import Store
     from fedvsr.data.prepare import Progress, Request
     from fedvsr.data.recordings import Task
@@ -167,15 +169,13 @@ def kinetics(
     request = Request(out, "kinetics", scale, degradation, settings, overwrite)
     if _is_there(existing(request)):
         return
-    with _making(request) as progress:
-        store = kinetics.prepare(request, source, annotations, choice, workers, progress)
-    if store.rejected:
-        rejected = Table(box=None, pad_edge=False, title="left out", title_justify="left")
-        for name in ("class", "video", "reason"):
-            rejected.add_column(name, overflow="fold")
-        for row in store.rejected[:_LINES_SHOWN]:
-            rejected.add_row(*(escape(row[name]) for name in ("label", "video", "reason")))
-        _out.print(rejected)
+    try:
+        with _making(request) as progress:
+            store = kinetics.prepare(request, source, annotations, choice, workers, progress)
+    except kinetics.TooFewError as error:
+        _rejected(error.rejected)
+        raise
+    _rejected(store.rejected[:_LINES_SHOWN])
     _say_more(len(store.rejected), store)
 
 
@@ -344,6 +344,17 @@ def _is_there(store: Store | None) -> bool:
     if store is not None:
         _print(f"{store.folder} is there already: {len(store.clips)} clips")
     return store is not None
+
+
+def _rejected(rows: Sequence[dict[str, str]]) -> None:
+    if not rows:
+        return
+    table = Table(box=None, pad_edge=False, title="left out", title_justify="left")
+    for name in ("class", "video", "reason"):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(row[name]) for name in ("label", "video", "reason")))
+    _out.print(table)
 
 
 def _notes(store: Store) -> None:
