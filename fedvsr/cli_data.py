@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fedvsr.data.clips import Store
-    from fedvsr.data.prepare import Progress, Request
+    from fedvsr.data.prepare import Progress
     from fedvsr.data.recordings import Task
+    from fedvsr.data.request import Request
 
 # Modules that load torch are imported by the commands: `--help` stays quick.
 
@@ -74,7 +75,7 @@ def reds(
 ) -> None:
     """REDS: train_sharp and val_sharp, regrouped to clips 000 to 269."""
     from fedvsr.data import reds
-    from fedvsr.data.prepare import Request
+    from fedvsr.data.request import Request
 
     source, out = _paths(source, out)
     only = sorted({i for name in clips or () for i in (reds.REDS4 if name == "reds4" else [name])})
@@ -106,7 +107,7 @@ def vid4(
 ) -> None:
     """Vid4: GT and BIx4 (or BDx4), or the four clips' folders alone."""
     from fedvsr.data import vid4
-    from fedvsr.data.prepare import Request
+    from fedvsr.data.request import Request
 
     source, out = _paths(source, out)
     settings = {"directory": str(source), "make_lq": make_lq}
@@ -150,7 +151,7 @@ def kinetics(
 ) -> None:
     """Kinetics-400: some clips of some classes, chosen by seed."""
     from fedvsr.data import kinetics
-    from fedvsr.data.prepare import Request, existing
+    from fedvsr.data.request import Request, existing
 
     source, out = _paths(source, out)
     width, height = _size(size)
@@ -201,7 +202,7 @@ def folder(
 ) -> None:
     """Your own videos and folders of pictures; a sub-folder's name is their label."""
     from fedvsr.data import folder
-    from fedvsr.data.prepare import Request
+    from fedvsr.data.request import Request
 
     source, out = _paths(source, out)
     settings = {"directory": str(source), "clip_frames": clip_frames, "min_frames": min_frames}
@@ -300,8 +301,8 @@ def _prepare(
     find: Callable[[], tuple[list[Task], list[str]]],
     workers: int | None,
 ) -> None:
-    from fedvsr.data.prepare import existing
     from fedvsr.data.prepare import prepare as make
+    from fedvsr.data.request import existing
 
     if _is_there(existing(request)):
         return

@@ -18,8 +18,9 @@ from pathlib import Path
 from fedvsr.data.clips import Store, require_reduction
 from fedvsr.data.folder import VIDEOS
 from fedvsr.data.frames import Video
-from fedvsr.data.prepare import Made, Progress, Request, Workshop, existing, workshop
+from fedvsr.data.prepare import Made, Progress, Workshop, workshop
 from fedvsr.data.recordings import Task
+from fedvsr.data.request import Request, existing
 from fedvsr.errors import UserError
 from fedvsr.lookup import did_you_mean
 from fedvsr.seeding import generator
