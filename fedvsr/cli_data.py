@@ -18,9 +18,12 @@ from rich.table import Table
 from fedvsr.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fedvsr.data.clips import Store
-    from fedvsr.data.prepare import Progress, Request
+    from fedvsr.data.prepare import Progress
     from fedvsr.data.recordings import Task
+    from fedvsr.data.request import Request
 
 # Modules that load torch are imported by the commands: `--help` stays quick.
 
@@ -72,7 +75,7 @@ def reds(
 ) -> None:
     """REDS: train_sharp and val_sharp, regrouped to clips 000 to 269."""
     from fedvsr.data import reds
-    from fedvsr.data.prepare import Request
+    from fedvsr.data.request import Request
 
     source, out = _paths(source, out)
     only = sorted({i for name in clips or () for i in (reds.REDS4 if name == "reds4" else [name])})
@@ -104,7 +107,7 @@ def vid4(
 ) -> None:
     """Vid4: GT and BIx4 (or BDx4), or the four clips' folders alone."""
     from fedvsr.data import vid4
-    from fedvsr.data.prepare import Request
+    from fedvsr.data.request import Request
 
     source, out = _paths(source, out)
     settings = {"directory": str(source), "make_lq": make_lq}
@@ -148,7 +151,7 @@ def kinetics(
 ) -> None:
     """Kinetics-400: some clips of some classes, chosen by seed."""
     from fedvsr.data import kinetics
-    from fedvsr.data.prepare import Request, existing
+    from fedvsr.data.request import Request, existing
 
     source, out = _paths(source, out)
     width, height = _size(size)
@@ -167,15 +170,13 @@ def kinetics(
     request = Request(out, "kinetics", scale, degradation, settings, overwrite)
     if _is_there(existing(request)):
         return
-    with _making(request) as progress:
-        store = kinetics.prepare(request, source, annotations, choice, workers, progress)
-    if store.rejected:
-        rejected = Table(box=None, pad_edge=False, title="left out", title_justify="left")
-        for name in ("class", "video", "reason"):
-            rejected.add_column(name, overflow="fold")
-        for row in store.rejected[:_LINES_SHOWN]:
-            rejected.add_row(*(escape(row[name]) for name in ("label", "video", "reason")))
-        _out.print(rejected)
+    try:
+        with _making(request) as progress:
+            store = kinetics.prepare(request, source, annotations, choice, workers, progress)
+    except kinetics.TooFewError as error:
+        _rejected(error.rejected)
+        raise
+    _rejected(store.rejected[:_LINES_SHOWN])
     _say_more(len(store.rejected), store)
 
 
@@ -201,7 +202,7 @@ def folder(
 ) -> None:
     """Your own videos and folders of pictures; a sub-folder's name is their label."""
     from fedvsr.data import folder
-    from fedvsr.data.prepare import Request
+    from fedvsr.data.request import Request
 
     source, out = _paths(source, out)
     settings = {"directory": str(source), "clip_frames": clip_frames, "min_frames": min_frames}
@@ -334,8 +335,8 @@ def _prepare(
     find: Callable[[], tuple[list[Task], list[str]]],
     workers: int | None,
 ) -> None:
-    from fedvsr.data.prepare import existing
     from fedvsr.data.prepare import prepare as make
+    from fedvsr.data.request import existing
 
     if _is_there(existing(request)):
         return
@@ -378,6 +379,17 @@ def _is_there(store: Store | None) -> bool:
     if store is not None:
         _print(f"{store.folder} is there already: {len(store.clips)} clips")
     return store is not None
+
+
+def _rejected(rows: Sequence[dict[str, str]]) -> None:
+    if not rows:
+        return
+    table = Table(box=None, pad_edge=False, title="left out", title_justify="left")
+    for name in ("class", "video", "reason"):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(row[name]) for name in ("label", "video", "reason")))
+    _out.print(table)
 
 
 def _notes(store: Store) -> None:

@@ -102,7 +102,7 @@ def open_store(folder: Path) -> Store | None:
     """A finished store, or None where there is none.
 
     Raises:
-        UserError: the manifest is of a format that is not known, or is damaged.
+        UserError: the manifest cannot be read, is damaged, or of a format that is not known.
     """
     path = folder / _MANIFEST
     try:
@@ -117,6 +117,8 @@ def open_store(folder: Path) -> Store | None:
         ]
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is no manifest of a clip store; delete {folder}") from None
     return Store(

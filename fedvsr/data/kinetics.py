@@ -8,6 +8,7 @@ folder.
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,8 +18,9 @@ from pathlib import Path
 from fedvsr.data.clips import Store, require_reduction
 from fedvsr.data.folder import VIDEOS
 from fedvsr.data.frames import Video
-from fedvsr.data.prepare import Made, Progress, Request, Workshop, existing, workshop
+from fedvsr.data.prepare import Made, Progress, Workshop, workshop
 from fedvsr.data.recordings import Task
+from fedvsr.data.request import Request, existing
 from fedvsr.errors import UserError
 from fedvsr.lookup import did_you_mean
 from fedvsr.seeding import generator
@@ -99,6 +101,14 @@ class Candidate:
     path: Path | None
 
 
+class TooFewError(UserError):
+    """Some classes have too few clips; `rejected` says why, as in a store."""
+
+    def __init__(self, rejected: Sequence[dict[str, str]], message: str) -> None:
+        super().__init__(message)
+        self.rejected = rejected
+
+
 def candidates(source: Path, annotations: Path, choice: Choice) -> dict[str, list[Candidate]]:
     """The rows of each wanted class, in the seeded order in which they are tried.
 
@@ -139,7 +149,8 @@ def prepare(
     A video that is missing, unreadable, too short or of another size is left to the next candidate.
 
     Raises:
-        UserError: there are too few of some classes; see also `fedvsr.data.prepare.prepare`.
+        TooFewError: there are too few of some classes.
+        UserError: see `fedvsr.data.prepare.prepare`.
     """
     store = existing(request)
     if store is not None:
@@ -156,9 +167,10 @@ def prepare(
         work.expect(left, left * (one_frame + one_frame // request.scale**2))
         results = work.each(lambda label: _make_class(work, tried[label], choice), tried)
         counts = {label: len(made) for label, (made, _) in zip(tried, results, strict=True)}
-        _require_enough(counts, choice, f"of {choice.width} x {choice.height} that can be used")
         made = [each for of_class, _ in results for each in of_class]
         rejected = [each for _, of_class in results for each in of_class]
+        size = f"{choice.width} x {choice.height}"
+        _require_enough(counts, choice, f"of {size} that can be used", rejected)
         return work.finish(made, rejected=rejected)
 
 
@@ -222,20 +234,27 @@ def _rows(annotations: Path, choice: Choice) -> dict[str, dict[str, str]]:
 
 
 def _videos(source: Path) -> dict[str, Path]:
-    """All videos below a folder by name without suffix; of equal names the first path."""
+    """All videos below a folder, by name without suffix; of equal names the first path's."""
     if not source.is_dir():
         raise UserError(f"there is no folder {source}; name the one that holds Kinetics' videos")
     found = dict[str, Path]()
-    for path in sorted(source.rglob("*")):
-        if path.suffix.lower() in VIDEOS and path.is_file():
+    # A class's folder is often a link.
+    inside = (
+        Path(at, name) for at, _, files in os.walk(source, followlinks=True) for name in files
+    )
+    for path in sorted(inside):
+        if path.suffix.lower() in VIDEOS:
             found.setdefault(path.stem, path)
     return found
 
 
-def _require_enough(counts: dict[str, int], choice: Choice, what: str) -> None:
+def _require_enough(
+    counts: dict[str, int], choice: Choice, what: str, rejected: Sequence[dict[str, str]] = ()
+) -> None:
     wanted = choice.clips_per_class
     if few := [f"{label} ({n} of {wanted})" for label, n in counts.items() if n < wanted]:
-        raise UserError(
+        raise TooFewError(
+            rejected,
             f"too few {what} in {len(few)} of {len(counts)} classes: {', '.join(few)}; add videos, "
-            "or ask for fewer with --clips-per-class or for others with --class"
+            "or ask for fewer with --clips-per-class or for others with --class",
         )

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from threading import Event, Lock
@@ -23,7 +23,6 @@ from typing import Any, TypeVar
 import torch
 
 from fedvsr.data.clips import (
-    Degradation,
     Frames,
     Store,
     open_store,
@@ -32,6 +31,7 @@ from fedvsr.data.clips import (
     write_manifest,
 )
 from fedvsr.data.recordings import Task, fingerprint, pairs_of
+from fedvsr.data.request import Request, difference, existing
 from fedvsr.errors import UserError
 from fedvsr.files import replacing
 
@@ -45,26 +45,6 @@ _REQUEST = "request.json"
 _RECORD = ".done.json"
 # Room for headers, records and the manifest.
 _SPARE_BYTES = 16 << 20
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked for. Two requests with equal settings make the same store."""
-
-    out: Path
-    source: str
-    """The kind of data set: reds, vid4, kinetics or folder."""
-    scale: int
-    degradation: Degradation
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Whatever else decides the result, as JSON has it."""
-    overwrite: bool = False
-    """Replace a store that is there, and begin anew where another request was left unfinished."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """What is kept with the store, and compared with another request."""
-        common = {"source": self.source, "scale": self.scale, "degradation": self.degradation}
-        return json.loads(json.dumps(common | self.settings))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -100,30 +80,6 @@ def prepare(
         )
         made = work.each(work.make, tasks)
         return work.finish(made, notes)
-
-
-def existing(request: Request) -> Store | None:
-    """The store that the request asks for, where it is finished already.
-
-    Raises:
-        UserError: `out` is something else, which is not to be replaced.
-    """
-    out = request.out
-    if not out.exists():
-        return None
-    store = open_store(out)
-    if store is None:
-        if out.is_dir() and not any(out.iterdir()):
-            return None
-        raise UserError(f"{out} is there and is no clip store; choose another --out")
-    if request.overwrite:
-        return None
-    if store.request != request.as_dict():
-        raise UserError(
-            f"{out} is a store made with other settings ({_difference(store.request, request)}); "
-            "choose another --out, or replace it with --overwrite"
-        )
-    return store
 
 
 @contextmanager
@@ -371,25 +327,12 @@ def _begin(folder: Path, before: str, request: Request) -> None:
     if not same and not request.overwrite:
         raise UserError(
             f"{folder} holds an unfinished store with other settings "
-            f"({_difference(settings, request)}); finish it, or begin anew with --overwrite"
+            f"({difference(settings, request)}); finish it, or begin anew with --overwrite"
         )
     for path in folder.iterdir():
         leftover = path.name.startswith(".") and path.name.endswith(".tmp")
         if (leftover or not same) and path.name != _REQUEST:
             path.unlink()
-
-
-def _difference(before: dict[str, Any], request: Request) -> str:
-    now = request.as_dict()
-    differing = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
-    return ", ".join(
-        f"{name} {_short(before.get(name))}, not {_short(now.get(name))}" for name in differing
-    )
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _explain(error: OSError, out: Path) -> str:

@@ -14,9 +14,9 @@ from pydantic import Field
 from fedvsr.data.clips import Clip, default_cache_dir, read_store
 from fedvsr.data.folder import recordings
 from fedvsr.data.partition import Partition, deal
-from fedvsr.data.prepare import Request
 from fedvsr.data.prepare import prepare as make_store
 from fedvsr.data.recordings import fingerprint
+from fedvsr.data.request import Request
 from fedvsr.data.videos import Progress, clips_of, resolve
 from fedvsr.errors import UserError
 from fedvsr.section import Section

@@ -108,6 +108,10 @@ def test_kinetics_reports_what_it_left_out(
     assert "out: 4 clips, 16 frames, x4 bi" in text
     assert re.search(r"class +video +reason", text)
     assert re.search(r"yoga +-yog_0_000000_000010 +is not a readable video", text)
+    assert fedvsr(*command, "--clips-per-class", "3", "--overwrite") == 2
+    printed = capsys.readouterr()
+    assert re.search(r"yoga +-yog_0_000000_000010 +is not a readable video", printed.out)
+    assert printed.err.startswith("error: too few of 24 x 16 that can be used in 1 of 2 classes: ")
     assert fedvsr(*command, "--size", "large") == 2
     assert "--size large is no size; write e.g. 1280x720" in capsys.readouterr().err
 

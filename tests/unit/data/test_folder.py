@@ -10,7 +10,8 @@ from PIL import Image
 
 from fedvsr.data import folder
 from fedvsr.data.clips import Store
-from fedvsr.data.prepare import Request, prepare
+from fedvsr.data.prepare import prepare
+from fedvsr.data.request import Request
 from fedvsr.errors import UserError
 from tests.unit.data.clips import write_clip, write_pictures
 from tests.unit.data.trees import texture

@@ -9,7 +9,7 @@ import pytest
 from fedvsr.data import kinetics
 from fedvsr.data.clips import Clip, Store
 from fedvsr.data.kinetics import Choice
-from fedvsr.data.prepare import Request
+from fedvsr.data.request import Request
 from fedvsr.errors import UserError
 from tests.unit.data import trees
 from tests.unit.data.clips import write_clip

@@ -15,7 +15,8 @@ from PIL import Image
 from fedvsr.data import clips, folder
 from fedvsr.data import prepare as preparation
 from fedvsr.data.clips import Frames, Store
-from fedvsr.data.prepare import Request, existing, prepare
+from fedvsr.data.prepare import prepare
+from fedvsr.data.request import Request, existing
 from fedvsr.errors import UserError
 from tests.unit.data.clips import write_pictures
 from tests.unit.data.trees import texture

@@ -9,7 +9,8 @@ import pytest
 
 from fedvsr.data import reds, vid4
 from fedvsr.data.clips import Store
-from fedvsr.data.prepare import Request, prepare
+from fedvsr.data.prepare import prepare
+from fedvsr.data.request import Request
 from fedvsr.errors import UserError
 from tests.unit.data import trees
 
