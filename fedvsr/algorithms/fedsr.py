@@ -28,12 +28,7 @@ class Config(AlgorithmConfig):
     """FedSR, as read from its outline and FedVSR's published comparison with it."""
 
     name: Literal["fedsr"] = "fedsr"
-    lambda_con: float = Field(
-        0.01,
-        ge=0,
-        le=100,
-        description="Weight of the contrast; for classification, MOON takes 1 and more.",
-    )
+    lambda_con: float = Field(0.1, ge=0, le=100, description="Weight of the contrast.")
     temperature: float = Field(0.07, gt=0, le=100, description="Temperature tau of the contrast.")
 
 
