@@ -143,6 +143,17 @@ def test_one_bad_clip_keeps_the_others(source: Path) -> None:
     assert len(make(source).clips) == 4
 
 
+def test_a_recording_that_breaks_late_leaves_none_of_its_clips(source: Path) -> None:
+    write_pictures(source / "long", texture(9, 8))
+    (source / "long" / "7.png").write_bytes(b"")
+    request = request_for(source)
+    with pytest.raises(UserError, match=r"long/7\.png"):
+        prepare(request, *folder.recordings(source, clip_frames=3), workers=1)
+    names = {path.name for path in source.with_name(".out-partial").iterdir()}
+    assert names >= {"c0-000_gt.npy", "c3-000_gt.npy"}
+    assert not {name for name in names if "long" in name}
+
+
 def test_the_first_error_stops_the_others(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (source / "c0" / "2.png").write_bytes(b"")
     begun = failing_after(monkeypatch, 99, KeyboardInterrupt())
