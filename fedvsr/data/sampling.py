@@ -56,6 +56,7 @@ def passes(clips: Sequence[Clip], seed: int, batch_size: int) -> Iterator[list[D
     Every frame of every clip names one sample. The last batch of a pass may be smaller.
     """
     samples = [(clip, start) for clip in clips for start in range(clip.num_frames)]
+    assert samples, "a client without clips"
     for number in count():
         order = generator(seed, "order", number).permutation(len(samples)).tolist()
         for first in range(0, len(order), batch_size):

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice, product
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from torchvision.io import decode_png, read_file
 
 from fedvsr.data.clips import Clip, Frames, read_store, write_store
 from fedvsr.data.degrade import bicubic_upscale
+from fedvsr.data.loader import Loader
 from fedvsr.data.sampling import Draw, SampleShape, passes, read_batch, to_float
 
 CPU = torch.device("cpu")
@@ -65,6 +67,7 @@ def main() -> None:
         sources = (*(f"png:{name}" for name in PNG), *(f"layout:{name}" for name in LAYOUTS))
         speed_table(folder, ("store", *sources), options)
         memory_table(folder, options)
+        wait_table(folder, options)
 
 
 def speed_table(folder: Path, sources: Sequence[str], options: argparse.Namespace) -> None:
@@ -110,6 +113,24 @@ def memory_table(folder: Path, options: argparse.Namespace) -> None:
         print(f"| {num_clips} | {size / 1e6:.0f} | {got['peak_mib']:.0f} | {got['own_mib']:.0f} |")
 
 
+def wait_table(folder: Path, options: argparse.Namespace) -> None:
+    """What a step loop waits whose steps leave the processor alone, as a GPU's do."""
+    step_s = 0.1
+    columns = ("cache", "readers", f"waited, % of a step of {step_s} s", "(range)")
+    print("\n| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
+    for cold in (False, True):
+        parts: dict[int, list[float]] = {0: [], 1: [], 2: []}
+        for turn in range(options.turns):
+            for num_workers, found in parts.items():
+                settings = {"step_s": step_s, "num_workers": num_workers}
+                got = spawned(folder, source="store", count=10, cold=cold, seed=turn, **settings)
+                found.append(100 * got["wait_s"] / step_s)
+        for num_workers, found in parts.items():
+            cells = ("cold" if cold else "warm", str(num_workers))
+            middle = f"{statistics.median(found):.2f}"
+            print(f"| {' | '.join(cells)} | {middle} | {min(found):.2f} to {max(found):.2f} |")
+
+
 def spawned(folder: Path, **task: object) -> dict[str, float]:
     """Run `measure` in a process of its own."""
     command = [sys.executable, "-m", "tests.benchmarks.bench_data", "--folder", str(folder)]
@@ -121,16 +142,34 @@ def spawned(folder: Path, **task: object) -> dict[str, float]:
 
 
 def measure(
-    folder: Path, source: str, count: int, cold: bool, seed: int, num_clips: int = 1
+    folder: Path,
+    source: str,
+    count: int,
+    cold: bool,
+    seed: int,
+    num_clips: int = 1,
+    num_workers: int = 0,
+    step_s: float = 0.0,
 ) -> dict[str, float]:
-    """Seconds and memory of reading `count` samples, one by one."""
+    """Seconds and memory of reading `count` samples, one by one, or beside steps of `step_s`."""
     torch.set_num_threads(1)
     clips = (read_store(folder / "store") or [])[:num_clips]
-    read = reader(folder, source)
     files = files_of(folder, source, clips)
     if not cold:
         for path in files:
-            path.read_bytes()
+            warm(path)
+    if step_s:
+        first_s = 0.0
+        draws = islice(passes(clips, seed, 1), count + 1)
+        with Loader(partial(read_batch, shape=SHAPE), draws, num_workers) as loader:
+            for number, _ in enumerate(loader):
+                if number == 0:
+                    first_s = loader.wait_s
+                if cold:
+                    drop(files)
+                time.sleep(step_s)
+        return {"wait_s": (loader.wait_s - first_s) / count}
+    read = reader(folder, source)
     spent_s, read_bytes = 0.0, 0
     for number, (draw,) in enumerate(islice(passes(clips, seed, 1), count + 1)):
         if cold:
@@ -336,6 +375,12 @@ def drop(files: Sequence[Path]) -> None:
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(handle)
+
+
+def warm(path: Path) -> None:
+    with path.open("rb") as file:
+        while file.read(1 << 20):
+            pass
 
 
 def disk_bytes() -> int:

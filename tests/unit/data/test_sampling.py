@@ -188,6 +188,18 @@ def test_the_pages_asked_for_hold_the_rows_and_little_else(tmp_path: Path) -> No
         assert end - begin < len(wanted) + mmap.PAGESIZE
 
 
+def test_clips_are_let_go_once_a_sample_is_read(tmp_path: Path) -> None:
+    # Mappings that stay would make memory grow with the data set.
+    clips = store(tmp_path)
+    kept = clips[0].gt()
+    batch = read_batch([Draw(clip, 0, 0) for clip in clips], SHAPE)
+    mapped = Path("/proc/self/maps").read_text()
+    assert "c0_gt.npy" in mapped, "what the test itself holds"
+    assert not any(name in mapped for name in ("c0_lq.npy", "c1_gt.npy", "c1_lq.npy"))
+    assert kept.shape == (5, 32, 40, 3)
+    assert len(batch[0]) == 2
+
+
 @pytest.mark.gpu
 def test_a_gpu_gets_the_same_frames(tmp_path: Path) -> None:
     (draws,) = islice(passes(store(tmp_path), 0, 3), 1)
