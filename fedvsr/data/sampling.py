@@ -6,10 +6,11 @@ any order.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -55,6 +56,7 @@ def passes(clips: Sequence[Clip], seed: int, batch_size: int) -> Iterator[list[D
     Every frame of every clip names one sample. The last batch of a pass may be smaller.
     """
     samples = [(clip, start) for clip in clips for start in range(clip.num_frames)]
+    assert samples, "a client without clips"
     for number in count():
         order = generator(seed, "order", number).permutation(len(samples)).tolist()
         for first in range(0, len(order), batch_size):
@@ -109,11 +111,37 @@ def _read(draw: Draw, shape: SampleShape, lq_TCHW: Frames, gt_TCHW: Frames) -> N
         flip_x = flip_y = transpose = False
     for stored, crop_TCHW, by in ((clip.lq(), lq_TCHW, 1), (clip.gt(), gt_TCHW, scale)):
         rows, columns = (slice(by * first, by * (first + size)) for first in (top, left))
+        _announce(stored, frames, rows)
         for frame, crop_CHW in zip(frames, crop_TCHW, strict=False):
-            crop_HWC = _augmented(stored[frame, rows, columns], flip_x, flip_y, transpose)
+            # Copied as it lies, then turned: half the time of turning it in the file's pages.
+            crop_HWC = np.ascontiguousarray(stored[frame, rows, columns])
+            crop_HWC = _augmented(crop_HWC, flip_x, flip_y, transpose)
             crop_CHW[...] = crop_HWC.transpose(2, 0, 1)
         if shape.mirror:
             crop_TCHW[shape.num_frames :] = crop_TCHW[shape.num_frames - 1 :: -1]
+
+
+def _announce(stored: Frames, frames: Sequence[int], rows: slice) -> None:
+    """Ask for the rows that are to be read, all at once; left alone, the system reads whole frames.
+
+    Where they are in memory already, this costs nothing.
+    """
+    mapped: object = stored.base
+    if isinstance(stored, np.memmap) and isinstance(mapped, mmap.mmap):
+        for begin, end in pages_of(stored, frames, rows):
+            mapped.madvise(mmap.MADV_WILLNEED, begin, end - begin)
+
+
+def pages_of(
+    stored: np.memmap[Any, Any], frames: Sequence[int], rows: slice
+) -> Iterator[tuple[int, int]]:
+    """Where in the mapping the rows of each frame lie, from the beginning of a page on."""
+    first = stored.offset % mmap.ALLOCATIONGRANULARITY
+    frame_bytes, row_bytes = stored.strides[:2]
+    for frame in frames:
+        begin = first + frame * frame_bytes + rows.start * row_bytes
+        end = begin + (rows.stop - rows.start) * row_bytes
+        yield begin - begin % mmap.PAGESIZE, end
 
 
 def _augmented(frame_HWC: Frames, flip_x: bool, flip_y: bool, transpose: bool) -> Frames:

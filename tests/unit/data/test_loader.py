@@ -37,7 +37,6 @@ def test_no_more_is_read_ahead_than_workers(num_workers: int) -> None:
         results = iter(loader)
         for taken in range(1, 6):
             next(results)
-            time.sleep(0.005)
             assert len(started) == taken + num_workers
 
 
@@ -89,4 +88,4 @@ def test_the_wait_is_what_the_loop_waited() -> None:
         waited[num_workers] = loader.wait_s
     assert waited[0] >= 0.12
     # Read while the loop was busy, but for the first.
-    assert 0.03 <= waited[1] < 0.1
+    assert 0.03 <= waited[1] < waited[0]

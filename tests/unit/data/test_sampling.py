@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import mmap
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 
 from fedvsr.data.clips import Clip, read_store, write_store
 from fedvsr.data.degrade import bicubic_upscale
-from fedvsr.data.sampling import Draw, SampleShape, passes, read_batch, to_float
+from fedvsr.data.sampling import Draw, SampleShape, pages_of, passes, read_batch, to_float
 from tests.conftest import moving_texture
 
 SHAPE = SampleShape(num_frames=3, crop=16, augment=True)
@@ -173,6 +174,30 @@ def test_a_mirrored_sample_is_followed_by_itself_in_reverse(
         frames = frames_shown(clip, 2, shape, seed)
         assert sorted(frames[:3]) == [2, 3, 4]
         assert frames == frames[::-1]
+
+
+def test_the_pages_asked_for_hold_the_rows_and_little_else(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (4, 60, 50, 3), np.uint8)
+    np.save(tmp_path / "f.npy", frames)
+    stored = np.load(tmp_path / "f.npy", mmap_mode="r")
+    content, rows = (tmp_path / "f.npy").read_bytes(), slice(37, 58)
+    for frame, (begin, end) in zip([3, 1], pages_of(stored, [3, 1], rows), strict=True):
+        wanted = frames[frame, rows].tobytes()
+        assert content[begin:end].endswith(wanted)
+        assert begin % mmap.PAGESIZE == 0
+        assert end - begin < len(wanted) + mmap.PAGESIZE
+
+
+def test_clips_are_let_go_once_a_sample_is_read(tmp_path: Path) -> None:
+    # Mappings that stay would make memory grow with the data set.
+    clips = store(tmp_path)
+    kept = clips[0].gt()
+    batch = read_batch([Draw(clip, 0, 0) for clip in clips], SHAPE)
+    mapped = Path("/proc/self/maps").read_text()
+    assert "c0_gt.npy" in mapped, "what the test itself holds"
+    assert not any(name in mapped for name in ("c0_lq.npy", "c1_gt.npy", "c1_lq.npy"))
+    assert kept.shape == (5, 32, 40, 3)
+    assert len(batch[0]) == 2
 
 
 @pytest.mark.gpu
