@@ -113,15 +113,17 @@ def contact_sheet(store: Store, path: Path, *, max_clips: int = 120, width: int 
     columns = max(1, min(count, 8, round((count * 16 / 9) ** 0.5)))
     cell = width // columns
     inner = cell - 2 * _MARGIN
-    height = max(1, round(max(inner * clip.height / clip.width for clip in clips)))
-    row = height + _CAPTION + 2 * _MARGIN
-    sheet = Image.new("RGB", (width, -(-count // columns) * row), (24, 24, 24))
+    # All are as wide as a cell; a row is as high as its highest, so one portrait spares the others.
+    sizes = [(inner, max(1, round(inner * clip.height / clip.width))) for clip in clips]
+    starts = range(0, count, columns)
+    heights = [max(height for _, height in sizes[i : i + columns]) for i in starts]
+    tops = np.cumsum([0, *(height + _CAPTION + 2 * _MARGIN for height in heights)]).tolist()
+    sheet = Image.new("RGB", (width, tops[-1]), (24, 24, 24))
     draw = ImageDraw.Draw(sheet)
-    for index, clip in enumerate(clips):
-        x, y = index % columns * cell + _MARGIN, index // columns * row + _MARGIN
+    for index, (clip, size) in enumerate(zip(clips, sizes, strict=True)):
+        row, height = index // columns, heights[index // columns]
+        x, y = index % columns * cell + _MARGIN, tops[row] + _MARGIN
         frame = Image.fromarray(np.asarray(clip.gt()[clip.num_frames // 2]))
-        factor = min(inner / clip.width, height / clip.height)
-        size = max(1, round(clip.width * factor)), max(1, round(clip.height * factor))
         sheet.paste(frame.resize(size, Image.Resampling.LANCZOS), (x, y))
         caption = clip.clip_id if clip.label in clip.clip_id else f"{clip.clip_id}  {clip.label}"
         while caption and draw.textlength(caption) > inner:
