@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import IO, Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fedvsr.data.degrade import bicubic_downscale, quantise
+from fedvsr.data.degrade import degrade
 from fedvsr.errors import UserError
 from fedvsr.files import replacing
 
@@ -30,8 +30,6 @@ Degradation: TypeAlias = Literal["bi", "bd"]
 _MANIFEST = "manifest.json"
 # 1 has no checksums, and does not say what it was made from.
 _FORMAT, _READABLE = 2, (1, 2)
-# How low-resolution frames are made, float (H, W, 3) to (H / scale, W / scale, 3).
-_REDUCTIONS: dict[str, Callable[..., npt.NDArray[np.floating]]] = {"bi": bicubic_downscale}
 
 
 @dataclass(frozen=True)
@@ -251,22 +249,9 @@ def write_clip(
 
 
 def reduce(gt: Frames, scale: int, degradation: Degradation) -> Frames:
-    """A ground-truth frame, uint8 RGB (H, W, 3), at low resolution, quantised to uint8.
-
-    Raises:
-        UserError: the degradation cannot be made here.
-    """
-    require_reduction(degradation)
-    return quantise(_REDUCTIONS[degradation](gt.astype(np.float32) / 255, scale))
-
-
-def require_reduction(degradation: Degradation) -> None:
-    """Raise UserError unless low-resolution frames can be made by this degradation."""
-    if degradation not in _REDUCTIONS:
-        raise UserError(
-            f"low-resolution frames of degradation {degradation} are not made here, only "
-            f"{', '.join(_REDUCTIONS)}; give them with the data set"
-        )
+    """A ground-truth frame, uint8 RGB (H, W, 3), at low resolution; see `degrade`."""
+    lq: Frames = degrade(gt[None], degradation, scale)[0]
+    return lq
 
 
 def checksum(frames: Frames) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedvsr.data.clips import Store, require_reduction
+from fedvsr.data.clips import Store
 from fedvsr.data.folder import VIDEOS
 from fedvsr.data.frames import Video
 from fedvsr.data.prepare import Made, Progress, Workshop, workshop
@@ -155,7 +155,6 @@ def prepare(
     store = existing(request)
     if store is not None:
         return store
-    require_reduction(request.degradation)
     tried = candidates(source, annotations, choice)
     there = {label: sum(c.path is not None for c in row) for label, row in tried.items()}
     _require_enough(there, choice, f"videos in {source}")

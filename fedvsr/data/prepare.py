@@ -26,7 +26,6 @@ from fedvsr.data.clips import (
     Frames,
     Store,
     open_store,
-    require_reduction,
     write_clip,
     write_manifest,
 )
@@ -71,8 +70,6 @@ def prepare(
     if store is not None:
         return store
     with workshop(request, workers, progress) as work:
-        if any(task.lq is None for task in tasks):
-            require_reduction(request.degradation)
         left = [task for task in tasks if work.find(task) is None]
         work.expect(
             sum(task.num_frames for task in left),

@@ -15,6 +15,7 @@ from PIL import Image
 from fedvsr.data import clips, folder
 from fedvsr.data import prepare as preparation
 from fedvsr.data.clips import Frames, Store
+from fedvsr.data.degrade import degrade
 from fedvsr.data.prepare import prepare
 from fedvsr.data.request import Request, existing
 from fedvsr.errors import UserError
@@ -234,13 +235,6 @@ def test_one_process_at_a_time(source: Path) -> None:
     assert make(source).clips
 
 
-def test_what_cannot_be_made_is_said_first(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clips, "_REDUCTIONS", {})
-    with pytest.raises(UserError, match="of degradation bi are not made here"):
-        make(source)
-    assert [path.name for path in source.parent.iterdir()] == ["in"]
-
-
 def test_memory_does_not_grow_with_a_clip(tmp_path: Path) -> None:
     """Frames are written as they come: never are two of them held."""
     alive = most = 0
@@ -262,3 +256,11 @@ def test_memory_does_not_grow_with_a_clip(tmp_path: Path) -> None:
 
     clips.write_clip(tmp_path, "a", "", frames(), 4, "bi")
     assert most <= 2
+
+
+def test_a_store_is_reduced_as_asked_for(source: Path) -> None:
+    blurred = make(source, degradation="bd")
+    assert blurred.degradation == "bd"
+    for clip in blurred.clips:
+        np.testing.assert_array_equal(clip.lq(), degrade(np.asarray(clip.gt()), "bd", 4))
+        assert not np.array_equal(clip.lq(), degrade(np.asarray(clip.gt()), "bi", 4))
