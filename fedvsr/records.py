@@ -5,6 +5,7 @@
     <run>/clients.parquet      a row per round and sampled client
     <run>/evaluations.parquet  a row per evaluated round and test clip
     <run>/partition.parquet    a row per clip that a client trains on
+    <run>/faults.parquet       a row per failure that the run met
 
 Columns named `*_s` are wall seconds and `attempts` counts restarts; every other column is the same,
 bit for bit, for the same configuration and seed on the same kind of machine.
@@ -24,7 +25,7 @@ import pyarrow.parquet as pq
 from fedvsr.errors import UserError
 from fedvsr.files import replacing
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 Row = Mapping[str, object]
 
@@ -77,6 +78,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         _field("num_sampled", pa.int64(), "Clients that trained.", "1"),
         _field("num_online", pa.int64(), "Clients that could be reached.", "1"),
         _field("num_rejected", pa.int64(), "Of those, clients whose update was refused.", "1"),
+        _field("num_failed", pa.int64(), "Sampled clients that gave no update at all.", "1"),
         _field("loss", pa.float64(), "Local loss, mean of the accepted clients.", "1"),
         _field("vsr_loss", pa.float64(), "The network's own term of it.", "1"),
         _field("psnr_db", pa.float64(), "Mean of test clips; null if not evaluated.", "dB"),
@@ -84,6 +86,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         _field("download_bytes", pa.int64(), "Parameters sent to clients.", "B"),
         _field("upload_bytes", pa.int64(), "Parameters sent back.", "B"),
         _field("epsilon", pa.float64(), "Of differential privacy so far; null without.", "1"),
+        _field("gap_s", pa.float64(), "Last update of the round before to first step.", "s"),
         _field("train_s", pa.float64(), "First task to last report.", "s"),
         _field("aggregate_s", pa.float64(), "Weighing and summing.", "s"),
         _field("evaluate_s", pa.float64(), "Scoring the test clips.", "s"),
@@ -103,6 +106,9 @@ SCHEMAS: dict[str, pa.Schema] = {
         _field("upload_bytes", pa.int64(), "Sent to the server, compressed if so set.", "B"),
         _field("rejected", pa.bool_(), "Its loss or update was not finite; it did not count."),
         _field("attempts", pa.int64(), "Starts; over 1 where its process died.", "1"),
+        _field("node", pa.string(), "Ray node that trained it; null without Ray."),
+        _field("slot", pa.int64(), "Slot that it took, from 0; null without Ray."),
+        _field("started_s", pa.float64(), "From the round's first task to its own start.", "s"),
         _field("train_s", pa.float64(), "Local training.", "s"),
         _field("input_wait_s", pa.float64(), "Of it, waiting for samples.", "s"),
     ),
@@ -127,6 +133,21 @@ SCHEMAS: dict[str, pa.Schema] = {
         _field("height", pa.int64(), "Of the ground truth.", "px"),
         _field("width", pa.int64(), "Of the ground truth.", "px"),
         _field("sha256", pa.string(), "Of the ground truth's pixels; null for an old store."),
+    ),
+    "faults": _schema(
+        _ROUND,
+        _field("client_id", pa.int64(), "Whose work failed; null for the driver's."),
+        _field("attempt", pa.int64(), "Which start of that work failed, from 1.", "1"),
+        _field(
+            "kind",
+            pa.string(),
+            "died, node_lost, out_of_memory, timeout, raised, not_finite, driver or checkpoint.",
+        ),
+        _field("final", pa.bool_(), "The work was given up; else it was started again."),
+        _field("node", pa.string(), "Ray node; null if unknown."),
+        _field("message", pa.string(), "What happened, in one line."),
+        _field("traceback", pa.string(), "Where, if there is one."),
+        _field("lost_s", pa.float64(), "Work lost.", "s"),
     ),
 }
 # The table that `fedvsr evaluate --out` writes: of no run, so it stands apart.
