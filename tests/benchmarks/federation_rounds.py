@@ -1,0 +1,142 @@
+"""Rounds by this package's own loop and Ray executor, in which clients add noise and train nothing.
+
+A command of its own, so that all it starts can be watched: see `bench_federation`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedvsr.algorithms import fedavg
+from fedvsr.federation import driver
+from fedvsr.federation.client_states import ClientStates
+from fedvsr.federation.cluster import ClusterConfig
+from fedvsr.federation.executors import Clients, Executor
+from fedvsr.federation.ray_executor import RayExecutor
+from fedvsr.federation.rounds import ClientFinished, RoundFinished, RunState, run_rounds
+from fedvsr.federation.sampling import FederationConfig
+from fedvsr.messages import ClientTask
+from fedvsr.models import tiny
+from fedvsr.training.local import LocalConfig, LocalTrainer, _Course
+from fedvsr.training.updates import UNCHANGED
+from tests.benchmarks.peers.workload import Rounds, noise, parse, private_bytes, sizes
+
+
+class NoiseTrainer(LocalTrainer):
+    """All that a client does but to read samples and to take steps."""
+
+    def __init__(self, num_params: int, local: LocalConfig) -> None:
+        self.local, self.update = local, UNCHANGED
+        self.algorithm = fedavg.Algorithm(fedavg.Config())
+        self.device = torch.device("cpu")
+        self.network = nn.ParameterList([torch.zeros(count) for count in sizes(num_params)])
+        self._references, self._slow = [], []
+
+    def _loader(self, *_: Any) -> Any:
+        return super()._loader(ClientTask(0, 1, 1, 0), ())
+
+    def _descend(self, task: ClientTask, *_: Any) -> _Course:
+        # The loss is the time of the first step: it goes to the driver with the report.
+        began = time.time()
+        with torch.no_grad():
+            for parameter in self.network.parameters():
+                parameter.add_(noise(task.client_id))
+        return _Course([began], [began], [0.0], 1)
+
+
+@dataclass(frozen=True)
+class NoiseClients(Clients):
+    num_params: int = 0
+
+    def make_trainer(self) -> LocalTrainer:
+        return NoiseTrainer(self.num_params, self.local)
+
+
+def clients_of(options: argparse.Namespace) -> NoiseClients:
+    return NoiseClients(
+        tiny.Config(),
+        fedavg.Config(),
+        # No samples are read, so there need be no threads to read them.
+        LocalConfig(steps=1, num_threads=1, num_workers=0),
+        [()] * options.clients,
+        num_params=options.params,
+    )
+
+
+def make_executor(clients: Clients, options: argparse.Namespace) -> Executor:
+    cluster = ClusterConfig(slots=options.slots, max_live_clients=options.live)
+    return RayExecutor(clients, cluster)
+
+
+def drive(options: argparse.Namespace, num_rounds: int) -> Iterator[dict[str, Any]]:
+    """What happens, as a driver tells of it."""
+    yield {"base": {"pid": os.getpid(), "private_bytes": private_bytes()}}
+    executor = make_executor(clients_of(options), options)
+    ends = np.cumsum([0, *sizes(options.params)]).tolist()
+    state = RunState(0, {"params": np.zeros(options.params, np.float32)}, {})
+    events = run_rounds(
+        state,
+        algorithm=fedavg.Algorithm(fedavg.Config()),
+        executor=executor,
+        config=FederationConfig(num_rounds=num_rounds, clients_per_round=options.cohort),
+        sizes=[1] * options.clients,
+        tensors=tuple(map(slice, ends[:-1], ends[1:])),
+        update=UNCHANGED,
+        seed=0,
+        states=ClientStates(),
+    )
+    # Else the first parameters are held to the end.
+    del state
+    expected, last_update_at = 0.0, None
+    for event in events:
+        if isinstance(event, ClientFinished) and event.num_finished == event.num_sampled:
+            arrived_at = time.time()
+        if not isinstance(event, RoundFinished):
+            yield {}
+            continue
+        first_step_at = min(report.loss for report in event.reports)
+        expected += np.mean([noise(report.client_id) for report in event.reports])
+        yield {
+            "round": {
+                "gap_s": None if last_update_at is None else first_step_at - last_update_at,
+                "up": sum(report.upload_bytes for report in event.reports),
+                "down": event.download_bytes,
+                "train_s": event.train_s,
+                "aggregate_s": event.aggregate_s,
+                "client_s": sum(report.train_s for report in event.reports) / len(event.reports),
+            }
+        }
+        last_update_at = arrived_at
+    mean = float(event.state.params.mean(dtype=np.float64))
+    assert abs(mean / expected - 1) < 1e-3, f"the mean is {mean}, not {expected}"
+    executor.close()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse(live=8)
+    rounds = Rounds(options.rounds)
+    update_bytes = 4 * options.params * (2 * options.cohort + 6)
+    driver.connect("local", max(update_bytes, 2**28))
+    for event in driver.drive(partial(drive, options, rounds.num_all)):
+        if "base" in event:
+            rounds.base(**event["base"])
+        elif "round" in event:
+            rounds.ended(**event["round"])
+    driver.disconnect()
+
+
+if __name__ == "__main__":
+    # By its own name, so that Ray's workers import it rather than get it as a pickle.
+    from tests.benchmarks import federation_rounds
+
+    federation_rounds.main()
