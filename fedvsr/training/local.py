@@ -202,7 +202,7 @@ class LocalTrainer:
         with self._loader(task, clips) as batches:
             course = self._descend(task, clips, batches, optimiser, hooks, compared)
         waited_s += batches.wait_s
-        update, finite = self._leave(task, course, optimiser, hooks, state, begin)
+        update, norm, finite = self._leave(task, course, optimiser, hooks, state, begin)
         report = ClientReport(
             client_id=task.client_id,
             round_idx=task.round_idx,
@@ -213,7 +213,7 @@ class LocalTrainer:
             first_loss=course.losses[0],
             lr=fmean(course.rates),
             effective_steps=effective_steps(self.local, algorithm.config.mu, course.rates),
-            update_norm=distance(flatten(self.network), begin),
+            update_norm=norm,
             upload_bytes=sum(vector.nbytes for vector in update.upload.values()),
             finite=finite,
             train_s=time.perf_counter() - started,
@@ -277,8 +277,11 @@ class LocalTrainer:
         hooks: LocalRound | None,
         state: Vectors,
         begin: FloatVector,
-    ) -> tuple[ClientUpdate, bool]:
+    ) -> tuple[ClientUpdate, float, bool]:
         """What goes to the server and what the client remembers; nothing where not all is finite.
+
+        Returns:
+            That, the L2 norm of the change of the parameters, and whether all is finite.
 
         Raises:
             UserError: the update is not finite, and that is not to be passed over.
@@ -286,10 +289,13 @@ class LocalTrainer:
         algorithm = self.algorithm
         extra, kept = algorithm.finish(hooks) if hooks else ({}, {})
         params = flatten(self.network)
+        norm = distance(params, begin)
         has = {"params": params} | _joined(extra)
-        if not math.isfinite(course.losses[-1]) or not all(map(all_finite, has.values())):
+        # A change of finite norm has no value that is not; another look at it is not needed.
+        doubtful = [v for name, v in has.items() if name != "params" or not math.isfinite(norm)]
+        if not math.isfinite(course.losses[-1]) or not all(map(all_finite, doubtful)):
             if self.update.reject_nonfinite:
-                return ClientUpdate({}, {}), False
+                return ClientUpdate({}, {}), norm, False
             raise UserError(
                 f"the update of client {task.client_id} is not finite in round {task.round_idx}; "
                 + _way_out(self.local)
@@ -304,7 +310,7 @@ class LocalTrainer:
             upload["params"], residual = outgoing(params, begin, state.get("residual"), self.update)
             if residual is not None:
                 left["residual"] = residual
-        return ClientUpdate(upload, left), True
+        return ClientUpdate(upload, left), norm, True
 
     def _gather_first_gradient(
         self, task: ClientTask, clips: Sequence[Clip], hooks: LocalRound
