@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -58,7 +59,7 @@ class Watched:
     def round_s(self) -> float:
         """Median wall seconds from one round's end to the next one's."""
         ends = [event["at"] for event in self.rounds[WARM_UP - 1 :]]
-        return median(after - before for before, after in zip(ends, ends[1:], strict=False))
+        return median(after - before for before, after in pairwise(ends))
 
     @property
     def cpu_s(self) -> float:
