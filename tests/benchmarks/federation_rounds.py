@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,10 +18,11 @@ import torch
 from torch import nn
 
 from fedvsr.algorithms import fedavg
+from fedvsr.data.clips import Clip
 from fedvsr.federation import driver
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.cluster import ClusterConfig
-from fedvsr.federation.executors import Clients, Executor
+from fedvsr.federation.executors import Clients, Executor, SerialExecutor
 from fedvsr.federation.ray_executor import RayExecutor
 from fedvsr.federation.rounds import ClientFinished, RoundFinished, RunState, run_rounds
 from fedvsr.federation.sampling import FederationConfig
@@ -63,17 +64,24 @@ class NoiseClients(Clients):
 
 
 def clients_of(options: argparse.Namespace) -> NoiseClients:
+    # Every registered client has a clip, whose frames nobody reads.
+    clips = [
+        (Clip(f"clip-{i:06d}", f"class {i % 100}", "/data", 100, 720, 1280, 4, f"{i:064x}"),)
+        for i in range(options.clients)
+    ]
     return NoiseClients(
         tiny.Config(),
         fedavg.Config(),
         # No samples are read, so there need be no threads to read them.
         LocalConfig(steps=1, num_threads=1, num_workers=0),
-        [()] * options.clients,
+        clips,
         num_params=options.params,
     )
 
 
 def make_executor(clients: Clients, options: argparse.Namespace) -> Executor:
+    if options.serial:
+        return SerialExecutor(clients)
     cluster = ClusterConfig(slots=options.slots, max_live_clients=options.live)
     return RayExecutor(clients, cluster)
 
@@ -122,17 +130,23 @@ def drive(options: argparse.Namespace, num_rounds: int) -> Iterator[dict[str, An
     executor.close()
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    options = parse(live=8)
+def main() -> None:
+    options = parse(live=8, serial=0)
     rounds = Rounds(options.rounds)
-    update_bytes = 4 * options.params * (2 * options.cohort + 6)
-    driver.connect("local", max(update_bytes, 2**28))
-    for event in driver.drive(partial(drive, options, rounds.num_all)):
+    start = partial(drive, options, rounds.num_all)
+    if options.serial:
+        events = start()
+    else:
+        # A round's updates and those of the round before, which go by and by.
+        driver.connect("local", max(4 * options.params * (2 * options.cohort + 6), 2**28))
+        events = driver.drive(start)
+    for event in events:
         if "base" in event:
             rounds.base(**event["base"])
         elif "round" in event:
             rounds.ended(**event["round"])
-    driver.disconnect()
+    if not options.serial:
+        driver.disconnect()
 
 
 if __name__ == "__main__":

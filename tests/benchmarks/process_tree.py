@@ -40,6 +40,7 @@ class Watched:
     rounds: list[dict[str, Any]] = field(default_factory=list)
     """The events, each with `cpu_s`, that of all processes so far."""
     facts: dict[str, Any] = field(default_factory=dict)
+    driver_base_bytes: int = 0
     driver_peak_bytes: int = 0
     """Above what it had at `base`."""
     pss_bytes: int = 0
@@ -92,7 +93,8 @@ def watch(command: Sequence[str], env: Mapping[str, str] | None = None) -> Watch
             event = json.loads(line[1:])
             kind = event.pop("event")
             if kind == "base":
-                tree.follow_driver(event["pid"], event["private_bytes"])
+                this.driver_base_bytes = event["private_bytes"]
+                tree.follow_driver(event["pid"], this.driver_base_bytes)
             elif kind == "memory":
                 tree.reads_memory = True
             elif kind == "round" and not tree.reads_memory:
