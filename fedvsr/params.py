@@ -75,9 +75,9 @@ class ParamTable:
                 )
 
 
-def flatten(module: nn.Module) -> FloatVector:
-    """Copy the parameters of `module` into a new vector (P,)."""
-    return join_tensors(list(module.parameters()))
+def flatten(module: nn.Module, out: FloatVector | None = None) -> FloatVector:
+    """Copy the parameters of `module` into a vector (P,): `out`, or a new one."""
+    return join_tensors(list(module.parameters()), out)
 
 
 def load_flat(module: nn.Module, vector: FloatVector) -> None:
@@ -183,10 +183,10 @@ def split_tensors(module: nn.Module, vector: FloatVector) -> list[Tensor]:
     ]
 
 
-def join_tensors(tensors: Sequence[Tensor]) -> FloatVector:
-    """The inverse of `split_tensors`: a new vector (P,)."""
+def join_tensors(tensors: Sequence[Tensor], out: FloatVector | None = None) -> FloatVector:
+    """The inverse of `split_tensors`: a vector (P,), `out` or a new one."""
     # NumPy's memory comes in huge pages, torch's in small ones: five times the time, all in faults.
-    vector = np.empty(sum(t.numel() for t in tensors), np.float32)
+    vector = np.empty(sum(t.numel() for t in tensors), np.float32) if out is None else out
     start = 0
     for tensor in tensors:
         part = torch.from_numpy(vector[start : start + tensor.numel()])

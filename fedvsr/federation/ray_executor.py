@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
@@ -16,6 +17,7 @@ from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.cluster import ClusterConfig
 from fedvsr.federation.executors import ClientOutcome, Clients
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
+from fedvsr.params import FloatVector
 
 
 class ClientActor:
@@ -26,13 +28,17 @@ class ClientActor:
         self._clips = clients.clips[0]
         self._client_id = client_id
         self._trainer = clients.make_trainer()
+        self._vector: FloatVector | None = None
 
     def train(
         self, task: ClientTask, shared: Vectors, state: Vectors
     ) -> tuple[ClientReport, ClientUpdate]:
         """One task of this client. `shared` is read-only memory, the same for all actors."""
         assert task.client_id == self._client_id
-        return self._trainer.train(task, shared, state, self._clips)
+        if self._vector is None:
+            self._vector = np.empty_like(shared["params"])
+        # What is returned is copied to the object store before the next task begins.
+        return self._trainer.train(task, shared, state, self._clips, self._vector)
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,12 @@ class LocalTrainer:
             self._slow += found
 
     def train(
-        self, task: ClientTask, shared: Vectors, state: Vectors, clips: Sequence[Clip]
+        self,
+        task: ClientTask,
+        shared: Vectors,
+        state: Vectors,
+        clips: Sequence[Clip],
+        out: FloatVector | None = None,
     ) -> tuple[ClientReport, ClientUpdate]:
         """Train from the global parameters on the client's clips.
 
@@ -168,6 +173,8 @@ class LocalTrainer:
             shared: what the server sends, `Algorithm.broadcast`; only read.
             state: what the client remembers, empty in its first round; only read.
             clips: the client's own.
+            out: memory (P,) for the parameters that are sent, where the caller has some to use
+                again: new pages cost as much as filling them.
 
         Returns:
             What happened, and what the client sends and remembers.
@@ -177,7 +184,7 @@ class LocalTrainer:
         """
         started = time.perf_counter()
         with scoped_torch(derive_seed(task.seed, "torch"), self.local.num_threads):
-            return self._train(task, shared, state, clips, started)
+            return self._train(task, shared, state, clips, out, started)
 
     def _train(
         self,
@@ -185,6 +192,7 @@ class LocalTrainer:
         shared: Vectors,
         state: Vectors,
         clips: Sequence[Clip],
+        out: FloatVector | None,
         started: float,
     ) -> tuple[ClientReport, ClientUpdate]:
         algorithm = self.algorithm
@@ -202,7 +210,7 @@ class LocalTrainer:
         with self._loader(task, clips) as batches:
             course = self._descend(task, clips, batches, optimiser, hooks, compared)
         waited_s += batches.wait_s
-        update, norm, finite = self._leave(task, course, optimiser, hooks, state, begin)
+        update, norm, finite = self._leave(task, course, optimiser, hooks, state, begin, out)
         report = ClientReport(
             client_id=task.client_id,
             round_idx=task.round_idx,
@@ -277,6 +285,7 @@ class LocalTrainer:
         hooks: LocalRound | None,
         state: Vectors,
         begin: FloatVector,
+        out: FloatVector | None,
     ) -> tuple[ClientUpdate, float, bool]:
         """What goes to the server and what the client remembers; nothing where not all is finite.
 
@@ -288,7 +297,7 @@ class LocalTrainer:
         """
         algorithm = self.algorithm
         extra, kept = algorithm.finish(hooks) if hooks else ({}, {})
-        params = flatten(self.network)
+        params = flatten(self.network, out)
         norm = distance(params, begin)
         has = {"params": params} | _joined(extra)
         # A change of finite norm has no value that is not; another look at it is not needed.
