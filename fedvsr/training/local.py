@@ -157,6 +157,9 @@ class LocalTrainer:
             if not found:
                 raise UserError(f"local.slow_params: {part!r} is in no parameter of {model.name}")
             self._slow += found
+        # With a process's first optimiser PyTorch imports its compiler, which takes seconds: now,
+        # while nobody waits for a step.
+        make_optimiser(local, list(self.network.parameters()), self._slow)
 
     def train(
         self,

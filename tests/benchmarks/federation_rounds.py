@@ -37,11 +37,8 @@ class NoiseTrainer(LocalTrainer):
     """All that a client does but to read samples and to take steps."""
 
     def __init__(self, num_params: int, local: LocalConfig) -> None:
-        self.local, self.update = local, UNCHANGED
-        self.algorithm = fedavg.Algorithm(fedavg.Config())
-        self.device = torch.device("cpu")
+        super().__init__(tiny.Config(), fedavg.Config(), local)
         self.network = nn.ParameterList([torch.zeros(count) for count in sizes(num_params)])
-        self._references, self._slow = [], []
 
     def _loader(self, *_: Any) -> Any:
         return super()._loader(ClientTask(0, 1, 1, 0), ())
