@@ -112,7 +112,9 @@ class _Running:
     update: Any
     place: Place
     slot: int
-    started: float = field(default_factory=time.monotonic)
+    sent: float = field(default_factory=time.monotonic)
+    began: float | None = None
+    """When its actor was there to train; None while it is built."""
 
 
 class RayExecutor:
@@ -218,7 +220,7 @@ class RayExecutor:
         if len(running) < len(place.slots):
             return 0.0
         return min(
-            self._schedule.left_s(r.waiting.task.client_id, now - r.started) for r in running
+            self._schedule.left_s(r.waiting.task.client_id, now - (r.began or now)) for r in running
         )
 
     def _send(
@@ -231,7 +233,9 @@ class RayExecutor:
             item.task, shared_ref, state
         )
         started = replace(item, place=place, attempts=item.attempts + 1)
-        self._running[report] = _Running(started, update, place, slot)
+        running = self._running[report] = _Running(started, update, place, slot)
+        if actor.building is None:
+            running.began = running.sent
 
     # Results
 
@@ -260,6 +264,9 @@ class RayExecutor:
             if client_id not in self._busy():
                 self._discard(client_id)
         actor.building = None
+        for running in self._running.values():
+            if running.waiting.task.client_id == client_id:
+                running.began = time.monotonic()
 
     def _busy(self) -> set[int]:
         return {running.waiting.task.client_id for running in self._running.values()}
@@ -280,7 +287,7 @@ class RayExecutor:
         except RayError as error:
             yield from self._failed(running, _kind(error, node), error)
         else:
-            self._schedule.took(item.task.client_id, time.monotonic() - running.started)
+            self._schedule.took(item.task.client_id, report.train_s)
             fetch = partial(_same, update)
             yield ClientOutcome(report, fetch, item.attempts, node, running.slot)
 
@@ -313,7 +320,7 @@ class RayExecutor:
             message,
             attempt=item.attempts,
             final=final,
-            lost_s=time.monotonic() - running.started,
+            lost_s=time.monotonic() - running.sent,
             node=running.place.node_id,
             traceback=trace or "".join(traceback.format_exception(error)),
             error=failure,
@@ -325,7 +332,7 @@ class RayExecutor:
             return
         now = time.monotonic()
         for ref, running in list(self._running.items()):
-            if now - running.started > limit_s:
+            if now - running.sent > limit_s:
                 del self._running[ref]
                 error = TimeoutError(f"no result in cluster.client_timeout_s = {limit_s:g} s")
                 yield from self._failed(running, "timeout", error)
