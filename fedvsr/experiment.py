@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import time
@@ -37,15 +36,13 @@ from fedvsr.federation.rounds import (
     run_rounds,
 )
 from fedvsr.federation.sampling import FederationConfig
-from fedvsr.files import replacing
+from fedvsr.files import DISK_FULL, replacing
 from fedvsr.params import FloatVector, ParamTable, flatten, load_flat
 from fedvsr.records import Row, RunRecords, read_run
 from fedvsr.seeding import derive_seed
 from fedvsr.training import checkpoint
 from fedvsr.training.evaluate import ClipScore, Evaluator
 from fedvsr.training.local import require_room, scoped_torch
-
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -203,7 +200,7 @@ def execute(
             this.write_run("interrupted")
             raise
         except BaseException as error:
-            full = isinstance(error, OSError) and error.errno in _DISK_FULL
+            full = isinstance(error, OSError) and error.errno in DISK_FULL
             # A disk that is full takes no word of it; the run then reads as stopped.
             with suppress(OSError):
                 this.save()
