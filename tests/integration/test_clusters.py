@@ -97,8 +97,32 @@ def remove_node(marker: Path, cluster: Cluster, nodes: list[Any]) -> None:
             cluster.remove_node(node, allow_graceful=False)
 
 
+def test_a_client_out_of_memory_costs_no_bit(small_yaml: Path, tmp_path: Path) -> None:
+    config = load_config(str(small_yaml), ["cluster.slots=1", "cluster.max_retries=4"])
+    undisturbed = run_serially(config, tmp_path / "serial")
+    clients = load_results(undisturbed).clients
+    victim = int(clients[clients["round_idx"] == 2]["client_id"].iloc[0])
+    kind: Any = FaultyExecutor(Failure("eat_memory", victim, 2, tmp_path / "marker"))
+    run = experiment.create_run(config, tmp_path / "out")
+    split, never = split_of(config), threading.Event()
+    # Room for the processes of the test, not for what the client takes.
+    memory = psutil.virtual_memory()
+    used = (memory.total - memory.available + (5 << 30)) / memory.total
+    monitor = {
+        "RAY_memory_usage_threshold": f"{used:.3f}",
+        "RAY_memory_monitor_refresh_ms": "100",
+    }
+    with cluster_of({"num_cpus": 2}, **monitor), placed(config.cluster) as where:
+        events = list(start(run, split, config.cluster, where, kind, never))
+    assert_equal_runs(undisturbed, run.folder)
+    assert "out_of_memory" in {fault.kind for fault in faults_in(events)}
+
+
 class SleepingTrainer:
     """Takes a second for every step that a client has."""
+
+    def warm_up(self) -> None:
+        pass
 
     def train(
         self, task: ClientTask, shared: Any, state: Any, clips: Any

@@ -63,6 +63,8 @@ def test_a_stopped_run_saves_its_last_round_and_leaves_nothing_behind(
 def kill_at_random(small_yaml: Path, out: Path, undisturbed: Path, times: int) -> None:
     rng = random.Random(0)
     for _ in range(times):
+        if any(run_status(path.parent) == "finished" for path in out.glob("*/config.yaml")):
+            break
         before = [path.parent for path in out.glob("*/config.yaml")]
         process = subprocess.Popen(
             command(small_yaml, out, *(["--resume"] if before else [])),
@@ -76,9 +78,7 @@ def kill_at_random(small_yaml: Path, out: Path, undisturbed: Path, times: int) -
         process.wait()
         for path in out.glob("*/.lock"):
             wait_until_free(path.parent)
-        if any(run_status(path) == "finished" for path in before):
-            break
-    else:
+    if not any(run_status(path.parent) == "finished" for path in out.glob("*/config.yaml")):
         command_line = command(small_yaml, out, "--resume")
         subprocess.run(command_line, check=True, stdout=subprocess.DEVNULL, timeout=200)
     (folder,) = (path.parent for path in out.glob("*/config.yaml"))
