@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from statistics import fmean
@@ -157,9 +157,10 @@ class LocalTrainer:
             if not found:
                 raise UserError(f"local.slow_params: {part!r} is in no parameter of {model.name}")
             self._slow += found
-        # With a process's first optimiser PyTorch imports its compiler, which takes seconds: now,
-        # while nobody waits for a step.
-        make_optimiser(local, list(self.network.parameters()), self._slow)
+
+    def warm_up(self) -> None:
+        """Load what PyTorch loads with its first optimiser: seconds of a processor."""
+        make_optimiser(self.local, list(self.network.parameters()), self._slow)
 
     def train(
         self,
@@ -185,9 +186,11 @@ class LocalTrainer:
         Raises:
             UserError: the loss or the update is not finite, and that is not to be passed over.
         """
-        started = time.perf_counter()
+        started_at, started = time.time(), time.perf_counter()
         with scoped_torch(derive_seed(task.seed, "torch"), self.local.num_threads):
-            return self._train(task, shared, state, clips, out, started)
+            report, update = self._train(task, shared, state, clips, out)
+        train_s = time.perf_counter() - started
+        return replace(report, started_at=started_at, train_s=train_s), update
 
     def _train(
         self,
@@ -196,7 +199,6 @@ class LocalTrainer:
         state: Vectors,
         clips: Sequence[Clip],
         out: FloatVector | None,
-        started: float,
     ) -> tuple[ClientReport, ClientUpdate]:
         algorithm = self.algorithm
         begin = state.get("params", shared["params"]) if algorithm.personal else shared["params"]
@@ -227,7 +229,7 @@ class LocalTrainer:
             update_norm=norm,
             upload_bytes=sum(vector.nbytes for vector in update.upload.values()),
             finite=finite,
-            train_s=time.perf_counter() - started,
+            train_s=0.0,
             input_wait_s=waited_s,
         )
         return report, update
