@@ -77,7 +77,7 @@ def compare(params: int, options: argparse.Namespace) -> None:
             seen[name].append(watch(command))
         floors.append(floor_s(params))
     print(f"{params:,} parameters, {4e-6 * params:.0f} MB\n")
-    columns = ("ms a round", "CPU-s a round", "first round, s", "driver, models", "all, MB")
+    columns = ("ms a round", "CPU-s a round", "first round, s (CPU-s)", "driver, models", "all, MB")
     heads = ("framework", *columns, "down, MB", "up, MB", "gap, ms")
     print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
     for name, turns in seen.items():
@@ -104,7 +104,7 @@ def cells(turns: Sequence[Watched], params: int) -> tuple[str, ...]:
     return (
         f"{1e3 * middle(turns, 'round_s'):.0f}",
         f"{middle(turns, 'cpu_s'):.3f}",
-        f"{middle(turns, 'first_round_s'):.1f}",
+        f"{middle(turns, 'first_round_s'):.1f} ({turns[0].rounds[0]['cpu_s']:.1f})",
         f"{max(turn.driver_peak_bytes for turn in turns) / model:.2f}",
         f"{middle(turns, 'pss_bytes') / 1e6:.0f}",
         *(f"{last[way] / 1e6:.0f}" if way in last else "" for way in ("down", "up")),
