@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 from ray.exceptions import (
@@ -38,6 +39,7 @@ from fedvsr.federation.placement import Place, Placement, alive_nodes
 from fedvsr.federation.ray_scorer import POLL_S, RayScorer, keep_to_own_gpus
 from fedvsr.federation.schedule import Schedule
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
+from fedvsr.params import FloatVector
 from fedvsr.training.evaluate import Evaluator
 from fedvsr.training.local import count_steps
 
@@ -51,6 +53,7 @@ class ClientActor:
         self._clips = clients.clips[0]
         self._client_id = client_id
         self._trainer = clients.make_trainer()
+        self._vector: FloatVector | None = None
         # While another client trains, rather than in this one's first step.
         self._trainer.warm_up()
 
@@ -62,8 +65,11 @@ class ClientActor:
     ) -> tuple[ClientReport, ClientUpdate]:
         """One task of this client. `shared` is read-only memory, the same for all actors."""
         assert task.client_id == self._client_id
+        if self._vector is None:
+            self._vector = np.empty_like(shared["params"])
         try:
-            return self._trainer.train(task, shared, state, self._clips)
+            # What is returned is copied to the object store before the next task begins.
+            return self._trainer.train(task, shared, state, self._clips, self._vector)
         finally:
             if torch.cuda.is_available():
                 # The next client on this GPU needs what this one only keeps in reserve.

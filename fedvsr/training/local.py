@@ -163,7 +163,12 @@ class LocalTrainer:
         make_optimiser(self.local, list(self.network.parameters()), self._slow)
 
     def train(
-        self, task: ClientTask, shared: Vectors, state: Vectors, clips: Sequence[Clip]
+        self,
+        task: ClientTask,
+        shared: Vectors,
+        state: Vectors,
+        clips: Sequence[Clip],
+        out: FloatVector | None = None,
     ) -> tuple[ClientReport, ClientUpdate]:
         """Train from the global parameters on the client's clips.
 
@@ -172,6 +177,8 @@ class LocalTrainer:
             shared: what the server sends, `Algorithm.broadcast`; only read.
             state: what the client remembers, empty in its first round; only read.
             clips: the client's own.
+            out: memory (P,) for the parameters that are sent, where the caller has some to use
+                again: new pages cost as much as filling them.
 
         Returns:
             What happened, and what the client sends and remembers.
@@ -181,7 +188,7 @@ class LocalTrainer:
         """
         started_at, started = time.time(), time.perf_counter()
         with scoped_torch(derive_seed(task.seed, "torch"), self.local.num_threads):
-            report, update = self._train(task, shared, state, clips)
+            report, update = self._train(task, shared, state, clips, out)
         train_s = time.perf_counter() - started
         return replace(report, started_at=started_at, train_s=train_s), update
 
@@ -191,6 +198,7 @@ class LocalTrainer:
         shared: Vectors,
         state: Vectors,
         clips: Sequence[Clip],
+        out: FloatVector | None,
     ) -> tuple[ClientReport, ClientUpdate]:
         algorithm = self.algorithm
         begin = state.get("params", shared["params"]) if algorithm.personal else shared["params"]
@@ -207,7 +215,7 @@ class LocalTrainer:
         with self._loader(task, clips) as batches:
             course = self._descend(task, clips, batches, optimiser, hooks, compared)
         waited_s += batches.wait_s
-        update, finite = self._leave(task, course, optimiser, hooks, state, begin)
+        update, norm, finite = self._leave(task, course, optimiser, hooks, state, begin, out)
         report = ClientReport(
             client_id=task.client_id,
             round_idx=task.round_idx,
@@ -218,7 +226,7 @@ class LocalTrainer:
             first_loss=course.losses[0],
             lr=fmean(course.rates),
             effective_steps=effective_steps(self.local, algorithm.config.mu, course.rates),
-            update_norm=distance(flatten(self.network), begin),
+            update_norm=norm,
             upload_bytes=sum(vector.nbytes for vector in update.upload.values()),
             finite=finite,
             train_s=0.0,
@@ -282,19 +290,26 @@ class LocalTrainer:
         hooks: LocalRound | None,
         state: Vectors,
         begin: FloatVector,
-    ) -> tuple[ClientUpdate, bool]:
+        out: FloatVector | None,
+    ) -> tuple[ClientUpdate, float, bool]:
         """What goes to the server and what the client remembers; nothing where not all is finite.
+
+        Returns:
+            That, the L2 norm of the change of the parameters, and whether all is finite.
 
         Raises:
             UserError: the update is not finite, and that is not to be passed over.
         """
         algorithm = self.algorithm
         extra, kept = algorithm.finish(hooks) if hooks else ({}, {})
-        params = flatten(self.network)
+        params = flatten(self.network, out)
+        norm = distance(params, begin)
         has = {"params": params} | _joined(extra)
-        if not math.isfinite(course.losses[-1]) or not all(map(all_finite, has.values())):
+        # A change of finite norm has no value that is not; another look at it is not needed.
+        doubtful = [v for name, v in has.items() if name != "params" or not math.isfinite(norm)]
+        if not math.isfinite(course.losses[-1]) or not all(map(all_finite, doubtful)):
             if self.update.reject_nonfinite:
-                return ClientUpdate({}, {}), False
+                return ClientUpdate({}, {}), norm, False
             raise UserError(
                 f"the update of client {task.client_id} is not finite in round {task.round_idx}; "
                 + _way_out(self.local)
@@ -309,7 +324,7 @@ class LocalTrainer:
             upload["params"], residual = outgoing(params, begin, state.get("residual"), self.update)
             if residual is not None:
                 left["residual"] = residual
-        return ClientUpdate(upload, left), True
+        return ClientUpdate(upload, left), norm, True
 
     def _gather_first_gradient(
         self, task: ClientTask, clips: Sequence[Clip], hooks: LocalRound
