@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedvsr import __version__, cli_data, cli_frames
+from fedvsr import __version__, cli_data, cli_frames, cli_jobs
 from fedvsr.environment import let_threads_sleep
 from fedvsr.errors import UserError
 
@@ -96,6 +96,8 @@ def run(
         with PreparationView(_out) as preparation:
             split = experiment.prepare_data(config, preparation)
         this = this or experiment.create_run(config, out)
+        # `fedvsr fetch` reads it in the log of a job.
+        _out.print(f"run folder: {this.folder}", highlight=False, markup=False, soft_wrap=True)
         follow(_events(this, split, executor, address), _out)
     except KeyboardInterrupt:
         again = ["fedvsr", "run", source]
@@ -141,6 +143,11 @@ def _object_store_bytes(config: ExperimentConfig) -> int:
 app.command()(cli_frames.upscale)
 app.command()(cli_frames.evaluate)
 app.add_typer(cli_data.app, name="data", no_args_is_help=True)
+app.command()(cli_jobs.submit)
+app.command()(cli_jobs.jobs)
+app.command()(cli_jobs.logs)
+app.command()(cli_jobs.stop)
+app.command()(cli_jobs.fetch)
 
 
 @app.command()
