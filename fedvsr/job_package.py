@@ -87,10 +87,11 @@ def human(num_bytes: int) -> str:
 def too_large(sizes: dict[str, int]) -> str:
     """Why a package cannot be sent, and what to do."""
     largest = sorted(sizes.items(), key=lambda item: -item[1])[:3]
+    names = ", ".join(f"{name} {human(size)}" for name, size in largest)
     return (
         f"the job's package has {human(sum(sizes.values()))}, and Ray takes {human(MAX_BYTES)} "
-        f"(largest: {', '.join(f'{name} {human(size)}' for name, size in largest)}); put large files where all "
-        "nodes read them and give that path in the configuration"
+        f"(largest: {names}); put large files where all nodes read them and give that path in the "
+        "configuration"
     )
 
 

@@ -31,6 +31,11 @@ STOP_WAIT_S = 60
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _ENV_VARS = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
 _MARK = "fedvsr"
+_TALKATIVE = (
+    "dashboard.modules.dashboard_sdk",
+    "dashboard.modules.job.sdk",
+    "_private.runtime_env.packaging",
+)
 _CONNECT_S = 10
 _POLL_S = 0.5
 _MAX_BREAKS = 5
@@ -71,8 +76,8 @@ class Jobs:
         # Imported late, as the tokens of the environment are read with it.
         from ray.job_submission import JobSubmissionClient
 
-        for name in ("dashboard_sdk", "job.sdk"):
-            logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
+        for name in _TALKATIVE:
+            logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)
         with _explained(self.address), _address_alone():
             self._client = JobSubmissionClient(self.address)
 

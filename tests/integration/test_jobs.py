@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-
 import re
 import secrets
 import signal
 import subprocess
 import sys
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,9 +118,7 @@ def test_a_token_is_nowhere(head: Head, finished: Submitted, tmp_path: Path) -> 
     assert head.token not in repr(client.get_job_info(finished.job_id))
 
 
-def test_a_failed_run_gives_its_exit_code_and_its_reason(
-    head: Head, small_yaml: Path
-) -> None:
+def test_a_failed_run_gives_its_exit_code_and_its_reason(head: Head, small_yaml: Path) -> None:
     missing = "data.videos=[/nowhere/clip.mp4]"
     arguments = ["submit", str(small_yaml), "--address", head.address, "--set", missing]
     done = head.fedvsr(*arguments, "--follow")
