@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedvsr import __version__, cli_data, cli_frames, cli_jobs
+from fedvsr import __version__, cli_data, cli_doctor, cli_frames, cli_jobs
 from fedvsr.environment import let_threads_sleep
 from fedvsr.errors import UserError
 
@@ -119,9 +119,11 @@ def _events(this: Run, split: Split, executor: str, address: str | None) -> Iter
         return
     from fedvsr.federation import driver
     from fedvsr.federation.ray_executor import RayExecutor
+    from fedvsr.nodes import require_readable
 
     driver.connect(address, _object_store_bytes(this.config))
     try:
+        require_readable(this.config)
         make_executor = partial(RayExecutor, config=this.config.cluster)
         yield from driver.drive(partial(experiment.execute, this, split, make_executor))
     finally:
@@ -148,6 +150,7 @@ app.command()(cli_jobs.jobs)
 app.command()(cli_jobs.logs)
 app.command()(cli_jobs.stop)
 app.command()(cli_jobs.fetch)
+app.command()(cli_doctor.doctor)
 
 
 @app.command()

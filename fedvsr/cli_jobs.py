@@ -99,7 +99,7 @@ def submit(
         job_id = server.submit(jobs.shell_command(arguments), built.folder, config.name)
     _say(f"submitted {job_id}")
     if follow:
-        _follow(server, job_id)
+        follow_job(server, job_id)
     _say(_ways(server, job_id, "logs --follow", "stop", "fetch"))
 
 
@@ -139,7 +139,7 @@ def logs(
 
     server = Jobs(address)
     if follow:
-        _follow(server, job)
+        follow_job(server, job)
     _print_text(server.logs(job))
 
 
@@ -174,7 +174,7 @@ def fetch(
     _say(f"{folder}/: {num_files} files, checksum right; `fedvsr show {folder}`")
 
 
-def _follow(server: Jobs, job_id: str) -> None:
+def follow_job(server: Jobs, job_id: str) -> None:
     """To the job's end; leaves with its exit code. Ctrl-C leaves the job alone."""
     try:
         job = server.follow(job_id, _print_text)

@@ -128,10 +128,10 @@ class ExperimentConfig(Section):
 
     def files(self) -> dict[str, list[str]]:
         """The files and folders that the settings name, by setting; none where none is named."""
-        named = {
-            "data.videos": self.data.videos,
-            "data.train": self.data.train,
-            "data.test": self.data.test,
+        named: dict[str, list[str | None]] = {
+            "data.videos": [*self.data.videos],
+            "data.train": [*self.data.train],
+            "data.test": [*self.data.test],
             "model.weights": [self.model.weights],
             "model.flow_weights": [getattr(self.model, "flow_weights", None)],
         }
