@@ -58,12 +58,12 @@ def test_a_log_that_is_not_whole_is_refused(run: Path, harm: str) -> None:
         log[3] = log[3][:100] + ("A" if log[3][100] != "A" else "B") + log[3][101:]
     else:
         log[3], log[4] = log[4], log[3]
-    with pytest.raises(ValueError, match="damaged|nothing was sent"):
+    with pytest.raises(ValueError, match=r"damaged|nothing was sent"):
         run_archive.read(log, io.BytesIO())
 
 
 def test_why_nothing_came_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there is no folder .*nowhere on this node"):
+    with pytest.raises(ValueError, match=r"there is no folder .*nowhere on this node"):
         run_archive.read(run_archive.lines(tmp_path / "nowhere", False), io.BytesIO())
     with pytest.raises(ValueError, match="python: not found"):
         run_archive.read(["", "sh: 1: python: not found\n"], io.BytesIO())
