@@ -160,6 +160,8 @@ def test_ctrl_c_leaves_a_job_running_and_stop_ends_it(head: Head, small_yaml: Pa
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell that runs the tests in the background lets its children ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert following.stdout is not None
     printed = ""
