@@ -37,7 +37,7 @@ def read(name: str) -> Any:
 def ray_start_options(line: str) -> dict[str, str]:
     """The options of a `ray start` line, parsed by Ray itself."""
     words = shlex.split(line[line.index("ray start") :])[2:]
-    context = scripts.start.make_context("start", words, resilient_parsing=False)
+    context = scripts.start.make_context("start", list(words))
     given = {word.partition("=")[0] for word in words}
     return {name: context.params[name[2:].replace("-", "_")] for name in given}
 
