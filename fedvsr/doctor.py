@@ -54,9 +54,9 @@ def judge(reports: Sequence[NodeReport], paths: Sequence[str] = ()) -> list[Find
 
 def look_here(config: ExperimentConfig | None) -> list[Finding]:
     """Judge this machine by itself; no Ray is started."""
-    needed = [path for group in (config.files() if config else {}).values() for path in group]
-    report = NodeReport(**probe.probe(needed))
-    return judge([report], needed) + [_port(port) for port in PORTS]
+    paths = [path for group in (config.files() if config else {}).values() for path in group]
+    report = NodeReport(**probe.probe(paths))
+    return judge([report], paths) + [_port(port) for port in PORTS]
 
 
 def look_around(config: ExperimentConfig | None) -> list[Finding]:

@@ -90,6 +90,48 @@ def ray_head(token: str = "") -> Iterator[Head]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def node_without(head: Head, folder: Path) -> Iterator[None]:
+    """Another node of the head's cluster, on this machine, that sees nothing in `folder`.
+
+    It has a mount namespace of its own, which `can_hide_folders` says whether we may make.
+    """
+    ray = f"{sys.executable} -m ray.scripts.scripts start --block --num-cpus 1"
+    options = f"--object-store-memory {100 << 20} --dashboard-agent-listen-port 0"
+    inside = f"mount -t tmpfs none {folder} && exec {ray} {options} --address 127.0.0.1:{head.port}"
+    log = (head.folder / "node.log").open("w")
+    process = subprocess.Popen(
+        [*HIDING, inside],
+        env={k: v for k, v in head.environment.items() if k != "PYTHONPATH"},
+        stdout=log,
+        stderr=log,
+        cwd=head.folder,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while "Ray runtime started" not in (head.folder / "node.log").read_text():
+            assert process.poll() is None, "the node ended while it started"
+            assert time.monotonic() < deadline, "the node does not start"
+            time.sleep(0.2)
+        yield
+    finally:
+        process.terminate()
+        process.wait(30)
+        log.close()
+
+
+HIDING = ["unshare", "--mount", "sh", "-c"]
+
+
+def can_hide_folders() -> bool:
+    """Whether this user may mount in a namespace of its own."""
+    try:
+        done = subprocess.run([*HIDING, "mount -t tmpfs none /mnt"], capture_output=True)
+    except OSError:
+        return False
+    return done.returncode == 0
+
+
 def free_ports(count: int) -> list[int]:
     """Ports that were free a moment ago."""
     sockets = [socket.socket() for _ in range(count)]

@@ -21,7 +21,7 @@ from fedvsr.config import load_config
 from fedvsr.environment import git_commit
 from fedvsr.federation.executors import SerialExecutor
 from tests.integration.equality import assert_equal_runs
-from tests.integration.head import Head, ray_head
+from tests.integration.head import Head, can_hide_folders, node_without, ray_head
 
 pytestmark = [
     pytest.mark.ray,
@@ -228,3 +228,22 @@ def test_the_head_listens_on_loopback_alone(head: Head) -> None:
         if (fields := line.split())[3] == "0A" and int(fields[1].partition(":")[2], 16) == port
     ]
     assert listening == [f"0100007F:{port:04X}"]
+
+
+@pytest.mark.skipif(not can_hide_folders(), reason="may not mount")
+def test_a_node_that_does_not_share_the_data_is_found(
+    head: Head, small_yaml: Path, tmp_path: Path
+) -> None:
+    arguments = [str(small_yaml), "--address", head.address]
+    arguments += ["--set", f"data.cache_dir={tmp_path}"]
+    with node_without(head, tmp_path):
+        checked = head.fedvsr("doctor", *arguments)
+        assert checked.returncode == 1, checked.stdout
+        lines = [line for line in checked.stdout.splitlines() if line.startswith("data ")]
+        (line,) = [line for line in lines if "FAIL" in line]
+        assert f"data.cache_dir ({tmp_path}): No such file or directory" in line
+        refused = head.fedvsr("submit", *arguments, "--follow")
+        assert refused.returncode == 2
+        message = rf"error: node .+ cannot read data.cache_dir \({tmp_path}\): No such file"
+        assert re.search(message, refused.stdout)
+        assert "round 0" not in refused.stdout, "it trained all the same"
