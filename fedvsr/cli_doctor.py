@@ -29,7 +29,7 @@ def doctor(
     address: Annotated[
         str | None,
         typer.Option(
-            metavar="auto|http://HEAD:8265|ray://HOST:PORT",
+            metavar="auto|HOST:PORT|http://HEAD:8265",
             help="A cluster: the one this machine is in, or another, by its job server. Default: "
             "what RAY_ADDRESS says, else this machine alone.",
         ),

@@ -220,7 +220,8 @@ class Jobs:
                 with replacing_folder(target) as aside, zipfile.ZipFile(file) as archive:
                     archive.extractall(aside)
         finally:
-            self.wait(sender)
+            # It is over, unless this was interrupted.
+            self.stop(sender)
             with _explained(self.address, sender):
                 self._client.delete_job(sender)
         return target, num_files
