@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedvsr import __version__, cli_data, cli_frames
+from fedvsr import __version__, cli_data, cli_doctor, cli_frames, cli_jobs
 from fedvsr.environment import let_threads_sleep
 from fedvsr.errors import UserError
 from fedvsr.files import DISK_FULL
@@ -101,6 +101,8 @@ def run(
         with PreparationView(_out) as preparation:
             split = experiment.prepare_data(config, preparation)
         this = this or experiment.create_run(config, out)
+        # `fedvsr fetch` reads it in the log of a job.
+        _out.print(f"run folder: {this.folder}", highlight=False, markup=False, soft_wrap=True)
         follow(_events(this, split, executor, address), _out)
     except KeyboardInterrupt:
         again = ["fedvsr", "run", source]
@@ -121,12 +123,14 @@ def _events(this: Run, split: Split, executor: str, address: str | None) -> Iter
         yield from experiment.execute(this, split, SerialExecutor)
         return
     from fedvsr.federation import driver, placement
+    from fedvsr.nodes import require_readable
 
     config = this.config
     driver.connect(address, _object_store_bytes(config))
     # Ray has put a handler of its own there.
     _stop_on_sigterm()
     try:
+        require_readable(config)
         wanted = placement.ask(
             config.cluster, config.local.num_threads, config.federation.clients_per_round
         )
@@ -167,6 +171,12 @@ def _object_store_bytes(config: ExperimentConfig) -> int:
 app.command()(cli_frames.upscale)
 app.command()(cli_frames.evaluate)
 app.add_typer(cli_data.app, name="data", no_args_is_help=True)
+app.command()(cli_jobs.submit)
+app.command()(cli_jobs.jobs)
+app.command()(cli_jobs.logs)
+app.command()(cli_jobs.stop)
+app.command()(cli_jobs.fetch)
+app.command()(cli_doctor.doctor)
 
 
 @app.command()
