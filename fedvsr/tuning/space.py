@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -82,34 +82,33 @@ class Dimension(Section):
 
     def settings(self, key: str, value: Value) -> dict[str, Any]:
         """What a value sets, by dotted key. `key` is the dimension's name."""
-        return dict(self.cases[str(value)]) if self.cases else {key: value}
+        return flat(self.cases[str(value)]) if self.cases else {key: value}
+
+    def keys(self, key: str) -> list[str]:
+        """All dotted keys that its values set."""
+        return [k for value in self.cases or [""] for k in self.settings(key, value)]
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted key: `{"local": {"lr": 1}}` is `{"local.lr": 1}`; later ones stand."""
+    result: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = value
+    return result
 
 
 def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with dotted keys as sections: `{"local.lr": 1}` is `{"local": {"lr": 1}}`."""
+    """Flat settings as sections: `{"local.lr": 1}` is `{"local": {"lr": 1}}`."""
     result: dict[str, Any] = {}
     for key, value in settings.items():
         *sections, last = key.split(".")
         inner = result
         for section in sections:
-            found = inner.setdefault(section, {})
-            if not isinstance(found, dict):
-                raise UserError(f"{key} and {section} cannot both be set")
-            inner = found
-        value = nested(value) if isinstance(value, Mapping) else value
-        if isinstance(value, dict) and isinstance(inner.get(last), dict):
-            inner[last].update(value)
-        else:
-            inner[last] = value
+            inner = inner.setdefault(section, {})
+            if not isinstance(inner, dict):
+                raise UserError(f"{key} is set within {section}, which is set too")
+        inner[last] = value
     return result
-
-
-def touched(settings: Mapping[str, Any], prefix: str = "") -> Sequence[str]:
-    """The dotted keys that settings set, in order."""
-    keys = list[str]()
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            keys += touched(value, f"{prefix}{key}.")
-        else:
-            keys.append(f"{prefix}{key}")
-    return keys

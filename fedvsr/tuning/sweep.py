@@ -19,7 +19,7 @@ from fedvsr.lookup import did_you_mean
 from fedvsr.section import Section
 from fedvsr.seeding import generator
 from fedvsr.tuning.expressions import evaluate, names_in
-from fedvsr.tuning.space import Dimension, Value, nested, touched
+from fedvsr.tuning.space import Dimension, Value, flat, nested
 
 # Draws of a trial that is not there yet, before its space is taken for exhausted.
 _MAX_REDRAWS = 100
@@ -141,10 +141,7 @@ class SweepConfig(Section):
             raise UserError("searcher.name = bayesopt takes uniform and loguniform alone")
         if self.scheduler.name == "pbt" and not self.searcher.built_in:
             raise UserError("scheduler.name = pbt goes with searcher.name = grid or random")
-        known = [key for key, dimension in self.space.items() if dimension.cases is None]
-        for dimension in self.space.values():
-            for case in (dimension.cases or {}).values():
-                known += touched(case)
+        known = self.swept
         for key, expression in self.constraints.items():
             if key in known:
                 raise UserError(f"constraints.{key} is in space too; give it once")
@@ -152,6 +149,11 @@ class SweepConfig(Section):
                 if name not in known:
                     hint = did_you_mean(name, known) or f" (swept are: {', '.join(known)})"
                     raise UserError(f"constraints.{key}: {name} is not swept{hint}")
+
+    @property
+    def swept(self) -> list[str]:
+        """The dotted keys that differ between trials, but for those that follow from them."""
+        return [key for name, dimension in self.space.items() for key in dimension.keys(name)]
 
 
 @dataclass(frozen=True)
@@ -200,17 +202,14 @@ def load_sweep(path: Path, overrides: Iterable[str] = ()) -> SweepConfig:
         # Not by --set, as for an experiment: that changes the trials' settings.
         reason = explain(error).partition(": give it in the file, or by --set")[0]
         raise UserError(f"{path}: {reason}") from None
-    changes = [_parse(override) for override in overrides]
-    swept = {*_swept(config), *([_SEED] if config.seeds else [])}
-    for key in (key for change in changes for key in touched(nested(change))):
-        clash = next((s for s in swept if s == key or s.startswith(f"{key}.")), None)
-        if clash:
-            raise UserError(f"--set {key}: {clash} is swept by {path}; change it there")
-    # Later ones stand, so the file's own settings go first.
-    merged = {**config.set}
-    for change in changes:
-        merged = {**{k: v for k, v in merged.items() if k not in change}, **change}
-    return config.model_copy(update={"set": merged})
+    changes: dict[str, Any] = {}
+    for override in overrides:
+        changes |= _parse(override)
+    swept = [*config.swept, *config.constraints, *([_SEED] if config.seeds else [])]
+    for key in changes:
+        if key in swept:
+            raise UserError(f"--set {key}: it is swept by {path}; change it there")
+    return config.model_copy(update={"set": flat(config.set) | changes})
 
 
 def save_sweep(config: SweepConfig, path: Path) -> None:
@@ -228,8 +227,9 @@ def expand(sweep: SweepConfig) -> list[Trial]:
     """
     assert sweep.searcher.built_in
     trials, known = list[Trial](), dict[str, Trial]()
+    seeds: list[int | None] = [*sweep.seeds] or [None]
     for point in _points(sweep):
-        for seed in sweep.seeds or [None]:
+        for seed in seeds:
             values = point if seed is None else {**point, _SEED: seed}
             trial = make_trial(sweep, len(trials), values)
             twin = known.setdefault(trial.config.config_hash(), trial)
@@ -294,7 +294,7 @@ def _overrides(settings: Mapping[str, Any]) -> list[str]:
     """As `load_config` takes them, one a section: a change of name must come with its settings."""
     return [
         f"{key}={yaml.safe_dump(value, default_flow_style=True, width=10**6).strip()}"
-        for key, value in nested(settings).items()
+        for key, value in nested(flat(settings)).items()
     ]
 
 
@@ -303,17 +303,9 @@ def _parse(override: str) -> dict[str, Any]:
     if not equals or not key:
         raise UserError(f"--set {override!r} is not of the form section.key=value")
     try:
-        return {key: yaml.safe_load(text)}
+        return flat({key: yaml.safe_load(text)})
     except yaml.YAMLError:
         raise UserError(f"--set {key}: {text!r} is not a valid value") from None
-
-
-def _swept(config: SweepConfig) -> list[str]:
-    keys = [key for key, dimension in config.space.items() if dimension.cases is None]
-    for dimension in config.space.values():
-        for case in (dimension.cases or {}).values():
-            keys += touched(case)
-    return [*keys, *config.constraints]
 
 
 def _beside(path: Path, base: str) -> str:

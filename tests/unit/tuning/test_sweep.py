@@ -165,7 +165,7 @@ def test_a_refused_trial_is_named_before_anything_starts(
 
 
 def test_what_is_swept_cannot_be_set_besides(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--set algorithm\.lambda_vsr: .* is swept by"):
+    with pytest.raises(UserError, match=r"--set algorithm\.lambda_vsr: it is swept by"):
         load(tmp_path, LAMBDAS, "algorithm.lambda_vsr=1")
     with pytest.raises(UserError, match="not of the form"):
         load(tmp_path, LAMBDAS, "algorithm.lambda_vsr")
