@@ -167,6 +167,11 @@ class Trial:
     config: ExperimentConfig
 
     @property
+    def run_id(self) -> str:
+        """Names its run: the same for the same settings, so that a trial finds its run again."""
+        return f"{self.config.name}-{self.config.config_hash()}"
+
+    @property
     def label(self) -> str:
         """The values in words."""
         return describe(self.values)
@@ -310,4 +315,4 @@ def _parse(override: str) -> dict[str, Any]:
 
 def _beside(path: Path, base: str) -> str:
     """A YAML file is looked for beside the sweep file."""
-    return str(path.parent / base) if Path(base).suffix in {".yaml", ".yml"} else base
+    return str((path.parent / base).resolve()) if Path(base).suffix in {".yaml", ".yml"} else base

@@ -1,0 +1,124 @@
+"""One trial: an experiment in a process that Ray Tune starts, stops, and starts again."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from fedvsr.errors import UserError
+from fedvsr.experiment import RoundRecorded, Run, execute, prepare_data, run_status
+from fedvsr.federation.executors import Clients, Executor
+from fedvsr.files import replacing
+from fedvsr.tuning.space import Value
+from fedvsr.tuning.sweep import Trial, load_sweep, make_trial
+from fedvsr.tuning.table import Note, history, test_sets
+
+SWEEP_FILE, RUNS = "sweep.yaml", "runs"
+# What a killed sweep left running ends within seconds of it.
+_LOCK_WAIT_S, _POLL_S = 120.0, 0.5
+_POINTER = "reported.json"
+
+
+def run_trial(settings: dict[str, Any]) -> None:
+    """Run one trial, or go on with it, and report every evaluated round to Tune.
+
+    The run's own folder is the checkpoint; Tune's says only what has been reported already.
+
+    Args:
+        settings: `sweep`, the sweep's folder; `cwd`, where relative paths begin; `trial`, its index
+            if all trials were known from the beginning; and the trial's values by name.
+    """
+    # This process is the trial's alone, and Tune starts it in a folder of its own.
+    os.chdir(settings["cwd"])
+    folder = Path(settings["sweep"])
+    sweep = load_sweep(folder / SWEEP_FILE)
+    point = {k: v for k, v in settings.items() if k in sweep.space or k == "seed"}
+    trial = make_trial(sweep, int(settings.get("trial", 0)), point)
+    split = prepare_data(trial.config, lambda *_: None)
+    run = open_run(trial, folder / RUNS)
+    _wait_until_unlocked(run)
+    before, sets = Note.read(run.folder), test_sets(trial.config, split)
+    attempts = 1 + (before.attempts if before else 0)
+    values: dict[str, Value] = dict(trial.values)
+    Note(values, sets, attempts, tune.get_context().get_trial_id()).write(run.folder)
+    report = _Reporter(run.folder, sets)
+    report.new()
+    if run_status(run.folder) == "finished":
+        return
+    try:
+        for event in execute(run, split, make_executor(trial)):
+            # The last round is reported when the run is finished: a scheduler may end a trial at
+            # any report, and the network is saved after that round.
+            last = trial.config.federation.num_rounds
+            if isinstance(event, RoundRecorded) and event.scores and event.round_idx < last:
+                report.new()
+    except UserError:
+        if not report.any:
+            raise
+        # Equal settings fail alike, so Tune is not told to try again; the run's record says why.
+        return
+    report.new()
+
+
+def make_executor(trial: Trial) -> Callable[[Clients], Executor]:
+    """What trains a trial's clients, inside the trial's own placement group."""
+    from functools import partial
+
+    from fedvsr.federation.ray_executor import RayExecutor
+
+    slots = trial.config.cluster.slots or 1
+    return partial(
+        RayExecutor, config=trial.config.cluster.model_copy(update={"slots": slots})
+    )
+
+
+def open_run(trial: Trial, out: Path) -> Run:
+    """The trial's run, with its folder made if this is the first time."""
+    folder = out / trial.run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "config.yaml").exists():
+        with replacing(folder / "config.yaml") as aside:
+            aside.write_text(trial.config.to_yaml())
+    return Run(trial.run_id, folder.resolve(), trial.config)
+
+
+class _Reporter:
+    """Reports the rounds of a run that Tune has not seen."""
+
+    def __init__(self, folder: Path, sets: list[str]) -> None:
+        self._folder, self._sets = folder, sets
+        self._last = -1
+        checkpoint = tune.get_checkpoint()
+        if checkpoint is not None:
+            with checkpoint.as_directory() as path:
+                pointer: Mapping[str, Any] = json.loads((Path(path) / _POINTER).read_text())
+            self._last = int(pointer["round_idx"])
+
+    @property
+    def any(self) -> bool:
+        """Whether anything was ever reported."""
+        return self._last >= 0
+
+    def new(self) -> None:
+        """Report what the run has recorded since the last report."""
+        for metrics in history(self._folder, self._sets):
+            if metrics["round_idx"] > self._last:
+                self._last = int(metrics["round_idx"])
+                with tempfile.TemporaryDirectory() as path:
+                    (Path(path) / _POINTER).write_text(json.dumps({"round_idx": self._last}))
+                    tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(path))
+
+
+def _wait_until_unlocked(run: Run) -> None:
+    deadline = time.monotonic() + _LOCK_WAIT_S
+    while run_status(run.folder) == "running":
+        if time.monotonic() > deadline:
+            raise UserError(f"another process is writing {run.folder}; stop it, then --resume")
+        time.sleep(_POLL_S)
