@@ -74,9 +74,7 @@ def make_executor(trial: Trial) -> Callable[[Clients], Executor]:
     from fedvsr.federation.ray_executor import RayExecutor
 
     slots = trial.config.cluster.slots or 1
-    return partial(
-        RayExecutor, config=trial.config.cluster.model_copy(update={"slots": slots})
-    )
+    return partial(RayExecutor, config=trial.config.cluster.model_copy(update={"slots": slots}))
 
 
 def open_run(trial: Trial, out: Path) -> Run:
