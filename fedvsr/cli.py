@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -18,11 +19,13 @@ from fedvsr.environment import let_threads_sleep
 from fedvsr.errors import UserError
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Iterator
 
     from fedvsr.config import ExperimentConfig
     from fedvsr.data.split import Split
     from fedvsr.experiment import Event, Run
+    from fedvsr.federation.placement import Placement
 
 # Modules that load torch or Ray are imported by the commands that need them: `--help` stays quick.
 
@@ -92,6 +95,8 @@ def run(
 
     config = load_config(source, settings or ())
     this = experiment.find_run(config, out) if resume else None
+    # `ray job stop`, Slurm and Kubernetes end a process so.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with PreparationView(_out) as preparation:
             split = experiment.prepare_data(config, preparation)
@@ -115,15 +120,29 @@ def _events(this: Run, split: Split, executor: str, address: str | None) -> Iter
     if executor == "serial":
         yield from experiment.execute(this, split, SerialExecutor)
         return
-    from fedvsr.federation import driver
-    from fedvsr.federation.ray_executor import RayExecutor
+    from fedvsr.federation import driver, placement
 
-    driver.connect(address, _object_store_bytes(this.config))
+    config = this.config
+    driver.connect(address, _object_store_bytes(config))
     try:
-        make_executor = partial(RayExecutor, config=this.config.cluster)
-        yield from driver.drive(partial(experiment.execute, this, split, make_executor))
+        wanted = placement.ask(
+            config.cluster, config.local.num_threads, config.federation.clients_per_round
+        )
+        placed = placement.reserve(wanted, config.cluster.placement_timeout_s, driver.here())
+        start = partial(_start, this, split, placed)
+        restarts = config.cluster.max_retries
+        yield from driver.drive(start, placed, experiment.measure, this.run_id, restarts)
     finally:
         driver.disconnect()
+
+
+def _start(this: Run, split: Split, placed: Placement, stop: threading.Event) -> Iterator[Event]:
+    """Inside the driver actor."""
+    from fedvsr import experiment
+    from fedvsr.federation.ray_executor import RayExecutor
+
+    make = partial(RayExecutor, config=this.config.cluster, placement=placed, stop=stop)
+    return experiment.execute(this, split, make)
 
 
 def _object_store_bytes(config: ExperimentConfig) -> int:

@@ -53,7 +53,8 @@ class ClientReport:
     vsr_loss: float
     """Mean of the network's own term L_VSR alone."""
     train_s: float
-    """Wall seconds of local training. This and `input_wait_s` alone differ between equal tasks."""
+    """Wall seconds of local training. This and the two other times alone differ between equal
+    tasks."""
     first_loss: float = 0.0
     """Local loss of the first batch, under the global parameters."""
     lr: float = 0.0
@@ -68,6 +69,8 @@ class ClientReport:
     """Whether the loss and all that was sent is; if not, nothing was."""
     input_wait_s: float = 0.0
     """Wall seconds of `train_s` in which training waited for samples."""
+    started_at: float = 0.0
+    """When training began, seconds since 1970 by the clock of its node."""
 
 
 @dataclass(frozen=True)

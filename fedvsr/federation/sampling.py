@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from fedvsr.errors import UserError
 from fedvsr.section import Section
 from fedvsr.seeding import generator
 
@@ -34,6 +35,25 @@ class FederationConfig(Section):
     offline_probability: float = Field(
         0.0, ge=0, lt=1, description="That a client cannot be reached in a round."
     )
+    min_updates: int | None = Field(
+        None,
+        ge=1,
+        description="Updates with which a round closes though other clients keep failing "
+        "(default: every sampled client's).",
+    )
+
+    def model_post_init(self, _: object) -> None:
+        """Check what one field alone cannot show."""
+        if self.min_updates is not None and self.min_updates > self.clients_per_round:
+            raise UserError(
+                f"federation.min_updates = {self.min_updates} is more than "
+                f"federation.clients_per_round = {self.clients_per_round}"
+            )
+
+    @property
+    def knows_cohorts(self) -> bool:
+        """Whether a round's cohort is known before the round before it has ended."""
+        return self.sampling != "power_of_choice"
 
 
 @dataclass(frozen=True)

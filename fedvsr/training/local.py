@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from statistics import fmean
@@ -175,9 +175,11 @@ class LocalTrainer:
         Raises:
             UserError: the loss or the update is not finite, and that is not to be passed over.
         """
-        started = time.perf_counter()
+        started_at, started = time.time(), time.perf_counter()
         with scoped_torch(derive_seed(task.seed, "torch"), self.local.num_threads):
-            return self._train(task, shared, state, clips, started)
+            report, update = self._train(task, shared, state, clips)
+        train_s = time.perf_counter() - started
+        return replace(report, started_at=started_at, train_s=train_s), update
 
     def _train(
         self,
@@ -185,7 +187,6 @@ class LocalTrainer:
         shared: Vectors,
         state: Vectors,
         clips: Sequence[Clip],
-        started: float,
     ) -> tuple[ClientReport, ClientUpdate]:
         algorithm = self.algorithm
         begin = state.get("params", shared["params"]) if algorithm.personal else shared["params"]
@@ -216,7 +217,7 @@ class LocalTrainer:
             update_norm=distance(flatten(self.network), begin),
             upload_bytes=sum(vector.nbytes for vector in update.upload.values()),
             finite=finite,
-            train_s=time.perf_counter() - started,
+            train_s=0.0,
             input_wait_s=waited_s,
         )
         return report, update
