@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,9 @@ from ray.tune import ExperimentAnalysis, PlacementGroupFactory, schedulers
 from ray.tune.search import BasicVariantGenerator, Searcher, create_searcher
 
 from fedvsr.errors import UserError
-from fedvsr.federation.cluster import ClusterConfig
 from fedvsr.tuning.space import Dimension
 from fedvsr.tuning.sweep import SweepConfig, Trial, load_sweep, save_sweep
-from fedvsr.tuning.trial import SWEEP_FILE, run_trial
+from fedvsr.tuning.trial import SWEEP_FILE, run_trial, trial_of, wanted
 
 _TUNE = "tune"
 _ENVIRONMENT = {
@@ -26,6 +25,8 @@ _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # Trials save their own state; Tune's is small, and what is lost of it is repeated.
     "TUNE_GLOBAL_CHECKPOINT_S": "5",
+    # The older reporter is silent where it is told to be.
+    "RAY_AIR_NEW_OUTPUT": "0",
 }
 
 
@@ -66,7 +67,6 @@ def run_sweep(
     trials: Sequence[Trial] | None,
     folder: Path,
     *,
-    num_gpus: int,
     max_concurrent: int | None,
 ) -> dict[str, str]:
     """Run all trials, or go on with them, on the connected cluster.
@@ -75,7 +75,6 @@ def run_sweep(
         sweep: the sweep, whose folder is `opened`.
         trials: all of them; None where the searcher chooses them.
         folder: the sweep's.
-        num_gpus: that the cluster has.
         max_concurrent: trials at once; None: as many as fit.
 
     Returns:
@@ -85,7 +84,7 @@ def run_sweep(
     os.environ.update({k: v for k, v in _ENVIRONMENT.items() if k not in os.environ})
     for name in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    trainable = tune.with_resources(run_trial, _resources(sweep, trials, num_gpus))
+    trainable = tune.with_resources(run_trial, _resources(sweep))
     experiment = folder / _TUNE
     # Tuner.can_restore() is true before the first state file is written, and what is restored
     # then is one trial without settings. Runs go on from their own checkpoints either way.
@@ -144,21 +143,13 @@ def _own(sweep: SweepConfig, trial: Trial) -> dict[str, Any]:
     return {key: value for key, value in trial.values.items() if key not in sweep.constraints}
 
 
-def trial_bundles(config: ClusterConfig, num_threads: int, num_gpus: int) -> list[dict[str, float]]:
-    """What a trial reserves: a processor for its driver, then one bundle for each of its slots."""
-    gpu = num_gpus > 0 if config.gpu_share is None else config.gpu_share > 0
-    slot = {"CPU": float(num_threads), **({"GPU": 1.0} if gpu else {})}
-    return [{"CPU": 1.0}, *(dict(slot) for _ in range(config.slots or 1))]
+def _resources(sweep: SweepConfig) -> Callable[[dict[str, Any]], PlacementGroupFactory]:
+    """What the trial of given settings reserves."""
 
-
-def _resources(sweep: SweepConfig, trials: Sequence[Trial] | None, num_gpus: int) -> Any:
     def of(settings: dict[str, Any]) -> PlacementGroupFactory:
-        from fedvsr.tuning.sweep import make_trial
-
-        point = {k: v for k, v in settings.items() if k in sweep.space or k == "seed"}
-        config = make_trial(sweep, 0, point).config
+        slots = wanted(trial_of(sweep, settings).config)
         return PlacementGroupFactory(
-            trial_bundles(config.cluster, config.local.num_threads, num_gpus)
+            slots.bundles, strategy="PACK", bundle_label_selector=slots.selectors
         )
 
     return of
@@ -169,7 +160,7 @@ def _domain(dimension: Dimension) -> Any:
         return tune.uniform(*dimension.uniform)
     if dimension.loguniform:
         return tune.loguniform(*dimension.loguniform)
-    return tune.choice(dimension.finite)
+    return tune.choice(dimension.finite or [])
 
 
 def _searcher(sweep: SweepConfig) -> Searcher:
@@ -180,7 +171,7 @@ def _searcher(sweep: SweepConfig) -> Searcher:
     """
     name = sweep.searcher.name
     try:
-        return create_searcher(
+        searcher: Searcher = create_searcher(
             name,
             metric=sweep.metric,
             mode=sweep.mode,
@@ -189,6 +180,7 @@ def _searcher(sweep: SweepConfig) -> Searcher:
         )
     except (ImportError, AssertionError) as error:
         raise UserError(f"searcher.name = {name} cannot be used: {error}") from None
+    return searcher
 
 
 def _scheduler(sweep: SweepConfig, trials: Sequence[Trial] | None) -> Any:

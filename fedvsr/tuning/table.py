@@ -182,7 +182,8 @@ def read_trials(path: Path) -> pd.DataFrame:
     version = int((table.schema.metadata or {}).get(b"schema_version", b"0"))
     if not 1 <= version <= SCHEMA_VERSION:
         raise UserError(f"{path} has schema version {version}; this fedvsr reads {SCHEMA_VERSION}")
-    return table.to_pandas()
+    frame: pd.DataFrame = table.to_pandas()
+    return frame
 
 
 def column_of(metric: str) -> str:

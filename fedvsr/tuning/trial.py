@@ -7,17 +7,22 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.util.placement_group import get_current_placement_group
 
+from fedvsr.config import ExperimentConfig
 from fedvsr.errors import UserError
 from fedvsr.experiment import RoundRecorded, Run, execute, prepare_data, run_status
 from fedvsr.federation.executors import Clients, Executor
+from fedvsr.federation.placement import Placement, Slots, ask
+from fedvsr.federation.ray_executor import RayExecutor
 from fedvsr.files import replacing
 from fedvsr.tuning.space import Value
-from fedvsr.tuning.sweep import Trial, load_sweep, make_trial
+from fedvsr.tuning.sweep import SweepConfig, Trial, load_sweep, make_trial
 from fedvsr.tuning.table import Note, history, test_sets
 
 SWEEP_FILE, RUNS = "sweep.yaml", "runs"
@@ -35,12 +40,12 @@ def run_trial(settings: dict[str, Any]) -> None:
         settings: `sweep`, the sweep's folder; `cwd`, where relative paths begin; `trial`, its index
             if all trials were known from the beginning; and the trial's values by name.
     """
-    # This process is the trial's alone, and Tune starts it in a folder of its own.
+    # This process is the trial's alone. Without a share of its own Ray would show it every GPU.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.chdir(settings["cwd"])
     folder = Path(settings["sweep"])
     sweep = load_sweep(folder / SWEEP_FILE)
-    point = {k: v for k, v in settings.items() if k in sweep.space or k == "seed"}
-    trial = make_trial(sweep, int(settings.get("trial", 0)), point)
+    trial = trial_of(sweep, settings)
     split = prepare_data(trial.config, lambda *_: None)
     run = open_run(trial, folder / RUNS)
     _wait_until_unlocked(run)
@@ -53,7 +58,7 @@ def run_trial(settings: dict[str, Any]) -> None:
     if run_status(run.folder) == "finished":
         return
     try:
-        for event in execute(run, split, make_executor(trial)):
+        for event in execute(run, split, _make_executor(trial.config)):
             # The last round is reported when the run is finished: a scheduler may end a trial at
             # any report, and the network is saved after that round.
             last = trial.config.federation.num_rounds
@@ -67,14 +72,28 @@ def run_trial(settings: dict[str, Any]) -> None:
     report.new()
 
 
-def make_executor(trial: Trial) -> Callable[[Clients], Executor]:
-    """What trains a trial's clients, inside the trial's own placement group."""
-    from functools import partial
+def trial_of(sweep: SweepConfig, settings: Mapping[str, Any]) -> Trial:
+    """The trial that Tune's settings stand for (see `run_trial`)."""
+    point = {k: v for k, v in settings.items() if k in sweep.space or (k == "seed" and sweep.seeds)}
+    return make_trial(sweep, int(settings.get("trial", 0)), point)
 
-    from fedvsr.federation.ray_executor import RayExecutor
 
-    slots = trial.config.cluster.slots or 1
-    return partial(RayExecutor, config=trial.config.cluster.model_copy(update={"slots": slots}))
+def wanted(config: ExperimentConfig) -> Slots:
+    """What a trial reserves on the connected cluster: one slot, if `cluster.slots` says nothing.
+
+    Raises:
+        UserError: the cluster has no such GPU.
+    """
+    federation, cluster = config.federation, config.cluster
+    one = cluster.model_copy(update={"slots": cluster.slots or 1})
+    return ask(one, config.local.num_threads, federation.clients_per_round)
+
+
+def _make_executor(config: ExperimentConfig) -> Callable[[Clients], Executor]:
+    """Clients become actors inside the trial's own placement group."""
+    group = get_current_placement_group()
+    assert group is not None, "Tune places a trial in a group"
+    return partial(RayExecutor, config=config.cluster, placement=Placement(group, wanted(config)))
 
 
 def open_run(trial: Trial, out: Path) -> Run:
