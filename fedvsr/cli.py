@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedvsr import __version__, cli_data, cli_frames
+from fedvsr import __version__, cli_data, cli_frames, cli_tune
 from fedvsr.environment import let_threads_sleep
 from fedvsr.errors import UserError
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Iterator
 
-    from fedvsr.config import ExperimentConfig
     from fedvsr.data.split import Split
     from fedvsr.experiment import Event, Run
     from fedvsr.federation.placement import Placement
@@ -123,7 +122,7 @@ def _events(this: Run, split: Split, executor: str, address: str | None) -> Iter
     from fedvsr.federation import driver, placement
 
     config = this.config
-    driver.connect(address, _object_store_bytes(config))
+    driver.connect(address, experiment.object_store_bytes(config))
     try:
         wanted = placement.ask(
             config.cluster, config.local.num_threads, config.federation.clients_per_round
@@ -145,20 +144,10 @@ def _start(this: Run, split: Split, placed: Placement, stop: threading.Event) ->
     return experiment.execute(this, split, make)
 
 
-def _object_store_bytes(config: ExperimentConfig) -> int:
-    """Room for a round's vectors: the global one, and each client's, twice over, and some spare."""
-    from fedvsr.models import build_fresh
-    from fedvsr.params import ParamTable
-
-    size = 4 * ParamTable.of(build_fresh(config.model)).size
-    federation = config.federation
-    poisson = federation.sampling == "poisson"
-    most = config.data.num_clients if poisson else federation.clients_per_round
-    return 2 * size * (1 + most) + (256 << 20)
-
-
 app.command()(cli_frames.upscale)
 app.command()(cli_frames.evaluate)
+app.command()(cli_tune.tune)
+app.command("tune-report")(cli_tune.report)
 app.add_typer(cli_data.app, name="data", no_args_is_help=True)
 
 

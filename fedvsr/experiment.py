@@ -164,6 +164,15 @@ def prepare_data(config: ExperimentConfig, progress: Progress) -> Split:
     return split
 
 
+def object_store_bytes(config: ExperimentConfig) -> int:
+    """Room for a round's vectors: the global one, and each client's, twice over, and some spare."""
+    size = 4 * ParamTable.of(models.build_fresh(config.model)).size
+    federation = config.federation
+    poisson = federation.sampling == "poisson"
+    most = config.data.num_clients if poisson else federation.clients_per_round
+    return 2 * size * (1 + most) + (256 << 20)
+
+
 def measure(event: Event) -> dict[str, float]:
     """What an event tells a monitor, by metric."""
     if isinstance(event, Fault):

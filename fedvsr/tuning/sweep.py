@@ -182,8 +182,13 @@ def describe(values: Mapping[str, Value]) -> str:
     return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in values.items())
 
 
-def load_sweep(path: Path, overrides: Iterable[str] = ()) -> SweepConfig:
-    """Read a sweep file; overrides such as `local.lr=1e-3` change the experiment in every trial.
+def load_sweep(path: Path, overrides: Iterable[str] = (), name: str | None = None) -> SweepConfig:
+    """Read a sweep file.
+
+    Args:
+        path: of the file.
+        overrides: such as `local.lr=1e-3`; they change the experiment in every trial.
+        name: of the sweep, instead of the file's.
 
     Raises:
         UserError: something is missing, unknown, misspelt or out of bounds.
@@ -198,6 +203,7 @@ def load_sweep(path: Path, overrides: Iterable[str] = ()) -> SweepConfig:
         raise UserError(f"{path}{line} is not valid YAML") from None
     if not isinstance(settings, dict):
         raise UserError(f"{path} holds no sweep")
+    settings |= {} if name is None else {"name": name}
     base = settings.get("base")
     if isinstance(base, str):
         settings["base"] = _beside(path, base)
@@ -267,6 +273,16 @@ def make_trial(sweep: SweepConfig, index: int, point: Mapping[str, Value]) -> Tr
         return Trial(index, values, load_config(base, changes))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+
+
+def any_trial(sweep: SweepConfig) -> Trial:
+    """One trial of the space, drawn at random.
+
+    Raises:
+        UserError: its settings are refused.
+    """
+    rng = generator(sweep.searcher.seed, "sweep", "any")
+    return make_trial(sweep, 0, {key: d.draw(rng) for key, d in sweep.space.items()})
 
 
 def _points(sweep: SweepConfig) -> Iterator[dict[str, Value]]:
