@@ -17,6 +17,8 @@ from matplotlib.patches import Rectangle
 from fedvsr.report.figures import save
 
 _COLOURS = "viridis"
+# Behind words that lines cross.
+_PAPER = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8}
 # More digits than these crowd a cell.
 _CELLS_WITH_NUMBERS = 15 * 15
 
@@ -82,7 +84,9 @@ def draw_heat_map(
     axes.add_patch(frame)
     bounded = _bounded(table)
     if len(bounded) > 1:
-        axes.plot(*zip(*bounded, strict=True), color="white", lw=1, ls=":", marker=".", ms=3)
+        for j, i in bounded:
+            corner = j - 0.44, i - 0.44
+            axes.add_patch(Rectangle(corner, 0.88, 0.88, fill=False, ec="white", lw=1, ls=":"))
         axes.set_title("dotted: the two add up to 1", fontsize=9)
     figure.colorbar(image, label=_label(metric))
     return save(figure, folder / "heat_map.png")
@@ -146,7 +150,7 @@ def draw_parallel(
     for i, key in enumerate(keys):
         axes.axvline(i, color="0.6", lw=0.8)
         for value, height in _ticks(trials[key], heights[key]):
-            axes.text(i, height, f" {value}", fontsize=8, va="center")
+            axes.text(i + 0.03, height, value, fontsize=8, va="center", bbox=_PAPER)
     axes.set_xticks(range(len(keys)), [key.rpartition(".")[2] for key in keys])
     axes.set(yticks=[], ylim=(-0.06, 1.06), xlim=(-0.2, len(keys) - 0.5))
     axes.spines[:].set_visible(False)
@@ -181,12 +185,13 @@ def _height(values: pd.Series) -> pd.Series:
 
 
 def _ticks(values: pd.Series, heights: pd.Series) -> list[tuple[str, float]]:
-    """What is written at an axis: every value if there are few, else some of them."""
-    pairs = (
-        pd.DataFrame({"value": values, "height": heights}).drop_duplicates().sort_values("height")
-    )
+    """What is written at an axis: every value if there are few, else some, evenly apart."""
+    pairs = pd.DataFrame({"value": values, "height": heights}).drop_duplicates()
+    pairs = pairs.sort_values("height")
     if len(pairs) > 12:
-        pairs = pairs.iloc[np.linspace(0, len(pairs) - 1, 6).round().astype(int)]
+        wanted = np.linspace(0, 1, 6)
+        numbers = np.interp(wanted, pairs["height"], pairs["value"].astype(float))
+        return [(f"{value:.4g}", height) for value, height in zip(numbers, wanted, strict=True)]
     return [(_text(value), height) for value, height in pairs.itertuples(index=False)]
 
 
