@@ -82,7 +82,7 @@ class Note:
             return None
 
 
-def test_sets(config: ExperimentConfig, split: Split) -> list[str]:
+def sets_of(config: ExperimentConfig, split: Split) -> list[str]:
     """The name of each test clip's set: the store's, or `held_out`, or `reds4` for those."""
     stores = {str(Path(name).expanduser().resolve()): name for name in config.data.test}
     held_out = "reds4" if config.data.held_out == "reds4" else HELD_OUT

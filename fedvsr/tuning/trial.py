@@ -23,7 +23,7 @@ from fedvsr.federation.ray_executor import RayExecutor
 from fedvsr.files import replacing
 from fedvsr.tuning.space import Value
 from fedvsr.tuning.sweep import SweepConfig, Trial, load_sweep, make_trial
-from fedvsr.tuning.table import Note, history, test_sets
+from fedvsr.tuning.table import Note, history, sets_of
 
 SWEEP_FILE, RUNS = "sweep.yaml", "runs"
 # What a killed sweep left running ends within seconds of it.
@@ -49,7 +49,7 @@ def run_trial(settings: dict[str, Any]) -> None:
     split = prepare_data(trial.config, lambda *_: None)
     run = open_run(trial, folder / RUNS)
     _wait_until_unlocked(run)
-    before, sets = Note.read(run.folder), test_sets(trial.config, split)
+    before, sets = Note.read(run.folder), sets_of(trial.config, split)
     attempts = 1 + (before.attempts if before else 0)
     values: dict[str, Value] = dict(trial.values)
     Note(values, sets, attempts, tune.get_context().get_trial_id()).write(run.folder)
