@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,14 @@ from ray.tune import ExperimentAnalysis, PlacementGroupFactory, schedulers
 from ray.tune.search import BasicVariantGenerator, Searcher, create_searcher
 
 from fedvsr.errors import UserError
+from fedvsr.tuning.expressions import tidy
 from fedvsr.tuning.space import Dimension
 from fedvsr.tuning.sweep import SweepConfig, Trial, load_sweep, save_sweep
 from fedvsr.tuning.trial import SWEEP_FILE, run_trial, trial_of, wanted
 
 _TUNE = "tune"
+# Of what trials report: unlike Tune's own count it goes on where a trial is started again.
+_TIME = "round_idx"
 _ENVIRONMENT = {
     # Relative paths of the user's configuration stay what they are.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -123,7 +128,7 @@ def _fresh(
             metric=sweep.metric,
             mode=sweep.mode,
             search_alg=searcher,
-            scheduler=_scheduler(sweep, trials),
+            scheduler=_scheduler(sweep),
             num_samples=num_samples,
             max_concurrent_trials=max_concurrent,
         ),
@@ -131,7 +136,10 @@ def _fresh(
             name=_TUNE,
             storage_path=str(folder),
             failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+            # Another trial may still go on from an old one where trials copy each other.
+            checkpoint_config=tune.CheckpointConfig(
+                num_to_keep=None if sweep.scheduler.name == "pbt" else 1
+            ),
             callbacks=_loggers(sweep),
             verbose=0,
         ),
@@ -183,19 +191,63 @@ def _searcher(sweep: SweepConfig) -> Searcher:
     return searcher
 
 
-def _scheduler(sweep: SweepConfig, trials: Sequence[Trial] | None) -> Any:
+def _scheduler(sweep: SweepConfig) -> schedulers.TrialScheduler | None:
     config = sweep.scheduler
-    if config.name == "none":
-        return None
     if config.name == "asha":
         return schedulers.AsyncHyperBandScheduler(
-            time_attr="round_idx",
+            time_attr=_TIME,
             grace_period=config.grace_rounds,
             reduction_factor=config.reduction_factor,
+            # A run ends by itself.
             max_t=1_000_000,
         )
-    return schedulers.MedianStoppingRule(time_attr="round_idx", grace_period=config.grace_rounds)
+    if config.name == "median":
+        return schedulers.MedianStoppingRule(time_attr=_TIME, grace_period=config.grace_rounds)
+    if config.name == "pbt":
+        space = sweep.space.items()
+        return schedulers.PopulationBasedTraining(
+            time_attr=_TIME,
+            perturbation_interval=config.perturb_rounds,
+            quantile_fraction=config.quantile,
+            resample_probability=config.resample_probability,
+            hyperparam_mutations={key: d.finite or _domain(d) for key, d in space},
+            custom_explore_fn=partial(_within, sweep),
+        )
+    return None
+
+
+def _within(sweep: SweepConfig, settings: dict[str, Any]) -> dict[str, Any]:
+    """What population-based training made of a trial's settings, back within the space."""
+    for key, dimension in sweep.space.items():
+        if bounds := dimension.uniform or dimension.loguniform:
+            settings[key] = tidy(min(max(settings[key], bounds[0]), bounds[1]))
+    return settings
 
 
 def _loggers(sweep: SweepConfig) -> list[tune.Callback]:
-    return []
+    """Ray Tune's own callbacks; TensorBoard's is there in any case.
+
+    Raises:
+        UserError: a package is not installed.
+    """
+    callbacks = list[tune.Callback]()
+    if sweep.loggers.mlflow is not None:
+        _require("mlflow", "mlflow")
+        from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+        callbacks.append(
+            MLflowLoggerCallback(tracking_uri=sweep.loggers.mlflow, experiment_name=sweep.name)
+        )
+    if sweep.loggers.wandb is not None:
+        _require("wandb", "wandb")
+        from ray.air.integrations.wandb import WandbLoggerCallback
+
+        callbacks.append(WandbLoggerCallback(project=sweep.loggers.wandb, group=sweep.name))
+    return callbacks
+
+
+def _require(package: str, key: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise UserError(
+            f"loggers.{key} needs the package {package}: pip install 'fedvsr[{package}]'"
+        )

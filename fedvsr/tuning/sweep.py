@@ -24,6 +24,8 @@ from fedvsr.tuning.space import Dimension, Value, flat, nested
 # Draws of a trial that is not there yet, before its space is taken for exhausted.
 _MAX_REDRAWS = 100
 _BASE, _SEED = "base", "seed"
+# Sections whose settings may change in the middle of a run (population-based training).
+_CHANGEABLE = ("algorithm", "local", "update")
 
 
 class SchedulerConfig(Section):
@@ -139,8 +141,8 @@ class SweepConfig(Section):
             )
         if self.searcher.name == "bayesopt" and any(d.finite for d in self.space.values()):
             raise UserError("searcher.name = bayesopt takes uniform and loguniform alone")
-        if self.scheduler.name == "pbt" and not self.searcher.built_in:
-            raise UserError("scheduler.name = pbt goes with searcher.name = grid or random")
+        if self.scheduler.name == "pbt":
+            self._require_population()
         known = self.swept
         for key, expression in self.constraints.items():
             if key in known:
@@ -149,6 +151,17 @@ class SweepConfig(Section):
                 if name not in known:
                     hint = did_you_mean(name, known) or f" (swept are: {', '.join(known)})"
                     raise UserError(f"constraints.{key}: {name} is not swept{hint}")
+
+    def _require_population(self) -> None:
+        if not self.searcher.built_in or self.seeds:
+            raise UserError("scheduler.name = pbt goes with searcher.name = grid or random, alone")
+        fixed = [k for k in (*self.space, *self.constraints) if not _changeable(k)]
+        fixed += [key for key, dimension in self.space.items() if dimension.cases]
+        if fixed:
+            raise UserError(
+                f"scheduler.name = pbt changes settings in the middle of a run, which {fixed[0]} "
+                f"does not allow; sweep keys of {', '.join(_CHANGEABLE)}"
+            )
 
     @property
     def swept(self) -> list[str]:
@@ -309,6 +322,10 @@ def _points(sweep: SweepConfig) -> Iterator[dict[str, Value]]:
             seen.add(tuple(point.values()))
             count += 1
             yield point
+
+
+def _changeable(key: str) -> bool:
+    return key.partition(".")[0] in _CHANGEABLE and key != "algorithm.name"
 
 
 def _overrides(settings: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from fedvsr.data.split import Split
 from fedvsr.errors import UserError
 from fedvsr.experiment import run_status
 from fedvsr.files import replacing
-from fedvsr.records import load_results
+from fedvsr.records import load_results, read_run
 from fedvsr.tuning.space import Value
 
 SCHEMA_VERSION = 1
@@ -53,6 +53,8 @@ FIELDS = (
     _field("bicubic_psnr_db", pa.float64(), "Bicubic enlargement of the test clips.", "dB"),
     _field("rounds_s", pa.float64(), "Training, aggregation and scoring of all rounds.", "s"),
     _field("attempts", pa.int64(), "Starts of the trial; over 1 where it failed or was resumed."),
+    _field("parent_run_id", pa.string(), "pbt: the run whose state it went on from; else null."),
+    _field("from_round", pa.int64(), "pbt: after which round; those before are the parent's."),
     _field("error", pa.string(), "Why a failed trial failed."),
 )
 
@@ -67,6 +69,10 @@ class Note:
     attempts: int
     """Starts."""
     tune_trial_id: str
+    parent_run_id: str | None = None
+    """The run whose state this one went on from (population-based training)."""
+    from_round: int = 0
+    """After which of its rounds."""
 
     def write(self, folder: Path) -> None:
         """Into the run's folder."""
@@ -80,6 +86,22 @@ class Note:
             return Note(**json.loads((folder / "trial.json").read_text()))
         except FileNotFoundError:
             return None
+
+
+def newest_runs(runs: Path) -> dict[str, Path]:
+    """The run of each trial that has begun, by Tune's trial id, in the order they began.
+
+    In population-based training a trial has several, each going on from another's state: the last.
+    """
+    found = dict[str, tuple[int, Path]]()
+    folders = [path.parent for path in runs.glob("*/trial.json")]
+    folders.sort(key=lambda folder: ((folder / "config.yaml").stat().st_mtime_ns, folder.name))
+    for folder in folders:
+        note = Note.read(folder)
+        assert note is not None
+        if note.from_round >= found.get(note.tune_trial_id, (0,))[0]:
+            found[note.tune_trial_id] = note.from_round, folder
+    return {tune_id: folder for tune_id, (_, folder) in found.items()}
 
 
 def sets_of(config: ExperimentConfig, split: Split) -> list[str]:
@@ -126,7 +148,8 @@ def row_of(
     note = Note.read(folder)
     if note is None:
         return row
-    row["attempts"] = note.attempts
+    row |= {"attempts": note.attempts, "parent_run_id": note.parent_run_id}
+    row["from_round"] = note.from_round if note.parent_run_id else None
     status = run_status(folder)
     row["status"] = "interrupted" if status == "stopped" else status
     results = load_results(folder)
@@ -136,7 +159,7 @@ def row_of(
     row["round_idx"] = int(results.rounds["round_idx"].max())
     seconds = results.rounds[["train_s", "aggregate_s", "evaluate_s"]]
     row["rounds_s"] = float(seconds.fillna(0).to_numpy().sum())
-    row["error"] = results.runs["error"].iloc[0]
+    row["error"] = (read_run(folder) or {}).get("error")
     row["bicubic_psnr_db"] = _finite(results.evaluations["bicubic_psnr_db"].mean())
     if not evaluated:
         return row

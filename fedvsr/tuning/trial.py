@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ from fedvsr.federation.executors import Clients, Executor
 from fedvsr.federation.placement import Placement, Slots, ask
 from fedvsr.federation.ray_executor import RayExecutor
 from fedvsr.files import replacing
-from fedvsr.tuning.space import Value
+from fedvsr.tuning.population import fork, pack
 from fedvsr.tuning.sweep import SweepConfig, Trial, load_sweep, make_trial
-from fedvsr.tuning.table import Note, history, sets_of
+from fedvsr.tuning.table import Note, history, newest_runs, sets_of
 
 SWEEP_FILE, RUNS = "sweep.yaml", "runs"
 # What a killed sweep left running ends within seconds of it.
@@ -34,7 +35,8 @@ _POINTER = "reported.json"
 def run_trial(settings: dict[str, Any]) -> None:
     """Run one trial, or go on with it, and report every evaluated round to Tune.
 
-    The run's own folder is the checkpoint; Tune's says only what has been reported already.
+    The run's own folder is the checkpoint; Tune's says only what has been reported already, and
+    holds a run's state where another trial may go on from it.
 
     Args:
         settings: `sweep`, the sweep's folder; `cwd`, where relative paths begin; `trial`, its index
@@ -47,13 +49,13 @@ def run_trial(settings: dict[str, Any]) -> None:
     sweep = load_sweep(folder / SWEEP_FILE)
     trial = trial_of(sweep, settings)
     split = prepare_data(trial.config, lambda *_: None)
-    run = open_run(trial, folder / RUNS)
+    population = sweep.scheduler.name == "pbt"
+    run = _population_run(trial, folder / RUNS) if population else _own_run(trial, folder / RUNS)
     _wait_until_unlocked(run)
-    before, sets = Note.read(run.folder), sets_of(trial.config, split)
-    attempts = 1 + (before.attempts if before else 0)
-    values: dict[str, Value] = dict(trial.values)
-    Note(values, sets, attempts, tune.get_context().get_trial_id()).write(run.folder)
-    report = _Reporter(run.folder, sets)
+    note = Note.read(run.folder) or _note(trial)
+    sets = sets_of(trial.config, split)
+    replace(note, attempts=note.attempts + 1, test_sets=sets).write(run.folder)
+    report = _Reporter(run, sets, population)
     report.new()
     if run_status(run.folder) == "finished":
         return
@@ -96,27 +98,52 @@ def _make_executor(config: ExperimentConfig) -> Callable[[Clients], Executor]:
     return partial(RayExecutor, config=config.cluster, placement=Placement(group, wanted(config)))
 
 
-def open_run(trial: Trial, out: Path) -> Run:
-    """The trial's run, with its folder made if this is the first time."""
-    folder = out / trial.run_id
+def _own_run(trial: Trial, runs: Path) -> Run:
+    """The trial's run, found by its settings, so that nothing of Tune's is needed to go on."""
+    return _open(trial, runs / trial.run_id)
+
+
+def _population_run(trial: Trial, runs: Path) -> Run:
+    """The newest run of this trial, or one that goes on from another trial's state."""
+    tune_id = tune.get_context().get_trial_id()
+    own, name = newest_runs(runs).get(tune_id), f"{trial.config.name}-{tune_id}"
+    checkpoint = tune.get_checkpoint()
+    if checkpoint is None:
+        return _open(trial, own or runs / name)
+    with checkpoint.as_directory() as path:
+        pointer = _pointer(Path(path))
+        target = runs / f"{name}-from-{pointer['round_idx']:04d}"
+        if own and (own.name == pointer["run_id"] or own == target):
+            return _open(trial, own)
+        run, parent = _open(trial, target), runs / pointer["run_id"]
+        from_round = fork(parent, Path(path), run.folder, trial.config)
+        replace(_note(trial), parent_run_id=parent.name, from_round=from_round).write(run.folder)
+        return run
+
+
+def _open(trial: Trial, folder: Path) -> Run:
+    """A run in a folder, which is made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "config.yaml").exists():
         with replacing(folder / "config.yaml") as aside:
             aside.write_text(trial.config.to_yaml())
-    return Run(trial.run_id, folder.resolve(), trial.config)
+    return Run(folder.name, folder.resolve(), trial.config)
+
+
+def _note(trial: Trial) -> Note:
+    return Note(dict(trial.values), [], 0, tune.get_context().get_trial_id())
 
 
 class _Reporter:
     """Reports the rounds of a run that Tune has not seen."""
 
-    def __init__(self, folder: Path, sets: list[str]) -> None:
-        self._folder, self._sets = folder, sets
+    def __init__(self, run: Run, sets: list[str], with_state: bool) -> None:
+        self._run, self._sets, self._with_state = run, sets, with_state
         self._last = -1
         checkpoint = tune.get_checkpoint()
         if checkpoint is not None:
             with checkpoint.as_directory() as path:
-                pointer: Mapping[str, Any] = json.loads((Path(path) / _POINTER).read_text())
-            self._last = int(pointer["round_idx"])
+                self._last = int(_pointer(Path(path))["round_idx"])
 
     @property
     def any(self) -> bool:
@@ -125,12 +152,22 @@ class _Reporter:
 
     def new(self) -> None:
         """Report what the run has recorded since the last report."""
-        for metrics in history(self._folder, self._sets):
-            if metrics["round_idx"] > self._last:
-                self._last = int(metrics["round_idx"])
-                with tempfile.TemporaryDirectory() as path:
-                    (Path(path) / _POINTER).write_text(json.dumps({"round_idx": self._last}))
-                    tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(path))
+        for metrics in history(self._run.folder, self._sets):
+            if metrics["round_idx"] <= self._last:
+                continue
+            self._last = int(metrics["round_idx"])
+            with tempfile.TemporaryDirectory() as path:
+                pointer = {"run_id": self._run.run_id, "round_idx": self._last}
+                (Path(path) / _POINTER).write_text(json.dumps(pointer))
+                if self._with_state:
+                    pack(self._run.folder, Path(path))
+                tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(path))
+
+
+def _pointer(path: Path) -> dict[str, Any]:
+    """What a checkpoint of Tune's says: which run, and the last round that was reported."""
+    pointer: dict[str, Any] = json.loads((path / _POINTER).read_text())
+    return pointer
 
 
 def _wait_until_unlocked(run: Run) -> None:

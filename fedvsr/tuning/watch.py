@@ -14,7 +14,7 @@ from fedvsr.experiment import run_status
 from fedvsr.files import replacing
 from fedvsr.tuning.space import Value
 from fedvsr.tuning.sweep import SweepConfig, Trial
-from fedvsr.tuning.table import Note, column_of, row_of, write_trials
+from fedvsr.tuning.table import Note, column_of, newest_runs, row_of, write_trials
 from fedvsr.tuning.trial import RUNS
 
 Row = dict[str, Any]
@@ -85,7 +85,7 @@ class Watch:
             self._error = error
 
     def _look(self) -> None:
-        if self._trials is None:
+        if self._trials is None or self._sweep.scheduler.name == "pbt":
             found = _searched(self._folder / RUNS)
         else:
             runs = self._folder / RUNS
@@ -132,11 +132,9 @@ def write_best(sweep: SweepConfig, row: Row, folder: Path) -> Path:
 
 
 def _searched(runs: Path) -> list[tuple[int, Mapping[str, Value], ExperimentConfig, Path]]:
-    """The trials that a searcher has chosen so far, in the order they were started."""
-    folders = [path.parent for path in runs.glob("*/trial.json")]
-    folders.sort(key=lambda folder: ((folder / "config.yaml").stat().st_mtime_ns, folder.name))
+    """The trials that have begun so far, in the order they did."""
     found = list[tuple[int, Mapping[str, Value], ExperimentConfig, Path]]()
-    for index, folder in enumerate(folders):
+    for index, folder in enumerate(newest_runs(runs).values()):
         note = Note.read(folder)
         assert note is not None
         found.append((index, note.values, _config(folder), folder))
