@@ -219,7 +219,8 @@ def _representative(sweep: SweepConfig, trials: Sequence[Trial] | None) -> Any:
 def _print_best(best: Sequence[Any], sweep: SweepConfig) -> None:
     from fedvsr.live_sweep import trials_table
 
-    _out.print(trials_table(best[:_BEST_SHOWN], _swept(sweep)))
+    # Wider than a narrow terminal rather than cut.
+    Console(width=max(_out.width, 120)).print(trials_table(best[:_BEST_SHOWN], _swept(sweep)))
 
 
 def _swept(sweep: SweepConfig) -> list[str]:

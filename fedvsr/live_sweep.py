@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 _ROWS_SHOWN = 16
 _ORDER = ("running", "interrupted", "failed", "finished", "stopped_early", "pending")
@@ -37,7 +38,7 @@ class SweepView:
         if self._live:
             shown = sorted(rows, key=lambda row: (_ORDER.index(row["status"]), row["trial"]))
             table = trials_table(shown[:_ROWS_SHOWN], self._swept)
-            self._live.update(Group(_summary(rows), table))
+            self._live.update(Group(Text(_summary(rows)), table))
             return
         for row in rows:
             state = row["status"], row["round_idx"], row.get("psnr_db")
@@ -93,4 +94,6 @@ def _words(status: str) -> str:
 
 
 def _value(value: object) -> str:
+    if value is None:
+        return ""
     return f"{value:g}" if isinstance(value, float) else str(value)

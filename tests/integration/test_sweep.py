@@ -224,3 +224,76 @@ def holder_of(path: Path) -> int | None:
         if fields[1] == "FLOCK" and fields[5].endswith(f":{inode}"):
             return int(fields[4])
     return None
+
+
+def test_a_trial_that_falls_behind_is_stopped_early(small_yaml: Path, tmp_path: Path) -> None:
+    file = sweep_file(
+        small_yaml,
+        tmp_path,
+        space={"local.lr": {"grid": [0.002, 1e-7]}},
+        scheduler={"name": "asha", "grace_rounds": 1, "reduction_factor": 2},
+        set={"local.steps": 20},
+    )
+    # One after the other, so that the second is compared with a first that has passed.
+    printed = tune(file, tmp_path, "--max-concurrent", "1")
+    table = trials(tmp_path)
+    assert table["status"].tolist() == ["finished", "stopped_early"], printed
+    assert table["round_idx"].iloc[1] < 3
+    assert load_config(str(tmp_path / "sweeps" / "s" / "best.yaml")).local.lr == 0.002
+    # It is not begun again.
+    tune(file, tmp_path, "--resume")
+    pd.testing.assert_frame_equal(trials(tmp_path), table)
+
+
+@pytest.mark.slow
+def test_a_poor_trial_goes_on_from_a_good_ones_state(small_yaml: Path, tmp_path: Path) -> None:
+    num_rounds = 8
+    file = sweep_file(
+        small_yaml,
+        tmp_path,
+        space={"local.lr": {"grid": [0.002, 1e-7]}},
+        scheduler={"name": "pbt", "perturb_rounds": 2, "quantile": 0.5},
+        set={"federation.num_rounds": num_rounds, "local.steps": 20, "algorithm.name": "scaffold"},
+    )
+    tune(file, tmp_path)
+    folder, table = tmp_path / "sweeps" / "s", trials(tmp_path)
+    assert table["status"].tolist() == ["finished", "finished"]
+    (forked,) = table.dropna(subset=["parent_run_id"]).to_dict("records")
+    assert 0 < forked["from_round"] < num_rounds
+    results = load_results(folder / "runs" / forked["run_id"])
+    assert results.rounds["round_idx"].tolist() == list(range(num_rounds + 1))
+    assert set(results.rounds["run_id"]) == {forked["run_id"]}
+    parent = load_results(folder / "runs" / forked["parent_run_id"]).rounds
+    before = results.rounds["round_idx"] <= forked["from_round"]
+    assert results.rounds[before]["psnr_db"].tolist() == (
+        parent[parent["round_idx"] <= forked["from_round"]]["psnr_db"].tolist()
+    )
+
+
+def test_a_searcher_of_ray_tunes_chooses(small_yaml: Path, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    file = sweep_file(
+        small_yaml,
+        tmp_path,
+        space={"local.lr": {"loguniform": [1e-4, 1e-2]}, "algorithm.alpha": {"grid": [1, 2]}},
+        constraints={"algorithm.mu": "local.lr / 10"},
+        searcher={"name": "optuna", "num_samples": 3},
+    )
+    tune(file, tmp_path)
+    table = trials(tmp_path)
+    assert table["status"].tolist() == ["finished"] * 3
+    assert table["local.lr"].between(1e-4, 1e-2).all()
+    assert table["local.lr"].nunique() == 3
+    assert table["algorithm.mu"].tolist() == pytest.approx((table["local.lr"] / 10).tolist())
+
+
+def test_metrics_reach_mlflow(small_yaml: Path, tmp_path: Path) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tune(sweep_file(small_yaml, tmp_path, loggers={"mlflow": uri}), tmp_path)
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("s")
+    runs = client.search_runs([experiment.experiment_id])
+    found = sorted(run.data.metrics["psnr_db"] for run in runs)
+    assert found == pytest.approx(sorted(trials(tmp_path)["psnr_db"]))
+    assert {run.data.params["algorithm.lambda_hifr"] for run in runs} == {"0.0", "1.0"}
