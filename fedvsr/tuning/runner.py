@@ -51,7 +51,8 @@ def opened(sweep: SweepConfig, folder: Path, resume: bool) -> Iterator[None]:
                 f"{folder} holds a sweep of this name; --resume goes on with it, --name gives "
                 "another name"
             )
-        if load_sweep(path) != sweep:
+        # The order counts too: it numbers the trials.
+        if load_sweep(path).model_dump_json() != sweep.model_dump_json():
             raise UserError(
                 f"{path} is not this sweep: the file or --set has changed since; give what it was "
                 "started with, or start another one by --name"

@@ -91,7 +91,9 @@ def test_a_report_prints_the_best_and_draws(
     folder.mkdir(parents=True)
     source = tmp_path / "s.yaml"
     space = {key: {"grid": [0.0, 0.5, 1.0]} for key in SWEPT}
-    source.write_text(yaml.safe_dump({"name": "s", "base": "demo", "space": space}))
+    source.write_text(
+        yaml.safe_dump({"name": "s", "base": "demo", "space": space}, sort_keys=False)
+    )
     save_sweep(load_sweep(source), folder / "sweep.yaml")
     pending = {"sweep": "s", "trial": 9, "run_id": "r9", "status": "pending", "round_idx": 0}
     rows = [*ROWS, {**pending, "num_rounds": 3, "attempts": 0}]
