@@ -17,6 +17,7 @@ from rich.table import Table
 from fedvsr import __version__, cli_data, cli_frames, cli_tune
 from fedvsr.environment import let_threads_sleep
 from fedvsr.errors import UserError
+from fedvsr.files import DISK_FULL
 
 if TYPE_CHECKING:
     import threading
@@ -94,8 +95,7 @@ def run(
 
     config = load_config(source, settings or ())
     this = experiment.find_run(config, out) if resume else None
-    # `ray job stop`, Slurm and Kubernetes end a process so.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _stop_on_sigterm()
     try:
         with PreparationView(_out) as preparation:
             split = experiment.prepare_data(config, preparation)
@@ -123,6 +123,8 @@ def _events(this: Run, split: Split, executor: str, address: str | None) -> Iter
 
     config = this.config
     driver.connect(address, experiment.object_store_bytes(config))
+    # Ray has put a handler of its own there.
+    _stop_on_sigterm()
     try:
         wanted = placement.ask(
             config.cluster, config.local.num_threads, config.federation.clients_per_round
@@ -133,6 +135,11 @@ def _events(this: Run, split: Split, executor: str, address: str | None) -> Iter
         yield from driver.drive(start, placed, experiment.measure, this.run_id, restarts)
     finally:
         driver.disconnect()
+
+
+def _stop_on_sigterm() -> None:
+    """`ray job stop`, Slurm and Kubernetes end a process so: stop as for Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _start(this: Run, split: Split, placed: Placement, stop: threading.Event) -> Iterator[Event]:
@@ -304,6 +311,9 @@ def main() -> None:
     except Exception as error:
         if debug:
             err.print_exception()
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            err.print(f"error: no room left on the disk: {error.filename or error}; make some")
+            sys.exit(2)
         reason = str(error).strip().splitlines() or [""]
         hint = "" if debug else " (--debug shows the traceback)"
         err.print(f"internal error: {type(error).__name__}: {reason[0]}{hint}")

@@ -98,12 +98,13 @@ def _run(
     from fedvsr.tuning.watch import Watch, best_of, write_best
 
     with opened(sweep, folder, resume):
-        # Tune saves its state and ends the trials when it is interrupted, however that is asked.
-        signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
         _prepare(trials)
         some = _representative(sweep, trials)
         at_once = min(fits_here(some), max_concurrent or 10**6, len(trials or [some] * 10**6))
         driver.connect(address, at_once * object_store_bytes(some), at_once)
+        # Tune saves its state and ends the trials when it is interrupted, however that is asked.
+        # Now: Ray has put a handler of its own there.
+        signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
         try:
             with SweepView(_out, _swept(sweep)) as view:
                 with Watch(sweep, trials, folder, view) as watch:
@@ -234,8 +235,7 @@ def report(
     """Print the best trials of a sweep and draw its pictures."""
     from fedvsr.report import sweep as pictures
     from fedvsr.tuning.sweep import load_sweep
-    from fedvsr.tuning.table import column_of, read_trials
-    from fedvsr.tuning.trial import SWEEP_FILE
+    from fedvsr.tuning.table import SWEEP_FILE, column_of, read_trials
     from fedvsr.tuning.watch import best_of
 
     folder = Path(name) if (Path(name) / "trials.parquet").is_file() else out / "sweeps" / name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import traceback
@@ -24,7 +23,6 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from fedvsr.data.clips import Clip, Frames
 from fedvsr.errors import UserError
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.cluster import ClusterConfig
@@ -33,31 +31,28 @@ from fedvsr.federation.executors import (
     Clients,
     Fault,
     FaultKind,
-    Pending,
     Scorer,
     first_line,
-    timed_score,
 )
 from fedvsr.federation.placement import Place, Placement, alive_nodes
+from fedvsr.federation.ray_scorer import POLL_S, RayScorer, keep_to_own_gpus
 from fedvsr.federation.schedule import Schedule
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
-from fedvsr.params import FloatVector
-from fedvsr.training.evaluate import ClipScore, Evaluator
+from fedvsr.training.evaluate import Evaluator
 from fedvsr.training.local import count_steps
-
-# Between two looks at deadlines, at nodes, and at whether to stop.
-_POLL_S = 1.0
 
 
 class ClientActor:
     """One client: its clips and a network. What it returns is a report and a vector, no more."""
 
     def __init__(self, clients: Clients, client_id: int) -> None:
-        _keep_to_own_gpus()
+        keep_to_own_gpus()
         # `clients` holds this client's clips alone; see RayExecutor._start.
         self._clips = clients.clips[0]
         self._client_id = client_id
         self._trainer = clients.make_trainer()
+        # While another client trains, rather than in this one's first step.
+        self._trainer.warm_up()
 
     def ready(self) -> None:
         """Return once the actor is built."""
@@ -73,22 +68,6 @@ class ClientActor:
             if torch.cuda.is_available():
                 # The next client on this GPU needs what this one only keeps in reserve.
                 torch.cuda.empty_cache()
-
-
-class EvaluatorActor:
-    """The run's evaluator."""
-
-    def __init__(self, make: Callable[[], Evaluator]) -> None:
-        _keep_to_own_gpus()
-        self._evaluator = make()
-
-    def score(self, params: FloatVector) -> tuple[list[ClipScore], float]:
-        """Scores, and the wall seconds they took."""
-        return timed_score(self._evaluator, params)
-
-    def pictures(self, params: FloatVector, clip: Clip, frame_idx: int) -> dict[str, Frames]:
-        """See `Evaluator.pictures`."""
-        return self._evaluator.pictures(params, clip, frame_idx)
 
 
 @dataclass
@@ -112,7 +91,9 @@ class _Running:
     update: Any
     place: Place
     slot: int
-    started: float = field(default_factory=time.monotonic)
+    sent: float = field(default_factory=time.monotonic)
+    began: float | None = None
+    """When its actor was there to train; None while it is built."""
 
 
 class RayExecutor:
@@ -146,7 +127,7 @@ class RayExecutor:
         self._actors = OrderedDict[int, _Actor]()
         self._waiting = list[_Waiting]()
         self._running = dict[Any, _Running]()
-        self._scorer: _RayScorer | None = None
+        self._scorer: RayScorer | None = None
 
     def run_round(
         self,
@@ -167,12 +148,12 @@ class RayExecutor:
             for done in self._wait():
                 yield from self._collect(done)
             yield from self._overdue()
-            if time.monotonic() - self._looked > _POLL_S and (lost := self._look_for_places()):
+            if time.monotonic() - self._looked > POLL_S and (lost := self._look_for_places()):
                 yield from self._leave(lost)
 
     def start_scorer(self, make: Callable[[], Evaluator]) -> Scorer:
         """An actor beside the driver or, with GPUs, in the last slot."""
-        self._scorer = _RayScorer(make, self._placement, self._scorers_place, self._stop)
+        self._scorer = RayScorer(make, self._placement, self._scorers_place, self._stop)
         return self._scorer
 
     def _scorers_place(self) -> Place | None:
@@ -218,7 +199,7 @@ class RayExecutor:
         if len(running) < len(place.slots):
             return 0.0
         return min(
-            self._schedule.left_s(r.waiting.task.client_id, now - r.started) for r in running
+            self._schedule.left_s(r.waiting.task.client_id, now - (r.began or now)) for r in running
         )
 
     def _send(
@@ -231,7 +212,9 @@ class RayExecutor:
             item.task, shared_ref, state
         )
         started = replace(item, place=place, attempts=item.attempts + 1)
-        self._running[report] = _Running(started, update, place, slot)
+        running = self._running[report] = _Running(started, update, place, slot)
+        if actor.building is None:
+            running.began = running.sent
 
     # Results
 
@@ -240,10 +223,10 @@ class RayExecutor:
         building = [a.building for a in self._actors.values() if a.building is not None]
         refs = [*self._running, *building, *(self._scorer.pending() if self._scorer else ())]
         if refs:
-            done, _ = ray.wait(refs, num_returns=1, timeout=_POLL_S)
+            done, _ = ray.wait(refs, num_returns=1, timeout=POLL_S)
         else:
             # Every place was lost.
-            time.sleep(_POLL_S)
+            time.sleep(POLL_S)
             done = []
         if self._stop.is_set():
             raise KeyboardInterrupt
@@ -260,6 +243,9 @@ class RayExecutor:
             if client_id not in self._busy():
                 self._discard(client_id)
         actor.building = None
+        for running in self._running.values():
+            if running.waiting.task.client_id == client_id:
+                running.began = time.monotonic()
 
     def _busy(self) -> set[int]:
         return {running.waiting.task.client_id for running in self._running.values()}
@@ -280,7 +266,7 @@ class RayExecutor:
         except RayError as error:
             yield from self._failed(running, _kind(error, node), error)
         else:
-            self._schedule.took(item.task.client_id, time.monotonic() - running.started)
+            self._schedule.took(item.task.client_id, report.train_s)
             fetch = partial(_same, update)
             yield ClientOutcome(report, fetch, item.attempts, node, running.slot)
 
@@ -313,7 +299,7 @@ class RayExecutor:
             message,
             attempt=item.attempts,
             final=final,
-            lost_s=time.monotonic() - running.started,
+            lost_s=time.monotonic() - running.sent,
             node=running.place.node_id,
             traceback=trace or "".join(traceback.format_exception(error)),
             error=failure,
@@ -325,7 +311,7 @@ class RayExecutor:
             return
         now = time.monotonic()
         for ref, running in list(self._running.items()):
-            if now - running.started > limit_s:
+            if now - running.sent > limit_s:
                 del self._running[ref]
                 error = TimeoutError(f"no result in cluster.client_timeout_s = {limit_s:g} s")
                 yield from self._failed(running, "timeout", error)
@@ -353,7 +339,7 @@ class RayExecutor:
         while not self._places:
             if time.monotonic() > deadline:
                 raise RuntimeError("every node with a slot of this run is gone")
-            time.sleep(_POLL_S)
+            time.sleep(POLL_S)
             self._look_for_places()
         plan = self._plan([item.task.client_id for item in self._waiting])
         self._waiting = [replace(i, place=plan[i.task.client_id]) for i in self._waiting]
@@ -424,100 +410,6 @@ class RayExecutor:
     def _discard(self, client_id: int) -> None:
         if actor := self._actors.pop(client_id, None):
             ray.kill(actor.handle)
-
-
-class _RayScorer:
-    """Scores in an actor while clients train. One that dies is made again: it holds no state."""
-
-    def __init__(
-        self,
-        make: Callable[[], Evaluator],
-        placement: Placement,
-        choose_place: Callable[[], Place | None],
-        stop: threading.Event,
-    ) -> None:
-        self._make, self._placement, self._stop = make, placement, stop
-        self._choose_place = choose_place
-        self._scoring = list[_RayPending]()
-        self._lost = list[str]()
-        self.place: Place | None = None
-        self._actor = self._start()
-        self.device_name = self.place.device if self.place else "CPU"
-
-    def take_faults(self) -> list[str]:
-        """What happened to the actor since this was asked last."""
-        lost, self._lost = self._lost, []
-        return lost
-
-    def score(self, params: FloatVector) -> Pending:
-        pending = _RayPending(self, ray.put(params))
-        self._scoring = [*(p for p in self._scoring if not p.ready()), pending]
-        return pending
-
-    def pictures(self, params: FloatVector, clip: Clip, frame_idx: int) -> dict[str, Frames]:
-        found: dict[str, Frames] = ray.get(self._actor.pictures.remote(params, clip, frame_idx))
-        return found
-
-    def occupies(self, place: Place) -> bool:
-        """Whether it computes there now."""
-        return place == self.place and any(not pending.ready() for pending in self._scoring)
-
-    def pending(self) -> list[Any]:
-        """What a wait for a free slot must wait for too."""
-        return [p.ref for p in self._scoring if not p.ready()] if self.place else []
-
-    def close(self) -> None:
-        ray.kill(self._actor)
-
-    def send(self, params_ref: Any) -> Any:
-        return self._actor.score.remote(params_ref)
-
-    def wait(self, ref: Any) -> None:
-        while not ray.wait([ref], timeout=_POLL_S)[0]:
-            if self._stop.is_set():
-                raise KeyboardInterrupt
-
-    def restart(self, error: RayError) -> None:
-        self._lost.append(f"the evaluator died: {first_line(error)}")
-        ray.kill(self._actor)
-        self._actor = self._start()
-
-    def _start(self) -> Any:
-        self.place = self._choose_place()
-        bundle = self.place.bundles[0] if self.place else 0
-        share = self._placement.wanted.gpu_share if self.place else 0.0
-        options = self._placement.options(bundle, share)
-        return ray.remote(EvaluatorActor).options(**options).remote(self._make)
-
-
-class _RayPending:
-    def __init__(self, scorer: _RayScorer, params_ref: Any) -> None:
-        self._scorer, self._params_ref = scorer, params_ref
-        self.ref = scorer.send(params_ref)
-
-    def ready(self) -> bool:
-        return bool(ray.wait([self.ref], timeout=0)[0])
-
-    def result(self) -> tuple[list[ClipScore], float]:
-        for last in (False, False, True):
-            self._scorer.wait(self.ref)
-            try:
-                found: tuple[list[ClipScore], float] = ray.get(self.ref)
-                return found
-            except RayTaskError as error:
-                raise error.cause from error
-            except RayError as error:
-                if last:
-                    raise
-                self._scorer.restart(error)
-                self.ref = self._scorer.send(self._params_ref)
-        raise AssertionError
-
-
-def _keep_to_own_gpus() -> None:
-    """Ray hides nothing from an actor that holds no share: it would see every GPU of its node."""
-    if not ray.get_gpu_ids():
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def _kind(error: RayError, node_id: str) -> FaultKind:

@@ -158,6 +158,10 @@ class LocalTrainer:
                 raise UserError(f"local.slow_params: {part!r} is in no parameter of {model.name}")
             self._slow += found
 
+    def warm_up(self) -> None:
+        """Load what PyTorch loads with its first optimiser: seconds of a processor."""
+        make_optimiser(self.local, list(self.network.parameters()), self._slow)
+
     def train(
         self, task: ClientTask, shared: Vectors, state: Vectors, clips: Sequence[Clip]
     ) -> tuple[ClientReport, ClientUpdate]:

@@ -20,7 +20,8 @@ from fedvsr.errors import UserError
 from fedvsr.tuning.expressions import tidy
 from fedvsr.tuning.space import Dimension
 from fedvsr.tuning.sweep import SweepConfig, Trial, load_sweep, save_sweep
-from fedvsr.tuning.trial import SWEEP_FILE, run_trial, trial_of, wanted
+from fedvsr.tuning.table import SWEEP_FILE
+from fedvsr.tuning.trial import run_trial, trial_of, wanted
 
 _TUNE = "tune"
 # Of what trials report: unlike Tune's own count it goes on where a trial is started again.

@@ -22,6 +22,9 @@ from fedvsr.tuning.space import Value
 
 SCHEMA_VERSION = 1
 
+# In a sweep's folder: the sweep itself, and the folder of the runs.
+SWEEP_FILE, RUNS = "sweep.yaml", "runs"
+
 HELD_OUT = "held_out"
 _SCORES = ("psnr_db", "ssim")
 

@@ -24,9 +24,8 @@ from fedvsr.federation.ray_executor import RayExecutor
 from fedvsr.files import replacing
 from fedvsr.tuning.population import fork, pack
 from fedvsr.tuning.sweep import SweepConfig, Trial, load_sweep, make_trial
-from fedvsr.tuning.table import Note, history, newest_runs, sets_of
+from fedvsr.tuning.table import RUNS, SWEEP_FILE, Note, history, newest_runs, sets_of
 
-SWEEP_FILE, RUNS = "sweep.yaml", "runs"
 # What a killed sweep left running ends within seconds of it.
 _LOCK_WAIT_S, _POLL_S = 120.0, 0.5
 _POINTER = "reported.json"

@@ -14,8 +14,7 @@ from fedvsr.experiment import run_status
 from fedvsr.files import replacing
 from fedvsr.tuning.space import Value
 from fedvsr.tuning.sweep import SweepConfig, Trial
-from fedvsr.tuning.table import Note, column_of, newest_runs, row_of, write_trials
-from fedvsr.tuning.trial import RUNS
+from fedvsr.tuning.table import RUNS, Note, column_of, newest_runs, row_of, write_trials
 
 Row = dict[str, Any]
 _PERIOD_S = 1.0
