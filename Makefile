@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := fedvsr tests
 
-.PHONY: demo test lint types unit test-lowest bench-models bench-algorithms bench-data format clean
+.PHONY: demo test lint types unit test-lowest bench-models bench-algorithms bench-data bench-sweeps format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fedvsr run demo
@@ -39,6 +39,9 @@ bench-algorithms: $(VENV)/.test
 # Needs 3 GB of disk; `ARGS="--folder DIR"` keeps the frames.
 bench-data: $(VENV)/.test
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.benchmarks.bench_data $(ARGS)
+
+bench-sweeps: $(VENV)/.test
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.benchmarks.bench_sweeps $(ARGS)
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix $(SOURCES)
