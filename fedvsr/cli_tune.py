@@ -15,6 +15,7 @@ from rich.console import Console
 from fedvsr.errors import UserError
 
 if TYPE_CHECKING:
+    from fedvsr.config import ExperimentConfig
     from fedvsr.tuning.sweep import SweepConfig, Trial
 
 _out = Console()
@@ -64,6 +65,10 @@ def tune(
             "--address ray://...: a sweep must run on a machine of the cluster; start it there "
             "with --address auto, or as a job"
         )
+    if resume and max_concurrent:
+        raise UserError(
+            "--max-concurrent: a sweep that is resumed keeps what it was started with; leave it out"
+        )
     if dry_run:
         _dry_run(sweep, trials, address, max_concurrent, out)
         return
@@ -98,8 +103,8 @@ def _run(
     from fedvsr.tuning.watch import Watch, best_of, write_best
 
     with opened(sweep, folder, resume):
-        _prepare(trials)
         some = _representative(sweep, trials)
+        _prepare([trial.config for trial in trials] if trials else [some])
         at_once = min(fits_here(some), max_concurrent or 10**6, len(trials or [some] * 10**6))
         driver.connect(address, at_once * object_store_bytes(some), at_once)
         # Tune saves its state and ends the trials when it is interrupted, however that is asked.
@@ -129,18 +134,18 @@ def _run(
     return True
 
 
-def _prepare(trials: Sequence[Trial] | None) -> None:
+def _prepare(configs: Sequence[ExperimentConfig]) -> None:
     """Cut or find each data set once, so that trials find it, and mistakes are seen at once."""
     from fedvsr.experiment import prepare_data
     from fedvsr.live import PreparationView
 
     done = set[str]()
     with PreparationView(_out) as preparation:
-        for trial in trials or ():
-            key = trial.config.model_dump_json(include={"data", "local", "seed"})
+        for config in configs:
+            key = config.model_dump_json(include={"data", "local", "seed"})
             if key not in done:
                 done.add(key)
-                prepare_data(trial.config, preparation)
+                prepare_data(config, preparation)
 
 
 def _dry_run(
@@ -207,7 +212,7 @@ def _at_once(sweep: SweepConfig, trials: Sequence[Trial], address: str | None) -
         driver.disconnect()
 
 
-def _representative(sweep: SweepConfig, trials: Sequence[Trial] | None) -> Any:
+def _representative(sweep: SweepConfig, trials: Sequence[Trial] | None) -> ExperimentConfig:
     """A configuration to measure by: that of the trial that wants most, or of any."""
     from fedvsr.tuning.estimate import slots_of
     from fedvsr.tuning.sweep import any_trial

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
@@ -121,7 +122,7 @@ def execute(
     Raises:
         UserError: another process writes this run, or training failed for a reason to mend.
     """
-    with _locked(run.folder):
+    with _locked(run.folder, patience_s=1.0):
         this = Execution(run, split, make_executor)
         try:
             with EventLog(run.folder / "events.jsonl", run.run_id) as log:
@@ -146,13 +147,21 @@ def execute(
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the run's lock, which the system drops when the process ends, however it ends."""
+def _locked(folder: Path, patience_s: float = 0.0) -> Iterator[None]:
+    """Hold the run's lock, which the system drops when the process ends, however it ends.
+
+    Whoever asks for a run's status holds it for an instant: `patience_s` outlasts that.
+    """
+    deadline = time.monotonic() + patience_s
     with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process is writing {folder}; wait for it, or stop it"
-            ) from None
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise UserError(
+                        f"another process is writing {folder}; wait for it, or stop it"
+                    ) from None
+            time.sleep(0.02)
         yield
