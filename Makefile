@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := fedvsr tests
 
 .PHONY: demo test lint types unit test-lowest bench-models bench-algorithms bench-data \
-	bench-federation bench-federation-peers format clean
+	bench-federation bench-federation-peers bench-sweeps format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fedvsr run demo
@@ -56,6 +56,9 @@ $(VENV)-peers/%/.installed: tests/benchmarks/peers/%.txt
 	$(PEERS_PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
+
+bench-sweeps: $(VENV)/.test
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.benchmarks.bench_sweeps $(ARGS)
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedvsr import __version__, cli_data, cli_frames
+from fedvsr import __version__, cli_data, cli_doctor, cli_frames, cli_jobs, cli_tune
 from fedvsr.environment import let_threads_sleep
 from fedvsr.errors import UserError
 from fedvsr.files import DISK_FULL
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Iterator
 
-    from fedvsr.config import ExperimentConfig
     from fedvsr.data.split import Split
     from fedvsr.experiment import Event, Run
     from fedvsr.federation.placement import Placement
@@ -101,6 +100,8 @@ def run(
         with PreparationView(_out) as preparation:
             split = experiment.prepare_data(config, preparation)
         this = this or experiment.create_run(config, out)
+        # `fedvsr fetch` reads it in the log of a job.
+        _out.print(f"run folder: {this.folder}", highlight=False, markup=False, soft_wrap=True)
         follow(_events(this, split, executor, address), _out)
     except KeyboardInterrupt:
         again = ["fedvsr", "run", source]
@@ -121,12 +122,14 @@ def _events(this: Run, split: Split, executor: str, address: str | None) -> Iter
         yield from experiment.execute(this, split, SerialExecutor)
         return
     from fedvsr.federation import driver, placement
+    from fedvsr.nodes import require_readable
 
     config = this.config
-    driver.connect(address, _object_store_bytes(config))
+    driver.connect(address, experiment.object_store_bytes(config))
     # Ray has put a handler of its own there.
     _stop_on_sigterm()
     try:
+        require_readable(config)
         wanted = placement.ask(
             config.cluster, config.local.num_threads, config.federation.clients_per_round
         )
@@ -152,21 +155,17 @@ def _start(this: Run, split: Split, placed: Placement, stop: threading.Event) ->
     return experiment.execute(this, split, make)
 
 
-def _object_store_bytes(config: ExperimentConfig) -> int:
-    """Room for a round's vectors: the global one, and each client's, twice over, and some spare."""
-    from fedvsr.models import build_fresh
-    from fedvsr.params import ParamTable
-
-    size = 4 * ParamTable.of(build_fresh(config.model)).size
-    federation = config.federation
-    poisson = federation.sampling == "poisson"
-    most = config.data.num_clients if poisson else federation.clients_per_round
-    return 2 * size * (1 + most) + (256 << 20)
-
-
 app.command()(cli_frames.upscale)
 app.command()(cli_frames.evaluate)
+app.command()(cli_tune.tune)
+app.command("tune-report")(cli_tune.report)
 app.add_typer(cli_data.app, name="data", no_args_is_help=True)
+app.command()(cli_jobs.submit)
+app.command()(cli_jobs.jobs)
+app.command()(cli_jobs.logs)
+app.command()(cli_jobs.stop)
+app.command()(cli_jobs.fetch)
+app.command()(cli_doctor.doctor)
 
 
 @app.command()

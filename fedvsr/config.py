@@ -126,6 +126,17 @@ class ExperimentConfig(Section):
         )
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
+    def files(self) -> dict[str, list[str]]:
+        """The files and folders that the settings name, by setting; none where none is named."""
+        named: dict[str, list[str | None]] = {
+            "data.videos": [*self.data.videos],
+            "data.train": [*self.data.train],
+            "data.test": [*self.data.test],
+            "model.weights": [self.model.weights],
+            "model.flow_weights": [getattr(self.model, "flow_weights", None)],
+        }
+        return {key: [path for path in paths if path] for key, paths in named.items() if any(paths)}
+
     def to_yaml(self) -> str:
         """The configuration as YAML that `load_config` reads."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)

@@ -13,12 +13,17 @@ from pathlib import Path
 # made small matrix products a hundred times slower. Read when torch is loaded.
 SLEEPING_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 PACKAGES = ("torch", "torchvision", "ray", "numpy")
+# Beside the source that was shipped to a cluster, which has no history there.
+COMMIT_FILE = "COMMIT"
 
 
 @lru_cache(maxsize=1)
 def git_commit() -> str | None:
     """Commit of the source tree that runs, with `-dirty` if it was changed; None for a wheel."""
     here = Path(__file__).resolve().parent.parent
+    shipped = here / "fedvsr" / COMMIT_FILE
+    if shipped.is_file():
+        return shipped.read_text().strip()
     if not (here / ".git").exists():
         return None
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]

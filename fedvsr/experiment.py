@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from fedvsr import models
 from fedvsr.config import ExperimentConfig
 from fedvsr.data.split import Split, prepare
 from fedvsr.data.videos import Progress
@@ -19,6 +21,7 @@ from fedvsr.events import Event, RoundRecorded, RunStarted, measure
 from fedvsr.execution import Execution, Run
 from fedvsr.federation.executors import Clients, Executor
 from fedvsr.files import DISK_FULL, replacing
+from fedvsr.params import ParamTable
 from fedvsr.records import read_run
 from fedvsr.training.local import require_room
 
@@ -102,6 +105,15 @@ def prepare_data(config: ExperimentConfig, progress: Progress) -> Split:
     return split
 
 
+def object_store_bytes(config: ExperimentConfig) -> int:
+    """Room for a round's vectors: the global one, and each client's, twice over, and some spare."""
+    size = 4 * ParamTable.of(models.build_fresh(config.model)).size
+    federation = config.federation
+    poisson = federation.sampling == "poisson"
+    most = config.data.num_clients if poisson else federation.clients_per_round
+    return 2 * size * (1 + most) + (256 << 20)
+
+
 def execute(
     run: Run, split: Split, make_executor: Callable[[Clients], Executor]
 ) -> Iterator[Event]:
@@ -110,7 +122,7 @@ def execute(
     Raises:
         UserError: another process writes this run, or training failed for a reason to mend.
     """
-    with _locked(run.folder):
+    with _locked(run.folder, patience_s=1.0):
         this = Execution(run, split, make_executor)
         try:
             with EventLog(run.folder / "events.jsonl", run.run_id) as log:
@@ -135,13 +147,21 @@ def execute(
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the run's lock, which the system drops when the process ends, however it ends."""
+def _locked(folder: Path, patience_s: float = 0.0) -> Iterator[None]:
+    """Hold the run's lock, which the system drops when the process ends, however it ends.
+
+    Whoever asks for a run's status holds it for an instant: `patience_s` outlasts that.
+    """
+    deadline = time.monotonic() + patience_s
     with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process is writing {folder}; wait for it, or stop it"
-            ) from None
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise UserError(
+                        f"another process is writing {folder}; wait for it, or stop it"
+                    ) from None
+            time.sleep(0.02)
         yield

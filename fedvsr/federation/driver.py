@@ -117,13 +117,14 @@ def _stop(driver: Any) -> None:
         pass
 
 
-def connect(address: str | None, object_store_bytes: int) -> None:
+def connect(address: str | None, object_store_bytes: int, num_drivers: int = 1) -> None:
     """Connect to a Ray cluster, or start one on this machine for `local`.
 
     Args:
         address: `local`, `auto` (the cluster this machine belongs to), or `ray://HOST:PORT`; None
             is what RAY_ADDRESS says (Ray sets it inside a submitted job), else `local`.
         object_store_bytes: shared memory that a local cluster needs for a round's vectors.
+        num_drivers: runs that a local cluster is to have at once.
 
     Raises:
         UserError: there is no cluster at that address.
@@ -138,8 +139,8 @@ def connect(address: str | None, object_store_bytes: int) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(
             address="local",
-            # One more for the driver, which waits while clients train.
-            num_cpus=(os.cpu_count() or 1) + 1,
+            # One more for each driver, which waits while clients train.
+            num_cpus=(os.cpu_count() or 1) + num_drivers,
             include_dashboard=False,
             object_store_memory=object_store_bytes,
             logging_level=logging.ERROR,

@@ -31,7 +31,8 @@ def fedvsr(*arguments: str) -> int:
 def test_help_names_every_command_and_its_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert fedvsr("--help") == 0
     text = capsys.readouterr().out
-    commands = ("run", "upscale", "evaluate", "data", "presets", "config", "show", "list")
+    commands = ["run", "upscale", "evaluate", "data", "presets", "config", "show", "list"]
+    commands += ["submit", "jobs", "logs", "stop", "fetch", "doctor", "tune"]
     for command in commands:
         assert re.search(rf"\b{command}\b +[A-Z]", text), f"{command} has no help line"
         assert fedvsr(command, "--help") == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -48,3 +50,17 @@ def test_a_run_says_that_flow_starts_from_scratch() -> None:
     assert "freeze_steps" not in note
     assert notes(load_config("rvrt", [video, "model.flow_weights=a.pth"])) == ()
     assert notes(load_config("demo")) == ()
+
+
+def test_a_look_at_a_runs_status_does_not_keep_it_from_starting(
+    small: ExperimentConfig, tmp_path: Path
+) -> None:
+    run = experiment.create_run(small, tmp_path)
+    events = experiment.execute(
+        run, experiment.prepare_data(small, lambda *_: None), SerialExecutor
+    )
+    with (run.folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        threading.Timer(0.3, fcntl.flock, (file, fcntl.LOCK_UN)).start()
+        assert isinstance(next(events), experiment.RunStarted)
+    events.close()

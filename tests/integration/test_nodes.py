@@ -1,0 +1,106 @@
+"""A cluster of two real nodes on this machine, the second of which has its faults."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from ray.cluster_utils import Cluster
+
+from fedvsr.config import load_config
+from fedvsr.doctor import Finding, look_around
+from fedvsr.errors import UserError
+from fedvsr.nodes import require_readable
+from tests.unit.test_cli import fedvsr
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    # Another torchvision, as the second node's processes find it.
+    other = tmp_path_factory.mktemp("other")
+    (other / "torchvision-0.0.1.dist-info").mkdir()
+    metadata = "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.0.1\n"
+    (other / "torchvision-0.0.1.dist-info" / "METADATA").write_text(metadata)
+    common = {"object_store_memory": 100 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **common})
+    cluster.add_node(
+        num_cpus=1,
+        num_gpus=2,
+        labels={"ray.io/accelerator-type": "RTX-A6000"},
+        env_vars={"PYTHONPATH": str(other)},
+        **common,
+    )
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def connected(cluster: Cluster) -> Iterator[None]:
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def of(findings: list[Finding], check: str) -> dict[str, str]:
+    return {f.found: f.level for f in findings if f.check == check}
+
+
+@pytest.mark.usefixtures("connected")
+def test_every_node_is_looked_at(small_yaml: Path) -> None:
+    config = load_config(str(small_yaml), ["model.weights=/nowhere/w.safetensors"])
+    findings = look_around(config)
+    (ours,) = of(findings, "python")
+    assert of(findings, "python")[ours] == "ok"
+    assert [f.where.count("(") for f in findings if f.check == "python"] == [2]
+    assert of(findings, "ray") == {ray.__version__: "ok"}
+    assert of(findings, "torchvision") == {"0.0.1": "error"}
+    (differs,) = [f for f in findings if f.check == "torchvision"]
+    assert "there, as on" in differs.todo
+    assert of(findings, "GPU label") == {"RTX-A6000": "ok"}
+    assert of(findings, "ports") == {"all reached": "ok"}
+    assert list(of(findings, "/dev/shm").values()) == ["ok"]
+    data = of(findings, "data")
+    assert data["/nowhere/w.safetensors: No such file or directory"] == "error"
+    assert data[f"data.cache_dir ({config.data.cache_dir})"] == "ok"
+    assert data[config.data.videos[0]] == "ok"
+    cache = Path(str(config.data.cache_dir))
+    assert not [path for path in cache.iterdir() if path.name.startswith(".seen")]
+
+
+@pytest.mark.usefixtures("connected")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the offered GPUs are none")
+def test_gpus_that_are_offered_and_are_not_there() -> None:
+    gpus = of(look_around(None), "GPU")
+    assert gpus.pop("none") == "ok"
+    ((found, level),) = gpus.items()
+    assert found.startswith("Ray offers 2, but torch ")
+    assert level == "error"
+
+
+@pytest.mark.usefixtures("connected")
+def test_a_run_is_refused_where_a_node_cannot_read_its_data(small_yaml: Path) -> None:
+    require_readable(load_config(str(small_yaml)))
+    config = load_config(str(small_yaml), ["model.weights=/nowhere/w.safetensors"])
+    message = (
+        r"^node .+ cannot read /nowhere/w\.safetensors: No such file or directory; put the data"
+    )
+    with pytest.raises(UserError, match=message):
+        require_readable(config)
+
+
+def test_the_command_says_it_all_and_exits_with_1(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ray.shutdown()
+    assert fedvsr("doctor", "--address", cluster.address) == 1
+    lines = capsys.readouterr().out.splitlines()
+    (torchvision,) = [line for line in lines if line.startswith("torchvision")]
+    assert "FAIL" in torchvision
+    assert "0.0.1" in torchvision
+    assert not ray.is_initialized()

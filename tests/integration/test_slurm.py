@@ -1,0 +1,116 @@
+"""cluster/slurm.sbatch with two Ray nodes on this machine, under stand-ins for Slurm's commands."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fedvsr.records import load_results
+from tests.integration.head import REPOSITORY
+
+pytestmark = pytest.mark.ray
+
+# Runs a task a node here, and takes them along when it is ended, as Slurm does.
+SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+pids=()
+for ((i = 0; i < SLURM_NNODES; i++)); do SLURM_PROCID=$i "$@" & pids+=($!); done
+trap 'kill -TERM "${pids[@]}" 2> /dev/null' TERM
+while ! wait "${pids[@]}"; do
+    kill -0 "${pids[@]}" 2> /dev/null || exit 1
+done
+"""
+SCONTROL = """#!/bin/bash
+[[ $1 $2 == "show hostnames" ]] && echo "${3//,/$'\\n'}"
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> dict[str, str]:
+    """The environment of a batch job with two nodes."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():
+        (commands / name).write_text(text)
+        (commands / name).chmod(0o755)
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SLURM_"))}
+    return kept | {
+        "PATH": f"{commands}:{os.environ['PATH']}",
+        "PYTHONPATH": str(REPOSITORY),
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_JOB_NODELIST": "localhost,localhost",
+        "SLURM_NNODES": "2",
+        "SLURM_CPUS_PER_TASK": "1",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "FEDVSR_PYTHON": sys.executable,
+    }
+
+
+def rays(job_id: str) -> list[str]:
+    """Ray's processes of this job that are alive."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if f"/tmp/ray-{job_id}" in command:
+            found.append(command[:80])
+    return found
+
+
+def test_a_batch_job_runs_is_stopped_and_leaves_nothing(
+    slurm: dict[str, str], small_yaml: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "long.yaml"
+    settings = yaml.safe_load(small_yaml.read_text())
+    settings["federation"]["num_rounds"] = 5000
+    source.write_text(yaml.safe_dump(settings))
+    script = str(REPOSITORY / "cluster" / "slurm.sbatch")
+    job = subprocess.Popen(
+        ["bash", script, str(source)],
+        env=slurm,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert job.stdout is not None
+    printed = ""
+    for line in job.stdout:
+        printed += line
+        if line.startswith("round 1/"):
+            assert len(rays(slurm["SLURM_JOB_ID"])) > 2
+            # As Slurm does before the time is up, to the script alone.
+            job.send_signal(signal.SIGTERM)
+    assert job.wait(60) not in {0, 1, 2}, printed
+    assert "round 1/5000" in printed
+    # Doctor has looked at both nodes.
+    assert re.search(r"^ports +ok +\S+ \(127\.0\.0\.1\), ", printed, re.MULTILINE), printed
+    assert "FAIL" not in printed
+    rounds = load_results(tmp_path / "results").rounds
+    assert rounds["round_idx"].max() >= 1
+    deadline = time.monotonic() + 20
+    while rays(slurm["SLURM_JOB_ID"]) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not rays(slurm["SLURM_JOB_ID"])
+    assert not list((tmp_path / "results").glob(".ray-token*"))
+
+
+def test_a_head_that_does_not_start_is_said(slurm: dict[str, str], tmp_path: Path) -> None:
+    broken = tmp_path / "bin" / "srun"
+    broken.write_text("#!/bin/bash\necho 'no such partition'\nexit 1\n")
+    script = str(REPOSITORY / "cluster" / "slurm.sbatch")
+    done = subprocess.run(
+        ["bash", script, "demo"], env=slurm, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert "no such partition" in done.stdout
+    assert "the head did not start" in done.stderr

@@ -1,0 +1,278 @@
+"""The files of cluster/, each checked by the schema of what reads it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any, Literal
+
+import jsonschema
+import pytest
+import typer
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.scripts import scripts
+
+from fedvsr import cli
+from fedvsr.config import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+CLUSTER = ROOT / "cluster"
+METRICS = {
+    *("ray_fedvsr_round", "ray_fedvsr_loss", "ray_fedvsr_psnr_db", "ray_fedvsr_step_seconds"),
+    *("ray_fedvsr_slot_utilisation", "ray_fedvsr_faults_total"),
+}
+
+
+def read(name: str) -> Any:
+    return yaml.safe_load((CLUSTER / name).read_text())
+
+
+def ray_start_options(line: str) -> dict[str, str]:
+    """The options of a `ray start` line, parsed by Ray itself."""
+    words = shlex.split(line[line.index("ray start") :])[2:]
+    context = scripts.start.make_context("start", list(words))
+    given = {word.partition("=")[0] for word in words}
+    return {name: context.params[name[2:].replace("-", "_")] for name in given}
+
+
+def test_ray_accepts_the_file_for_ray_up() -> None:
+    config = read("onprem.yaml")
+    validate_config(prepare_config(copy.deepcopy(config)))
+    assert prepare_config(copy.deepcopy(config))["max_workers"] == 3
+    with pytest.raises(jsonschema.ValidationError, match="head_start_ray_comands"):
+        validate_config(prepare_config({**config, "head_start_ray_comands": []}))
+
+
+def test_ray_knows_the_options_of_its_start_lines() -> None:
+    config = read("onprem.yaml")
+    head = ray_start_options(config["head_start_ray_commands"][-1])
+    assert head["--dashboard-host"] == "127.0.0.1"
+    assert head["--num-gpus"] == 4
+    worker = ray_start_options(config["worker_start_ray_commands"][-1])
+    assert worker["--num-gpus"] == 4
+    for role in ("head", "worker"):
+        assert "RAY_AUTH_MODE=token" in config[f"{role}_start_ray_commands"][-1]
+    with pytest.raises(Exception, match="No such option"):
+        ray_start_options("ray start --hed")
+
+
+def test_the_slurm_script_is_a_script_with_options_that_ray_knows() -> None:
+    path = CLUSTER / "slurm.sbatch"
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    text = path.read_text().replace("\\\n", " ")
+    lines = [line.strip() for line in text.splitlines() if line.strip().startswith("ray start")]
+    options = [ray_start_options(re.sub(r'"\$[^"]*"', "1", line)) for line in lines]
+    assert [o.get("--include-dashboard") for o in options] == [False, None]
+    directives = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(.*))?$", text, re.MULTILINE))
+    assert {"nodes", "ntasks-per-node", "gpus-per-node", "time", "signal"} <= set(directives)
+    assert directives["ntasks-per-node"] == "1"
+
+
+# The part of KubeRay's ray.io/v1 that our files use. They were checked once, strictly, against the
+# custom resource definitions themselves (cluster/README.md).
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, alias_generator=to_camel)
+
+
+class Meta(Strict):
+    name: str | None = Field(None, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=47)
+    generate_name: str | None = Field(None, pattern=r"^[a-z0-9]([-a-z0-9]*)$", max_length=40)
+
+
+class Port(Strict):
+    container_port: int
+    name: str
+
+
+class Variable(Strict):
+    name: str
+    value: str
+
+
+Amounts = dict[Literal["cpu", "memory", "nvidia.com/gpu"], str]
+
+
+class Resources(Strict):
+    limits: Amounts
+    requests: Amounts
+
+
+class Mount(Strict):
+    name: str
+    mount_path: str
+
+
+class Container(Strict):
+    name: str
+    image: str
+    ports: list[Port] = []
+    env: list[Variable] = []
+    resources: Resources
+    volume_mounts: list[Mount] = []
+
+
+class Claim(Strict):
+    claim_name: str
+
+
+class Volume(Strict):
+    name: str
+    persistent_volume_claim: Claim
+
+
+class PodSpec(Strict):
+    containers: list[Container] = Field(min_length=1)
+    volumes: list[Volume] = []
+    node_selector: dict[str, str] = {}
+
+
+class Template(Strict):
+    spec: PodSpec
+
+
+class Head(Strict):
+    service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
+    ray_start_params: dict[str, str] = {}
+    template: Template
+
+
+class Workers(Strict):
+    group_name: str
+    replicas: int
+    min_replicas: int
+    max_replicas: int
+    ray_start_params: dict[str, str] = {}
+    template: Template
+
+
+class Auth(Strict):
+    mode: Literal["disabled", "token"]
+
+
+class ClusterSpec(Strict):
+    ray_version: str
+    auth_options: Auth
+    head_group_spec: Head
+    worker_group_specs: list[Workers]
+
+
+class JobSpec(Strict):
+    entrypoint: str
+    submission_mode: Literal["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]
+    backoff_limit: int
+    pre_running_deadline_seconds: int
+    shutdown_after_job_finishes: bool
+    ttl_seconds_after_finished: int
+    runtime_env: str = Field(alias="runtimeEnvYAML")
+    ray_cluster_spec: ClusterSpec
+
+
+class RayCluster(Strict):
+    api_version: Literal["ray.io/v1"]
+    kind: Literal["RayCluster"]
+    metadata: Meta
+    spec: ClusterSpec
+
+
+class RayJob(Strict):
+    api_version: Literal["ray.io/v1"]
+    kind: Literal["RayJob"]
+    metadata: Meta
+    spec: JobSpec
+
+
+def test_the_kubernetes_files_fit_kuberay() -> None:
+    cluster = RayCluster.model_validate(read("kuberay/raycluster.yaml"))
+    job = RayJob.model_validate(read("kuberay/rayjob.yaml"))
+    assert job.spec.ray_cluster_spec == cluster.spec, "they differ only in what runs on them"
+    assert cluster.spec.auth_options.mode == "token"
+    assert cluster.spec.head_group_spec.service_type == "ClusterIP", "reached from within alone"
+    for group in (cluster.spec.head_group_spec, *cluster.spec.worker_group_specs):
+        (container,) = group.template.spec.containers
+        assert container.resources.limits == container.resources.requests
+        gpus = container.resources.limits.get("nvidia.com/gpu", "0")
+        assert group.ray_start_params["num-gpus"] == gpus
+        line = " ".join(f"--{key}={value}" for key, value in group.ray_start_params.items())
+        ray_start_options(
+            "ray start " + line.replace("disable-usage-stats=true", "disable-usage-stats")
+        )
+        volumes = {volume.name for volume in group.template.spec.volumes}
+        assert {mount.name for mount in container.volume_mounts} <= volumes
+    typo = read("kuberay/rayjob.yaml")
+    typo["spec"]["entryPoint"] = typo["spec"].pop("entrypoint")
+    with pytest.raises(ValidationError, match="entryPoint"):
+        RayJob.model_validate(typo)
+
+
+def test_the_job_of_kubernetes_is_one_that_runs() -> None:
+    words = shlex.split(read("kuberay/rayjob.yaml")["spec"]["entrypoint"])
+    assert words[:4] == ["python", "-m", "fedvsr", "run"]
+    parse(words[3:])
+    load_config(words[4], [words[i + 1] for i, word in enumerate(words) if word == "--set"])
+
+
+INSTRUCTIONS = {"FROM", "RUN", "WORKDIR", "COPY", "ARG", "USER", "ENV", "CMD"}
+
+
+def test_the_image_is_built_from_files_that_are_there() -> None:
+    text = re.sub(r"^#.*\n", "", (CLUSTER / "Dockerfile").read_text(), flags=re.MULTILINE)
+    steps = [line.split(None, 1) for line in text.replace("\\\n", " ").splitlines() if line.strip()]
+    assert {name for name, _ in steps} == INSTRUCTIONS
+    assert steps[0][0] == "FROM"
+    assert [value for name, value in steps if name == "USER"] == ["ray"], "not as root"
+    sources = {s for name, value in steps if name == "COPY" for s in value.split()[:-1]}
+    for source in sources:
+        assert (ROOT / source).exists(), source
+    sent = (CLUSTER / "Dockerfile.dockerignore").read_text().split()
+    assert sources == {line[1:] for line in sent if line.startswith("!")}
+    assert json.loads(next(value for name, value in steps if name == "CMD")) == ["fedvsr", "--help"]
+    runs = " ".join(value for name, value in steps if name == "RUN")
+    extras = re.findall(r"\.\[([a-z,]+)\]", runs)[0].split(",")
+    setup = (ROOT / "setup.cfg").read_text()
+    assert all(f"\n{extra} =\n" in setup for extra in extras)
+
+
+def test_what_is_watched_is_what_is_described() -> None:
+    (job,) = read("prometheus.yml")["scrape_configs"]
+    assert job["file_sd_configs"] == [{"files": ["/tmp/ray/prom_metrics_service_discovery.json"]}]
+    described = set(re.findall(r"`(ray_\w+)`", (CLUSTER / "monitoring.md").read_text()))
+    assert described == METRICS
+    dashboard = json.loads((CLUSTER / "grafana.json").read_text())
+    drawn = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    assert {name for expr in drawn for name in re.findall(r"ray_\w+", expr)} == METRICS
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(drawn) == 6
+
+
+def parse(words: list[str]) -> None:
+    """Parse a command of ours as the command line would, without running it."""
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    commands[words[0]].make_context(words[0], words[1:])
+
+
+@pytest.mark.parametrize(
+    "document", ["cluster/README.md", "cluster/monitoring.md", "docs/how-to/run-on-a-cluster.md"]
+)
+def test_commands_in_the_documents_parse(document: str) -> None:
+    text = (ROOT / document).read_text()
+    blocks = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    ours = [shlex.split(line, comments=True) for line in lines if line.startswith("fedvsr ")]
+    for words in ours:
+        parse(words[1:])
+    assert ours or document == "cluster/monitoring.md"
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / document).parent.joinpath(target).exists(), target
+
+
+def test_nothing_that_is_started_is_open_to_all() -> None:
+    for path in [p for p in CLUSTER.rglob("*") if p.is_file()]:
+        assert "0.0.0.0" not in path.read_text(), path
