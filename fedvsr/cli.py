@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedvsr import __version__, cli_data, cli_frames
+from fedvsr import __version__, cli_data, cli_frames, cli_report
 from fedvsr.environment import let_threads_sleep
 from fedvsr.errors import UserError
 
@@ -140,6 +140,7 @@ def _object_store_bytes(config: ExperimentConfig) -> int:
 
 app.command()(cli_frames.upscale)
 app.command()(cli_frames.evaluate)
+app.command()(cli_report.report)
 app.add_typer(cli_data.app, name="data", no_args_is_help=True)
 
 

@@ -141,6 +141,11 @@ def display(name: str) -> str:
     return _NAMES.get(name, name)
 
 
+def setting_name(heterogeneity: str) -> str:
+    """A heterogeneity as a figure says it."""
+    return f"{heterogeneity} heterogeneous" if heterogeneity in _HETEROGENEITY else heterogeneity
+
+
 def method_order(methods: pd.DataFrame) -> list[str]:
     """Names of methods in the order of a table's rows, of a frame with `method`, `algorithm`."""
     pairs = methods[["method", "algorithm"]].drop_duplicates().itertuples(index=False)
@@ -196,11 +201,11 @@ def _labelled(results: Results) -> tuple[pd.DataFrame, tuple[str, ...]]:
     ]
     runs, notes = _without_repeats(pd.DataFrame(rows))
     methods = dict[str, str]()
-    for (_, algorithm, _), alike in runs.groupby(["model", "algorithm", "heterogeneity"]):
+    for key, alike in runs.groupby(["model", "algorithm", "heterogeneity"]):
         differing = _differing([flat[run_id] for run_id in alike["run_id"]])
         for run_id in alike["run_id"]:
             own = ", ".join(f"{key}={flat[run_id].get(key)}" for key in differing)
-            methods[run_id] = display(algorithm) + (f" ({own})" if own else "")
+            methods[run_id] = display(str(key[1])) + (f" ({own})" if own else "")
     runs["method"] = runs["run_id"].map(methods)
     return runs.drop(columns="updated_at"), notes
 
