@@ -105,11 +105,12 @@ def _panel(here: pd.DataFrame, styles: dict[str, LineStyle]) -> dict[str, Any]:
         rows = here[here["method"] == method].set_index("round_idx").reindex(rounds)
         low, high = rows["mean"] - rows["std"], rows["mean"] + rows["std"]
         banded = bool(rows["std"].notna().any())
-        state = here[here["method"] == method]["state"].iloc[0]
+        first = here[here["method"] == method].iloc[0]
         lines.append(
             {
                 "method": method,
-                "state": state,
+                "state": first["state"],
+                "ours": bool(first["algorithm"] == "fedvsr"),
                 "seeds": int(rows["num_seeds"].max()),
                 "colour": styles[method].colour,
                 "dashes": list(styles[method].dashes),

@@ -18,7 +18,8 @@ _MINUS = "\N{MINUS SIGN}"
 
 LEGEND = (
     "Mean and standard deviation over seeds; bold: the best federated method of those with a "
-    "finished run. In square brackets: the paper's value, and this one less it."
+    "finished run; without a deviation it is one seed. In square brackets: the paper's value, and this "
+    "one less it."
 )
 
 
@@ -67,12 +68,20 @@ def render(frame: pd.DataFrame, markup: Markup) -> str:
             hrules=True,
             clines="skip-last;data" if levels > 1 else None,
             multicol_align="c",
-            multirow_align="t",
+            multirow_align="naive",
         )
         # Two rules one upon the other.
         text = re.sub(r"\\cline{\S+}\n\\bottomrule", r"\\bottomrule", text)
-        return f"% needs the packages booktabs and multirow\n{text}"
-    return str(frame.style.to_html(exclude_styles=True))
+        # The index's names have a line of their own below the columns'.
+        blanks, names = " & " * levels, " & ".join(map(str, frame.index.names))
+        text = re.sub(
+            rf"^{blanks}(.*\n){re.escape(names)} .*\n",
+            lambda found: f"{names} & {found[1]}",
+            text,
+            flags=re.MULTILINE,
+        )
+        return f"% needs the package booktabs\n{text}"
+    return _names_in_the_head(frame.style.to_html(exclude_styles=True), frame.index.nlevels)
 
 
 def plain(rows: Iterable[Mapping[str, object]], markup: Markup, index: str) -> pd.DataFrame:
@@ -84,6 +93,16 @@ def plain(rows: Iterable[Mapping[str, object]], markup: Markup, index: str) -> p
 def number(value: float, decimals: int, signed: bool = False) -> str:
     """A number with a true minus sign."""
     return f"{value:{'+' if signed else ''}.{decimals}f}".replace("-", _MINUS)
+
+
+def _names_in_the_head(table: str, levels: int) -> str:
+    """Without the row of its own that the index's names have: they go into the blanks above it."""
+    head, body = table.split("</thead>", 1)
+    *above, names = re.findall(r"    <tr>.*?</tr>\n", head, re.DOTALL)
+    for name in re.findall(r"<th >(.*?)</th>", names)[:levels]:
+        above[-1] = above[-1].replace("&nbsp;", name, 1)
+    before = head[: head.index("    <tr>")]
+    return f"{before}{''.join(above)}  </thead>{body}"
 
 
 def _text(cell: Mapping[Any, Any], markup: Markup) -> str:

@@ -75,7 +75,7 @@
       }
       values.push(line.mean);
       series.push({
-        label: line.method, stroke: colour, width: 2,
+        label: line.method, stroke: colour, width: line.ours ? 3 : 2,
         dash: line.dashes.map((length) => 2 * length),
         points: { show: panel.rounds.length <= 20, size: 5, fill: colour },
       });
@@ -143,7 +143,8 @@
   function resize() {
     for (const { plot, plotBox } of charts) {
       const width = Math.floor(plotBox.clientWidth);
-      if (width > 0 && width !== plot.width) plot.setSize({ width, height: 260 });
+      const height = Math.min(420, Math.max(260, Math.round(0.45 * width)));
+      if (width > 0 && width !== plot.width) plot.setSize({ width, height });
     }
   }
 
