@@ -27,7 +27,7 @@ def draw_clients(results: Results, run_id: str, title: str) -> Figure:
         for table in (results.clients, results.rounds, results.faults)
     )
     rounds = rounds[rounds["round_idx"] > 0]
-    count = int(results.runs.set_index("run_id").loc[run_id, "num_clients"])
+    count = int(results.runs[results.runs["run_id"] == run_id]["num_clients"].iloc[0])
     panels: list[tuple[Callable[[Axes], None], bool]] = [
         (lambda axes: _heat(axes, clients, "loss", "Local loss", count, faults), True),
         (lambda axes: _heat(axes, clients, "weight", "Aggregation weight", count, None), True),
@@ -48,7 +48,7 @@ def draw_clients(results: Results, run_id: str, title: str) -> Figure:
     if len(halves) % 2:
         layout[-1][1] = layout[-1][0]
     layout += [[f"w{i}", f"w{i}"] for i in range(len(wholes))]
-    axes_of = figure.subplot_mosaic(layout)
+    axes_of: dict[str, Axes] = figure.subplot_mosaic(layout)  # type: ignore[arg-type]
     for i, draw in enumerate(halves):
         draw(axes_of[f"h{i}"])
     for i, draw in enumerate(wholes):
@@ -126,15 +126,25 @@ def _heat(
     handles = []
     for kind, rows in faults.dropna(subset=["client_id"]).groupby("kind"):
         mark = _MARKS.get(str(kind), "P")
-        edge = {} if mark == "x" else {"edgecolors": "white"}
-        axes.scatter(rows["round_idx"], rows["client_id"], marker=mark, c=_FAULT, s=34, **edge)
-        style = {"marker": mark, "color": _FAULT, "ls": ""}
-        handles.append(Line2D([], [], label=f"{kind} ({len(rows)})", **style))  # type: ignore[arg-type]
+        edge = None if mark == "x" else "white"
+        axes.scatter(
+            rows["round_idx"], rows["client_id"], marker=mark, c=_FAULT, s=34, edgecolors=edge
+        )
+        line = Line2D([], [], marker=mark, color=_FAULT, ls="", label=f"{kind} ({len(rows)})")
+        handles.append(line)
     if handles:
         # Beside the title: no cell of the map is free for it.
-        above = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0.1}
-        axes.legend(handles=handles, fontsize=8, frameon=False, ncols=len(handles), **above)
         axes.set_title(label, loc="left")
+        axes.set_title("")
+        axes.legend(
+            handles=handles,
+            fontsize=8,
+            frameon=False,
+            ncols=len(handles),
+            loc="lower right",
+            bbox_to_anchor=(1.0, 1.0),
+            borderaxespad=0.1,
+        )
 
 
 def _participation(axes: Axes, clients: pd.DataFrame, count: int) -> None:

@@ -154,7 +154,8 @@ def draw_crops(frame: Frame, crop: Crop) -> Figure:
     height, width = gt.shape[:2]
     across = min(2.3 * rows * width / height, 4.8)
     figure = Figure(figsize=(2.0 * _COLUMNS + across, 2.4 * rows + 0.3), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[across, 2.0 * _COLUMNS])
+    parts = figure.subfigures(1, 2, width_ratios=[across, 2.0 * _COLUMNS], squeeze=False)
+    left, right = parts.ravel()
     whole = left.subplots()
     whole.imshow(gt)
     square = Rectangle((crop.x, crop.y), crop.size, crop.size, fill=False, ec="yellow", lw=1.5)

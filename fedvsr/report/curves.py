@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fedvsr.report.gather import (
     GROUP,
@@ -117,9 +118,7 @@ def draw_curves(points: pd.DataFrame, model: str, styles: dict[str, LineStyle]) 
             if j == 0:
                 axes.set_ylabel(METRIC_NAMES[metric] + UNITS[metric].replace(" dB", " (dB)"))
     handles = _legend(panels.ravel().tolist(), method_order(own))
-    figure.legend(
-        handles.values(), handles, loc="outside right center", frameon=False, fontsize=9
-    )
+    figure.legend(handles.values(), handles, loc="outside right center", frameon=False, fontsize=9)
     figure.suptitle(f"{model}: mean ± standard deviation over seeds", fontsize=11)
     return figure
 
@@ -154,7 +153,7 @@ def _panel(axes: Axes, here: pd.DataFrame, styles: dict[str, LineStyle]) -> None
     axes.axhline(baseline, color="0.45", lw=1, ls=":", label="bicubic")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _legend(panels: Sequence[Axes], methods: Sequence[str]) -> dict[str, Artist]:
@@ -167,7 +166,7 @@ def _legend(panels: Sequence[Axes], methods: Sequence[str]) -> dict[str, Artist]
     places = {method: i for i, method in enumerate(methods)}
 
     def place(label: str) -> int:
-        known = [i for method, i in places.items() if label == method or label.startswith(f"{method} (")]
+        known = [i for method, i in places.items() if f"{label} (".startswith(f"{method} (")]
         return max(known, default=len(places))
 
     return {label: found[label] for label in sorted(found, key=place)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from fedvsr.records import Results
@@ -60,11 +62,9 @@ def overhead(results: Results, gathered: Gathered) -> pd.DataFrame:
 
 def _costs(
     model: str, device: str, method: str, clients: pd.DataFrame, rounds: pd.DataFrame
-) -> dict[str, object]:
+) -> dict[str, Any]:
     own, per_round = (
-        table[
-            (table["model"] == model) & (table["device"] == device) & (table["method"] == method)
-        ]
+        table[(table["model"] == model) & (table["device"] == device) & (table["method"] == method)]
         for table in (clients, rounds)
     )
     if own.empty:

@@ -30,7 +30,7 @@ from fedvsr.report.gather import (
 )
 from fedvsr.report.prose import sections
 
-# Pictures beyond so many bytes are left out, by whole frames: a page is mailed and opened on phones.
+# Pictures beyond so many bytes are left out, by whole frames: pages are mailed, and read on phones.
 _MOST_BYTES = 24 * 2**20
 # As they are, up to so many bytes in all; else compressed, which a note says.
 _LOSSLESS_BYTES = 8 * 2**20
@@ -133,7 +133,7 @@ def _scenes(frames: tuple[Frame, ...]) -> tuple[list[dict[str, Any]], str]:
     scenes, used = list[dict[str, Any]](), 0
     for frame in frames:
         gt = read_picture(frame.gt)
-        pictures = []
+        pictures = list[dict[str, Any]]()
         for name, path in _paths(frame):
             psnr_db = None if path == frame.gt else float(metrics.psnr(read_picture(path), gt))
             pictures.append({"name": name, "psnr_db": psnr_db, "url": _data_url(path, lossless)})

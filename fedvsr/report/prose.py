@@ -45,9 +45,9 @@ def sections(report: Report, markup: Markup) -> list[Section]:
     if not report.differences.empty:
         rows = [_difference(row) for row in report.differences.to_dict("records")]
         after = (
-            "Mean over the seeds and clips that both methods have, with 95 % intervals of Student's "
-            "t: over seeds, of the means over clips; over clips, of the means over seeds (in "
-            "brackets, how many). Not adjusted for the number of comparisons."
+            "Mean over the seeds and clips that both methods have, with 95 % intervals of "
+            "Student's t: over seeds, of the means over clips; over clips, of the means over seeds "
+            "(in brackets, how many). Not adjusted for the number of comparisons."
         )
         found.append(Section("Paired differences", (), _table(rows, markup, "difference"), after))
     if not report.overhead.empty:

@@ -18,8 +18,8 @@ _MINUS = "\N{MINUS SIGN}"
 
 LEGEND = (
     "Mean and standard deviation over seeds; bold: the best federated method of those with a "
-    "finished run; without a deviation it is one seed. In square brackets: the paper's value, and this "
-    "one less it."
+    "finished run; without a deviation it is one seed. In square brackets: the paper's value, and "
+    "this one less it."
 )
 
 

@@ -30,7 +30,6 @@ FORMATS: tuple[Format, ...] = ("md", "csv", "tex", "html", "png", "pdf")
 DEFAULT_FORMATS: tuple[Format, ...] = ("md", "csv", "html", "png")
 
 
-
 def write_report(
     folder: Path,
     out: Path,

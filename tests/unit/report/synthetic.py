@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
-from fedvsr.records import RunRecords
+from fedvsr.records import SCHEMAS, RunRecords
 
 CLIPS = ("a", "b")
 Score = Callable[[int, str], float]
@@ -99,11 +101,13 @@ def write_run(
                     }
                     for clip_id in clips
                 ],
-                **(
-                    {"faults": [f for f in faults if f["round_idx"] == round_idx]} if faults else {}
-                ),
+                "faults": [dict(fault) for fault in faults if fault["round_idx"] == round_idx],
             },
         )
+    if faults and not (folder / "faults.parquet").exists():
+        rows = [{"run_id": run_id, **fault} for fault in faults]
+        table = pa.Table.from_pylist(rows, schema=SCHEMAS["faults"])
+        pq.write_table(table, folder / "faults.parquet")
     return folder
 
 

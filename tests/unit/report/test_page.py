@@ -211,7 +211,8 @@ def test_no_width_makes_the_page_scroll_sideways(browser: Any, html: Path, width
     )
     assert min(sizes) >= 12
     edges = browser.execute_script(
-        "return [...document.querySelectorAll('canvas')].map((c) => c.getBoundingClientRect().right)"
+        """return [...document.querySelectorAll('canvas')].map(
+             (c) => c.getBoundingClientRect().right)"""
     )
     assert max(edges) <= width
 
