@@ -141,6 +141,8 @@ def _object_store_bytes(config: ExperimentConfig) -> int:
 app.command()(cli_frames.upscale)
 app.command()(cli_frames.evaluate)
 app.command()(cli_report.report)
+app.command()(cli_report.watch)
+app.command()(cli_report.export)
 app.add_typer(cli_data.app, name="data", no_args_is_help=True)
 
 
