@@ -123,7 +123,8 @@ def _write(network: torch.nn.Module, lq_BTCHW: Tensor, path: Path, name: str) ->
         # Whatever it raises, it is a network that it cannot express.
         except Exception as error:
             raise UserError(
-                f"{name} cannot be written as ONNX ({_reason(error)}); export to safetensors or torch"
+                f"{name} cannot be written as ONNX ({_reason(error)}); export to safetensors or "
+                "torch"
             ) from error
 
 

@@ -97,7 +97,7 @@ def _silence_s(folder: Path) -> float:
     return time.time() - max(path.stat().st_mtime for path in paths)
 
 
-def _start(row: dict[str, Any]) -> RunStarted:
+def _start(row: dict[Any, Any]) -> RunStarted:
     names = ("num_rounds", "num_params", "num_clients")
     counts = {name: int(row[name]) for name in names}
     return RunStarted(run_id=row["run_id"], round_idx=0, device=row["device"], notes=(), **counts)
@@ -109,11 +109,10 @@ def _round(results: Results, round_idx: int) -> RoundRecorded:
         for table in (results.rounds, results.clients, results.evaluations)
     )
     row = rounds.iloc[0]
-    columns = list(ClipScore.__dataclass_fields__)
-    scores = [
-        ClipScore(**{name: None if pd.isna(value) else value for name, value in score.items()})
-        for score in evaluations[columns].to_dict("records")
-    ]
+    scores = list[ClipScore]()
+    for score in evaluations[list(ClipScore.__dataclass_fields__)].to_dict("records"):
+        values: dict[str, Any] = {str(k): None if pd.isna(v) else v for k, v in score.items()}
+        scores.append(ClipScore(**values))
     return RoundRecorded(
         round_idx,
         clients.sort_values("position")["client_id"].tolist(),

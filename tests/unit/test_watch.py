@@ -25,7 +25,9 @@ def test_what_is_watched_is_what_the_run_itself_says(
     watcher = threading.Thread(target=lambda: seen.extend(watch(run.folder, poll_s=0.02)))
     watcher.start()
     split = prepare_data(small, lambda *_: None)
-    own = [e for e in execute(run, split, SerialExecutor) if isinstance(e, RunStarted | RoundRecorded)]
+    own = [
+        e for e in execute(run, split, SerialExecutor) if isinstance(e, RunStarted | RoundRecorded)
+    ]
     watcher.join(timeout=30)
     assert not watcher.is_alive(), "watching ends with the run"
     started, *rounds = seen
