@@ -19,7 +19,7 @@ _ROWS = {
 _INTRODUCTION = """\
 # Result tables
 
-Written by `fedvsr report --columns` from the schemas in `fedvsr/records.py`; this is version {version}.
+Written by `fedvsr report --columns` from the schemas in `fedvsr/records.py`, version {version}.
 A run writes one parquet file per table into `results/<run id>/`, each replaced whole, so that a
 reader never meets half a round. Every file carries these descriptions and units as field metadata,
 and `schema_version` as its own. Older files are read with the columns that they lack as null.
