@@ -81,14 +81,17 @@ def test_fednova() -> None:
 
 
 def test_qffl() -> None:
-    # q = 1, lr = .5, L = 2. Losses 1 and 3, |w - w_k| = 1 and 2:
+    # q = 1, L = 2, the mean of 1.5 and 2.5. Losses 1 and 3, |w - w_k| = 1 and 2:
     # F^q L = 2, 6; h = 1 * 4 * 1 + 2 = 6 and 1 * 4 * 4 + 6 = 22; weights 2 / 28 and 6 / 28.
     reports = [
-        report(first_loss=1.0, lr=0.5, update_norm=1.0),
-        report(first_loss=3.0, lr=0.5, update_norm=2.0),
+        report(first_loss=1.0, lipschitz=1.5, update_norm=1.0),
+        report(first_loss=3.0, lipschitz=2.5, update_norm=2.0),
     ]
     assert build("qffl").weights(reports, 10) == pytest.approx([2 / 28, 6 / 28])
     assert build("qffl", q=0).weights(reports, 10) == pytest.approx([0.5, 0.5])
+    # q = 2, L = 1: F^q L = 1, 9; h = 2 * 1 * 1 + 1 = 3 and 2 * 3 * 4 + 9 = 33.
+    weights = build("qffl", q=2, lipschitz=1).weights(reports, 10)
+    assert weights == pytest.approx([1 / 36, 9 / 36])
 
 
 def test_median_and_trimmed_mean_shrug_off_a_liar() -> None:
