@@ -1,7 +1,7 @@
 """Server optimisers: Reddi et al., Adaptive Federated Optimization, ICLR 2021 (Algorithm 2).
 
 The round's average less the global parameters, `D_t`, is the server's gradient, with the sign
-turned. Momenta start at zero and are not corrected for it, as published.
+turned. As published, m starts at 0 and v at tau^2, and neither is corrected for it.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ class Adaptive(FedAvg):
         step = momentum / (np.sqrt(second) + np.float32(c.tau))
         params = server["params"] + np.float32(c.server_lr) * step
         return {"params": params, "momentum": momentum, "second_moment": second}
+
+    def initial(self, name: str) -> float:
+        """The paper asks for `v >= tau^2`."""
+        return float(self.config.tau**2) if name == "second_moment" else 0.0
 
     def second_moment(self, second: FloatVector, squared: FloatVector) -> FloatVector:
         """The next v, from the last one and D^2."""
