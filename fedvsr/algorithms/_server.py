@@ -17,7 +17,7 @@ from fedvsr.params import FloatVector
 class AdaptiveConfig(AlgorithmConfig):
     """Settings of the adaptive server optimisers."""
 
-    server_lr: float = Field(1e-3, gt=0, le=100, description="The server's learning rate, eta.")
+    server_lr: float = Field(1e-2, gt=0, le=100, description="The server's learning rate, eta.")
     beta_1: float = Field(0.9, ge=0, lt=1, description="Decay of the server's momentum.")
     tau: float = Field(1e-3, gt=0, le=1, description="Added to the root, the degree of adaptivity.")
 

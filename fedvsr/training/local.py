@@ -436,7 +436,7 @@ def _joined(tensors: Mapping[str, Sequence[Tensor]]) -> Vectors:
 def _gradient_norm(params: Iterable[Tensor]) -> float:
     """L2 norm of all gradients; not finite where one of them is not."""
     norms = torch._foreach_norm([g for p in params if (g := p.grad) is not None])
-    return torch.linalg.vector_norm(torch.stack(norms)).item()
+    return float(torch.linalg.vector_norm(torch.stack(norms)).item())
 
 
 def model_spec(model: ModelConfig) -> ModelSpec:

@@ -130,27 +130,31 @@ def test_medians_and_means_of_odd_numbers() -> None:
     server = vectors([0])[0]
     found = build("fedmedian").aggregate(uploads, [0.2] * 5, server, THIS)
     assert found.vectors["params"].tolist() == [4]
-    # floor(.4 * 5) = 2 at either end leave 4; floor(.25 * 5) = 1 leaves (2 + 4 + 5) / 3.
-    for beta, mean in ((0.4, 4), (0.25, 11 / 3)):
+    # floor(.4 * 5) = 2 at either end leave 4; floor(.3 * 5) = 1 leaves (2 + 4 + 5) / 3.
+    for beta, mean in ((0.4, 4), (0.3, 11 / 3)):
         found = build("trimmed_mean", beta=beta).aggregate(uploads, [0.2] * 5, server, THIS)
         assert found.vectors["params"] == pytest.approx([mean])
 
 
-@pytest.mark.parametrize("name", ["fedmedian", "trimmed_mean", "krum"])
-def test_chunks_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    random = np.random.default_rng(0)
-    uploads = [{"params": random.random(10, np.float32)} for _ in range(5)]
-
-    def found() -> list[float]:
-        return (
-            build(name).aggregate(uploads, [0.2] * 5, uploads[0], THIS).vectors["params"].tolist()
-        )
-
-    whole = found()
+def test_chunks_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     # Ten coordinates by fours: the last chunk is short.
     for module in (_robust, krum):
         monkeypatch.setattr(module, "CHUNK", 4)
-    assert found() == whole
+    rows = np.random.default_rng(0).random((5, 10), np.float32)
+    rows[3] = rows[:3].mean(axis=0)
+    # Which the last chunk alone would not say.
+    rows[:, :8] *= 10
+    rows[3, 8:] += 1
+    expected = {
+        "fedmedian": np.median(rows, axis=0),
+        "trimmed_mean": np.sort(rows, axis=0)[1:4].mean(axis=0),
+        # The mean of three is the nearest of all to its two neighbours.
+        "krum": rows[3],
+    }
+    for name, vector in expected.items():
+        uploads = [{"params": row} for row in rows]
+        found = build(name).aggregate(uploads, [0.2] * 5, uploads[0], THIS)
+        np.testing.assert_allclose(found.vectors["params"], vector, rtol=1e-6)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 16, 17])
