@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
-from fedvsr.records import SCHEMAS, RunRecords
+from fedvsr.records import RunRecords
 
 CLIPS = ("a", "b")
 Score = Callable[[int, str], float]
@@ -71,43 +69,33 @@ def write_run(
     )
     for round_idx in range(1 + (num_rounds if done is None else done)):
         own = [dict(row) for row in clients if row["round_idx"] == round_idx]
-        records.write_round(
-            round_idx,
+        row = {
+            "num_sampled": len(own),
+            "num_online": 4,
+            "loss": 0.1 if round_idx else None,
+            "download_bytes": 8000 * bool(round_idx),
+            "upload_bytes": 4000 * bool(round_idx),
+            "train_s": 2.0 * bool(round_idx),
+            "aggregate_s": 0.5 * bool(round_idx),
+        }
+        records.write_round(round_idx, row, own)
+        scores = [
             {
-                "rounds": [
-                    {
-                        "num_sampled": len(own),
-                        "num_online": 4,
-                        "loss": 0.1 if round_idx else None,
-                        "download_bytes": 8000 * bool(round_idx),
-                        "upload_bytes": 4000 * bool(round_idx),
-                        "train_s": 2.0 * bool(round_idx),
-                        "aggregate_s": 0.5 * bool(round_idx),
-                        "evaluate_s": 1.0,
-                    }
-                ],
-                "clients": own,
-                "evaluations": [
-                    {
-                        "clip_id": clip_id,
-                        "channel": "rgb",
-                        "num_frames": 3,
-                        "psnr_db": psnr_db(round_idx, clip_id),
-                        "ssim": psnr_db(round_idx, clip_id) / 100,
-                        "lpips": lpips,
-                        "bicubic_psnr_db": 29.0,
-                        "bicubic_ssim": 0.29,
-                        "bicubic_lpips": None if lpips is None else 0.5,
-                    }
-                    for clip_id in clips
-                ],
-                "faults": [dict(fault) for fault in faults if fault["round_idx"] == round_idx],
-            },
-        )
-    if faults and not (folder / "faults.parquet").exists():
-        rows = [{"run_id": run_id, **fault} for fault in faults]
-        table = pa.Table.from_pylist(rows, schema=SCHEMAS["faults"])
-        pq.write_table(table, folder / "faults.parquet")
+                "clip_id": clip_id,
+                "channel": "rgb",
+                "num_frames": 3,
+                "psnr_db": psnr_db(round_idx, clip_id),
+                "ssim": psnr_db(round_idx, clip_id) / 100,
+                "lpips": lpips,
+                "bicubic_psnr_db": 29.0,
+                "bicubic_ssim": 0.29,
+                "bicubic_lpips": None if lpips is None else 0.5,
+            }
+            for clip_id in clips
+        ]
+        records.write_scores(round_idx, {"evaluate_s": 1.0}, scores)
+    for fault in faults:
+        records.add_fault(fault)
     return folder
 
 
