@@ -20,10 +20,9 @@ _INTRODUCTION = """\
 # Result tables
 
 Written by `fedvsr report --columns` from the schemas in `fedvsr/records.py`, version {version}.
-A run writes one parquet file per table into `results/<run id>/`, each replaced whole. A
-round's row is there when it is trained, its scores (`psnr_db`, `ssim`, rows in `evaluations`) when they are made, while
-the next round trains. Every file carries these descriptions and units as field metadata,
-and `schema_version` as its own. Older files are read with the columns that they lack as null.
+A run writes one parquet file per table into `results/<run id>/`, each replaced whole. A round's
+row is there when it is trained; its scores follow while the next round trains (`psnr_db`, `ssim`,
+rows in `evaluations`). Every file carries these descriptions and units as field metadata, and `schema_version` as its own. Older files are read with the columns that they lack as null.
 [How to read them](../how-to/read-results.md) with pandas, DuckDB, Polars and Arrow; `fedvsr report`
 makes tables, figures and a page of them.
 """
