@@ -7,11 +7,8 @@ normalisation): its constructor makes them. P is the number of parameters.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +21,6 @@ FloatVector = npt.NDArray[np.float32]
 
 # 1 MiB of products stays in the second-level cache, so a sum reads and writes main memory once.
 _CHUNK = 1 << 18
-# One alone does not fill the memory's bandwidth; on servers four get most of it.
-_THREADS = min(4, len(os.sched_getaffinity(0)))
 
 
 @dataclass(frozen=True)
@@ -124,36 +119,23 @@ def weighted_sums(
         ValueError: no set was given, or their number differs from that of the weights.
     """
     totals = dict[str, FloatVector]()
+    scratch = np.empty(_CHUNK, np.float32)
     columns = list(weights)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for vectors, row in zip(sets, zip(*weights.values(), strict=True), strict=True):
-            for name, weight in zip(columns, row, strict=True):
-                vector, before = vectors[name], totals.get(name)
-                if before is None:
-                    totals[name] = np.empty_like(vector)
-                bounds = [vector.size * i // _THREADS for i in range(_THREADS + 1)]
-                add = partial(_add_product, totals[name], before, vector, np.float32(weight))
-                # Every element is summed by itself, so parts change no bit.
-                list(pool.map(add, bounds[:-1], bounds[1:]))
+    for vectors, row in zip(sets, zip(*weights.values(), strict=True), strict=True):
+        for name, weight in zip(columns, row, strict=True):
+            vector = vectors[name]
+            first = name not in totals
+            if first:
+                totals[name] = np.empty_like(vector)
+            for start in range(0, vector.size, _CHUNK):
+                part = vector[start : start + _CHUNK]
+                total = totals[name][start : start + _CHUNK]
+                product = np.multiply(part, np.float32(weight), out=scratch[: part.size])
+                # A sum begins at +0, without a pass that would write zeros.
+                np.add(np.float32(0) if first else total, product, out=total)
     if not totals:
         raise ValueError("a weighted sum of no vectors")
     return totals
-
-
-def _add_product(
-    out: FloatVector,
-    total: FloatVector | None,
-    vector: FloatVector,
-    weight: np.float32,
-    begin: int,
-    end: int,
-) -> None:
-    """`out = total + weight * vector` from `begin` to `end`; no total is +0."""
-    scratch = np.empty(min(_CHUNK, end - begin), np.float32)
-    for start in range(begin, end, _CHUNK):
-        part = slice(start, min(start + _CHUNK, end))
-        product = np.multiply(vector[part], weight, out=scratch[: part.stop - start])
-        np.add(np.float32(0) if total is None else total[part], product, out=out[part])
 
 
 def distance(one: FloatVector, other: FloatVector) -> float:

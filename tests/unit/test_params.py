@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import nn
 
-from fedvsr import params
 from fedvsr.params import ParamTable, flatten, join_tensors, load_flat, weighted_sum
 
 
@@ -73,11 +72,7 @@ def test_mismatch_names_the_first_tensor() -> None:
         load_flat(Net(), np.zeros(9, np.float32))
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_weighted_sum_is_in_order_and_spans_chunks(
-    threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(params, "_THREADS", threads)
+def test_weighted_sum_is_in_order_and_spans_chunks() -> None:
     rng = np.random.default_rng(0)
     vectors = [rng.standard_normal((1 << 20) + 5).astype(np.float32) for _ in range(3)]
     weights = [0.2, 0.3, 0.5]
