@@ -6,6 +6,7 @@ import fcntl
 import importlib.util
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -19,11 +20,12 @@ from ray.tune.search import BasicVariantGenerator, Searcher, create_searcher
 from fedvsr.errors import UserError
 from fedvsr.tuning.expressions import tidy
 from fedvsr.tuning.space import Dimension
-from fedvsr.tuning.sweep import SweepConfig, Trial, load_sweep, save_sweep
+from fedvsr.tuning.sweep import SweepConfig, Trial, describe, load_sweep, save_sweep
 from fedvsr.tuning.table import SWEEP_FILE
 from fedvsr.tuning.trial import run_trial, trial_of, wanted
 
 _TUNE = "tune"
+_MAX_NAME = 120
 # Of what trials report: unlike Tune's own count it goes on where a trial is started again.
 _TIME = "round_idx"
 _ENVIRONMENT = {
@@ -133,6 +135,7 @@ def _fresh(
             scheduler=_scheduler(sweep),
             num_samples=num_samples,
             max_concurrent_trials=max_concurrent,
+            trial_dirname_creator=partial(_folder_name, tuple(sweep.space)),
         ),
         run_config=tune.RunConfig(
             name=_TUNE,
@@ -146,6 +149,12 @@ def _fresh(
             verbose=0,
         ),
     )
+
+
+def _folder_name(swept: Sequence[str], trial: Any) -> str:
+    """Where Tune keeps what it logs of a trial: TensorBoard calls the trial so."""
+    values = describe({key: trial.config[key] for key in swept})
+    return re.sub(r"[^\w=.-]+", "-", f"{trial.trial_id} {values}")[:_MAX_NAME]
 
 
 def _own(sweep: SweepConfig, trial: Trial) -> dict[str, Any]:
