@@ -3,7 +3,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections import namedtuple
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,8 @@ from fedvsr.data.degrade import degrade
 from fedvsr.data.prepare import prepare
 from fedvsr.data.request import Request, existing
 from fedvsr.errors import UserError
-from tests.unit.data.clips import write_pictures
+from tests.unit.data.clips import Usage, write_pictures
 from tests.unit.data.trees import texture
-
-Usage = namedtuple("Usage", "total used free")
 
 
 @pytest.fixture
