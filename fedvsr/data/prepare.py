@@ -324,7 +324,7 @@ def _begin(folder: Path, before: str, request: Request) -> None:
     settings = request.as_dict() if not before else {}
     with suppress(json.JSONDecodeError):
         settings = settings or json.loads(before)
-    same = settings == request.as_dict()
+    same = request.makes_the_clips_of(settings)
     if not same and not request.overwrite:
         raise UserError(
             f"{folder} holds an unfinished store with other settings "
