@@ -116,9 +116,7 @@ def test_another_pick_goes_on_from_the_clips_that_are_made(
         path.write_bytes(b"no video")
     with pytest.raises(UserError, match=r"archery \(1 of 2\)"):
         made(tmp_path / "out", root, table)
-    with pytest.raises(
-        UserError, match=r"unfinished store with .* \(num_frames 4, not"
-    ):
+    with pytest.raises(UserError, match=r"unfinished store with .* \(num_frames 4, not"):
         made(tmp_path / "out", root, table, num_frames=3)
     monkeypatch.setattr(preparation, "write_clip", lambda *_: pytest.fail("made anew"))
     store = made(tmp_path / "out", root, table, clips_per_class=1)
