@@ -327,6 +327,9 @@ def main() -> None:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             err.print(f"error: no room left on the disk: {error.filename or error}; make some")
             sys.exit(2)
+        if isinstance(error, PermissionError) and error.filename:
+            err.print(f"error: {error.filename} may not be used: {error.strerror}; see to it")
+            sys.exit(2)
         reason = str(error).strip().splitlines() or [""]
         hint = "" if debug else " (--debug shows the traceback)"
         err.print(f"internal error: {type(error).__name__}: {reason[0]}{hint}")
