@@ -68,13 +68,14 @@ def gantt(clients: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
     known = clients.dropna(subset=["slot", "started_s"])
     if known.empty:
         return pd.DataFrame(columns=["slot", "round_idx", "client_id", "start_s", "train_s"])
+    ends = (known["started_s"] + known["train_s"]).groupby(known["round_idx"]).max()
     origin, begins = 0.0, dict[int, float]()
     before = 0.0
     for i, row in enumerate(rounds.to_dict("records")):
         gap_s = row["gap_s"]
         origin += 0.0 if i == 0 else before if pd.isna(gap_s) else gap_s
         begins[row["round_idx"]] = origin
-        origin += row["train_s"]
+        origin += max(row["train_s"], ends.get(row["round_idx"], 0.0))
         before = row["aggregate_s"] + row["evaluate_s"]
     start_s = known["round_idx"].map(begins) + known["started_s"]
     return known.assign(start_s=start_s)[["slot", "round_idx", "client_id", "start_s", "train_s"]]

@@ -22,7 +22,8 @@ _INTRODUCTION = """\
 Written by `fedvsr report --columns` from the schemas in `fedvsr/records.py`, version {version}.
 A run writes one parquet file per table into `results/<run id>/`, each replaced whole. A round's
 row is there when it is trained; its scores follow while the next round trains (`psnr_db`, `ssim`,
-rows in `evaluations`). Every file carries these descriptions and units as field metadata, and `schema_version` as its own. Older files are read with the columns that they lack as null.
+rows in `evaluations`). Every file carries these descriptions and units as field metadata, and
+`schema_version` as its own. Older files are read with the columns that they lack as null.
 [How to read them](../how-to/read-results.md) with pandas, DuckDB, Polars and Arrow; `fedvsr report`
 makes tables, figures and a page of them.
 """

@@ -115,9 +115,11 @@ def sentences(cells: pd.DataFrame) -> list[str]:
                 (of_paper["heterogeneity"] == heterogeneity) & (of_paper["metric"] == metric)
             ].to_dict("records")
             signed = f"+.{DECIMALS[metric]}f"
+            # As printed: SSIM to three places in the text, to four in the table.
+            said = "+.2f" if metric == "psnr_db" else "+.3f"
             line += (
-                f" The paper states {stated['all']:+g} and {stated['second']:+g}; its own table "
-                f"gives {computed['over_all']:{signed}} and {computed['over_second']:{signed}}."
+                f" The paper states {stated['all']:{said}} and {stated['second']:{said}}; its own "
+                f"table gives {computed['over_all']:{signed}} and {computed['over_second']:{signed}}."
             )
         lines.append(line)
     return lines
