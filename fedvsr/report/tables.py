@@ -119,7 +119,8 @@ def sentences(cells: pd.DataFrame) -> list[str]:
             said = "+.2f" if metric == "psnr_db" else "+.3f"
             line += (
                 f" The paper states {stated['all']:{said}} and {stated['second']:{said}}; its own "
-                f"table gives {computed['over_all']:{signed}} and {computed['over_second']:{signed}}."
+                f"table gives {computed['over_all']:{signed}} and "
+                f"{computed['over_second']:{signed}}."
             )
         lines.append(line)
     return lines
