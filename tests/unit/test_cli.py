@@ -32,6 +32,7 @@ def test_help_names_every_command_and_its_options(capsys: pytest.CaptureFixture[
     assert fedvsr("--help") == 0
     text = capsys.readouterr().out
     commands = ("run", "upscale", "evaluate", "data", "presets", "config", "show", "list")
+    commands += ("report", "watch", "export")
     for command in commands:
         assert re.search(rf"\b{command}\b +[A-Z]", text), f"{command} has no help line"
         assert fedvsr(command, "--help") == 0
