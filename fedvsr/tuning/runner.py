@@ -23,14 +23,13 @@ from fedvsr.tuning.space import Dimension
 from fedvsr.tuning.sweep import SweepConfig, Trial, describe, load_sweep, save_sweep
 from fedvsr.tuning.table import SWEEP_FILE
 from fedvsr.tuning.trial import run_trial, trial_of, wanted
+from fedvsr.tuning.watch import Outcome
 
 _TUNE = "tune"
 _MAX_NAME = 120
 # Of what trials report: unlike Tune's own count it goes on where a trial is started again.
 _TIME = "round_idx"
 _ENVIRONMENT = {
-    # Relative paths of the user's configuration stay what they are.
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # Trials save their own state; Tune's is small, and what is lost of it is repeated.
     "TUNE_GLOBAL_CHECKPOINT_S": "5",
     # The older reporter is silent where it is told to be.
@@ -77,7 +76,7 @@ def run_sweep(
     folder: Path,
     *,
     max_concurrent: int | None,
-) -> dict[str, str]:
+) -> list[Outcome]:
     """Run all trials, or go on with them, on the connected cluster.
 
     Args:
@@ -87,7 +86,7 @@ def run_sweep(
         max_concurrent: trials at once; None: as many as fit.
 
     Returns:
-        By Tune's trial id, its state: TERMINATED, ERROR, or another where the sweep was stopped.
+        What Tune knows of each trial that it has begun or was to begin.
     """
     folder = folder.resolve()
     os.environ.update({k: v for k, v in _ENVIRONMENT.items() if k not in os.environ})
@@ -104,7 +103,17 @@ def run_sweep(
     else:
         tuner = _fresh(sweep, trials, folder, trainable, max_concurrent)
     tuner.fit()
-    return {t.trial_id: t.status for t in ExperimentAnalysis(str(experiment)).trials or []}
+    return [_outcome(trial) for trial in ExperimentAnalysis(str(experiment)).trials or []]
+
+
+def _outcome(trial: Any) -> Outcome:
+    error = trial.get_pickled_error() if trial.status == "ERROR" else None
+    # What a trial raised is wrapped by Ray; what became of its process is not.
+    cause = getattr(error, "cause", error)
+    lines = str(cause).strip().splitlines() if cause else []
+    return Outcome(
+        trial.trial_id, trial.config.get("trial"), trial.status, lines[0] if lines else None
+    )
 
 
 def _fresh(
