@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedvsr import __version__, cli_data, cli_doctor, cli_frames, cli_jobs, cli_tune
+from fedvsr import __version__, cli_data, cli_doctor, cli_frames, cli_jobs, cli_report, cli_tune
 from fedvsr.environment import let_threads_sleep
 from fedvsr.errors import UserError
 from fedvsr.files import DISK_FULL
@@ -159,6 +159,9 @@ app.command()(cli_frames.upscale)
 app.command()(cli_frames.evaluate)
 app.command()(cli_tune.tune)
 app.command("tune-report")(cli_tune.report)
+app.command()(cli_report.report)
+app.command()(cli_report.watch)
+app.command()(cli_report.export)
 app.add_typer(cli_data.app, name="data", no_args_is_help=True)
 app.command()(cli_jobs.submit)
 app.command()(cli_jobs.jobs)
@@ -323,6 +326,9 @@ def main() -> None:
             err.print_exception()
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             err.print(f"error: no room left on the disk: {error.filename or error}; make some")
+            sys.exit(2)
+        if isinstance(error, PermissionError) and error.filename:
+            err.print(f"error: {error.filename} may not be used: {error.strerror}; see to it")
             sys.exit(2)
         reason = str(error).strip().splitlines() or [""]
         hint = "" if debug else " (--debug shows the traceback)"

@@ -71,7 +71,8 @@ def doctor(
         table.add_row(
             finding.check, _LEVELS[finding.level], finding.where, finding.found, finding.todo
         )
-    console = _out if _out.is_terminal else Console(width=200)
+    # Lines in a log are not folded.
+    console = _out if _out.is_terminal else Console(width=10_000)
     console.print(table, highlight=False)
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(1)

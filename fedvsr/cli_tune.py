@@ -113,8 +113,8 @@ def _run(
         try:
             with SweepView(_out, _swept(sweep)) as view:
                 with Watch(sweep, trials, folder, view) as watch:
-                    states = run_sweep(sweep, trials, folder, max_concurrent=max_concurrent)
-                rows = watch.finish(states)
+                    outcomes = run_sweep(sweep, trials, folder, max_concurrent=max_concurrent)
+                rows = watch.finish(outcomes)
                 view(rows)
         finally:
             driver.disconnect()
@@ -127,7 +127,7 @@ def _run(
         _out.print(f"trial {row['trial']} failed: {row['error']}", highlight=False, markup=False)
     files = [n for n in ("trials.parquet", "best.yaml") if (folder / n).exists()]
     _out.print(f"{folder}/: {', '.join(files)}, runs/, tune/", highlight=False, soft_wrap=True)
-    if not all(state in ("TERMINATED", "ERROR") for state in states.values()):
+    if not all(outcome.state in ("TERMINATED", "ERROR") for outcome in outcomes):
         return False
     if not best:
         raise UserError(f"no trial of {sweep.name} gave a score")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -173,7 +174,9 @@ def _port(port: int) -> Finding:
 def _dashboard() -> list[Finding]:
     import ray
 
-    url = ray.init(ignore_reinit_error=True, log_to_driver=False).dashboard_url
+    # It is connected, and says where to.
+    context = ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
+    url = context.dashboard_url
     if not url:
         return []
     host = urlsplit(f"http://{url}").hostname or ""

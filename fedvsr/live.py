@@ -179,8 +179,9 @@ class _View:
             BarColumn(),
             TextColumn("{task.fields[detail]}"),
         )
-        sampled = self._sampled_clients or "?"
-        detail = f"{self._finished_clients}/{sampled} clients   left {self._time_left()}"
+        detail = f"left {self._time_left()}"
+        if self._sampled_clients:
+            detail = f"{self._finished_clients}/{self._sampled_clients} clients   {detail}"
         bar.add_task(
             "",
             total=total,

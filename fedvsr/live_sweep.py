@@ -41,8 +41,8 @@ class SweepView:
             self._live.update(Group(Text(_summary(rows)), table))
             return
         for row in rows:
-            state = row["status"], row["round_idx"], row.get("psnr_db")
-            if state != self._said.get(row["run_id"], ("pending", 0, None)):
+            state = row["status"], row.get("evaluated_round_idx")
+            if state != self._said.get(row["run_id"], ("pending", None)):
                 self._said[row["run_id"]] = state
                 self._console.print(_line(row, self._swept), soft_wrap=True, highlight=False)
 
@@ -70,7 +70,9 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _line(row: Mapping[str, Any], swept: Sequence[str]) -> str:
     values = " ".join(f"{key.rpartition('.')[2]}={_value(row.get(key))}" for key in swept)
-    cells = _cells(row)
+    # Scores are those of the last evaluated round, after which more may have been trained.
+    scored = row.get("evaluated_round_idx")
+    cells = _cells(row if scored is None else {**row, "round_idx": scored})
     facts = "  ".join(f"{name} {cells[name]}" for name in _FIXED[2:] if name in cells)
     return f"trial {row['trial']}  {values}  {cells['status']}  {facts}"
 

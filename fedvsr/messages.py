@@ -61,6 +61,8 @@ class ClientReport:
     """Mean learning rate over the steps."""
     effective_steps: float = 0.0
     """FedNova's |a|_1: the displacement that a gradient of 1 at every step makes, over `lr`."""
+    lipschitz: float = 0.0
+    """q-FFL's L: a change of the parameters times this is a gradient."""
     update_norm: float = 0.0
     """L2 norm of the client's parameters less the global ones."""
     upload_bytes: int = 0

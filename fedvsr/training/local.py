@@ -41,6 +41,7 @@ from fedvsr.training.features import with_features
 from fedvsr.training.optimiser import (
     effective_steps,
     learning_rate,
+    lipschitz,
     make_optimiser,
     moments,
     restore_moments,
@@ -123,6 +124,8 @@ class _Course:
     vsr_losses: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     num_samples: int = 0
+    gradient_norm: float = 0.0
+    """Of the first gradient that is finite; 0 until there is one."""
 
 
 class LocalTrainer:
@@ -216,6 +219,7 @@ class LocalTrainer:
             course = self._descend(task, clips, batches, optimiser, hooks, compared)
         waited_s += batches.wait_s
         update, norm, finite = self._leave(task, course, optimiser, hooks, state, begin, out)
+        lr = fmean(course.rates)
         report = ClientReport(
             client_id=task.client_id,
             round_idx=task.round_idx,
@@ -224,8 +228,9 @@ class LocalTrainer:
             loss=fmean(course.losses),
             vsr_loss=fmean(course.vsr_losses),
             first_loss=course.losses[0],
-            lr=fmean(course.rates),
+            lr=lr,
             effective_steps=effective_steps(self.local, algorithm.config.mu, course.rates),
+            lipschitz=lipschitz(self.local, lr, course.gradient_norm, norm),
             update_norm=norm,
             upload_bytes=sum(vector.nbytes for vector in update.upload.values()),
             finite=finite,
@@ -261,11 +266,14 @@ class LocalTrainer:
             loss, vsr_loss = self._loss(batch, compared)
             optimiser.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            if course.gradient_norm == 0:
+                norm = _gradient_norm(self.network.parameters()) / scaler.get_scale()
+                course.gradient_norm = norm if math.isfinite(norm) else 0.0
             added = 0.0
             if hooks:
                 scaler.unscale_(optimiser)
                 # A step that the scaler will skip must leave no trace in what hooks gather.
-                if not scaler.is_enabled() or _finite(hooks.params):
+                if not scaler.is_enabled() or math.isfinite(_gradient_norm(hooks.params)):
                     added = self.algorithm.correct_gradients(hooks, len(course.losses))
             scaler.step(optimiser)
             scaler.update()
@@ -343,7 +351,7 @@ class LocalTrainer:
                 self.network.zero_grad(set_to_none=True)
                 loss, _ = self._loss(batch, {})
                 scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-                if scaler.is_enabled() and not _finite(hooks.params):
+                if scaler.is_enabled() and not math.isfinite(_gradient_norm(hooks.params)):
                     # Halves what it scales by, and this batch counts as none.
                     scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
                     continue
@@ -445,9 +453,10 @@ def _joined(tensors: Mapping[str, Sequence[Tensor]]) -> Vectors:
     return {name: join_tensors(parts) for name, parts in tensors.items()}
 
 
-def _finite(params: Sequence[Tensor]) -> bool:
+def _gradient_norm(params: Iterable[Tensor]) -> float:
+    """L2 norm of all gradients; not finite where one of them is not."""
     norms = torch._foreach_norm([g for p in params if (g := p.grad) is not None])
-    return bool(torch.isfinite(torch.stack(norms)).all())
+    return float(torch.linalg.vector_norm(torch.stack(norms)).item())
 
 
 def model_spec(model: ModelConfig) -> ModelSpec:

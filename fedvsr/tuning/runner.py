@@ -6,6 +6,7 @@ import fcntl
 import importlib.util
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -19,16 +20,16 @@ from ray.tune.search import BasicVariantGenerator, Searcher, create_searcher
 from fedvsr.errors import UserError
 from fedvsr.tuning.expressions import tidy
 from fedvsr.tuning.space import Dimension
-from fedvsr.tuning.sweep import SweepConfig, Trial, load_sweep, save_sweep
+from fedvsr.tuning.sweep import SweepConfig, Trial, describe, load_sweep, save_sweep
 from fedvsr.tuning.table import SWEEP_FILE
 from fedvsr.tuning.trial import run_trial, trial_of, wanted
+from fedvsr.tuning.watch import Outcome
 
 _TUNE = "tune"
+_MAX_NAME = 120
 # Of what trials report: unlike Tune's own count it goes on where a trial is started again.
 _TIME = "round_idx"
 _ENVIRONMENT = {
-    # Relative paths of the user's configuration stay what they are.
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # Trials save their own state; Tune's is small, and what is lost of it is repeated.
     "TUNE_GLOBAL_CHECKPOINT_S": "5",
     # The older reporter is silent where it is told to be.
@@ -75,7 +76,7 @@ def run_sweep(
     folder: Path,
     *,
     max_concurrent: int | None,
-) -> dict[str, str]:
+) -> list[Outcome]:
     """Run all trials, or go on with them, on the connected cluster.
 
     Args:
@@ -85,7 +86,7 @@ def run_sweep(
         max_concurrent: trials at once; None: as many as fit.
 
     Returns:
-        By Tune's trial id, its state: TERMINATED, ERROR, or another where the sweep was stopped.
+        What Tune knows of each trial that it has begun or was to begin.
     """
     folder = folder.resolve()
     os.environ.update({k: v for k, v in _ENVIRONMENT.items() if k not in os.environ})
@@ -102,7 +103,17 @@ def run_sweep(
     else:
         tuner = _fresh(sweep, trials, folder, trainable, max_concurrent)
     tuner.fit()
-    return {t.trial_id: t.status for t in ExperimentAnalysis(str(experiment)).trials or []}
+    return [_outcome(trial) for trial in ExperimentAnalysis(str(experiment)).trials or []]
+
+
+def _outcome(trial: Any) -> Outcome:
+    error = trial.get_pickled_error() if trial.status == "ERROR" else None
+    # What a trial raised is wrapped by Ray; what became of its process is not.
+    cause = getattr(error, "cause", error)
+    lines = str(cause).strip().splitlines() if cause else []
+    return Outcome(
+        trial.trial_id, trial.config.get("trial"), trial.status, lines[0] if lines else None
+    )
 
 
 def _fresh(
@@ -133,6 +144,7 @@ def _fresh(
             scheduler=_scheduler(sweep),
             num_samples=num_samples,
             max_concurrent_trials=max_concurrent,
+            trial_dirname_creator=partial(_folder_name, tuple(sweep.space)),
         ),
         run_config=tune.RunConfig(
             name=_TUNE,
@@ -146,6 +158,12 @@ def _fresh(
             verbose=0,
         ),
     )
+
+
+def _folder_name(swept: Sequence[str], trial: Any) -> str:
+    """Where Tune keeps what it logs of a trial: TensorBoard calls the trial so."""
+    values = describe({key: trial.config[key] for key in swept})
+    return re.sub(r"[^\w=.-]+", "-", f"{trial.trial_id} {values}")[:_MAX_NAME]
 
 
 def _own(sweep: SweepConfig, trial: Trial) -> dict[str, Any]:

@@ -47,9 +47,10 @@ FIELDS = (
     ),
     _field("num_rounds", pa.int64(), "Rounds asked for.", "1"),
     _field("round_idx", pa.int64(), "Rounds done.", "1"),
-    _field("loss", pa.float64(), "Local loss of the last evaluated round.", "1"),
-    _field("psnr_db", pa.float64(), "Of the last evaluated round, mean of all test clips.", "dB"),
-    _field("ssim", pa.float64(), "Of the last evaluated round, mean of all test clips.", "1"),
+    _field("evaluated_round_idx", pa.int64(), "The last evaluated round."),
+    _field("loss", pa.float64(), "Local loss of that round.", "1"),
+    _field("psnr_db", pa.float64(), "Of that round, mean of all test clips.", "dB"),
+    _field("ssim", pa.float64(), "Of that round, mean of all test clips.", "1"),
     _field("best_psnr_db", pa.float64(), "Highest of any round.", "dB"),
     _field("best_ssim", pa.float64(), "Highest of any round.", "1"),
     _field("best_round_idx", pa.int64(), "Round of the highest PSNR."),
@@ -153,8 +154,11 @@ def row_of(
         return row
     row |= {"attempts": note.attempts, "parent_run_id": note.parent_run_id}
     row["from_round"] = note.from_round if note.parent_run_id else None
+    run = read_run(folder)
+    if run is None:
+        return row
     status = run_status(folder)
-    row["status"] = "interrupted" if status == "stopped" else status
+    row |= {"status": "interrupted" if status == "stopped" else status, "error": run["error"]}
     results = load_results(folder)
     if results.rounds.empty:
         return row
@@ -162,12 +166,12 @@ def row_of(
     row["round_idx"] = int(results.rounds["round_idx"].max())
     seconds = results.rounds[["train_s", "aggregate_s", "evaluate_s"]]
     row["rounds_s"] = float(seconds.fillna(0).to_numpy().sum())
-    row["error"] = (read_run(folder) or {}).get("error")
     row["bicubic_psnr_db"] = _finite(results.evaluations["bicubic_psnr_db"].mean())
     if not evaluated:
         return row
     last, best = evaluated[-1], max(evaluated, key=lambda entry: float(entry["psnr_db"]))
     row |= {name: _finite(last[name]) for name in ("loss", *_SCORES)}
+    row["evaluated_round_idx"] = last["round_idx"]
     row["best_round_idx"] = best["round_idx"]
     row |= {f"best_{name}": max(entry[name] for entry in evaluated) for name in _SCORES}
     for name, scores in last["test"].items():

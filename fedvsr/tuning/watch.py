@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,18 @@ from fedvsr.tuning.table import RUNS, Note, column_of, newest_runs, row_of, writ
 
 Row = dict[str, Any]
 _PERIOD_S = 1.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What Tune knows of a trial."""
+
+    tune_trial_id: str
+    index: int | None
+    """Of the trial; None where the searcher chose it."""
+    state: str
+    """TERMINATED, ERROR, or another where the sweep was stopped."""
+    error: str | None
 
 
 class Watch:
@@ -54,32 +67,38 @@ class Watch:
         if self._error:
             raise self._error
 
-    def finish(self, states: Mapping[str, str]) -> list[Row]:
+    def finish(self, outcomes: Sequence[Outcome]) -> list[Row]:
         """The last rows, with what Tune knows: which trials were stopped early, and which failed.
 
         Args:
-            states: by Tune's trial id, as `run_sweep` returns them.
+            outcomes: as `run_sweep` returns them.
         """
+        by_id = {outcome.tune_trial_id: outcome for outcome in outcomes}
+        by_index = {outcome.index: outcome for outcome in outcomes}
         self._look()
         for row in self._rows:
             note = Note.read(self._folder / RUNS / row["run_id"])
-            state = states.get(note.tune_trial_id) if note else None
-            if state == "ERROR":
-                row["status"] = "failed"
-                row["error"] = row.get("error") or "its process died"
-            elif state == "TERMINATED" and row["status"] == "interrupted":
+            # A trial that never came to its run is known by its number alone.
+            known = by_id.get(note.tune_trial_id) if note else by_index.get(row["trial"])
+            if known is None:
+                continue
+            if known.state == "ERROR":
+                row |= {"status": "failed", "error": row.get("error") or known.error}
+            elif known.state == "TERMINATED" and row["status"] == "interrupted":
                 row["status"] = "stopped_early"
         self._write()
         return self._rows
 
     def _run(self) -> None:
         try:
-            while not self._stop.wait(_PERIOD_S):
+            while True:
                 before = self._rows
                 self._look()
                 if self._rows != before:
                     self._write()
                     self._show(self._rows)
+                if self._stop.wait(_PERIOD_S):
+                    break
         except BaseException as error:
             self._error = error
 

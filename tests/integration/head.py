@@ -98,7 +98,8 @@ def node_without(head: Head, folder: Path) -> Iterator[None]:
     """
     ray = f"{sys.executable} -m ray.scripts.scripts start --block --num-cpus 1"
     options = f"--object-store-memory {100 << 20} --dashboard-agent-listen-port 0"
-    inside = f"mount -t tmpfs none {folder} && exec {ray} {options} --address 127.0.0.1:{head.port}"
+    where = f"--address 127.0.0.1:{head.port} --node-ip-address 127.0.0.1"
+    inside = f"mount -t tmpfs none {folder} && exec {ray} {options} {where}"
     log = (head.folder / "node.log").open("w")
     process = subprocess.Popen(
         [*HIDING, inside],

@@ -133,7 +133,6 @@ def test_a_failed_run_gives_its_exit_code_and_its_reason(head: Head, small_yaml:
     nothing = head.fedvsr("fetch", job_id, "--address", head.address)
     assert nothing.returncode == 2
     assert f"{job_id} is FAILED and has begun no run" in nothing.stderr
-    assert head.fedvsr("logs", job_id, "--follow", "--address", head.address).returncode == 2
 
 
 def test_the_line_that_is_printed_does_the_same(
@@ -182,7 +181,6 @@ def test_ctrl_c_leaves_a_job_running_and_stop_ends_it(head: Head, small_yaml: Pa
     assert f"fedvsr logs {job_id} --address {head.address} --follow" in rest
     assert f"fedvsr stop {job_id} --address {head.address}" in rest
     before = head.fedvsr("logs", job_id, "--address", head.address).stdout
-    assert "RUNNING" in head.fedvsr("jobs", "--address", head.address).stdout
 
     stopped = head.fedvsr("stop", job_id, "--address", head.address)
     assert stopped.returncode == 0, stopped.stderr

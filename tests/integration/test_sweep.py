@@ -109,7 +109,6 @@ def test_a_sweep_from_the_file_to_its_best(small_yaml: Path, tmp_path: Path) -> 
 def load_events(folder: Path) -> dict[str, list[float]]:
     """The last value of every scalar in TensorBoard's files, by tag, in the order of trials."""
     from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.record_writer import masked_crc32c  # noqa: F401 (the format is its own)
 
     last = dict[str, list[float]]()
     for path in sorted(folder.glob("*/events.out.tfevents.*")):

@@ -70,6 +70,7 @@ ROWS: list[dict[str, Any]] = [
         "run_id": f"r{i}",
         "status": "finished",
         "round_idx": 3,
+        "evaluated_round_idx": 3,
         "num_rounds": 3,
         "loss": 0.5,
         "psnr_db": 30.0 + i,
@@ -127,10 +128,11 @@ def test_one_setting_makes_a_curve_and_so_do_bounded_ones(tmp_path: Path) -> Non
 
 def test_what_is_seen_while_it_runs() -> None:
     console = Console(file=io.StringIO(), width=200)
-    running = {**ROWS[0], "status": "running", "round_idx": 1}
+    running = {**ROWS[0], "status": "running", "round_idx": 2, "evaluated_round_idx": 1}
+    further = {**running, "round_idx": 3}
     pending = {"trial": 1, "run_id": "p", "status": "pending", "round_idx": 0, "num_rounds": 3}
     with SweepView(console, SWEPT) as view:
-        for rows in ([running, pending], [running, pending], [ROWS[0], pending]):
+        for rows in ([running, pending], [further, pending], [ROWS[0], pending]):
             view(rows)
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue().splitlines() == [

@@ -46,12 +46,36 @@ def test_by_size() -> None:
     assert abs(sum(first) - 1500) < 5 * 19
 
 
+def test_poisson_draws_each_client_by_itself() -> None:
+    drawn = [cohort(i, sampling="poisson", clients_per_round=2).client_ids for i in range(2000)]
+    counts = np.bincount([i for ids in drawn for i in ids], minlength=8)
+    # Each with chance 2 / 8: 500 expected, standard deviation sqrt(2000 * 3 / 16) = 19.
+    assert np.abs(counts - 500).max() < 5 * 19
+    # Independent: cohorts have the variance 8 * 3 / 16 = 1.5 of a binomial, give or take 0.05.
+    assert abs(np.var([len(ids) for ids in drawn]) - 1.5) < 5 * 0.05
+    # Who is offline is not drawn: half as many.
+    fewer = [cohort(i, sampling="poisson", offline_probability=0.5) for i in range(1000)]
+    assert np.mean([len(c.client_ids) for c in fewer]) == pytest.approx(2, abs=0.2)
+
+
 def test_power_of_choice_takes_the_highest_losses_and_the_unknown_first() -> None:
     losses = {i: float(i) for i in range(8)}
     everyone = {"sampling": "power_of_choice", "num_candidates": 8, "clients_per_round": 2}
     assert cohort(1, losses=losses, **everyone).client_ids == [7, 6]
     del losses[0]
     assert cohort(1, losses=losses, **everyone).client_ids == [0, 7]
+    # Two candidates of one round: the drawn are those of higher loss among them.
+    pair = cohort(1, losses=losses, **everyone | {"num_candidates": 2}).client_ids
+    assert sorted(pair, key=lambda i: -losses.get(i, 9.0)) == pair
+    # By size: a client of no frames is no candidate.
+    sizes = [4] * 7 + [0]
+    assert 7 not in {
+        i
+        for t in range(50)
+        for i in cohort(
+            t, sizes=sizes, losses=losses, **everyone | {"num_candidates": 4}
+        ).client_ids
+    }
     few = [cohort(i, losses=losses, sampling="power_of_choice").client_ids for i in range(50)]
     assert len({tuple(ids) for ids in few}) == 1, "twice four candidates are all eight"
 
