@@ -202,11 +202,18 @@ class RayExecutor:
         """Seconds until a slot of the place is free, by what its clients took before."""
         now = time.monotonic()
         running = [r for r in self._running.values() if r.place == place]
-        if len(running) < len(place.slots):
-            return 0.0
-        return min(
+        left_s = [
             self._schedule.left_s(r.waiting.task.client_id, now - (r.began or now)) for r in running
-        )
+        ]
+        left_s += [seconds for taken, seconds in self._taken_s().items() if taken == place]
+        return min(left_s) if len(left_s) >= len(place.slots) else 0.0
+
+    def _taken_s(self) -> dict[Place, float]:
+        """Seconds for which the evaluator holds a slot."""
+        scorer = self._scorer
+        if scorer is None or scorer.place is None or not scorer.occupies(scorer.place):
+            return {}
+        return {scorer.place: scorer.left_s()}
 
     def _send(
         self, item: _Waiting, place: Place, slot: int, shared_ref: Any, states: ClientStates
@@ -352,7 +359,7 @@ class RayExecutor:
 
     def _plan(self, client_ids: Sequence[int]) -> dict[int, Place]:
         living = {client_id: actor.place for client_id, actor in self._actors.items()}
-        return self._schedule.plan(client_ids, self._places, living)
+        return self._schedule.plan(client_ids, self._places, living, self._taken_s())
 
     # Actors
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +58,7 @@ class RayScorer:
         self._choose_place = choose_place
         self._scoring = list[_RayPending]()
         self._lost = list[str]()
+        self.last_s = math.inf
         self.place: Place | None = None
         self._actor = self._start()
         self.device_name = self.place.device if self.place else "CPU"
@@ -75,6 +78,13 @@ class RayScorer:
         """See `Evaluator.pictures`."""
         found: dict[str, Frames] = ray.get(self._actor.pictures.remote(params, clip, frame_idx))
         return found
+
+    def left_s(self) -> float:
+        """Seconds that it is expected to compute still: as long as last time, unknown at first."""
+        begun = min((p.begun for p in self._scoring if not p.ready()), default=None)
+        if begun is None:
+            return 0.0
+        return abs(self.last_s - (time.monotonic() - begun))
 
     def occupies(self, place: Place) -> bool:
         """Whether it computes there now."""
@@ -115,6 +125,7 @@ class RayScorer:
 class _RayPending:
     def __init__(self, scorer: RayScorer, params_ref: Any) -> None:
         self._scorer, self._params_ref = scorer, params_ref
+        self.begun = time.monotonic()
         self.ref = scorer.send(params_ref)
 
     def ready(self) -> bool:
@@ -125,6 +136,7 @@ class _RayPending:
             self._scorer.wait(self.ref)
             try:
                 found: tuple[list[ClipScore], float] = ray.get(self.ref)
+                self._scorer.last_s = found[1]
                 return found
             except RayTaskError as error:
                 raise error.cause from error

@@ -49,14 +49,25 @@ class Schedule:
         return wait_s > _BUILD_S
 
     def plan(
-        self, client_ids: Sequence[int], places: Sequence[Place], living: Mapping[int, Place]
+        self,
+        client_ids: Sequence[int],
+        places: Sequence[Place],
+        living: Mapping[int, Place],
+        taken_s: Mapping[Place, float],
     ) -> dict[int, Place]:
         """Give every client, in order, the slot that lets it finish first.
 
         A client with a living actor would have to be built anew elsewhere; one without is built
         where the fewest others of the round live.
+
+        Args:
+            client_ids: in the order in which they are to begin.
+            places: where they may go.
+            living: where those with an actor have it.
+            taken_s: seconds for which others hold a slot of a place.
         """
         free_at = {(place, slot): 0.0 for place in places for slot in place.slots}
+        free_at |= {(p, p.slots[0]): left_s for p, left_s in taken_s.items() if p in places}
         residents = Counter(living[i] for i in client_ids if i in living)
         found = dict[int, Place]()
         for client_id in client_ids:

@@ -30,6 +30,7 @@ from tests.integration.equality import assert_equal_runs
 from tests.integration.faulty import Failure, FaultyExecutor
 from tests.integration.running import (
     clients_of,
+    drive,
     faults_in,
     placed,
     run_serially,
@@ -193,6 +194,20 @@ def test_no_gpu_idles_while_a_client_waits(small: ExperimentConfig) -> None:
         own = sorted((o.report for o in outcomes if o.slot == slot), key=lambda r: r.started_at)
         for before, after in pairwise(own):
             assert after.started_at >= before.started_at + before.train_s
+
+
+def test_a_whole_run_in_slots_of_gpus_costs_no_bit(small_yaml: Path, tmp_path: Path) -> None:
+    """The evaluator takes a slot when it scores; the GPUs are only counted."""
+    config = load_config(str(small_yaml), ["cluster.gpu_share=0.2"])
+    undisturbed = run_serially(config, tmp_path / "serial")
+    run = experiment.create_run(config, tmp_path / "out")
+    with cluster_of({"num_cpus": 3, "num_gpus": 2}):
+        events = drive(run, config)
+    assert not faults_in(events)
+    (started,) = (event for event in events if isinstance(event, experiment.RunStarted))
+    assert started.device == "GPU"
+    assert_equal_runs(undisturbed, run.folder, but=["device"])
+    assert set(load_results(run.folder).clients["slot"]) == {0, 1}
 
 
 def test_an_actor_holds_its_share_of_its_slots_gpu(small: ExperimentConfig) -> None:

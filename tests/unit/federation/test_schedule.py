@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from fedvsr.federation.placement import Place
@@ -10,7 +12,7 @@ STEPS = [4, 1, 1, 3, 2]
 
 
 def plan(schedule: Schedule, living: dict[int, Place]) -> list[Place]:
-    found = schedule.plan(range(len(STEPS)), [A, B], living)
+    found = schedule.plan(range(len(STEPS)), [A, B], living, {})
     return [found[i] for i in range(len(STEPS))]
 
 
@@ -32,15 +34,22 @@ def test_what_a_client_took_counts_more_than_its_steps() -> None:
 def test_a_client_stays_with_its_actor_unless_waiting_costs_more() -> None:
     schedule = Schedule(lambda _: 1)
     # Both live at B: building one anew costs more than to wait for the other.
-    assert schedule.plan([0, 1], [A, B], {0: B, 1: B}) == {0: B, 1: B}
+    assert schedule.plan([0, 1], [A, B], {0: B, 1: B}, {}) == {0: B, 1: B}
     for client_id in (0, 1):
         schedule.took(client_id, 60.0)
-    assert schedule.plan([0, 1], [A, B], {0: B, 1: B}) == {0: B, 1: A}
+    assert schedule.plan([0, 1], [A, B], {0: B, 1: B}, {}) == {0: B, 1: A}
 
 
 def test_newcomers_leave_the_places_of_others_alone() -> None:
     schedule = Schedule(lambda _: 1)
-    assert schedule.plan([0, 1], [A, B], {1: A}) == {0: B, 1: A}
+    assert schedule.plan([0, 1], [A, B], {1: A}, {}) == {0: B, 1: A}
+
+
+def test_a_slot_that_others_hold_is_free_later() -> None:
+    schedule = Schedule(lambda _: 4)
+    assert schedule.plan([0, 1], [A, B], {}, {A: 3.0}) == {0: B, 1: A}
+    assert schedule.plan([0, 1], [A, B], {}, {A: 5.0}) == {0: B, 1: B}
+    assert schedule.plan([0, 1], [A], {}, {A: math.inf}) == {0: A, 1: A}
 
 
 def test_a_late_client_is_expected_to_be_late_again() -> None:
