@@ -176,12 +176,13 @@ def test_this_machine_as_a_table(
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         monkeypatch.setattr(doctor, "PORTS", {taken.getsockname()[1]: "--port"})
-        code = fedvsr("doctor", str(small_yaml), "--set", "data.videos=[/nowhere/a.mp4]")
+        long = "/nowhere/" + 40 * "folder/" + "a.mp4"
+        code = fedvsr("doctor", str(small_yaml), "--set", f"data.videos=[{long}]")
         lines = capsys.readouterr().out.splitlines()
         assert code == 1
         (data,) = [line for line in lines if line.startswith("data ")]
         assert "FAIL" in data
-        assert "/nowhere/a.mp4: No such file or directory" in data
+        assert f"{long}: No such file or directory" in data, "a line of a log is not folded"
         (port,) = [line for line in lines if line.startswith("port ")]
         assert "look" in port
         assert f"{taken.getsockname()[1]} is taken" in port
