@@ -286,6 +286,8 @@ def test_a_searcher_of_ray_tunes_chooses(small_yaml: Path, tmp_path: Path) -> No
     assert table["algorithm.mu"].tolist() == pytest.approx((table["local.lr"] / 10).tolist())
 
 
+# Its own packages deprecate each other.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*noload")
 def test_metrics_reach_mlflow(small_yaml: Path, tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
