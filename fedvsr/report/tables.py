@@ -114,13 +114,14 @@ def sentences(cells: pd.DataFrame) -> list[str]:
             (computed,) = of_paper[
                 (of_paper["heterogeneity"] == heterogeneity) & (of_paper["metric"] == metric)
             ].to_dict("records")
-            signed = f"+.{DECIMALS[metric]}f"
             # As printed: SSIM to three places in the text, to four in the table.
             said = "+.2f" if metric == "psnr_db" else "+.3f"
+            over_all, over_second = (
+                f"{computed[name]:+.{DECIMALS[metric]}f}" for name in ("over_all", "over_second")
+            )
             line += (
-                f" The paper states {stated['all']:{said}} and {stated['second']:{said}}; its own "
-                f"table gives {computed['over_all']:{signed}} and "
-                f"{computed['over_second']:{signed}}."
+                f" The paper states {stated['all']:{said}} and {stated['second']:{said}}; "
+                f"its own table gives {over_all} and {over_second}."
             )
         lines.append(line)
     return lines

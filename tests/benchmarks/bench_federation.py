@@ -119,7 +119,7 @@ def cohorts() -> None:
     print("| clients a round | driver above its base, models |\n|---|---|")
     for cohort in (4, 16, 64):
         done = watch(
-            module(OURS, "--params", params, "--rounds", 4, "--cohort", cohort, "--clients", cohort)
+            module(OURS, "--params", params, "--rounds", 1, "--cohort", cohort, "--clients", cohort)
         )
         print(f"| {cohort} | {done.driver_peak_bytes / (4 * params):.2f} |", flush=True)
     print()

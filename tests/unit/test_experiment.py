@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedvsr import experiment, models
+from fedvsr import execution, experiment, models
 from fedvsr.config import ExperimentConfig, load_config
 from fedvsr.data.split import Split
 from fedvsr.experiment import RoundRecorded, RunStarted
@@ -38,7 +38,7 @@ def test_a_run_starts_from_the_weights_it_is_given(small: ExperimentConfig, tmp_
 
 
 def notes(config: ExperimentConfig, *overlap: str) -> tuple[str, ...]:
-    return experiment._notes(config, Split((), (), (), overlap))
+    return execution._notes(config, Split((), (), (), overlap))
 
 
 def test_a_run_says_that_flow_starts_from_scratch() -> None:
