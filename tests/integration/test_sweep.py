@@ -286,6 +286,8 @@ def test_a_searcher_of_ray_tunes_chooses(small_yaml: Path, tmp_path: Path) -> No
     assert table["algorithm.mu"].tolist() == pytest.approx((table["local.lr"] / 10).tolist())
 
 
+# Its own packages deprecate each other.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*noload")
 def test_metrics_reach_mlflow(small_yaml: Path, tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
@@ -296,3 +298,15 @@ def test_metrics_reach_mlflow(small_yaml: Path, tmp_path: Path) -> None:
     found = sorted(run.data.metrics["psnr_db"] for run in runs)
     assert found == pytest.approx(sorted(trials(tmp_path)["psnr_db"]))
     assert {run.data.params["algorithm.lambda_hifr"] for run in runs} == {"0.0", "1.0"}
+
+
+def test_metrics_reach_weights_and_biases(
+    small_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    for name, value in {"MODE": "offline", "API_KEY": "x" * 40, "DIR": str(tmp_path)}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    tune(sweep_file(small_yaml, tmp_path, loggers={"wandb": "p"}), tmp_path)
+    logs = list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(logs) == 2
+    assert all(b"psnr_db" in path.read_bytes() for path in logs)
