@@ -129,7 +129,7 @@ class SleepingTrainer:
         pass
 
     def train(
-        self, task: ClientTask, shared: Any, state: Any, clips: Any
+        self, task: ClientTask, shared: Any, state: Any, clips: Any, *_: Any
     ) -> tuple[ClientReport, ClientUpdate]:
         started_at = time.time()
         time.sleep(len(clips))
