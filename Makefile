@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := fedvsr tests
 
-.PHONY: demo test lint types unit test-lowest bench-models bench-algorithms bench-data format clean
+.PHONY: demo test lint types unit test-lowest bench-models bench-algorithms bench-data \
+	bench-federation bench-federation-peers bench-sweeps format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fedvsr run demo
@@ -40,6 +41,25 @@ bench-algorithms: $(VENV)/.test
 bench-data: $(VENV)/.test
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.benchmarks.bench_data $(ARGS)
 
+bench-federation: $(VENV)/.test
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.benchmarks.bench_federation $(ARGS)
+
+# Beside other frameworks, each with a PyTorch of its own: 20 GB of disk. Their releases overlap in
+# Python 3.12 alone.
+PEERS := flower pfl blazefl
+PEERS_PYTHON ?= python3.12
+bench-federation-peers: $(VENV)/.test $(PEERS:%=$(VENV)-peers/%/.installed)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.benchmarks.bench_federation \
+		--only rounds --peers $(VENV)-peers $(ARGS)
+
+$(VENV)-peers/%/.installed: tests/benchmarks/peers/%.txt
+	$(PEERS_PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+bench-sweeps: $(VENV)/.test
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.benchmarks.bench_sweeps $(ARGS)
+
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
@@ -59,4 +79,4 @@ $(VENV)/.test: setup.cfg pyproject.toml | $(VENV)/bin/python
 	@touch $@ $(VENV)/.demo
 
 clean:
-	rm -rf $(VENV) $(VENV)-lowest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-peers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -13,16 +14,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedvsr import __version__, cli_data, cli_doctor, cli_frames, cli_jobs
+from fedvsr import __version__, cli_data, cli_doctor, cli_frames, cli_jobs, cli_report, cli_tune
 from fedvsr.environment import let_threads_sleep
 from fedvsr.errors import UserError
+from fedvsr.files import DISK_FULL
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Iterator
 
-    from fedvsr.config import ExperimentConfig
     from fedvsr.data.split import Split
     from fedvsr.experiment import Event, Run
+    from fedvsr.federation.placement import Placement
 
 # Modules that load torch or Ray are imported by the commands that need them: `--help` stays quick.
 
@@ -92,6 +95,7 @@ def run(
 
     config = load_config(source, settings or ())
     this = experiment.find_run(config, out) if resume else None
+    _stop_on_sigterm()
     try:
         with PreparationView(_out) as preparation:
             split = experiment.prepare_data(config, preparation)
@@ -117,33 +121,47 @@ def _events(this: Run, split: Split, executor: str, address: str | None) -> Iter
     if executor == "serial":
         yield from experiment.execute(this, split, SerialExecutor)
         return
-    from fedvsr.federation import driver
-    from fedvsr.federation.ray_executor import RayExecutor
+    from fedvsr.federation import driver, placement
     from fedvsr.nodes import require_readable
 
-    driver.connect(address, _object_store_bytes(this.config))
+    config = this.config
+    driver.connect(address, experiment.object_store_bytes(config))
+    # Ray has put a handler of its own there.
+    _stop_on_sigterm()
     try:
-        require_readable(this.config)
-        make_executor = partial(RayExecutor, config=this.config.cluster)
-        yield from driver.drive(partial(experiment.execute, this, split, make_executor))
+        require_readable(config)
+        wanted = placement.ask(
+            config.cluster, config.local.num_threads, config.federation.clients_per_round
+        )
+        placed = placement.reserve(wanted, config.cluster.placement_timeout_s, driver.here())
+        start = partial(_start, this, split, placed)
+        restarts = config.cluster.max_retries
+        yield from driver.drive(start, placed, experiment.measure, this.run_id, restarts)
     finally:
         driver.disconnect()
 
 
-def _object_store_bytes(config: ExperimentConfig) -> int:
-    """Room for a round's vectors: the global one, and each client's, twice over, and some spare."""
-    from fedvsr.models import build_fresh
-    from fedvsr.params import ParamTable
+def _stop_on_sigterm() -> None:
+    """`ray job stop`, Slurm and Kubernetes end a process so: stop as for Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
-    size = 4 * ParamTable.of(build_fresh(config.model)).size
-    federation = config.federation
-    poisson = federation.sampling == "poisson"
-    most = config.data.num_clients if poisson else federation.clients_per_round
-    return 2 * size * (1 + most) + (256 << 20)
+
+def _start(this: Run, split: Split, placed: Placement, stop: threading.Event) -> Iterator[Event]:
+    """Inside the driver actor."""
+    from fedvsr import experiment
+    from fedvsr.federation.ray_executor import RayExecutor
+
+    make = partial(RayExecutor, config=this.config.cluster, placement=placed, stop=stop)
+    return experiment.execute(this, split, make)
 
 
 app.command()(cli_frames.upscale)
 app.command()(cli_frames.evaluate)
+app.command()(cli_tune.tune)
+app.command("tune-report")(cli_tune.report)
+app.command()(cli_report.report)
+app.command()(cli_report.watch)
+app.command()(cli_report.export)
 app.add_typer(cli_data.app, name="data", no_args_is_help=True)
 app.command()(cli_jobs.submit)
 app.command()(cli_jobs.jobs)
@@ -306,6 +324,12 @@ def main() -> None:
     except Exception as error:
         if debug:
             err.print_exception()
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            err.print(f"error: no room left on the disk: {error.filename or error}; make some")
+            sys.exit(2)
+        if isinstance(error, PermissionError) and error.filename:
+            err.print(f"error: {error.filename} may not be used: {error.strerror}; see to it")
+            sys.exit(2)
         reason = str(error).strip().splitlines() or [""]
         hint = "" if debug else " (--debug shows the traceback)"
         err.print(f"internal error: {type(error).__name__}: {reason[0]}{hint}")

@@ -80,7 +80,7 @@ def reds(
     source, out = _paths(source, out)
     only = sorted({i for name in clips or () for i in (reds.REDS4 if name == "reds4" else [name])})
     settings = {"directory": str(source), "clips": only, "frames": frames, "make_lq": make_lq}
-    request = Request(out, "reds", scale, degradation, settings, overwrite)
+    request = Request(out, "reds", scale, degradation, settings, ("clips",), overwrite)
     _prepare(
         request,
         lambda: reds.recordings(
@@ -111,7 +111,7 @@ def vid4(
 
     source, out = _paths(source, out)
     settings = {"directory": str(source), "make_lq": make_lq}
-    request = Request(out, "vid4", scale, degradation, settings, overwrite)
+    request = Request(out, "vid4", scale, degradation, settings, (), overwrite)
     _prepare(
         request,
         lambda: vid4.recordings(source, scale=scale, degradation=degradation, make_lq=make_lq),
@@ -167,7 +167,7 @@ def kinetics(
     )
     table = str(annotations.resolve())
     settings = {"directory": str(source), "annotations": table, **choice.settings()}
-    request = Request(out, "kinetics", scale, degradation, settings, overwrite)
+    request = Request(out, "kinetics", scale, degradation, settings, kinetics.PICKS, overwrite)
     if _is_there(existing(request)):
         return
     try:
@@ -206,7 +206,7 @@ def folder(
 
     source, out = _paths(source, out)
     settings = {"directory": str(source), "clip_frames": clip_frames, "min_frames": min_frames}
-    request = Request(out, "folder", scale, degradation, settings, overwrite)
+    request = Request(out, "folder", scale, degradation, settings, (), overwrite)
     _prepare(
         request,
         lambda: folder.recordings(source, clip_frames=clip_frames, min_frames=min_frames),
@@ -290,8 +290,7 @@ def preview(
     store = inspection.require_store(path)
     whole = path.resolve()
     out = out or whole.with_name(f"{whole.name}-preview.png")
-    if out.suffix.lower() != ".png" or not out.resolve().parent.is_dir():
-        raise UserError(f"--out {out} is no .png file in a folder that is there")
+    _require_png(out, "--out")
     count = inspection.contact_sheet(store, out, max_clips=max_clips)
     _print(f"{out}: {count} of {len(store.clips)} clips")
 
@@ -313,6 +312,8 @@ def partition(
     from fedvsr.live import PreparationView
     from fedvsr.report.partition import draw_partition
 
+    if plot is not None:
+        _require_png(plot, "--plot")
     config = load_config(source, settings or ())
     with PreparationView(_out) as view:
         split = prepare_data(config, view)
@@ -373,6 +374,11 @@ def _making(request: Request) -> Iterator[Progress]:
         f"{request.out}: {len(store.clips)} clips, {frames:,} frames, x{request.scale} "
         f"{request.degradation}, {size} in {time.monotonic() - started:.1f} s"
     )
+
+
+def _require_png(path: Path, option: str) -> None:
+    if path.suffix.lower() != ".png" or not path.resolve().parent.is_dir():
+        raise UserError(f"{option} {path} is no .png file in a folder that is there")
 
 
 def _is_there(store: Store | None) -> bool:

@@ -3,80 +3,40 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import yaml
-from PIL import Image
 
-from fedvsr import __version__, algorithms, models
-from fedvsr.algorithms._base import start
+from fedvsr import models
 from fedvsr.config import ExperimentConfig
 from fedvsr.data.split import Split, prepare
 from fedvsr.data.videos import Progress
-from fedvsr.environment import git_commit, versions
 from fedvsr.errors import UserError
-from fedvsr.federation.client_states import ClientStates
+from fedvsr.event_log import EventLog
+from fedvsr.events import Event, RoundRecorded, RunStarted, measure
+from fedvsr.execution import Execution, Run
 from fedvsr.federation.executors import Clients, Executor
-from fedvsr.federation.privacy import delta_of, epsilon
-from fedvsr.federation.rounds import (
-    ClientFinished,
-    RoundFinished,
-    RunState,
-    run_rounds,
-)
-from fedvsr.federation.sampling import FederationConfig
-from fedvsr.files import replacing
-from fedvsr.params import FloatVector, ParamTable, flatten, load_flat
-from fedvsr.records import Row, RunRecords, read_run
-from fedvsr.seeding import derive_seed
-from fedvsr.training import checkpoint
-from fedvsr.training.evaluate import ClipScore, Evaluator
-from fedvsr.training.local import require_room, scoped_torch
+from fedvsr.files import DISK_FULL, replacing
+from fedvsr.params import ParamTable
+from fedvsr.records import read_run
+from fedvsr.training.local import require_room
 
-
-@dataclass(frozen=True)
-class Run:
-    """A run's identity. Its folder is `<out>/<run_id>`."""
-
-    run_id: str
-    folder: Path
-    config: ExperimentConfig
-
-
-@dataclass(frozen=True)
-class RunStarted:
-    """The network is built; training starts or goes on after `round_idx`."""
-
-    run_id: str
-    round_idx: int
-    num_rounds: int
-    num_params: int
-    num_clients: int
-    device: str
-    notes: tuple[str, ...]
-    """What a person should know of this run."""
-
-
-@dataclass(frozen=True)
-class RoundRecorded:
-    """A round is in the tables; round 0 is the network before training."""
-
-    round_idx: int
-    client_ids: list[int]
-    loss: float | None
-    scores: list[ClipScore]
-    wall_s: float
-
-
-Event = RunStarted | ClientFinished | RoundRecorded
+__all__ = [
+    "Event",
+    "RoundRecorded",
+    "Run",
+    "RunStarted",
+    "create_run",
+    "execute",
+    "find_run",
+    "measure",
+    "prepare_data",
+    "run_status",
+]
 
 
 def create_run(config: ExperimentConfig, out: Path) -> Run:
@@ -145,6 +105,15 @@ def prepare_data(config: ExperimentConfig, progress: Progress) -> Split:
     return split
 
 
+def object_store_bytes(config: ExperimentConfig) -> int:
+    """Room for a round's vectors: the global one, and each client's, twice over, and some spare."""
+    size = 4 * ParamTable.of(models.build_fresh(config.model)).size
+    federation = config.federation
+    poisson = federation.sampling == "poisson"
+    most = config.data.num_clients if poisson else federation.clients_per_round
+    return 2 * size * (1 + most) + (256 << 20)
+
+
 def execute(
     run: Run, split: Split, make_executor: Callable[[Clients], Executor]
 ) -> Iterator[Event]:
@@ -153,318 +122,46 @@ def execute(
     Raises:
         UserError: another process writes this run, or training failed for a reason to mend.
     """
-    with _locked(run.folder):
-        this = _Execution(run, split, make_executor)
+    with _locked(run.folder, patience_s=1.0):
+        this = Execution(run, split, make_executor)
         try:
-            yield from this.events()
+            with EventLog(run.folder / "events.jsonl", run.run_id) as log:
+                for event in this.events():
+                    log.write(event)
+                    yield event
         except (GeneratorExit, KeyboardInterrupt):
+            this.save()
             this.write_run("interrupted")
             raise
         except BaseException as error:
-            this.write_run("failed", error=str(error))
+            full = isinstance(error, OSError) and error.errno in DISK_FULL
+            # A disk that is full takes no word of it; the run then reads as stopped.
+            with suppress(OSError):
+                this.save()
+                this.write_run("failed", error=str(error))
+            if full:
+                raise UserError(
+                    f"no room left on the disk of {run.folder}; make some, and go on with --resume"
+                ) from error
             raise
 
 
-class _Execution:
-    """What `execute` keeps at hand while it runs."""
-
-    def __init__(
-        self, run: Run, split: Split, make_executor: Callable[[Clients], Executor]
-    ) -> None:
-        config = run.config
-        self.run, self.split, self.make_executor = run, split, make_executor
-        self.executor_name = ""
-        with scoped_torch(derive_seed(config.seed, "init"), 1):
-            self.network = models.build_fresh(config.model)
-        self.num_params = sum(parameter.numel() for parameter in self.network.parameters())
-        self.algorithm = algorithms.build(config.algorithm)
-        self.clients = Clients(
-            config.model,
-            config.algorithm,
-            config.local,
-            split.clients,
-            config.update,
-        )
-        if self.algorithm.pooled:
-            self.clients = self.clients.pooled(config.federation.clients_per_round)
-        self.states = ClientStates(run.folder / "checkpoints", config.cluster.client_state_bytes)
-        # By client, the round of its network and that network's scores.
-        self.personal = dict[int | None, tuple[int, list[ClipScore]]]()
-        self.evaluator = Evaluator(config.model, config.evaluation, split.test)
-        identity = {
-            "run_id": run.run_id,
-            "config_hash": config.config_hash(),
-            "seed": config.seed,
-            "fedvsr_version": __version__,
-            "git_commit": git_commit(),
-            "num_overlap": len(split.overlap),
-        }
-        self.records = RunRecords(run.folder, identity)
-        before = read_run(run.folder)
-        self.started_at = before["started_at"] if before else datetime.now(timezone.utc)
-
-    def events(self) -> Iterator[Event]:
-        config, checkpoints = self.run.config, self.run.folder / "checkpoints"
-        clients, federation = self.clients, config.federation
-        if self.algorithm.pooled:
-            federation = FederationConfig(num_rounds=federation.num_rounds, clients_per_round=1)
-        table = ParamTable.of(self.network)
-        saved = checkpoint.latest(checkpoints, table, config.config_hash())
-        if saved is None:
-            models.load_start(self.network, config.model)
-        states = self.states
-        if saved:
-            state = RunState(saved.round_idx, saved.server, saved.losses)
-            states.restore(saved.clients)
-        else:
-            state = RunState(0, start(self.algorithm, flatten(self.network)), {})
-        executor = self.make_executor(clients)
-        self.executor_name = executor.name
-        self.write_run("running")
-        self.records.write_partition(_partition_rows(self.split))
-        yield RunStarted(
-            self.run.run_id,
-            state.round_idx,
-            config.federation.num_rounds,
-            self.num_params,
-            len(clients.clips),
-            self.evaluator.device_name,
-            _notes(config, self.split) if saved is None else (),
-        )
-        if not saved:
-            yield self._record(state)
-        started = time.perf_counter()
-        rounds = run_rounds(
-            state,
-            algorithm=self.algorithm,
-            executor=executor,
-            config=federation,
-            sizes=[sum(clip.num_frames for clip in own) for own in clients.clips],
-            tensors=table.slices(),
-            update=config.update,
-            seed=config.seed,
-            states=states,
-        )
-        try:
-            for event in rounds:
-                if isinstance(event, ClientFinished):
-                    yield event
-                    continue
-                state = event.state
-                recorded = self._record(state, event, started)
-                last = state.round_idx == config.federation.num_rounds
-                if last or state.round_idx % config.checkpoint.every_rounds == 0:
-                    # The clients' files first: a checkpoint refers to them.
-                    now = checkpoint.Saved(
-                        state.round_idx, state.server, states.save(), state.losses
-                    )
-                    left = checkpoint.save(checkpoints, now, table, config.config_hash())
-                    states.clean(left)
-                yield recorded
-                started = time.perf_counter()
-        finally:
-            executor.close()
-        self._finish(state.params)
-
-    def _save_network(self, params: FloatVector, path: Path) -> None:
-        load_flat(self.network, params)
-        path.parent.mkdir(exist_ok=True)
-        checkpoint.save_model(path, self.network, self.run.config.model)
-
-    def write_run(self, status: str, error: str | None = None) -> None:
-        config = self.run.config
-        self.records.write_run(
-            {
-                "name": config.name,
-                "status": status,
-                "model": config.model.name,
-                "algorithm": config.algorithm.name,
-                "executor": self.executor_name,
-                "num_params": self.num_params,
-                "num_rounds": config.federation.num_rounds,
-                "num_clients": len(self.clients.clips),
-                "num_train_clips": len(self.split.train),
-                "num_test_clips": len(self.split.test),
-                **self.records.last_evaluation(),
-                "started_at": self.started_at,
-                "updated_at": datetime.now(timezone.utc),
-                "device": self.evaluator.device_name,
-                "versions": json.dumps(versions()),
-                "config": config.model_dump_json(),
-                "error": error,
-            }
-        )
-
-    def _record(
-        self, state: RunState, finished: RoundFinished | None = None, started: float | None = None
-    ) -> RoundRecorded:
-        evaluation, round_idx = self.run.config.evaluation, state.round_idx
-        before = time.perf_counter()
-        due = round_idx % evaluation.every_rounds == 0
-        due = due or round_idx == self.run.config.federation.num_rounds
-        scores = self._scores(state) if due else []
-        evaluate_s = time.perf_counter() - before
-        sampled = finished.reports if finished else []
-        reports = [report for report in sampled if report.finite]
-        row: dict[str, Any] = {
-            "num_sampled": len(sampled),
-            "num_rejected": len(sampled) - len(reports),
-            "num_online": finished.num_online if finished else None,
-            "loss": _mean([report.loss for report in reports]),
-            "vsr_loss": _mean([report.vsr_loss for report in reports]),
-            "psnr_db": _mean([score.psnr_db for _, score in scores]),
-            "ssim": _mean([score.ssim for _, score in scores]),
-            "download_bytes": finished.download_bytes if finished else 0,
-            "upload_bytes": sum(report.upload_bytes for report in sampled),
-            "epsilon": self._epsilon(round_idx),
-            "train_s": finished.train_s if finished else 0.0,
-            "aggregate_s": finished.aggregate_s if finished else 0.0,
-            "evaluate_s": evaluate_s,
-        }
-        channel = "y" if evaluation.luma else "rgb"
-        self.records.write_round(
-            round_idx,
-            {
-                "rounds": [row],
-                "clients": _client_rows(finished) if finished else [],
-                "evaluations": [
-                    {"channel": channel, "client_id": client_id, **asdict(score)}
-                    for client_id, score in scores
-                ],
-            },
-        )
-        return RoundRecorded(
-            round_idx,
-            [report.client_id for report in sampled],
-            row["loss"],
-            [score for _, score in scores],
-            time.perf_counter() - (before if started is None else started),
-        )
-
-    def _scores(self, state: RunState) -> list[tuple[int | None, ClipScore]]:
-        """Of the global network, or of every client's own."""
-        if not self.algorithm.personal:
-            return [(None, score) for score in self.evaluator.score(state.params)]
-        found = list[tuple[int | None, ClipScore]]()
-        for client_id in range(len(self.clients.clips)):
-            trained = self.states.round_of(client_id)
-            # Those that have not trained yet share the network that all start from.
-            key = None if trained is None else client_id
-            known = self.personal.get(key)
-            if known is None or known[0] != (trained or 0):
-                scores = self.evaluator.score(self._network_of(client_id, state.params))
-                known = self.personal[key] = trained or 0, scores
-            found += [(client_id, score) for score in known[1]]
-        return found
-
-    def _epsilon(self, num_rounds: int) -> float | None:
-        config = self.run.config
-        if not config.update.noise_multiplier:
-            return None
-        return epsilon(config.update, config.federation, config.data.num_clients, num_rounds)
-
-    def _network_of(self, client_id: int, params: FloatVector) -> FloatVector:
-        return self.states.get(client_id).get("params", params)
-
-    def _finish(self, params: FloatVector) -> None:
-        """Save what was trained and one picture a test clip, then call the run finished.
-
-        Where each client has a network, all are saved, and the pictures are the first one's.
-        """
-        if self.algorithm.personal:
-            for client_id in reversed(range(len(self.clients.clips))):
-                own = self._network_of(client_id, params)
-                self._save_network(own, checkpoint.client_file(self.run.folder, client_id))
-            params = own
-        else:
-            self._save_network(params, self.run.folder / "model.safetensors")
-        frames = self.run.folder / "frames"
-        frames.mkdir(exist_ok=True)
-        for clip in self.split.test:
-            middle = min(clip.num_frames, self.run.config.evaluation.max_frames or 10**9) // 2
-            for kind, picture in self.evaluator.pictures(params, clip, middle).items():
-                with replacing(frames / f"{clip.clip_id}_{middle:03d}_{kind}.png") as aside:
-                    Image.fromarray(picture).save(aside, format="png")
-        self.write_run("finished")
-
-
-def _notes(config: ExperimentConfig, split: Split) -> tuple[str, ...]:
-    notes: tuple[str, ...] = config.algorithm.notes()
-    if split.overlap:
-        notes += (
-            f"clients train on {len(split.overlap)} of the test clips: their scores say nothing "
-            "of other videos",
-        )
-    if config.update.noise_multiplier:
-        num_clients = config.data.num_clients
-        spent = epsilon(config.update, config.federation, num_clients, config.federation.num_rounds)
-        notes += (
-            f"after all rounds a client is protected with epsilon = {spent:.3g} at delta = "
-            f"{delta_of(config.update, num_clients):.2g}; the noise follows the seed, so keep the "
-            "seed, this record and the reported losses to yourself",
-        )
-    if not models.flow_from_scratch(config.model):
-        return notes
-    note = "optical flow starts from scratch; model.flow_weights=PATH loads released SpyNet weights"
-    if config.local.freeze_steps:
-        note += (
-            f", and local.freeze_steps = {config.local.freeze_steps} keeps it untrained as long; "
-            "set it to 0 without them"
-        )
-    return (note, *notes)
-
-
-def _partition_rows(split: Split) -> list[Row]:
-    return [
-        {
-            "client_id": client_id,
-            "clip_id": clip.clip_id,
-            "label": clip.label,
-            "num_frames": clip.num_frames,
-            "height": clip.height,
-            "width": clip.width,
-            "sha256": clip.sha256 or None,
-        }
-        for client_id, own in enumerate(split.clients)
-        for clip in own
-    ]
-
-
-def _client_rows(finished: RoundFinished) -> list[Row]:
-    return [
-        {
-            "client_id": report.client_id,
-            "position": position,
-            "num_samples": report.num_samples,
-            "num_steps": report.num_steps,
-            "loss": report.loss if report.finite else None,
-            "vsr_loss": report.vsr_loss if report.finite else None,
-            "rejected": not report.finite,
-            "weight": finished.weights[position] if finished.weights else None,
-            "first_loss": report.first_loss,
-            "lr": report.lr,
-            "update_norm": report.update_norm if report.finite else None,
-            "upload_bytes": report.upload_bytes,
-            "attempts": finished.attempts[position],
-            "train_s": report.train_s,
-            "input_wait_s": report.input_wait_s,
-        }
-        for position, report in enumerate(finished.reports)
-    ]
-
-
-def _mean(values: list[float]) -> float | None:
-    return float(np.mean(values)) if values else None
-
-
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the run's lock, which the system drops when the process ends, however it ends."""
+def _locked(folder: Path, patience_s: float = 0.0) -> Iterator[None]:
+    """Hold the run's lock, which the system drops when the process ends, however it ends.
+
+    Whoever asks for a run's status holds it for an instant: `patience_s` outlasts that.
+    """
+    deadline = time.monotonic() + patience_s
     with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process is writing {folder}; wait for it, or stop it"
-            ) from None
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise UserError(
+                        f"another process is writing {folder}; wait for it, or stop it"
+                    ) from None
+            time.sleep(0.02)
         yield

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path to write aside; on success it is fsynced and takes the place of `path`."""
+    """Yield a path to write aside; on success it is fsynced and takes the place of `path`.
+
+    Raises:
+        OSError: it cannot be written, whatever the library that wrote made of that.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield aside
+        try:
+            yield aside
+        except Exception as error:
+            # safetensors has an exception of its own for what the system refuses.
+            if not isinstance(error, OSError) and (found := _OS_ERROR.search(str(error))):
+                number = int(found[1])
+                raise OSError(number, os.strerror(number), str(path)) from error
+            raise
         with aside.open("rb") as file:
             os.fsync(file.fileno())
         aside.replace(path)

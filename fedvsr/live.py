@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from fedvsr.experiment import Event, RoundRecorded, RunStarted
+from fedvsr.federation.executors import Fault
 from fedvsr.federation.rounds import ClientFinished
 
 _ROWS_SHOWN = 12
@@ -115,6 +116,9 @@ def follow(events: Iterable[Event], console: Console) -> None:
     with Live(console=console, refresh_per_second=4, get_renderable=view.render) as live:
         for event in events:
             view.update(event)
+            if isinstance(event, Fault):
+                # Above the table, to stay there.
+                live.console.print(_told(event), markup=False, highlight=False)
             live.refresh()
 
 
@@ -135,10 +139,10 @@ class _View:
         elif isinstance(event, ClientFinished):
             self._finished_clients = event.num_finished
             self._sampled_clients = event.num_sampled
-        else:
+        elif isinstance(event, RoundRecorded):
             self._rounds.append(event)
             self._finished_clients = 0
-        if not isinstance(event, ClientFinished):
+        if not isinstance(event, ClientFinished | Fault):
             self._round_started = time.monotonic()
 
     def plain(self, event: Event) -> list[str]:
@@ -147,6 +151,8 @@ class _View:
             if event.round_idx:
                 lines.append(f"resuming after round {event.round_idx}")
             return [*lines, *event.notes]
+        if isinstance(event, Fault):
+            return [_told(event)]
         if isinstance(event, RoundRecorded):
             assert self._started is not None
             cells = [f"{name} {cell}" for name, cell in _cells(event).items() if cell]
@@ -173,8 +179,9 @@ class _View:
             BarColumn(),
             TextColumn("{task.fields[detail]}"),
         )
-        sampled = self._sampled_clients or "?"
-        detail = f"{self._finished_clients}/{sampled} clients   left {self._time_left()}"
+        detail = f"left {self._time_left()}"
+        if self._sampled_clients:
+            detail = f"{self._finished_clients}/{self._sampled_clients} clients   {detail}"
         bar.add_task(
             "",
             total=total,
@@ -203,6 +210,11 @@ class _View:
         if last < self._started.num_rounds:
             left_s -= min(time.monotonic() - self._round_started, per_round)
         return str(timedelta(seconds=round(left_s)))
+
+
+def _told(fault: Fault) -> str:
+    what_next = "given up" if fault.final else "started again"
+    return f"{fault.kind}: {fault.message}; {what_next}"
 
 
 def _cells(event: RoundRecorded) -> dict[str, str]:

@@ -53,13 +53,16 @@ class ClientReport:
     vsr_loss: float
     """Mean of the network's own term L_VSR alone."""
     train_s: float
-    """Wall seconds of local training. This and `input_wait_s` alone differ between equal tasks."""
+    """Wall seconds of local training. This and the two other times alone differ between equal
+    tasks."""
     first_loss: float = 0.0
     """Local loss of the first batch, under the global parameters."""
     lr: float = 0.0
     """Mean learning rate over the steps."""
     effective_steps: float = 0.0
     """FedNova's |a|_1: the displacement that a gradient of 1 at every step makes, over `lr`."""
+    lipschitz: float = 0.0
+    """q-FFL's L: a change of the parameters times this is a gradient."""
     update_norm: float = 0.0
     """L2 norm of the client's parameters less the global ones."""
     upload_bytes: int = 0
@@ -68,6 +71,8 @@ class ClientReport:
     """Whether the loss and all that was sent is; if not, nothing was."""
     input_wait_s: float = 0.0
     """Wall seconds of `train_s` in which training waited for samples."""
+    started_at: float = 0.0
+    """When training began, seconds since 1970 by the clock of its node."""
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,8 @@ SCORES = pa.schema(
     ],
     metadata={"schema_version": str(SCHEMA_VERSION)},
 )
-_BY_ROUND = ("clients", "evaluations", "rounds")
+_BY_ROUND = ("clients", "evaluations", "rounds", "faults")
+_COUNTS = ("num_sampled", "num_rejected", "num_failed", "download_bytes", "upload_bytes")
 
 
 class RunRecords:
@@ -182,21 +183,51 @@ class RunRecords:
         """Write which client holds which clip."""
         self._write("partition", self._table("partition", rows))
 
-    def write_round(self, round_idx: int, rows: Mapping[str, Sequence[Row]]) -> None:
-        """Add a round's rows, by table; a round written before is replaced.
+    def write_round(self, round_idx: int, row: Row, clients: Sequence[Row]) -> None:
+        """Add a round's training; one written before is replaced, its scores too.
 
         A resumed run repeats the rounds after its checkpoint: their old rows stay until the new
         ones are there, so a finished round is never missing from the files. `rounds` goes last: a
         row in it says that the other tables have theirs.
         """
-        for name in _BY_ROUND:
-            old = self._tables[name]
-            before = old.filter(pc.less(old["round_idx"], round_idx))
-            after = old.filter(pc.greater(old["round_idx"], round_idx))
-            new = self._table(name, [{"round_idx": round_idx, **row} for row in rows[name]])
-            self._tables[name] = pa.concat_tables([before, new, after])
-            if new.num_rows:
-                self._write(name, self._tables[name])
+        self._replace("evaluations", round_idx, [])
+        self._replace("clients", round_idx, clients)
+        self._replace("rounds", round_idx, [row])
+
+    def begin_round(self, round_idx: int, epsilon: float | None) -> None:
+        """Make sure that a round which trained nobody, or in an earlier process, has a row."""
+        if not pc.any(pc.equal(self._tables["rounds"]["round_idx"], round_idx)).as_py():
+            zero = dict.fromkeys(_COUNTS, 0) | dict.fromkeys(("train_s", "aggregate_s"), 0.0)
+            self._replace("rounds", round_idx, [{**zero, "epsilon": epsilon}])
+
+    def write_scores(self, round_idx: int, means: Row, rows: Sequence[Row]) -> None:
+        """Add the scores of a round that is there."""
+        self._replace("evaluations", round_idx, rows)
+        table = self._tables["rounds"]
+        (row,) = table.filter(pc.equal(table["round_idx"], round_idx)).to_pylist()
+        self._replace("rounds", round_idx, [{**row, **means}])
+
+    def has_scores(self, round_idx: int) -> bool:
+        """Whether a round's scores are written, or it has none because none were due."""
+        table = self._tables["rounds"]
+        rows = table.filter(pc.equal(table["round_idx"], round_idx))
+        return bool(rows.num_rows) and rows["evaluate_s"].null_count == 0
+
+    def add_fault(self, row: Row) -> None:
+        """Add a failure. Those of rounds that are repeated stay: they happened."""
+        self._tables["faults"] = pa.concat_tables(
+            [self._tables["faults"], self._table("faults", [row])]
+        )
+        self._write("faults", self._tables["faults"])
+
+    def _replace(self, name: str, round_idx: int, rows: Sequence[Row]) -> None:
+        old = self._tables[name]
+        before = old.filter(pc.less(old["round_idx"], round_idx))
+        after = old.filter(pc.greater(old["round_idx"], round_idx))
+        new = self._table(name, [{"round_idx": round_idx, **row} for row in rows])
+        self._tables[name] = pa.concat_tables([before, new, after])
+        if new.num_rows:
+            self._write(name, self._tables[name])
 
     def last_evaluation(self) -> Row:
         """Means over the test clips of the last evaluated round, by column; empty if none."""

@@ -83,7 +83,7 @@ def _of_run(folder: Path) -> Trained:
     else:
         network = models.build_fresh(config.model).eval()
         table = ParamTable.of(network)
-        saved = checkpoint.latest(folder / "checkpoints", table, config.config_hash())
+        saved = checkpoint.latest(folder / "checkpoints", table, config.config_hash()).state
         if saved is None:
             raise UserError(f"run {name} has no checkpoint yet; wait for its first round")
         load_flat(network, saved.server["params"])

@@ -142,7 +142,7 @@ class FedAvg:
     client_state: ClassVar[tuple[str, ...]] = ()
     """Vectors that a client remembers."""
     server_state: ClassVar[tuple[str, ...]] = ()
-    """Vectors that the server keeps besides the parameters; all start at zero."""
+    """Vectors that the server keeps besides the parameters; they start at `initial`."""
     contrasts: ClassVar[bool] = False
     """Whether the loss compares features of networks; asks for `params` in `client_state`."""
     personal: ClassVar[bool] = False
@@ -202,6 +202,10 @@ class FedAvg:
         return {}, {}
 
     # On the server.
+
+    def initial(self, name: str) -> float:
+        """Every value of a vector of `server_state` before the first round."""
+        return 0.0
 
     def require_cohort(self, count: int) -> None:
         """Check that rounds of `count` clients are enough.
@@ -266,8 +270,9 @@ class FedAvg:
 
 
 def start(algorithm: FedAvg, params: FloatVector) -> Vectors:
-    """The server's vectors before the first round: parameters (P,), and zeros."""
-    return {"params": params} | {name: np.zeros_like(params) for name in algorithm.server_state}
+    """The server's vectors before the first round: parameters (P,), and what it keeps (P,)."""
+    kept = {n: np.full_like(params, algorithm.initial(n)) for n in algorithm.server_state}
+    return {"params": params} | kept
 
 
 def mix_by_hellinger(weights: Sequence[float]) -> list[float]:

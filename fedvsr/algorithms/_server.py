@@ -1,7 +1,7 @@
 """Server optimisers: Reddi et al., Adaptive Federated Optimization, ICLR 2021 (Algorithm 2).
 
 The round's average less the global parameters, `D_t`, is the server's gradient, with the sign
-turned. Momenta start at zero and are not corrected for it, as published.
+turned. As published, m starts at 0 and v at tau^2, and neither is corrected for it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fedvsr.params import FloatVector
 class AdaptiveConfig(AlgorithmConfig):
     """Settings of the adaptive server optimisers."""
 
-    server_lr: float = Field(1e-3, gt=0, le=100, description="The server's learning rate, eta.")
+    server_lr: float = Field(1e-2, gt=0, le=100, description="The server's learning rate, eta.")
     beta_1: float = Field(0.9, ge=0, lt=1, description="Decay of the server's momentum.")
     tau: float = Field(1e-3, gt=0, le=1, description="Added to the root, the degree of adaptivity.")
 
@@ -37,6 +37,10 @@ class Adaptive(FedAvg):
         step = momentum / (np.sqrt(second) + np.float32(c.tau))
         params = server["params"] + np.float32(c.server_lr) * step
         return {"params": params, "momentum": momentum, "second_moment": second}
+
+    def initial(self, name: str) -> float:
+        """The paper asks for `v >= tau^2`."""
+        return float(self.config.tau**2) if name == "second_moment" else 0.0
 
     def second_moment(self, second: FloatVector, squared: FloatVector) -> FloatVector:
         """The next v, from the last one and D^2."""

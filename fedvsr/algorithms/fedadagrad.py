@@ -15,7 +15,11 @@ class Config(AdaptiveConfig):
 
 
 class Algorithm(Adaptive):
-    """FedAvg's average as a gradient for FedAdagrad's server: `v <- v + D^2`."""
+    """`v <- v + D^2`, `w <- w + eta m / (sqrt(v) + tau)`.
+
+    D is the round's average less the global parameters w, `m <- b1 m + (1 - b1) D`; m starts at 0
+    and v at tau^2. b1 `beta_1`, eta `server_lr`.
+    """
 
     def second_moment(self, second: FloatVector, squared: FloatVector) -> FloatVector:
         """A sum of squares."""

@@ -20,7 +20,10 @@ class Config(AlgorithmConfig):
 
 
 class Algorithm(FedAvg):
-    """`v <- beta v + D`, `w <- w + eta v`, D the round's average less the global parameters."""
+    """`v <- beta v + D`, `w <- w + eta v`, D the round's average less the global parameters w.
+
+    v starts at 0; eta is `server_lr`.
+    """
 
     source = "Hsu et al., arXiv 1909.06335"
     server_state = ("momentum",)

@@ -15,7 +15,7 @@ class Config(RobustConfig):
 
 
 class Algorithm(CoordinateWise):
-    """The median of the clients' values in every coordinate (Algorithm 1, option I)."""
+    """`w_j <- median_k w_kj`, over clients k, in every coordinate j (Algorithm 1, option I)."""
 
     source = "Yin et al., ICML 2018"
 

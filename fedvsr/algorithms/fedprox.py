@@ -17,7 +17,11 @@ class Config(AlgorithmConfig):
 
 
 class Algorithm(FedAvg):
-    """FedAvg with `mu / 2 * |w - w_t|^2` added to the local loss (Eq. 2)."""
+    """FedAvg with `mu / 2 * |w - w_t|^2` added to the local loss (Eq. 2).
+
+    w are the client's parameters, w_t the global ones. The term's gradient `mu (w - w_t)` is added
+    as it is.
+    """
 
     source = "Li et al., MLSys 2020"
     extra_compute = "one difference of parameters a step"

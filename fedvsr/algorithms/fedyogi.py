@@ -19,7 +19,11 @@ class Config(AdaptiveConfig):
 
 
 class Algorithm(Adaptive):
-    """The average as a gradient for FedYogi's server: `v <- v - (1 - b2) D^2 sign(v - D^2)`."""
+    """`v <- v - (1 - b2) D^2 sign(v - D^2)`, `w <- w + eta m / (sqrt(v) + tau)`.
+
+    D is the round's average less the global parameters w, `m <- b1 m + (1 - b1) D`; m starts at 0
+    and v at tau^2. b1 `beta_1`, b2 `beta_2`, eta `server_lr`.
+    """
 
     def second_moment(self, second: FloatVector, squared: FloatVector) -> FloatVector:
         """Moves towards the square by a step that the square sets."""

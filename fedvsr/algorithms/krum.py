@@ -27,7 +27,11 @@ class Config(RobustConfig):
 
 
 class Algorithm(FedAvg):
-    """The vector that lies closest to its K - f - 2 nearest neighbours (Section 4)."""
+    """The vector w_k of least `sum_i |w_k - w_i|^2`, over its K - f - 2 nearest w_i (Section 4).
+
+    K are the round's clients, f `num_byzantine`. Multi-Krum takes the mean of the `num_selected`
+    least.
+    """
 
     source = "Blanchard et al., NeurIPS 2017"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Literal
 
 from pydantic import Field
@@ -20,7 +21,10 @@ class Config(AlgorithmConfig):
     )
     q: float = Field(1.0, ge=0, le=100, description="Fairness: 0 averages plainly.")
     lipschitz: float | None = Field(
-        None, gt=0, description="L of Algorithm 2 (default: 1 / local.lr, right for SGD)."
+        None,
+        gt=0,
+        description="L of Algorithm 2 (default: 1 / local.lr for SGD; for Adam what gives the "
+        "changes the length of gradients, a mean over the round's clients).",
     )
 
 
@@ -29,7 +33,10 @@ class Algorithm(FedAvg):
 
     `D_k = F_k^q L (w - w_k)` and `h_k = q F_k^(q-1) L^2 |w - w_k|^2 + L F_k^q`. F_k is the loss of
     the client's first batch under the global network, an unbiased estimate of the loss over all its
-    data, which would cost another pass.
+    data, which would cost another pass. L makes gradients of changes; the paper's 1 / local.lr is
+    right for SGD alone. Adam's changes are thousands of times as long, and `h_k` with their square
+    would let nothing move: there L is |gradient| / |w - w_k|, with the client's first gradient, a
+    mean over the round's clients.
     """
 
     source = "Li et al., ICLR 2020"
@@ -37,9 +44,9 @@ class Algorithm(FedAvg):
     def weights(self, reports: Sequence[ClientReport], num_rounds: int) -> list[float]:
         """`F_k^q L / sum_j h_j`."""
         q = self.config.q
+        lipschitz = self.config.lipschitz or fmean(report.lipschitz for report in reports)
         pulls, curvatures = list[float](), list[float]()
         for report in reports:
-            lipschitz = self.config.lipschitz or 1 / report.lr
             squared = (lipschitz * report.update_norm) ** 2
             pulls.append(report.first_loss**q * lipschitz)
             curvatures.append(q * report.first_loss ** (q - 1) * squared + pulls[-1])

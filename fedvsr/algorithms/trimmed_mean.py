@@ -21,7 +21,10 @@ class Config(RobustConfig):
 
 
 class Algorithm(CoordinateWise):
-    """The mean in every coordinate, without the `beta` largest and smallest (option II)."""
+    """In every coordinate the mean of K clients without the `floor(beta K)` largest and smallest.
+
+    Algorithm 1, option II.
+    """
 
     source = "Yin et al., ICML 2018"
 

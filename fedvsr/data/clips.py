@@ -32,7 +32,7 @@ _MANIFEST = "manifest.json"
 _FORMAT, _READABLE = 2, (1, 2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Clip:
     """Where one clip lies and how large it is. Sizes are those of the ground truth."""
 

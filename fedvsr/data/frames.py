@@ -57,7 +57,7 @@ class Video:
                     raise UserError(f"{path} holds no frames that can be decoded")
                 rate = stream.average_rate or stream.guessed_rate or Fraction(25)
                 colour = Colour.of(stream)
-                height, width = _upright(colour.to_rgb(first), first).shape[:2]
+                height, width = upright(colour.to_rgb(first), first).shape[:2]
                 aspect = stream.sample_aspect_ratio
                 if aspect and (height, width) != (first.height, first.width):
                     aspect = 1 / aspect
@@ -75,8 +75,11 @@ class Video:
         except av.FFmpegError as error:
             raise UserError(f"{path} is not a readable video: {error.strerror}") from None
 
-    def frames(self) -> Iterator[tuple[Frames, int]]:
+    def frames(self, *, intact: bool = False) -> Iterator[tuple[Frames, int]]:
         """uint8 RGB (H, W, 3) and the time that it is shown at, in order; anew at each call.
+
+        Args:
+            intact: refuse a frame that the decoder had to make up in part.
 
         Raises:
             UserError: a frame cannot be read, or is not as large as the first.
@@ -88,7 +91,11 @@ class Video:
             with av.open(str(self.path)) as container:
                 container.streams.video[0].thread_type = "AUTO"
                 for frame in container.decode(video=0):
-                    rgb = _upright(self.colour.to_rgb(frame), frame)
+                    if intact and frame.is_corrupt:
+                        raise UserError(
+                            f"{self.path} is damaged in frame {done}; copy or encode it again"
+                        )
+                    rgb = upright(self.colour.to_rgb(frame), frame)
                     _require_size(rgb, self, f"frame {done}")
                     time = frame.pts
                     if time is None or (done and time <= last):
@@ -200,6 +207,13 @@ def _pictures(folder: Path) -> Iterator[Path]:
     )
 
 
+def unreadable(file: Path, error: OSError | SyntaxError) -> UserError:
+    """What to tell of a picture that Pillow cannot read."""
+    # The system's own errors repeat the path, Pillow's have nothing but a text.
+    reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return UserError(f"{file} is not a readable picture: {reason.splitlines()[0]}")
+
+
 def _picture(file: Path) -> Frames:
     try:
         with Image.open(file) as picture:
@@ -207,8 +221,7 @@ def _picture(file: Path) -> Frames:
                 raise UserError(f"{file} has more than 8 bits a sample; convert it to 8 bits")
             return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
     except (OSError, SyntaxError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{file} is not a readable picture: {reason[0]}") from None
+        raise unreadable(file, error) from None
 
 
 def _require_size(rgb: Frames, source: Video | Folder, name: str) -> None:
@@ -220,8 +233,8 @@ def _require_size(rgb: Frames, source: Video | Folder, name: str) -> None:
         )
 
 
-def _upright(rgb: Frames, frame: av.VideoFrame) -> Frames:
-    """Turn and flip a frame as its display matrix says, by quarters of a turn."""
+def upright(rgb: Frames, frame: av.VideoFrame) -> Frames:
+    """Turn and flip a frame, uint8 RGB (H, W, 3), by quarters, as its display matrix says."""
     data = cast("bytes | None", frame.side_data.get("DISPLAYMATRIX"))
     if data is None:
         return rgb

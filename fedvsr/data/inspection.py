@@ -111,6 +111,8 @@ def contact_sheet(store: Store, path: Path, *, max_clips: int = 120, width: int 
     count = min(max_clips, len(store.clips))
     clips = [store.clips[i * len(store.clips) // count] for i in range(count)]
     columns = max(1, min(count, 8, round((count * 16 / 9) ** 0.5)))
+    # As few as the rows that it takes need: 2 x 2 rather than 3 + 1.
+    columns = -(-count // -(-count // columns))
     cell = width // columns
     inner = cell - 2 * _MARGIN
     # All are as wide as a cell; a row is as high as its highest, so one portrait spares the others.
@@ -121,14 +123,13 @@ def contact_sheet(store: Store, path: Path, *, max_clips: int = 120, width: int 
     sheet = Image.new("RGB", (width, tops[-1]), (24, 24, 24))
     draw = ImageDraw.Draw(sheet)
     for index, (clip, size) in enumerate(zip(clips, sizes, strict=True)):
-        row, height = index // columns, heights[index // columns]
-        x, y = index % columns * cell + _MARGIN, tops[row] + _MARGIN
+        x, y = index % columns * cell + _MARGIN, tops[index // columns] + _MARGIN
         frame = Image.fromarray(np.asarray(clip.gt()[clip.num_frames // 2]))
         sheet.paste(frame.resize(size, Image.Resampling.LANCZOS), (x, y))
         caption = clip.clip_id if clip.label in clip.clip_id else f"{clip.clip_id}  {clip.label}"
         while caption and draw.textlength(caption) > inner:
             caption = caption[:-1]
-        draw.text((x, y + height + 1), caption, fill=(220, 220, 220))
+        draw.text((x, y + size[1] + 1), caption, fill=(220, 220, 220))
     with replacing(path) as aside:
         sheet.save(aside, "PNG")
     return count

@@ -68,6 +68,8 @@ CLASSES = (
     "swinging on something",
     "decorating the christmas tree",
 )
+# Settings that pick clips and change none.
+PICKS = ("annotations", "classes", "clips_per_class", "fps", "height", "seed", "split", "width")
 _YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]+")
 
 

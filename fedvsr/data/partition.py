@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvsr.data.clips import Clip, Frames
+from fedvsr.data.frames import natural
 from fedvsr.errors import UserError
 from fedvsr.seeding import generator
 
-Partition = Literal["less", "more", "dirichlet", "quantity", "motion", "texture"]
+Partition = Literal["less", "more", "by_folder", "dirichlet", "quantity", "motion", "texture"]
 
 # Pairs of frames of a clip that its statistics are taken from, spread over it.
 _PAIRS = 8
@@ -35,7 +36,8 @@ def deal(
         seed: of every draw.
         partition: `less`: at random, counts differ by one at most (the paper's less heterogeneous
             setting). `more`: one label a client (its more heterogeneous one), or as many as it
-            takes to deal all labels out. `dirichlet`: each label's clips by shares drawn from
+            takes to deal all labels out. `by_folder`: client i has all clips of the i-th label, as
+            one's own folders are labels. `dirichlet`: each label's clips by shares drawn from
             Dirichlet(alpha) over clients (Hsu et al. 2019). `quantity`: at random, with shares of
             all clips from Dirichlet(alpha). `motion`, `texture`: neighbours in the clips' strength
             of motion or texture together, from the least (client 0) to the most.
@@ -55,6 +57,8 @@ def deal(
         shares = _round_robin(rng.permutation(len(clips)), num_clients)
     elif partition == "more":
         shares = _by_label(clips, num_clients, rng)
+    elif partition == "by_folder":
+        shares = _by_folder(clips, num_clients)
     elif partition == "dirichlet":
         shares = _dirichlet(clips, num_clients, alpha, rng)
     elif partition == "quantity":
@@ -110,6 +114,16 @@ def _by_label(clips: Sequence[Clip], num_clients: int, rng: np.random.Generator)
     for j, clip in enumerate(clips):
         shares[owner[clip.label]].append(j)
     return shares
+
+
+def _by_folder(clips: Sequence[Clip], num_clients: int) -> list[list[int]]:
+    labels = sorted({clip.label for clip in clips}, key=natural)
+    if len(labels) != num_clients:
+        raise UserError(
+            f"data.partition = by_folder makes a client of each of the {len(labels)} folders "
+            f"(labels) that clips are trained on from; set data.num_clients = {len(labels)}"
+        )
+    return [[j for j, clip in enumerate(clips) if clip.label == label] for label in labels]
 
 
 def _dirichlet(

@@ -6,7 +6,6 @@ that is written last; the whole is renamed at the end. The same request goes on 
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -32,7 +31,7 @@ from fedvsr.data.clips import (
 from fedvsr.data.recordings import Task, fingerprint, pairs_of
 from fedvsr.data.request import Request, difference, existing
 from fedvsr.errors import UserError
-from fedvsr.files import replacing
+from fedvsr.files import DISK_FULL, replacing
 
 # Takes the frames done and the frames in all.
 Progress = Callable[[float, int], None]
@@ -110,7 +109,7 @@ def workshop(
                 if folder.exists() and not any(folder.glob(f"*{_RECORD}")):
                     shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
-        raise UserError(_explain(error, out)) from error
+        raise UserError(explain(error, out, ", the finished clips are kept")) from error
 
 
 class Workshop:
@@ -131,12 +130,7 @@ class Workshop:
             UserError: there is not so much room on the disk.
         """
         self._total = num_frames
-        needed, free = num_bytes + _SPARE_BYTES, shutil.disk_usage(self._folder).free
-        if needed > free:
-            raise UserError(
-                f"{self.request.out} needs {gigabytes(needed)}, and its disk has "
-                f"{gigabytes(free)} free; make room, or choose another --out"
-            )
+        require_disk(self.request.out, self._folder, num_bytes)
 
     def each(self, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
         """The function of every item, in their order, computed on all cores.
@@ -287,6 +281,16 @@ class _StoppedError(Exception):
     """Another task has failed, or the user has stopped all of it."""
 
 
+def require_disk(out: Path, folder: Path, num_bytes: int) -> None:
+    """Raise UserError if the disk of a folder that is there has no room for so much of `out`."""
+    needed, free = num_bytes + _SPARE_BYTES, shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"{out} needs {gigabytes(needed)}, and its disk has {gigabytes(free)} free; make room, "
+            "or have it made elsewhere (--out, data.cache_dir)"
+        )
+
+
 def num_cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0))
@@ -320,7 +324,7 @@ def _begin(folder: Path, before: str, request: Request) -> None:
     settings = request.as_dict() if not before else {}
     with suppress(json.JSONDecodeError):
         settings = settings or json.loads(before)
-    same = settings == request.as_dict()
+    same = request.makes_the_clips_of(settings)
     if not same and not request.overwrite:
         raise UserError(
             f"{folder} holds an unfinished store with other settings "
@@ -332,11 +336,9 @@ def _begin(folder: Path, before: str, request: Request) -> None:
             path.unlink()
 
 
-def _explain(error: OSError, out: Path) -> str:
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return (
-            f"the disk of {out} is full; make room and give the same command again, "
-            "the finished clips are kept"
-        )
+def explain(error: OSError, out: Path, kept: str = "") -> str:
+    """What to tell of an error of the system's while a store is written."""
+    if error.errno in DISK_FULL:
+        return f"the disk of {out} is full; make room and give the same command again{kept}"
     where = error.filename or out
     return f"{where} cannot be used: {error.strerror or error}; see to it, then try again"

@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from fedvsr.data.clips import Frames
-from fedvsr.data.frames import PICTURES, Folder, Source, Video, natural
+from fedvsr.data.frames import PICTURES, Folder, Source, Video, natural, unreadable
 from fedvsr.errors import UserError
 
 _NUMBERED = re.compile(r"(.*?)(\d+)(\D*)")
@@ -66,8 +66,7 @@ def picture_folder(path: Path) -> Folder:
             if picture.getexif().get(0x0112, 1) >= 5:
                 width, height = height, width
     except (OSError, SyntaxError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{files[0]} is not a readable picture: {reason[0]}") from None
+        raise unreadable(files[0], error) from None
     return Folder(path, files, height, width, Fraction(25))
 
 
@@ -128,7 +127,9 @@ def pairs_of(task: Task, scale: int, notes: list[str]) -> Iterator[tuple[Frames,
     times = list[int]()
     given = repeat(None) if task.lq is None else (rgb for rgb, _ in task.lq.frames())
     limit = task.num_frames if task.limit else None
-    for (rgb, time), lq in zip(islice(gt.frames(), limit), given, strict=False):
+    # A frame that the decoder patched is nothing to learn from.
+    frames = gt.frames(intact=True) if isinstance(gt, Video) else gt.frames()
+    for (rgb, time), lq in zip(islice(frames, limit), given, strict=False):
         times.append(time)
         yield rgb[:height, :width], lq
     # Where the header does not count frames, a file that was cut off shows by its duration alone.

@@ -22,6 +22,9 @@ class Request:
     degradation: Degradation
     settings: dict[str, Any] = field(default_factory=dict)
     """Whatever else decides the result, as JSON has it."""
+    picks: tuple[str, ...] = ()
+    """Those of the settings that pick clips and change none: what another pick left unfinished is
+    gone on from."""
     overwrite: bool = False
     """Replace a store that is there, and begin anew where another request was left unfinished."""
 
@@ -29,6 +32,14 @@ class Request:
         """What is kept with the store, and compared with another request."""
         common = {"source": self.source, "scale": self.scale, "degradation": self.degradation}
         return json.loads(json.dumps(common | self.settings))  # type: ignore[no-any-return]
+
+    def makes_the_clips_of(self, before: dict[str, Any]) -> bool:
+        """Whether clips made by settings of before are as this request would make them."""
+        settings = self.as_dict()
+        return all(
+            before.get(name) == settings.get(name)
+            for name in {*before, *settings}.difference(self.picks)
+        )
 
 
 def existing(request: Request) -> Store | None:

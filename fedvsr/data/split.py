@@ -61,8 +61,9 @@ class DataConfig(Section):
     partition: Partition = Field(
         "less",
         description="How: less, at random; more, a label a client (the paper's two settings); "
-        "dirichlet, labels by Dirichlet(alpha); quantity, counts by Dirichlet(alpha); motion or "
-        "texture, clips alike in that to the same client.",
+        "by_folder, a client for every label, in the labels' order; dirichlet, labels by "
+        "Dirichlet(alpha); quantity, counts by Dirichlet(alpha); motion or texture, clips alike in "
+        "that to the same client.",
     )
     alpha: float = Field(
         0.5, gt=0, le=1e6, description="Of Dirichlet; smaller is more heterogeneous."
@@ -120,13 +121,16 @@ def prepare(config: DataConfig, seed: int, progress: Progress) -> Split:
     """
     how = _of_videos if config.videos else _of_data_sets
     train, test = how(config, progress)
+    _require_own_ids(train, "train on")
+    _require_own_ids(test, "score on")
     train = sorted(train, key=lambda clip: clip.clip_id) if config.max_train_clips else train
     train = train[: config.max_train_clips]
     overlap = tuple(clip.clip_id for clip in test if _key(clip) & _keys(train))
     if overlap and not config.allow_overlap:
         raise UserError(
-            f"clients would train on {len(overlap)} of the test clips ({_some(overlap)}); name "
-            "them in data.held_out, or set data.allow_overlap=true, which every record will say"
+            f"clients would train on {len(overlap)} of the test clips ({_some(overlap)}), by their "
+            "ids or their content; name them in data.held_out, or set data.allow_overlap=true, "
+            "which every record will say"
         )
     dealt = deal(
         train,
@@ -201,11 +205,12 @@ def _cut_folder(folder: Path, config: DataConfig, progress: Progress) -> list[Cl
     request = Request(
         _cache(config) / f"{folder.name}-{key}", "folder", config.scale, "bi", settings
     )
+    name = f"{folder.name} (not prepared; this takes a while, once)"
     made = make_store(
         request,
         tasks,
         notes,
-        progress=lambda done, total: progress(folder.name, int(done), total),
+        progress=lambda done, total: progress(name, int(done), total),
     )
     return list(made.clips)
 
@@ -219,8 +224,21 @@ def _keys(clips: Iterable[Clip]) -> set[str]:
 
 
 def _key(clip: Clip) -> set[str]:
-    """What makes two clips the same: where they lie, or what they show."""
-    return {f"{clip.folder}/{clip.clip_id}", *([clip.sha256] if clip.sha256 else [])}
+    """What makes two clips the same: their id, whatever was cut from them, or what they show."""
+    return {f"id {clip.clip_id}", *([clip.sha256] if clip.sha256 else [])}
+
+
+def _require_own_ids(clips: Iterable[Clip], use: str) -> None:
+    """Raise UserError if two clips have one id, by which all records tell clips apart."""
+    seen = dict[str, Clip]()
+    for clip in clips:
+        if clip.clip_id in seen:
+            places = " and ".join(dict.fromkeys((seen[clip.clip_id].folder, clip.folder)))
+            raise UserError(
+                f"there are two clips {clip.clip_id} to {use}, of {places}; rename what one of "
+                "them was made of, or leave it out"
+            )
+        seen[clip.clip_id] = clip
 
 
 def _some(names: Sequence[str]) -> str:

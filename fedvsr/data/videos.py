@@ -12,6 +12,8 @@ import av
 import numpy as np
 
 from fedvsr.data.clips import Clip, Frames, read_store, write_store
+from fedvsr.data.frames import upright
+from fedvsr.data.prepare import explain, require_disk
 from fedvsr.errors import UserError
 
 _PACKAGE = "package:"
@@ -57,17 +59,20 @@ def clips_of(
         progress: is told of clips as they are cut.
 
     Raises:
-        UserError: the video is unreadable, truncated, or too short.
+        UserError: the video is unreadable, truncated, or too short, or the cache's disk too small.
     """
     # The content and all that shapes the clips name the store, so a changed video is cut anew.
     cut = [clip_frames, scale, max_clips]
-    key = hashlib.sha256(json.dumps([_sha256(path), *cut]).encode()).hexdigest()[:16]
-    folder = cache / f"{path.stem}-{key}"
-    clips = read_store(folder)
-    if clips is None:
-        _cut(path, folder, clip_frames, scale, max_clips, progress)
+    try:
+        key = hashlib.sha256(json.dumps([_sha256(path), *cut]).encode()).hexdigest()[:16]
+        folder = cache / f"{path.stem}-{key}"
         clips = read_store(folder)
-        assert clips is not None
+        if clips is None:
+            _cut(path, folder, clip_frames, scale, max_clips, progress)
+            clips = read_store(folder)
+            assert clips is not None
+    except OSError as error:
+        raise UserError(explain(error, cache)) from error
     return clips
 
 
@@ -91,8 +96,11 @@ def _cut(
         pending = list[Frames]()
         total = max(1, count_frames(path) // clip_frames)
         total = total if max_clips is None else min(total, max_clips)
-        for frame in decode(path):
+        for number, frame in enumerate(decode(path)):
             height, width = (n - n % scale for n in frame.shape[:2])
+            if number == 0:
+                samples = 3 * total * clip_frames * height * width
+                require_disk(folder, store.folder, samples + samples // scale**2)
             pending.append(frame[:height, :width])
             if len(pending) == clip_frames:
                 clip_id = f"{path.stem}-{len(store.entries):03d}"
@@ -118,18 +126,30 @@ def count_frames(path: Path) -> int:
 
 
 def decode(path: Path) -> Iterator[Frames]:
-    """The frames of a video in order, uint8 RGB (H, W, 3).
+    """The frames of a video in order, turned as it says, uint8 RGB (H, W, 3).
 
     Raises:
-        UserError: the file is no video, is damaged, or ends before its header says.
+        UserError: the file is no video, is damaged, ends before its header says, or its frames
+            are not of one size.
     """
-    promised, decoded = count_frames(path), 0
+    promised, decoded, size = count_frames(path), 0, tuple[int, ...]()
     try:
         with av.open(str(path)) as container:
             container.streams.video[0].thread_type = "AUTO"
             for frame in container.decode(video=0):
-                decoded += 1
+                if frame.is_corrupt:
+                    raise UserError(
+                        f"{path} is damaged in frame {decoded}; copy or encode it again"
+                    )
                 rgb: Frames = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+                rgb = upright(rgb, frame)
+                size = size or rgb.shape
+                if rgb.shape != size:
+                    raise UserError(
+                        f"{path}: frame {decoded} has {rgb.shape[1]} x {rgb.shape[0]} pixels, the "
+                        f"first {size[1]} x {size[0]}; a clip's frames are of one size"
+                    )
+                decoded += 1
                 yield rgb
     except av.FFmpegError as error:
         raise UserError(

@@ -4,57 +4,127 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
+from ray.util.metrics import Counter, Gauge
 
 from fedvsr.environment import let_threads_sleep
 from fedvsr.errors import UserError
+from fedvsr.federation.placement import Placement, alive_nodes
 
 EventT = TypeVar("EventT")
+Start = Callable[[threading.Event], Iterator[EventT]]
+"""Begins a stream of events that ends by KeyboardInterrupt soon after the event is set."""
+Measure = Callable[[EventT], Mapping[str, float]]
+"""What an event tells a monitor, by metric; those named `*_total` are added up."""
 
 _DONE = None
+# To save the state of the last finished round.
+_GRACE_S = 60.0
 
 
 class Driver(Generic[EventT]):
     """Runs an iterator of events inside an actor, one event a call."""
 
-    def __init__(self, start: Callable[[], Iterator[EventT]]) -> None:
-        self._events = start()
+    def __init__(self, start: Start[EventT], measure: Measure[EventT], run_id: str) -> None:
+        # Without a share of its own Ray would show it every GPU of the node.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        self._stop = threading.Event()
+        self._events = start(self._stop)
+        self._measure, self._run_id = measure, run_id
+        self._metrics = dict[str, Any]()
 
     def next_event(self) -> EventT | None:
         """The next event, or None after the last."""
-        return next(self._events, _DONE)
+        try:
+            event = next(self._events, _DONE)
+        except KeyboardInterrupt:
+            if not self._stop.is_set():
+                raise
+            return _DONE
+        if event is not _DONE:
+            for name, value in self._measure(event).items():
+                self._export(name, value)
+        return event
+
+    def stop(self) -> None:
+        """Ask the stream to end; called while `next_event` runs."""
+        self._stop.set()
+
+    def _export(self, name: str, value: float) -> None:
+        kind = Counter if name.endswith("_total") else Gauge
+        if name not in self._metrics:
+            self._metrics[name] = kind(name, tag_keys=("run_id",))
+        metric = self._metrics[name]
+        tags = {"run_id": self._run_id}
+        if kind is Gauge:
+            metric.set(value, tags)
+        elif value > 0:
+            metric.inc(value, tags)
 
 
-def drive(start: Callable[[], Iterator[EventT]]) -> Iterator[EventT]:
-    """Run `start()` in a driver actor of the connected cluster and pass its events on.
+def drive(
+    start: Start[EventT],
+    placement: Placement,
+    measure: Measure[EventT] = lambda _: {},
+    run_id: str = "",
+    max_restarts: int = 0,
+) -> Iterator[EventT]:
+    """Run `start(stop)` in a driver actor of the connected cluster and pass its events on.
 
-    The actor runs on this node, so that it reads and writes the same files as this process.
+    When whoever reads the events breaks off, the stream is asked to stop and given time to save its
+    state.
+
+    Args:
+        start: begins the stream, or goes on with it where the driver died.
+        placement: its first bundle is the driver's.
+        measure: what to export to Ray's metrics.
+        run_id: tag of the metrics.
+        max_restarts: times a driver that died is started again.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": here}
-    actor: Any = ray.remote(Driver)
-    driver = actor.options(**options).remote(start)
+    make: Any = ray.remote(concurrency_groups={"control": 1})  # type: ignore[call-overload]
+    remote = make(Driver)
+    options = placement.options(0, num_gpus=0)
+    for restarts_left in range(max_restarts, -1, -1):
+        driver = remote.options(**options).remote(start, measure, run_id)
+        try:
+            while (event := ray.get(driver.next_event.remote())) is not _DONE:
+                yield event
+            return
+        except RayTaskError as error:
+            raise error.cause from error
+        except (RayActorError, ActorUnavailableError):
+            if not restarts_left:
+                raise
+        except (GeneratorExit, KeyboardInterrupt):
+            _stop(driver)
+            raise
+        finally:
+            ray.kill(driver)
+
+
+def _stop(driver: Any) -> None:
+    driver.stop.options(concurrency_group="control").remote()
     try:
-        while (event := ray.get(driver.next_event.remote())) is not _DONE:
-            yield event
-    except RayTaskError as error:
-        raise error.cause from error
-    finally:
-        ray.kill(driver)
+        while ray.get(driver.next_event.remote(), timeout=_GRACE_S) is not _DONE:
+            pass
+    except (RayTaskError, RayActorError, GetTimeoutError):
+        # It ends all the same; its checkpoints are whole.
+        pass
 
 
-def connect(address: str | None, object_store_bytes: int) -> None:
+def connect(address: str | None, object_store_bytes: int, num_drivers: int = 1) -> None:
     """Connect to a Ray cluster, or start one on this machine for `local`.
 
     Args:
         address: `local`, `auto` (the cluster this machine belongs to), or `ray://HOST:PORT`; None
             is what RAY_ADDRESS says (Ray sets it inside a submitted job), else `local`.
         object_store_bytes: shared memory that a local cluster needs for a round's vectors.
+        num_drivers: runs that a local cluster is to have at once.
 
     Raises:
         UserError: there is no cluster at that address.
@@ -69,6 +139,8 @@ def connect(address: str | None, object_store_bytes: int) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(
             address="local",
+            # One more for each driver, which waits while clients train.
+            num_cpus=(os.cpu_count() or 1) + num_drivers,
             include_dashboard=False,
             object_store_memory=object_store_bytes,
             logging_level=logging.ERROR,
@@ -82,6 +154,12 @@ def connect(address: str | None, object_store_bytes: int) -> None:
             f"no Ray cluster answers at {address!r}: {error}; if it asks for a token, set "
             "RAY_AUTH_MODE=token and, unless it is in ~/.ray/auth_token, RAY_AUTH_TOKEN_PATH"
         ) from None
+
+
+def here() -> str:
+    """Address of the node that this process is on: the driver must see the same files."""
+    node = alive_nodes()[ray.get_runtime_context().get_node_id()]
+    return str(node["NodeManagerAddress"])
 
 
 def disconnect() -> None:

@@ -1,45 +1,105 @@
-"""Clients as Ray actors: each sees its own clips alone and holds a share of a GPU."""
+"""Clients as Ray actors: each sees its own clips alone and is pinned to a slot of the run."""
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import threading
+import time
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
+import torch
+from ray.exceptions import (
+    ActorUnavailableError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from fedvsr.errors import UserError
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.cluster import ClusterConfig
-from fedvsr.federation.executors import ClientOutcome, Clients
+from fedvsr.federation.executors import (
+    ClientOutcome,
+    Clients,
+    Fault,
+    FaultKind,
+    Scorer,
+    first_line,
+)
+from fedvsr.federation.placement import Place, Placement, alive_nodes
+from fedvsr.federation.ray_scorer import POLL_S, RayScorer, keep_to_own_gpus
+from fedvsr.federation.schedule import Schedule
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
+from fedvsr.params import FloatVector
+from fedvsr.training.evaluate import Evaluator
+from fedvsr.training.local import count_steps
 
 
 class ClientActor:
     """One client: its clips and a network. What it returns is a report and a vector, no more."""
 
     def __init__(self, clients: Clients, client_id: int) -> None:
+        keep_to_own_gpus()
         # `clients` holds this client's clips alone; see RayExecutor._start.
         self._clips = clients.clips[0]
         self._client_id = client_id
         self._trainer = clients.make_trainer()
+        self._vector: FloatVector | None = None
+        # While another client trains, rather than in this one's first step.
+        self._trainer.warm_up()
+
+    def ready(self) -> None:
+        """Return once the actor is built."""
 
     def train(
         self, task: ClientTask, shared: Vectors, state: Vectors
     ) -> tuple[ClientReport, ClientUpdate]:
         """One task of this client. `shared` is read-only memory, the same for all actors."""
         assert task.client_id == self._client_id
-        return self._trainer.train(task, shared, state, self._clips)
+        if self._vector is None:
+            self._vector = np.empty_like(shared["params"])
+        try:
+            # What is returned is copied to the object store before the next task begins.
+            return self._trainer.train(task, shared, state, self._clips, self._vector)
+        finally:
+            if torch.cuda.is_available():
+                # The next client on this GPU needs what this one only keeps in reserve.
+                torch.cuda.empty_cache()
 
 
-@dataclass(frozen=True)
-class _Running:
+@dataclass
+class _Actor:
+    handle: Any
+    place: Place
+    building: Any
+    """What `ready` will return; None once it has."""
+
+
+@dataclass
+class _Waiting:
     task: ClientTask
-    update: ray.ObjectRef[ClientUpdate]
-    attempts: int
+    place: Place
+    attempts: int = 0
+
+
+@dataclass
+class _Running:
+    waiting: _Waiting
+    update: Any
+    place: Place
+    slot: int
+    sent: float = field(default_factory=time.monotonic)
+    began: float | None = None
+    """When its actor was there to train; None while it is built."""
 
 
 class RayExecutor:
@@ -47,112 +107,335 @@ class RayExecutor:
 
     An actor is kept after its round, as starting one costs seconds; the one unused for longest
     makes room for a new one. Actors hold no state between tasks: losing one costs time, no bits.
+
+    Args:
+        clients: all that a client needs.
+        config: retries, deadlines, live actors.
+        placement: where actors go.
+        stop: set from another thread, ends a round by KeyboardInterrupt.
     """
 
     name = "ray"
 
-    def __init__(self, clients: Clients, config: ClusterConfig) -> None:
-        self._clients = clients
-        self._config = config
-        self._gpu_share, self._slots, self._max_live = _capacity(config, clients.local.num_threads)
+    def __init__(
+        self,
+        clients: Clients,
+        config: ClusterConfig,
+        placement: Placement,
+        stop: threading.Event | None = None,
+    ) -> None:
+        self._clients, self._config, self._placement = clients, config, placement
+        self._stop = stop or threading.Event()
+        self._remote: Any = ray.remote(ClientActor)
+        self._places, self._looked = placement.places(), time.monotonic()
+        self._schedule = Schedule(partial(_steps, clients))
         # Least recently used first.
-        self._actors: OrderedDict[int, Any] = OrderedDict()
+        self._actors = OrderedDict[int, _Actor]()
+        self._waiting = list[_Waiting]()
+        self._running = dict[Any, _Running]()
+        self._scorer: RayScorer | None = None
 
     def run_round(
-        self, tasks: Sequence[ClientTask], shared: Vectors, states: ClientStates
-    ) -> Iterator[ClientOutcome]:
-        """Outcomes in the order of arrival.
-
-        Raises:
-            RuntimeError: a client's process died more often than `cluster.max_retries` allows.
-        """
+        self,
+        tasks: Sequence[ClientTask],
+        shared: Vectors,
+        states: ClientStates,
+        upcoming: Sequence[int] = (),
+    ) -> Iterator[ClientOutcome | Fault]:
+        """Outcomes in the order of arrival."""
+        self._look_for_places()
         shared_ref = ray.put(shared)
-        waiting = deque((task, 1) for task in tasks)
-        running = dict[Any, _Running]()
-        for task in tasks[: self._max_live]:
-            # Processes start together; a waiting client's network is ready when its slot is.
-            self._actor(task.client_id, busy={t.client_id for t in tasks})
-        while waiting or running:
-            while waiting and len(running) < self._slots:
-                task, attempts = waiting.popleft()
-                busy = {r.task.client_id for r in running.values()}
-                actor = self._actor(task.client_id, busy)
-                report_ref, update_ref = actor.train.options(num_returns=2).remote(
-                    task, shared_ref, states.get(task.client_id)
-                )
-                running[report_ref] = _Running(task, update_ref, attempts)
-            (done,), _ = ray.wait(list(running), num_returns=1)
-            finished = running.pop(done)
-            try:
-                report = ray.get(done)
-            except (RayActorError, OutOfMemoryError) as error:
-                self._discard(finished.task.client_id)
-                if finished.attempts > self._config.max_retries:
-                    raise RuntimeError(
-                        f"the process of client {finished.task.client_id} died "
-                        f"{finished.attempts} times in round {finished.task.round_idx}: {error}"
-                    ) from error
-                waiting.append((finished.task, finished.attempts + 1))
-            except RayTaskError as error:
-                raise error.cause from error
-            else:
-                yield ClientOutcome(report, partial(_fetch, finished.update), finished.attempts)
+        plan = self._plan([task.client_id for task in tasks])
+        self._waiting = [_Waiting(task, plan[task.client_id]) for task in tasks]
+        self._running = {}
+        while self._waiting or self._running:
+            self._fill_slots(shared_ref, states)
+            self._build_ahead(upcoming)
+            for done in self._wait():
+                yield from self._collect(done)
+            yield from self._overdue()
+            if time.monotonic() - self._looked > POLL_S and (lost := self._look_for_places()):
+                yield from self._leave(lost)
+
+    def start_scorer(self, make: Callable[[], Evaluator]) -> Scorer:
+        """An actor beside the driver or, with GPUs, in the last slot."""
+        self._scorer = RayScorer(make, self._placement, self._scorers_place, self._stop)
+        return self._scorer
+
+    def _scorers_place(self) -> Place | None:
+        return self._places[-1] if self._placement.wanted.gpu_share else None
 
     def close(self) -> None:
         """End the client processes."""
         for client_id in list(self._actors):
             self._discard(client_id)
+        if self._scorer:
+            self._scorer.close()
 
-    def _actor(self, client_id: int, busy: set[int]) -> Any:
-        """The client's actor, a new one if need be, for which an idle one may have to go."""
-        if client_id not in self._actors:
-            idle = [other for other in self._actors if other not in busy]
-            while len(self._actors) >= self._max_live and idle:
-                self._discard(idle.pop(0))
-            self._actors[client_id] = self._start(client_id)
+    # Slots
+
+    def _fill_slots(self, shared_ref: Any, states: ClientStates) -> None:
+        for place in self._places:
+            taken = {r.slot for r in self._running.values()}
+            free = [slot for slot in place.slots if slot not in taken]
+            if self._scorer and self._scorer.occupies(place):
+                free = free[1:]
+            for slot in free:
+                item = self._next_for(place)
+                if item is None:
+                    break
+                self._waiting.remove(item)
+                self._send(item, place, slot, shared_ref, states)
+
+    def _next_for(self, place: Place) -> _Waiting | None:
+        """The first client that waits for this place, else one that would wait longer elsewhere."""
+        own = [item for item in self._waiting if item.place == place]
+        if own:
+            return own[0]
+        others = {item.place for item in self._waiting}
+        slow = [p for p in others if self._schedule.worth_moving(self._left_s(p))]
+        # The last of the queue: those before it have their actors there first.
+        moved = [item for item in self._waiting if item.place in slow]
+        return moved[-1] if moved else None
+
+    def _left_s(self, place: Place) -> float:
+        """Seconds until a slot of the place is free, by what its clients took before."""
+        now = time.monotonic()
+        running = [r for r in self._running.values() if r.place == place]
+        left_s = [
+            self._schedule.left_s(r.waiting.task.client_id, now - (r.began or now)) for r in running
+        ]
+        left_s += [seconds for taken, seconds in self._taken_s().items() if taken == place]
+        return min(left_s) if len(left_s) >= len(place.slots) else 0.0
+
+    def _taken_s(self) -> dict[Place, float]:
+        """Seconds for which the evaluator holds a slot."""
+        scorer = self._scorer
+        if scorer is None or scorer.place is None or not scorer.occupies(scorer.place):
+            return {}
+        return {scorer.place: scorer.left_s()}
+
+    def _send(
+        self, item: _Waiting, place: Place, slot: int, shared_ref: Any, states: ClientStates
+    ) -> None:
+        client_id = item.task.client_id
+        actor = self._actor(client_id, place, self._busy())
+        state = states.get(client_id)
+        report, update = actor.handle.train.options(num_returns=2).remote(
+            item.task, shared_ref, state
+        )
+        started = replace(item, place=place, attempts=item.attempts + 1)
+        running = self._running[report] = _Running(started, update, place, slot)
+        if actor.building is None:
+            running.began = running.sent
+
+    # Results
+
+    def _wait(self) -> list[Any]:
+        """Reports that are in; none if there is something else to do."""
+        building = [a.building for a in self._actors.values() if a.building is not None]
+        refs = [*self._running, *building, *(self._scorer.pending() if self._scorer else ())]
+        if refs:
+            done, _ = ray.wait(refs, num_returns=1, timeout=POLL_S)
+        else:
+            # Every place was lost.
+            time.sleep(POLL_S)
+            done = []
+        if self._stop.is_set():
+            raise KeyboardInterrupt
+        for client_id, actor in list(self._actors.items()):
+            if actor.building in done:
+                self._built(client_id, actor)
+        return [ref for ref in done if ref in self._running]
+
+    def _built(self, client_id: int, actor: _Actor) -> None:
+        try:
+            ray.get(actor.building)
+        except RayError:
+            # Its task, if it has one, says why; built ahead, it is built again when it is needed.
+            if client_id not in self._busy():
+                self._discard(client_id)
+        actor.building = None
+        for running in self._running.values():
+            if running.waiting.task.client_id == client_id:
+                running.began = time.monotonic()
+
+    def _busy(self) -> set[int]:
+        return {running.waiting.task.client_id for running in self._running.values()}
+
+    def _collect(self, done: Any) -> Iterator[ClientOutcome | Fault]:
+        running = self._running.pop(done)
+        item, node = running.waiting, running.place.node_id
+        try:
+            report: ClientReport = ray.get(done)
+            # Now, not when it is summed: its node may be gone by then. On this node it is a view.
+            update: ClientUpdate = ray.get(running.update)
+        except RayTaskError as error:
+            kind: FaultKind = "raised"
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            if isinstance(cause, torch.OutOfMemoryError):
+                kind = "out_of_memory"
+            yield from self._failed(running, kind, cause, str(error))
+        except RayError as error:
+            yield from self._failed(running, _kind(error, node), error)
+        else:
+            self._schedule.took(item.task.client_id, report.train_s)
+            fetch = partial(_same, update)
+            yield ClientOutcome(report, fetch, item.attempts, node, running.slot)
+
+    def _failed(
+        self, running: _Running, kind: FaultKind, error: Exception, trace: str | None = None
+    ) -> Iterator[Fault]:
+        """Record a failure, and let the task wait for another start if it may have one."""
+        item = running.waiting
+        task = item.task
+        self._discard(task.client_id)
+        # A mistake in settings or data is the same the next time.
+        final = isinstance(error, UserError) or item.attempts > self._config.max_retries
+        if not final:
+            if isinstance(error, ActorUnavailableError):
+                # Its node may be dying.
+                others = [p for p in self._places if p.node_id != running.place.node_id]
+                item = replace(item, place=others[0] if others else item.place)
+            self._waiting.append(item)
+        message = f"client {task.client_id} in round {task.round_idx}: {first_line(error)}"
+        if final and not isinstance(error, UserError):
+            message += f" (start {item.attempts} of {item.attempts})"
+            failure: Exception = RuntimeError(message)
+            failure.__cause__ = error
+        else:
+            failure = error
+        yield Fault(
+            task.round_idx,
+            task.client_id,
+            kind,
+            message,
+            attempt=item.attempts,
+            final=final,
+            lost_s=time.monotonic() - running.sent,
+            node=running.place.node_id,
+            traceback=trace or "".join(traceback.format_exception(error)),
+            error=failure,
+        )
+
+    def _overdue(self) -> Iterator[Fault]:
+        limit_s = self._config.client_timeout_s
+        if limit_s is None:
+            return
+        now = time.monotonic()
+        for ref, running in list(self._running.items()):
+            if now - running.sent > limit_s:
+                del self._running[ref]
+                error = TimeoutError(f"no result in cluster.client_timeout_s = {limit_s:g} s")
+                yield from self._failed(running, "timeout", error)
+
+    # Places
+
+    def _look_for_places(self) -> list[Place]:
+        """Learn which nodes are alive; returns the places that are gone."""
+        self._looked = time.monotonic()
+        now = self._placement.places()
+        lost = [place for place in self._places if place not in now]
+        self._places = now
+        return lost
+
+    def _leave(self, lost: Sequence[Place]) -> Iterator[Fault]:
+        """Take what was on lost places to others."""
+        for client_id in [i for i, actor in self._actors.items() if actor.place in lost]:
+            if client_id not in self._busy():
+                self._discard(client_id)
+        for ref, running in list(self._running.items()):
+            if running.place in lost:
+                del self._running[ref]
+                yield from self._failed(running, "node_lost", RuntimeError("its node is gone"))
+        deadline = time.monotonic() + self._config.placement_timeout_s
+        while not self._places:
+            if time.monotonic() > deadline:
+                raise RuntimeError("every node with a slot of this run is gone")
+            time.sleep(POLL_S)
+            self._look_for_places()
+        plan = self._plan([item.task.client_id for item in self._waiting])
+        self._waiting = [replace(i, place=plan[i.task.client_id]) for i in self._waiting]
+
+    def _plan(self, client_ids: Sequence[int]) -> dict[int, Place]:
+        living = {client_id: actor.place for client_id, actor in self._actors.items()}
+        return self._schedule.plan(client_ids, self._places, living, self._taken_s())
+
+    # Actors
+
+    def _build_ahead(self, upcoming: Sequence[int]) -> None:
+        """Build the actors of those who wait, then the next round's, as far as there is room."""
+        plan = {item.task.client_id: item.place for item in self._waiting}
+        busy = self._busy() | plan.keys()
+        # One that trains now is built already, here or where it will not be needed.
+        plan |= {i: place for i, place in self._plan(upcoming).items() if i not in busy}
+        needed = busy | set(upcoming)
+        building = sum(actor.building is not None for actor in self._actors.values())
+        for client_id, place in plan.items():
+            if building >= self._num_slots():
+                return
+            actor = self._actors.get(client_id)
+            if (actor is None or actor.place != place) and self._make_room(place, needed):
+                self._actor(client_id, place, needed)
+                building += 1
+
+    def _actor(self, client_id: int, place: Place, busy: set[int]) -> _Actor:
+        """The client's actor in that place, a new one if need be."""
+        actor = self._actors.get(client_id)
+        if actor is not None and actor.place != place:
+            self._discard(client_id)
+            actor = None
+        if actor is None:
+            # Where there is no room but for those who are needed later, those go.
+            self._make_room(place, busy)
+            actor = self._actors[client_id] = self._start(client_id, place)
         self._actors.move_to_end(client_id)
-        return self._actors[client_id]
+        return actor
 
-    def _start(self, client_id: int) -> Any:
+    def _make_room(self, place: Place, needed: set[int]) -> bool:
+        """Discard idle actors until one more may live in the place; False if none can."""
+        while True:
+            here = [i for i, actor in self._actors.items() if actor.place == place]
+            crowded = len(here) >= self._max_live_in(place)
+            if not crowded and len(self._actors) < self._max_live():
+                return True
+            idle = [i for i in (here if crowded else self._actors) if i not in needed]
+            if not idle:
+                return False
+            self._discard(idle[0])
+
+    def _max_live(self) -> int:
+        return max(self._config.max_live_clients, self._num_slots())
+
+    def _max_live_in(self, place: Place) -> float:
+        evaluator = self._scorer is not None and self._scorer.place == place
+        return self._placement.max_live_per_place - evaluator
+
+    def _num_slots(self) -> int:
+        return sum(len(place.slots) for place in self._places)
+
+    def _start(self, client_id: int, place: Place) -> _Actor:
         own = replace(self._clients, clips=(self._clients.clips[client_id],))
-        # num_cpus=0: the slots bound what runs at once; an idle actor must not hold a processor.
-        options = {
-            "num_cpus": 0,
-            "num_gpus": self._gpu_share,
-            "max_restarts": 0,
-            "scheduling_strategy": "SPREAD",
-        }
-        return ray.remote(ClientActor).options(**options).remote(own, client_id)
+        options = self._placement.options(place.bundles[0], self._placement.wanted.gpu_share)
+        handle = self._remote.options(**options).remote(own, client_id)
+        return _Actor(handle, place, handle.ready.remote())
 
     def _discard(self, client_id: int) -> None:
-        ray.kill(self._actors.pop(client_id))
+        if actor := self._actors.pop(client_id, None):
+            ray.kill(actor.handle)
 
 
-def _fetch(update: ray.ObjectRef[ClientUpdate]) -> ClientUpdate:
-    # Zero-copy: a read-only view of the object store.
-    return ray.get(update)
+def _kind(error: RayError, node_id: str) -> FaultKind:
+    if isinstance(error, OutOfMemoryError):
+        return "out_of_memory"
+    if isinstance(error, RayActorError | WorkerCrashedError | ObjectLostError):
+        return "died" if node_id in alive_nodes() else "node_lost"
+    return "died"
 
 
-def _capacity(config: ClusterConfig, num_threads: int) -> tuple[float, int, int]:
-    """GPU share, slots, and actors that may live at once, on the cluster that is connected.
+def _steps(clients: Clients, client_id: int) -> int:
+    return count_steps(clients.local, clients.clips[client_id])
 
-    Raises:
-        UserError: the cluster does not have what the configuration asks for.
-    """
-    total = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    num_gpus = int(total.get("GPU", 0))
-    share = config.gpu_share if config.gpu_share is not None else float(num_gpus > 0)
-    if share > 0:
-        fits = num_gpus * int(1 / share)
-        if not fits:
-            raise UserError(
-                f"cluster.gpu_share = {share:g}, but this Ray cluster has no GPU; set it to 0"
-            )
-        if config.slots is not None and config.slots > fits:
-            raise UserError(
-                f"cluster.slots = {config.slots} of {share:g} GPU each, but the cluster has "
-                f"{num_gpus} GPUs, enough for {fits}"
-            )
-        return share, config.slots or fits, fits
-    slots = config.slots or max(1, int(total.get("CPU", 1)) // num_threads)
-    return 0.0, slots, max(slots, config.max_live_clients)
+
+def _same(update: ClientUpdate) -> ClientUpdate:
+    return update

@@ -110,10 +110,18 @@ def _best_crop(pictures: dict[str, Picture]) -> tuple[int, int, int]:
     gt = pictures["gt"].astype(np.float64)
     fell = np.square(pictures["bicubic"] - gt).sum(-1) - np.square(pictures["sr"] - gt).sum(-1)
     size = max(32, min(gt.shape[:2]) // 5)
-    sums = np.pad(fell.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    boxes = sums[size:, size:] - sums[:-size, size:] - sums[size:, :-size] + sums[:-size, :-size]
+    boxes = box_sums(fell, size)
     top, left = np.unravel_index(int(boxes.argmax()), boxes.shape)
     return int(top), int(left), size
+
+
+def box_sums(values: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]:
+    """Sums over every square of `size` pixels, by its upper left corner."""
+    sums = np.pad(values.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    boxes: npt.NDArray[np.float64] = (
+        sums[size:, size:] - sums[:-size, size:] - sums[size:, :-size] + sums[:-size, :-size]
+    )
+    return boxes
 
 
 def _psnr_label(picture: Picture, gt: Picture, kind: str) -> str:
@@ -130,10 +138,13 @@ def _picture(folder: Path, clip_id: str, kind: str) -> Picture:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG, whole or not at all, and return its path."""
+    """Write a figure as its suffix says, whole or not at all, and return its path."""
+    kind = path.suffix.removeprefix(".")
+    # The date would make two equal figures differ.
+    metadata = {"CreationDate": None} if kind == "pdf" else None
     with mpl.rc_context({"savefig.dpi": 130}):
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
+        figure.savefig(buffer, format=kind, metadata=metadata)
     with replacing(path) as aside:
         aside.write_bytes(buffer.getvalue())
     return path

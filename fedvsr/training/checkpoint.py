@@ -60,8 +60,18 @@ def save(folder: Path, state: Saved, table: ParamTable, config_hash: str) -> lis
     return [index for path in folder.glob("round-*.safetensors") if (index := _clients(path))]
 
 
-def latest(folder: Path, table: ParamTable, config_hash: str) -> Saved | None:
-    """The newest readable checkpoint, or None where there is none.
+@dataclass(frozen=True)
+class Found:
+    """What a folder of checkpoints gives."""
+
+    state: Saved | None
+    """The newest that can be read; None where there is none at all."""
+    damaged: tuple[str, ...] = ()
+    """What is wrong with newer ones."""
+
+
+def latest(folder: Path, table: ParamTable, config_hash: str) -> Found:
+    """The newest readable checkpoint.
 
     Raises:
         UserError: all checkpoints are damaged, or of another configuration or network.
@@ -74,17 +84,17 @@ def latest(folder: Path, table: ParamTable, config_hash: str) -> Saved | None:
                 # An open file has names but is no mapping.
                 server = {name: np.array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            damaged.append(f"{path} ({error})")
+            damaged.append(f"{path} is damaged ({error})")
             continue
         if metadata["format"] != _FORMAT or metadata["config_hash"] != config_hash:
             raise UserError(f"{path} belongs to another configuration; it is not resumed from")
         shapes = tuple(map(tuple, metadata["shapes"]))
         table.require_equal(ParamTable(tuple(metadata["names"]), shapes), f"{path}'s parameters")
         clients, losses = dict(metadata["clients"]), dict(metadata["losses"])
-        return Saved(metadata["round_idx"], server, clients, losses)
+        return Found(Saved(metadata["round_idx"], server, clients, losses), tuple(damaged))
     if damaged:
         raise UserError(f"no checkpoint can be read: {'; '.join(damaged)}; start a new run")
-    return None
+    return Found(None)
 
 
 def _clients(path: Path) -> dict[int, int]:

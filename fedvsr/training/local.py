@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from statistics import fmean
@@ -41,6 +41,7 @@ from fedvsr.training.features import with_features
 from fedvsr.training.optimiser import (
     effective_steps,
     learning_rate,
+    lipschitz,
     make_optimiser,
     moments,
     restore_moments,
@@ -123,6 +124,8 @@ class _Course:
     vsr_losses: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     num_samples: int = 0
+    gradient_norm: float = 0.0
+    """Of the first gradient that is finite; 0 until there is one."""
 
 
 class LocalTrainer:
@@ -158,8 +161,17 @@ class LocalTrainer:
                 raise UserError(f"local.slow_params: {part!r} is in no parameter of {model.name}")
             self._slow += found
 
+    def warm_up(self) -> None:
+        """Load what PyTorch loads with its first optimiser: seconds of a processor."""
+        make_optimiser(self.local, list(self.network.parameters()), self._slow)
+
     def train(
-        self, task: ClientTask, shared: Vectors, state: Vectors, clips: Sequence[Clip]
+        self,
+        task: ClientTask,
+        shared: Vectors,
+        state: Vectors,
+        clips: Sequence[Clip],
+        out: FloatVector | None = None,
     ) -> tuple[ClientReport, ClientUpdate]:
         """Train from the global parameters on the client's clips.
 
@@ -168,6 +180,8 @@ class LocalTrainer:
             shared: what the server sends, `Algorithm.broadcast`; only read.
             state: what the client remembers, empty in its first round; only read.
             clips: the client's own.
+            out: memory (P,) for the parameters that are sent, where the caller has some to use
+                again: new pages cost as much as filling them.
 
         Returns:
             What happened, and what the client sends and remembers.
@@ -175,9 +189,11 @@ class LocalTrainer:
         Raises:
             UserError: the loss or the update is not finite, and that is not to be passed over.
         """
-        started = time.perf_counter()
+        started_at, started = time.time(), time.perf_counter()
         with scoped_torch(derive_seed(task.seed, "torch"), self.local.num_threads):
-            return self._train(task, shared, state, clips, started)
+            report, update = self._train(task, shared, state, clips, out)
+        train_s = time.perf_counter() - started
+        return replace(report, started_at=started_at, train_s=train_s), update
 
     def _train(
         self,
@@ -185,7 +201,7 @@ class LocalTrainer:
         shared: Vectors,
         state: Vectors,
         clips: Sequence[Clip],
-        started: float,
+        out: FloatVector | None,
     ) -> tuple[ClientReport, ClientUpdate]:
         algorithm = self.algorithm
         begin = state.get("params", shared["params"]) if algorithm.personal else shared["params"]
@@ -202,7 +218,8 @@ class LocalTrainer:
         with self._loader(task, clips) as batches:
             course = self._descend(task, clips, batches, optimiser, hooks, compared)
         waited_s += batches.wait_s
-        update, finite = self._leave(task, course, optimiser, hooks, state, begin)
+        update, norm, finite = self._leave(task, course, optimiser, hooks, state, begin, out)
+        lr = fmean(course.rates)
         report = ClientReport(
             client_id=task.client_id,
             round_idx=task.round_idx,
@@ -211,12 +228,13 @@ class LocalTrainer:
             loss=fmean(course.losses),
             vsr_loss=fmean(course.vsr_losses),
             first_loss=course.losses[0],
-            lr=fmean(course.rates),
+            lr=lr,
             effective_steps=effective_steps(self.local, algorithm.config.mu, course.rates),
-            update_norm=distance(flatten(self.network), begin),
+            lipschitz=lipschitz(self.local, lr, course.gradient_norm, norm),
+            update_norm=norm,
             upload_bytes=sum(vector.nbytes for vector in update.upload.values()),
             finite=finite,
-            train_s=time.perf_counter() - started,
+            train_s=0.0,
             input_wait_s=waited_s,
         )
         return report, update
@@ -248,11 +266,14 @@ class LocalTrainer:
             loss, vsr_loss = self._loss(batch, compared)
             optimiser.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            if course.gradient_norm == 0:
+                norm = _gradient_norm(self.network.parameters()) / scaler.get_scale()
+                course.gradient_norm = norm if math.isfinite(norm) else 0.0
             added = 0.0
             if hooks:
                 scaler.unscale_(optimiser)
                 # A step that the scaler will skip must leave no trace in what hooks gather.
-                if not scaler.is_enabled() or _finite(hooks.params):
+                if not scaler.is_enabled() or math.isfinite(_gradient_norm(hooks.params)):
                     added = self.algorithm.correct_gradients(hooks, len(course.losses))
             scaler.step(optimiser)
             scaler.update()
@@ -277,19 +298,26 @@ class LocalTrainer:
         hooks: LocalRound | None,
         state: Vectors,
         begin: FloatVector,
-    ) -> tuple[ClientUpdate, bool]:
+        out: FloatVector | None,
+    ) -> tuple[ClientUpdate, float, bool]:
         """What goes to the server and what the client remembers; nothing where not all is finite.
+
+        Returns:
+            That, the L2 norm of the change of the parameters, and whether all is finite.
 
         Raises:
             UserError: the update is not finite, and that is not to be passed over.
         """
         algorithm = self.algorithm
         extra, kept = algorithm.finish(hooks) if hooks else ({}, {})
-        params = flatten(self.network)
+        params = flatten(self.network, out)
+        norm = distance(params, begin)
         has = {"params": params} | _joined(extra)
-        if not math.isfinite(course.losses[-1]) or not all(map(all_finite, has.values())):
+        # A change of finite norm has no value that is not; another look at it is not needed.
+        doubtful = [v for name, v in has.items() if name != "params" or not math.isfinite(norm)]
+        if not math.isfinite(course.losses[-1]) or not all(map(all_finite, doubtful)):
             if self.update.reject_nonfinite:
-                return ClientUpdate({}, {}), False
+                return ClientUpdate({}, {}), norm, False
             raise UserError(
                 f"the update of client {task.client_id} is not finite in round {task.round_idx}; "
                 + _way_out(self.local)
@@ -304,7 +332,7 @@ class LocalTrainer:
             upload["params"], residual = outgoing(params, begin, state.get("residual"), self.update)
             if residual is not None:
                 left["residual"] = residual
-        return ClientUpdate(upload, left), True
+        return ClientUpdate(upload, left), norm, True
 
     def _gather_first_gradient(
         self, task: ClientTask, clips: Sequence[Clip], hooks: LocalRound
@@ -323,7 +351,7 @@ class LocalTrainer:
                 self.network.zero_grad(set_to_none=True)
                 loss, _ = self._loss(batch, {})
                 scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-                if scaler.is_enabled() and not _finite(hooks.params):
+                if scaler.is_enabled() and not math.isfinite(_gradient_norm(hooks.params)):
                     # Halves what it scales by, and this batch counts as none.
                     scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
                     continue
@@ -425,9 +453,10 @@ def _joined(tensors: Mapping[str, Sequence[Tensor]]) -> Vectors:
     return {name: join_tensors(parts) for name, parts in tensors.items()}
 
 
-def _finite(params: Sequence[Tensor]) -> bool:
+def _gradient_norm(params: Iterable[Tensor]) -> float:
+    """L2 norm of all gradients; not finite where one of them is not."""
     norms = torch._foreach_norm([g for p in params if (g := p.grad) is not None])
-    return bool(torch.isfinite(torch.stack(norms)).all())
+    return float(torch.linalg.vector_norm(torch.stack(norms)).item())
 
 
 def model_spec(model: ModelConfig) -> ModelSpec:

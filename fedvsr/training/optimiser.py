@@ -95,6 +95,23 @@ def effective_steps(local: LocalConfig, mu: float, rates: Sequence[float]) -> fl
     return way * len(rates) / math.fsum(rates)
 
 
+def lipschitz(local: LocalConfig, lr: float, gradient_norm: float, update_norm: float) -> float:
+    """q-FFL's L (Li et al. 2020): what makes a gradient of a client's change of its parameters.
+
+    For SGD 1 / lr, as published. Adam's steps have a length of their own, thousands of times that
+    of `lr` times the gradient: there it is what gives the whole change the length of a gradient.
+
+    Args:
+        local: which optimiser.
+        lr: mean learning rate.
+        gradient_norm: L2 norm of a gradient where the client began; 0 if unknown.
+        update_norm: L2 norm of its change.
+    """
+    if local.optimizer == "sgd" or gradient_norm == 0 or update_norm == 0:
+        return 1 / lr
+    return gradient_norm / update_norm
+
+
 def _params(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [p for group in optimiser.param_groups for p in group["params"]]
 

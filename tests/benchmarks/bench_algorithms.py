@@ -149,7 +149,19 @@ class Server:
             for i in range(options.clients)
         ]
         self.reports = [
-            ClientReport(i, 1, 4 + i, 4, 0.1 + 0.01 * i, 0.1, 0.0, 0.1, 1e-3, 4.0, 1.0)
+            ClientReport(
+                client_id=i,
+                round_idx=1,
+                num_samples=4 + i,
+                num_steps=4,
+                loss=0.1 + 0.01 * i,
+                vsr_loss=0.1,
+                train_s=0.0,
+                first_loss=0.1,
+                effective_steps=4.0,
+                lipschitz=1.0,
+                update_norm=1.0,
+            )
             for i in range(options.clients)
         ]
         tensors = tuple(slice(i, i + 10_000) for i in range(0, options.size, 10_000))

@@ -8,9 +8,9 @@ import os
 import re
 import threading
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import ray
@@ -19,16 +19,26 @@ from fedvsr import experiment
 from fedvsr.config import ExperimentConfig, load_config
 from fedvsr.data.clips import Clip
 from fedvsr.errors import UserError
-from fedvsr.federation import driver
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.cluster import ClusterConfig
-from fedvsr.federation.executors import ClientOutcome, Clients, SerialExecutor
+from fedvsr.federation.executors import ClientOutcome, Fault, SerialExecutor
+from fedvsr.federation.placement import Place
 from fedvsr.federation.ray_executor import RayExecutor
 from fedvsr.messages import ClientTask
 from fedvsr.models import build_fresh
 from fedvsr.params import flatten
 from fedvsr.records import load_results
 from tests.integration.equality import assert_equal_runs, facts
+from tests.integration.running import (
+    clients_of,
+    drive,
+    executor_of,
+    placed,
+    run_serially,
+    split_of,
+    start,
+    with_cluster,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
@@ -36,22 +46,15 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 @pytest.fixture(scope="session")
 def reference(small_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the same experiment run by the serial executor."""
-    config = load_config(str(small_yaml))
-    run = experiment.create_run(config, tmp_path_factory.mktemp("serial"))
-    split = experiment.prepare_data(config, lambda *_: None)
-    list(experiment.execute(run, split, SerialExecutor))
-    return run.folder
+    return run_serially(load_config(str(small_yaml)), tmp_path_factory.mktemp("serial"))
 
 
-@pytest.mark.parametrize(("slots", "max_live_clients"), [(1, 8), (3, 2)])
+@pytest.mark.parametrize(("slots", "max_live_clients"), [(1, 8), (2, 1)])
 def test_serial_equals_ray_for_any_number_of_slots(
     slots: int, max_live_clients: int, small: ExperimentConfig, reference: Path, tmp_path: Path
 ) -> None:
     run = experiment.create_run(small, tmp_path)
-    split = experiment.prepare_data(small, lambda *_: None)
-    cluster = ClusterConfig(slots=slots, max_live_clients=max_live_clients)
-    start = partial(experiment.execute, run, split, partial(RayExecutor, config=cluster))
-    events = list(driver.drive(start))
+    events = drive(run, with_cluster(small, slots=slots, max_live_clients=max_live_clients))
     assert [e.round_idx for e in events if isinstance(e, experiment.RoundRecorded)] == [0, 1, 2, 3]
     assert_equal_runs(reference, run.folder)
     assert facts(run.folder)["runs"]["status"].tolist() == ["finished"]
@@ -71,21 +74,19 @@ def test_what_clients_remember_survives_a_stop(
     small_yaml: Path, tmp_path: Path, setting: str
 ) -> None:
     config = load_config(str(small_yaml), [setting, "algorithm.lambda_hifr=0.5"])
-    split = experiment.prepare_data(config, lambda *_: None)
-    whole = experiment.create_run(config, tmp_path / "serial")
-    list(experiment.execute(whole, split, SerialExecutor))
+    whole = run_serially(config, tmp_path / "serial")
     # Nothing of it stays in memory, so all goes through files.
-    cluster = ClusterConfig(slots=2, client_state_bytes=0)
-    stopped = experiment.create_run(
-        config.model_copy(update={"cluster": cluster}), tmp_path / "ray"
-    )
+    config = with_cluster(config, slots=2, client_state_bytes=0)
+    stopped = experiment.create_run(config, tmp_path / "ray")
     for last in (2, 3):
-        events = experiment.execute(stopped, split, partial(RayExecutor, config=cluster))
-        for event in events:
-            if isinstance(event, experiment.RoundRecorded) and event.round_idx == last == 2:
-                events.close()
-                break
-    assert_equal_runs(whole.folder, stopped.folder)
+        with placed(config.cluster) as where:
+            stop = threading.Event()
+            events = start(stopped, split_of(config), config.cluster, where, RayExecutor, stop)
+            for event in events:
+                if isinstance(event, experiment.RoundRecorded) and event.round_idx == last == 2:
+                    events.close()  # type: ignore[attr-defined]
+                    break
+    assert_equal_runs(whole, stopped.folder)
     assert list((stopped.folder / "checkpoints").glob("client-*"))
 
 
@@ -96,14 +97,16 @@ def test_a_client_killed_in_mid_round_costs_an_attempt_and_no_bit(
     params = {"params": flatten(build_fresh(small.model))}
     states = ClientStates()
     tasks = [ClientTask(client_id=i, round_idx=1, num_rounds=1, seed=i) for i in (2, 0)]
-    expected = {
-        o.report.client_id: o for o in SerialExecutor(clients).run_round(tasks, params, states)
-    }
+    done = SerialExecutor(clients).run_round(tasks, params, states)
+    expected = {o.report.client_id: o for o in done if isinstance(o, ClientOutcome)}
     victim = 2
-    executor = Killing(clients, ClusterConfig(slots=2), victim)
-    outcomes = {o.report.client_id: o for o in executor.run_round(tasks, params, states)}
-    executor.thread.join()
-    executor.close()
+    Killing.victim = victim
+    with executor_of(clients, ClusterConfig(slots=2), Killing) as executor:
+        found = list(executor.run_round(tasks, params, states))
+        executor.thread.join()
+    (fault,) = (one for one in found if isinstance(one, Fault))
+    assert (fault.client_id, fault.kind, fault.attempt, fault.final) == (victim, "died", 1, False)
+    outcomes = {o.report.client_id: o for o in found if not isinstance(o, Fault)}
     assert executor.was_training, "the client was killed before or after its training"
     assert outcomes[victim].attempts == 2
     assert outcomes[0].attempts == 1
@@ -112,33 +115,32 @@ def test_a_client_killed_in_mid_round_costs_an_attempt_and_no_bit(
         assert outcome.report.loss == expected[client_id].report.loss
 
 
-def test_a_client_that_keeps_dying_ends_the_round(small: ExperimentConfig) -> None:
+def test_a_client_that_keeps_dying_is_given_up(small: ExperimentConfig) -> None:
     clients = clients_of(small, steps=60)
     params = {"params": flatten(build_fresh(small.model))}
-    states = ClientStates()
     tasks = [ClientTask(client_id=1, round_idx=1, num_rounds=1, seed=0)]
-    executor = Killing(clients, ClusterConfig(slots=1, max_retries=0), 1)
-    with pytest.raises(RuntimeError, match="the process of client 1 died 1 times in round 1"):
-        list(executor.run_round(tasks, params, states))
-    executor.close()
+    Killing.victim = 1
+    with executor_of(clients, ClusterConfig(slots=1, max_retries=0), Killing) as executor:
+        (fault,) = executor.run_round(tasks, params, ClientStates())
+    assert fault.final
+    assert re.match(r"client 1 in round 1: ActorDiedError: .* \(start 1 of 1\)", fault.message)
 
 
 def test_a_client_sees_its_own_clips_alone(small: ExperimentConfig) -> None:
     clients = clients_of(small)
-    executor = RayExecutor(clients, ClusterConfig())
     sent = list[Any]()
 
     class Spy:
         def options(self, **_: Any) -> Spy:
             return self
 
-        def remote(self, *arguments: Any) -> str:
+        def remote(self, *arguments: Any) -> Any:
             sent.append(arguments)
-            return "actor"
+            return MagicMock()
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray, "remote", lambda _: Spy())
-        executor._start(3)
+    with executor_of(clients, ClusterConfig()) as executor:
+        executor._remote = Spy()
+        executor._start(3, executor._places[0])
     ((own, client_id),) = sent
     assert client_id == 3
     assert own.clips == (clients.clips[3],)
@@ -158,10 +160,9 @@ def test_a_clients_process_knows_no_other_clip_and_only_numbers_leave_it(
     small: ExperimentConfig,
 ) -> None:
     clients = clients_of(small)
-    executor = RayExecutor(clients, ClusterConfig(slots=2))
     params = flatten(build_fresh(small.model))
     tasks = [ClientTask(client_id=i, round_idx=1, num_rounds=1, seed=i) for i in (0, 2)]
-    try:
+    with executor_of(clients, ClusterConfig(slots=2)) as executor:
         for outcome in executor.run_round(tasks, {"params": params}, ClientStates()):
             client_id = outcome.report.client_id
             fields = dataclasses.asdict(outcome.report)
@@ -171,12 +172,10 @@ def test_a_clients_process_knows_no_other_clip_and_only_numbers_leave_it(
             assert update.upload["params"].shape == params.shape
             assert update.state == {}
             actor = executor._actors[client_id]
-            known, mapped = ray.get(actor.__ray_call__.remote(look_around))
+            known, mapped = ray.get(actor.handle.__ray_call__.remote(look_around))
             own = {clip.clip_id for clip in clients.clips[client_id]}
             assert known == own
             assert mapped <= own
-    finally:
-        executor.close()
 
 
 def test_a_mistake_inside_a_client_reaches_the_user_as_itself(
@@ -189,38 +188,45 @@ def test_a_mistake_inside_a_client_reaches_the_user_as_itself(
         update={"model": small.model.model_copy(update={"channels": 32, "blocks": 20})}
     )
     run = experiment.create_run(hot, tmp_path)
-    split = experiment.prepare_data(hot, lambda *_: None)
-    start = partial(experiment.execute, run, split, partial(RayExecutor, config=hot.cluster))
     with pytest.raises(UserError, match=r"^the loss of client \d is (nan|inf) in round 1"):
-        list(driver.drive(start))
+        drive(run, hot)
     assert load_results(run.folder).runs["status"].tolist() == ["failed"]
 
 
-def test_what_the_cluster_lacks_is_said_at_once(small: ExperimentConfig) -> None:
-    with pytest.raises(UserError, match=r"cluster\.gpu_share = 0\.5, but this Ray cluster has no"):
-        RayExecutor(clients_of(small), ClusterConfig(gpu_share=0.5))
+def test_what_the_cluster_lacks_is_said_at_once() -> None:
+    lacking = {
+        r"cluster\.gpu_share = 0\.5, but this Ray cluster has no GPU": {"gpu_share": 0.5},
+        r"cluster\.accelerator = H100, but this Ray cluster has no H100": {"accelerator": "H100"},
+        r"the run asks for \d+ CPU \(lower cluster\.slots = 99 or": {"slots": 99},
+    }
+    for message, settings in lacking.items():
+        with pytest.raises(UserError, match=message), placed(ClusterConfig(**settings)):
+            pass
 
 
-def clients_of(config: ExperimentConfig, **local: Any) -> Clients:
-    split = experiment.prepare_data(config, lambda *_: None)
-    dealt = split.clients
-    changed = config.local.model_copy(update=local)
-    return Clients(config.model, config.algorithm, changed, dealt)
+def test_what_others_hold_is_said_after_a_while() -> None:
+    config = ClusterConfig(slots=1)
+    impatient = ClusterConfig(slots=1, placement_timeout_s=0.5)
+    refused = pytest.raises(UserError, match=r"after 0\.5 s others still hold too much.*1 CPU;")
+    with placed(config), refused, placed(impatient):
+        pass
 
 
 class Killing(RayExecutor):
     """Kills the process of one client with SIGKILL, once, while it trains."""
 
-    def __init__(self, clients: Clients, config: ClusterConfig, victim: int) -> None:
-        super().__init__(clients, config)
-        self.victim, self.was_training = victim, False
+    victim = 0
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.was_training = False
         self.thread = threading.Thread(target=lambda: None)
 
-    def _start(self, client_id: int) -> Any:
-        actor = super()._start(client_id)
+    def _start(self, client_id: int, place: Place) -> Any:
+        actor = super()._start(client_id, place)
         if client_id == self.victim and self.thread.ident is None:
             # Asked before the task is sent: an actor answers its calls in order.
-            pid = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
+            pid = ray.get(actor.handle.__ray_call__.remote(lambda _: os.getpid()))
             self.thread = threading.Thread(target=self._kill, args=(pid,))
             self.thread.start()
         return actor

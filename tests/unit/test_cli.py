@@ -12,6 +12,8 @@ import yaml
 from safetensors import safe_open
 
 from fedvsr import cli, load_results, models
+from fedvsr.algorithms import reference
+from fedvsr.lookup import names
 from tests.conftest import moving_texture, write_video
 
 
@@ -32,13 +34,27 @@ def test_help_names_every_command_and_its_options(capsys: pytest.CaptureFixture[
     assert fedvsr("--help") == 0
     text = capsys.readouterr().out
     commands = ["run", "upscale", "evaluate", "data", "presets", "config", "show", "list"]
-    commands += ["submit", "jobs", "logs", "stop", "fetch", "doctor"]
+    commands += ["algorithms", "submit", "jobs", "logs", "stop", "fetch", "doctor", "tune"]
+    commands += ["report", "watch", "export"]
     for command in commands:
         assert re.search(rf"\b{command}\b +[A-Z]", text), f"{command} has no help line"
         assert fedvsr(command, "--help") == 0
         assert "Usage" in capsys.readouterr().out
     assert fedvsr("--version") == 0
     assert capsys.readouterr().out.startswith("fedvsr ")
+
+
+def test_algorithms_are_listed_with_what_they_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fedvsr("algorithms") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines if not line.startswith(" ")} == {
+        "algorithm",
+        *names("fedvsr.algorithms"),
+    }
+    (scaffold,) = (line.split() for line in lines if line.startswith("scaffold"))
+    assert scaffold[1:5] == ["control", "control", "2x", "2x"]
+    assert fedvsr("algorithms", "--markdown") == 0
+    assert capsys.readouterr().out == reference()
 
 
 def test_presets_and_config(capsys: pytest.CaptureFixture[str]) -> None:

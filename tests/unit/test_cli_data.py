@@ -147,6 +147,10 @@ def test_mistakes_cost_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
         f"--out {here}/x.jpg is no .png file in a folder that is there",
         *("preview", f"{here}/out", "--out", f"{here}/x.jpg"),
     )
+    refused(
+        f"--plot {here}/no/x.png is no .png file in a folder that is there",
+        *("partition", "demo", "--plot", f"{here}/no/x.png"),
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import threading
 from pathlib import Path
 
 import numpy as np
 
-from fedvsr import experiment, models
+from fedvsr import execution, experiment, models
 from fedvsr.config import ExperimentConfig, load_config
 from fedvsr.data.split import Split
 from fedvsr.experiment import RoundRecorded, RunStarted
@@ -36,7 +38,7 @@ def test_a_run_starts_from_the_weights_it_is_given(small: ExperimentConfig, tmp_
 
 
 def notes(config: ExperimentConfig, *overlap: str) -> tuple[str, ...]:
-    return experiment._notes(config, Split((), (), (), overlap))
+    return execution._notes(config, Split((), (), (), overlap))
 
 
 def test_a_run_says_that_flow_starts_from_scratch() -> None:
@@ -48,3 +50,17 @@ def test_a_run_says_that_flow_starts_from_scratch() -> None:
     assert "freeze_steps" not in note
     assert notes(load_config("rvrt", [video, "model.flow_weights=a.pth"])) == ()
     assert notes(load_config("demo")) == ()
+
+
+def test_a_look_at_a_runs_status_does_not_keep_it_from_starting(
+    small: ExperimentConfig, tmp_path: Path
+) -> None:
+    run = experiment.create_run(small, tmp_path)
+    events = experiment.execute(
+        run, experiment.prepare_data(small, lambda *_: None), SerialExecutor
+    )
+    with (run.folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        threading.Timer(0.3, fcntl.flock, (file, fcntl.LOCK_UN)).start()
+        assert isinstance(next(events), experiment.RunStarted)
+    events.close()

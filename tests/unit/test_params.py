@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedvsr.params import ParamTable, flatten, load_flat, weighted_sum
+from fedvsr.params import ParamTable, flatten, join_tensors, load_flat, weighted_sum
 
 
 class Net(nn.Module):
@@ -47,6 +47,23 @@ def test_a_vector_is_a_copy() -> None:
     np.testing.assert_array_equal(vector, before)
 
 
+def test_joining_takes_any_layout_and_kind_of_float() -> None:
+    wide = torch.arange(6.0).reshape(2, 3).requires_grad_()
+    joined = join_tensors([wide.T, torch.tensor(7.0, dtype=torch.float64), torch.ones(2).half()])
+    assert joined.dtype == np.float32
+    np.testing.assert_array_equal(joined, [0, 3, 1, 4, 2, 5, 7, 1, 1])
+
+
+def test_loading_keeps_a_parameter_where_and_as_it_lies() -> None:
+    net = nn.Conv2d(2, 2, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    vector = np.arange(ParamTable.of(net).size, dtype=np.float32)
+    vector.flags.writeable = False
+    address, strides = net.weight.data_ptr(), net.weight.stride()
+    load_flat(net, vector)
+    assert (net.weight.data_ptr(), net.weight.stride()) == (address, strides)
+    np.testing.assert_array_equal(flatten(net), vector)
+
+
 def test_mismatch_names_the_first_tensor() -> None:
     table, other = ParamTable.of(Net()), ParamTable.of(nn.Linear(3, 2))
     with pytest.raises(ValueError, match=r"tensor 0 is weight \[2, 3\] there and layer\.weight"):
@@ -57,14 +74,18 @@ def test_mismatch_names_the_first_tensor() -> None:
 
 def test_weighted_sum_is_in_order_and_spans_chunks() -> None:
     rng = np.random.default_rng(0)
-    vectors = [rng.standard_normal((1 << 18) + 5).astype(np.float32) for _ in range(3)]
+    vectors = [rng.standard_normal((1 << 20) + 5).astype(np.float32) for _ in range(3)]
     weights = [0.2, 0.3, 0.5]
-    expected = sum(np.float32(w) * v for w, v in zip(weights, vectors, strict=True))
-    np.testing.assert_allclose(weighted_sum(iter(vectors), weights), expected, atol=1e-6)
+    expected = np.zeros_like(vectors[0])
+    for weight, vector in zip(weights, vectors, strict=True):
+        expected += np.float32(weight) * vector
+    np.testing.assert_array_equal(weighted_sum(iter(vectors), weights), expected)
     # 1e8 + 1 - 1e8 is 0 or 1 in float32, by the order of the sum.
     big, one = np.full(1, 1e8, np.float32), np.ones(1, np.float32)
     assert weighted_sum([big, one, -big], [1, 1, 1]) == 0
     assert weighted_sum([big, -big, one], [1, 1, 1]) == 1
+    # A sum begins at +0: there is no -0 in one.
+    assert not np.signbit(weighted_sum([-np.zeros(1, np.float32)], [1]))
     with pytest.raises(ValueError, match="argument"):
         weighted_sum(vectors, weights[:2])
     with pytest.raises(ValueError, match="no vectors"):

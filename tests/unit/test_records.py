@@ -18,12 +18,10 @@ IDENTITY = {"config_hash": "c", "seed": 1, "fedvsr_version": "v", "git_commit": 
 def write(folder: Path, round_idx: int, loss: float) -> None:
     records = RunRecords(folder, {"run_id": folder.name, **IDENTITY})
     score = {"clip_id": "a", "channel": "rgb", "num_frames": 2, "psnr_db": 30.0, "ssim": 0.9}
-    rows = {
-        "rounds": [{"num_sampled": 1, "loss": loss}],
-        "clients": [{"client_id": 0, "loss": loss}, {"client_id": 3, "loss": loss}],
-        "evaluations": [{**score, "bicubic_psnr_db": 29.0, "bicubic_ssim": 0.8}],
-    }
-    records.write_round(round_idx, rows)  # type: ignore[arg-type]
+    clients = [{"client_id": 0, "loss": loss}, {"client_id": 3, "loss": loss}]
+    records.write_round(round_idx, {"num_sampled": 1, "loss": loss}, clients)
+    bicubic = {"bicubic_psnr_db": 29.0, "bicubic_ssim": 0.8}
+    records.write_scores(round_idx, {"psnr_db": 30.0, "evaluate_s": 1.0}, [{**score, **bicubic}])
     records.write_run({"name": folder.name, "status": "running"})
 
 
@@ -37,6 +35,37 @@ def test_rounds_add_up_and_a_repeated_round_replaces_its_rows_alone(tmp_path: Pa
     clients = pd.read_parquet(tmp_path / "clients.parquet")
     assert clients["client_id"].tolist() == [0, 3] * 3
     assert list(tmp_path.glob(".*")) == [], "nothing half-written is left"
+
+
+def test_a_round_is_there_before_its_scores_are(tmp_path: Path) -> None:
+    records = RunRecords(tmp_path, IDENTITY)
+    records.begin_round(0, None)
+    records.write_round(1, {"num_sampled": 2}, [{"client_id": 0}])
+    reopened = RunRecords(tmp_path, IDENTITY)
+    assert [reopened.has_scores(i) for i in (0, 1, 2)] == [False, False, False]
+    row = {"clip_id": "a", "psnr_db": 30.0}
+    reopened.write_scores(1, {"psnr_db": 30.0, "evaluate_s": 1.0}, [row])
+    reopened.begin_round(1, None)
+    rounds = pd.read_parquet(tmp_path / "rounds.parquet")
+    assert rounds["num_sampled"].tolist() == [0, 2], "a round that is there must stay"
+    assert rounds["psnr_db"].fillna(0).tolist() == [0, 30.0]
+    assert RunRecords(tmp_path, IDENTITY).has_scores(1)
+    # A round that is repeated loses its scores until they are made again.
+    reopened.write_round(1, {"num_sampled": 2}, [{"client_id": 0}])
+    assert not reopened.has_scores(1)
+    reopened.write_scores(1, {"evaluate_s": 1.0}, [row])
+    assert len(pd.read_parquet(tmp_path / "evaluations.parquet")) == 1
+
+
+def test_faults_stay_where_rounds_are_repeated(tmp_path: Path) -> None:
+    records = RunRecords(tmp_path, IDENTITY)
+    fault = {"round_idx": 1, "client_id": 3, "kind": "died", "message": "m", "final": False}
+    for _ in range(2):
+        records.write_round(1, {"num_sampled": 1}, [])
+        records.add_fault(fault)
+    records.write_round(1, {"num_sampled": 1}, [])
+    assert RunRecords(tmp_path, IDENTITY).last_evaluation() == {}
+    assert pd.read_parquet(tmp_path / "faults.parquet")["client_id"].tolist() == [3, 3]
 
 
 def test_all_runs_read_as_one_data_set(tmp_path: Path) -> None:
@@ -61,7 +90,7 @@ def test_all_runs_read_as_one_data_set(tmp_path: Path) -> None:
 def test_files_carry_their_schema_and_units(tmp_path: Path) -> None:
     write(tmp_path, 1, 0.5)
     schema = pq.read_schema(tmp_path / "evaluations.parquet")
-    assert schema.metadata[b"schema_version"] == b"3"
+    assert schema.metadata[b"schema_version"] == b"4"
     assert schema.field("psnr_db").metadata[b"unit"] == b"dB"
     for name, table in SCHEMAS.items():
         for field in table:

@@ -33,7 +33,7 @@ def algorithm(request: pytest.FixtureRequest) -> FedAvg:
 
 def report(client_id: int, loss: float, num_samples: int = 4) -> ClientReport:
     return ClientReport(
-        client_id, 1, num_samples, 2, loss, loss, 0.1, loss, 0.1, 2.0, update_norm=1.0
+        client_id, 1, num_samples, 2, loss, loss, 0.1, loss, 0.1, 2.0, lipschitz=1, update_norm=1
     )
 
 
@@ -151,11 +151,15 @@ def test_a_round_of_training_is_whole_and_repeats(
 
 
 def test_a_round_lowers_the_loss(algorithm: FedAvg, small: ExperimentConfig) -> None:
-    """Six clients of one clip each, from a network whose last layer is off by noise."""
+    """Six clients of one clip each, from a network whose last layer is off by noise.
+
+    FedAvg takes 20 % off. Server optimisers begin slowly by design; a method that hardly moves at
+    all is set wrongly.
+    """
     clips = prepare_data(small, lambda *_: None).train[:6]
     local = small.local.model_copy(update={"steps": 8, "lr": 2e-3})
-    trainer = LocalTrainer(small.model, algorithm.config, local)
     torch.manual_seed(0)
+    trainer = LocalTrainer(small.model, algorithm.config, local)
     torch.nn.init.normal_(trainer.network.to_pixels.bias, std=0.05)
     server = start(algorithm, flatten(trainer.network))
     shared = {name: server[name] for name in algorithm.broadcast}
@@ -170,14 +174,15 @@ def test_a_round_lowers_the_loss(algorithm: FedAvg, small: ExperimentConfig) -> 
         after = [
             loss_on(trainer, u.state["params"], [c]) for u, c in zip(updates, clips, strict=True)
         ]
-        assert sum(after) / len(after) < before
+        assert sum(after) / len(after) < 0.9 * before
         return
     weights = algorithm.weights(reports, 5)
     uploads = [{n: incoming(v, server["params"]) for n, v in u.upload.items()} for u in updates]
     this = Round(1, 5, 6, 6, ParamTable.of(trainer.network).slices())
     aggregated = algorithm.aggregate(uploads, weights, server, this)
     moved = algorithm.server_step(server, aggregated.vectors, this)
-    assert loss_on(trainer, moved["params"], clips) < before
+    part = 0.98 if "second_moment" in algorithm.server_state else 0.9
+    assert loss_on(trainer, moved["params"], clips) < part * before
 
 
 def loss_on(trainer: LocalTrainer, params: FloatVector, clips: Sequence[Clip]) -> float:

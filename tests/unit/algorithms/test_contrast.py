@@ -65,6 +65,8 @@ def test_fedsr_looks_where_the_detail_is() -> None:
     # All detail on the left: z is the left pixel, which sees what the global network sees.
     assert pulled(1, 0) == pytest.approx(math.log(1 + math.exp(-2)), rel=1e-4)
     assert pulled(0, 1) == pytest.approx(math.log(1 + math.exp(2)), rel=1e-4)
+    # Twice the contrast, twice the weight: z = (2, 1) / 3, cosines 2 / sqrt(5) and 1 / sqrt(5).
+    assert pulled(2, 1) == pytest.approx(math.log(1 + math.exp(-2 / math.sqrt(5))), rel=1e-4)
     # Alike, or nowhere: the plain mean (0.5, 0.5), as near to the one as to the other.
     assert pulled(1, 1) == pytest.approx(math.log(2), rel=1e-5)
     assert pulled(0, 0) == pytest.approx(math.log(2), rel=1e-5)

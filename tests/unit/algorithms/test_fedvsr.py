@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from fedvsr import algorithms
 from fedvsr.algorithms._base import Batch, mix_by_hellinger
 from fedvsr.algorithms.fedvsr import Algorithm, Config
+from fedvsr.lookup import load
 from fedvsr.losses import high_frequency
 from fedvsr.messages import ClientReport
 
@@ -77,6 +79,25 @@ def test_local_loss_is_eq_11() -> None:
             Batch(torch.tensor(3.0), sr, gt)
         ),
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "detail"),
+    [
+        # Losses 1 and 3, of 1 and 4 samples, in round 5 of 10: 1/3 to the half, or whole.
+        ("f_ala", [3**0.5 / (1 + 3**0.5), 1 / (1 + 3**0.5)], 0),
+        ("f_gla", [3 / 4, 1 / 4], 0),
+        ("f_hifr", [1 / 5, 4 / 5], 1),
+        ("fedvsr", [3**0.5 / (1 + 3**0.5), 1 / (1 + 3**0.5)], 1),
+    ],
+)
+def test_ablations(name: str, weights: list[float], detail: int) -> None:
+    ablation = algorithms.build(load("fedvsr.algorithms", name).Config())
+    reports = [report(1.0, 5, num_samples=1), report(3.0, 5, num_samples=4)]
+    assert ablation.weights(reports, 10) == pytest.approx(weights)
+    sr, gt = torch.rand(1, 2, 3, 4, 4), torch.rand(1, 2, 3, 4, 4)
+    loss = ablation.local_loss(Batch(torch.tensor(3.0), sr, gt))
+    assert loss.item() == pytest.approx(3 + detail * high_frequency(sr, gt).item())
 
 
 def test_refusals() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fedvsr import algorithms
+from fedvsr.algorithms import _robust, krum
 from fedvsr.algorithms._base import FedAvg, start
 from fedvsr.algorithms._robust import sorted_rows
 from fedvsr.errors import UserError
@@ -47,23 +48,24 @@ def test_fedavgm() -> None:
 
 
 def test_fedadagrad() -> None:
-    # m = .01, v = .01, w = .01 / (.1 + .1) = .05; m = .019, v = .02.
-    expected = [0.05, 0.05 + 0.019 / (math.sqrt(0.02) + 0.1)]
+    # m = .01, v = tau^2 + .01 = .02; m = .019, v = .03.
+    first = 0.01 / (math.sqrt(0.02) + 0.1)
+    expected = [first, first + 0.019 / (math.sqrt(0.03) + 0.1)]
     assert two_steps(build("fedadagrad", server_lr=1, tau=0.1)) == pytest.approx(expected)
 
 
 def test_fedadam() -> None:
-    # b2 = .5: v = .005, then .0075.
-    first = 0.01 / (math.sqrt(0.005) + 0.1)
-    expected = [first, first + 0.019 / (math.sqrt(0.0075) + 0.1)]
-    assert two_steps(build("fedadam", server_lr=1, tau=0.1, beta_2=0.5)) == pytest.approx(expected)
+    # tau^2 = .04, b2 = .5: v = .02 + .005, then .0125 + .005.
+    first = 0.01 / (math.sqrt(0.025) + 0.2)
+    expected = [first, first + 0.019 / (math.sqrt(0.0175) + 0.2)]
+    assert two_steps(build("fedadam", server_lr=1, tau=0.2, beta_2=0.5)) == pytest.approx(expected)
 
 
 def test_fedyogi() -> None:
-    # b2 = .5, D^2 = .01: v = 0 + .005, then .005 + .005, as v < D^2; then it stays.
-    first = 0.01 / (math.sqrt(0.005) + 0.1)
-    expected = [first, first + 0.019 / (math.sqrt(0.01) + 0.1)]
-    assert two_steps(build("fedyogi", server_lr=1, tau=0.1, beta_2=0.5)) == pytest.approx(expected)
+    # tau^2 = .0025, b2 = .5, D^2 = .01: v = .0025 + .005, as v < D^2, then .0125.
+    first = 0.01 / (math.sqrt(0.0075) + 0.05)
+    expected = [first, first + 0.019 / (math.sqrt(0.0125) + 0.05)]
+    assert two_steps(build("fedyogi", server_lr=1, tau=0.05, beta_2=0.5)) == pytest.approx(expected)
     algorithm: Any = build("fedyogi", beta_2=0.5)
     shrunk = algorithm.second_moment(np.float32([0.04]), np.float32([0.01]))
     assert shrunk == pytest.approx([0.035])
@@ -80,15 +82,36 @@ def test_fednova() -> None:
     assert result.vectors["params"] == pytest.approx([4])
 
 
+def test_loss_aware_weights_go_with_other_servers() -> None:
+    # Losses 1 and 3 in the first of 10 rounds, alpha 1 without decay: 3/4 and 1/4.
+    reports = [
+        ClientReport(i, 1, 1, 1, loss, loss, 0.0, effective_steps=steps)
+        for i, (loss, steps) in enumerate(((1.0, 1.0), (3.0, 3.0)))
+    ]
+    for name in ("fedadam", "fedyogi", "fedadagrad", "fedavgm", "scaffold", "fedprox", "fisher"):
+        weights = build(name, weights="loss_aware", decay="none").weights(reports, 10)
+        assert weights == pytest.approx([3 / 4, 1 / 4]), name
+    # FedNova: tau_eff = 3/4 * 1 + 1/4 * 3 = 1.5; 1.5 * .75 / 1 and 1.5 * .25 / 3.
+    weights = build("fednova", weights="loss_aware", decay="none").weights(reports, 10)
+    assert weights == pytest.approx([1.125, 0.125])
+    # Those that weigh by themselves refuse.
+    for name in ("qffl", "krum", "fedmedian", "trimmed_mean"):
+        with pytest.raises(ValueError, match="weights"):
+            build(name, weights="loss_aware")
+
+
 def test_qffl() -> None:
-    # q = 1, lr = .5, L = 2. Losses 1 and 3, |w - w_k| = 1 and 2:
+    # q = 1, L = 2, the mean of 1.5 and 2.5. Losses 1 and 3, |w - w_k| = 1 and 2:
     # F^q L = 2, 6; h = 1 * 4 * 1 + 2 = 6 and 1 * 4 * 4 + 6 = 22; weights 2 / 28 and 6 / 28.
     reports = [
-        report(first_loss=1.0, lr=0.5, update_norm=1.0),
-        report(first_loss=3.0, lr=0.5, update_norm=2.0),
+        report(first_loss=1.0, lipschitz=1.5, update_norm=1.0),
+        report(first_loss=3.0, lipschitz=2.5, update_norm=2.0),
     ]
     assert build("qffl").weights(reports, 10) == pytest.approx([2 / 28, 6 / 28])
     assert build("qffl", q=0).weights(reports, 10) == pytest.approx([0.5, 0.5])
+    # q = 2, L = 1: F^q L = 1, 9; h = 2 * 1 * 1 + 1 = 3 and 2 * 3 * 4 + 9 = 33.
+    weights = build("qffl", q=2, lipschitz=1).weights(reports, 10)
+    assert weights == pytest.approx([1 / 36, 9 / 36])
 
 
 def test_median_and_trimmed_mean_shrug_off_a_liar() -> None:
@@ -100,6 +123,38 @@ def test_median_and_trimmed_mean_shrug_off_a_liar() -> None:
     # A quarter of four at either end: (2 + 3) / 2 and (5 + 6) / 2.
     result = build("trimmed_mean", beta=0.25).aggregate(uploads, [0.25] * 4, server, THIS)
     assert result.vectors["params"].tolist() == [2.5, 5.5]
+
+
+def test_medians_and_means_of_odd_numbers() -> None:
+    uploads = vectors([5], [1], [9], [2], [4])
+    server = vectors([0])[0]
+    found = build("fedmedian").aggregate(uploads, [0.2] * 5, server, THIS)
+    assert found.vectors["params"].tolist() == [4]
+    # floor(.4 * 5) = 2 at either end leave 4; floor(.3 * 5) = 1 leaves (2 + 4 + 5) / 3.
+    for beta, mean in ((0.4, 4), (0.3, 11 / 3)):
+        found = build("trimmed_mean", beta=beta).aggregate(uploads, [0.2] * 5, server, THIS)
+        assert found.vectors["params"] == pytest.approx([mean])
+
+
+def test_chunks_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Ten coordinates by fours: the last chunk is short.
+    for module in (_robust, krum):
+        monkeypatch.setattr(module, "CHUNK", 4)
+    rows = np.random.default_rng(0).random((5, 10), np.float32)
+    rows[3] = rows[:3].mean(axis=0)
+    # Which the last chunk alone would not say.
+    rows[:, :8] *= 10
+    rows[3, 8:] += 1
+    expected = {
+        "fedmedian": np.median(rows, axis=0),
+        "trimmed_mean": np.sort(rows, axis=0)[1:4].mean(axis=0),
+        # The mean of three is the nearest of all to its two neighbours.
+        "krum": rows[3],
+    }
+    for name, vector in expected.items():
+        uploads = [{"params": row} for row in rows]
+        found = build(name).aggregate(uploads, [0.2] * 5, uploads[0], THIS)
+        np.testing.assert_allclose(found.vectors["params"], vector, rtol=1e-6)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 16, 17])
@@ -125,4 +180,6 @@ def test_a_large_mu_is_remarked_on() -> None:
     config: Any = build("fedprox").config
     assert config.mu == 1e-3
     assert config.notes() == ()
+    assert build("fedadam", mu=0.01).config.notes() == ()
+    assert "mu = 0.011 is large" in build("fedadam", mu=0.011).config.notes()[0]
     assert "mu = 0.1 is large" in build("fedprox", mu=0.1).config.notes()[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from collections import namedtuple
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +17,8 @@ from fedvsr.data.clips import Frames
 from fedvsr.data.colour import Colour
 from tests.conftest import moving_texture
 
+# What shutil.disk_usage returns.
+Usage = namedtuple("Usage", "total used free")
 SOFT = (moving_texture(12, 32, 48) * 0.5 + 60).astype(np.uint8)
 
 
@@ -55,6 +59,27 @@ def write_clip(
             for part in [*resampler.resample(tone), *resampler.resample(None)]:
                 out.mux(audio.encode(part))
             out.mux(audio.encode())
+    return path
+
+
+def garble(path: Path, begin: float = 0.5, count: int = 400) -> Path:
+    """Overwrite bytes in the middle of a video: it decodes, with frames that are made up."""
+    data = bytearray(path.read_bytes())
+    at = int(len(data) * begin)
+    data[at : at + count] = np.random.default_rng(0).bytes(count)
+    path.write_bytes(data)
+    return path
+
+
+def turn(path: Path) -> Path:
+    """Write a quarter of a turn into an mp4's track header: players show it on its side."""
+    one = 1 << 16
+    upright = struct.pack(">9i", one, 0, 0, 0, one, 0, 0, 0, 1 << 30)
+    turned = struct.pack(">9i", 0, one, 0, -one, 0, 0, 0, 0, 1 << 30)
+    data = bytearray(path.read_bytes())
+    at = data.index(upright, data.index(b"tkhd"))
+    data[at : at + len(turned)] = turned
+    path.write_bytes(data)
     return path
 
 

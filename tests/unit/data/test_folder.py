@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from fedvsr.data.clips import Store
 from fedvsr.data.prepare import prepare
 from fedvsr.data.request import Request
 from fedvsr.errors import UserError
-from tests.unit.data.clips import write_clip, write_pictures
+from tests.unit.data.clips import garble, turn, write_clip, write_pictures
 from tests.unit.data.trees import texture
 
 
@@ -77,6 +79,15 @@ def test_odd_sizes_grey_and_transparent_pictures(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_rotated_videos_stand_upright(tmp_path: Path) -> None:
+    root = tmp_path / "mine"
+    root.mkdir()
+    write_clip(root / "a.mp4", texture(0))
+    turn(write_clip(root / "b.mp4", texture(0)))
+    flat, turned = (clip.gt() for clip in made(root).clips)
+    np.testing.assert_array_equal(turned, np.rot90(flat, -1, (1, 2)))
+
+
 def test_frame_times_may_vary(tmp_path: Path) -> None:
     root = tmp_path / "mine"
     root.mkdir()
@@ -136,6 +147,11 @@ def damaged_video(root: Path) -> None:
     path.write_bytes(path.read_bytes()[:4000])
 
 
+def garbled_video(root: Path) -> None:
+    root.mkdir()
+    garble(write_clip(root / "p.mp4", texture(0, 40, 96, 128)))
+
+
 def same_name(root: Path) -> None:
     root.mkdir()
     for suffix in ("mp4", "mkv"):
@@ -155,6 +171,7 @@ def same_name(root: Path) -> None:
         (too_small, r"p is 24 x 3 pixels, below x4; remove it"),
         (no_video, r"p\.mp4 is not a readable video"),
         (damaged_video, r"p\.mp4 is (damaged after|truncated)"),
+        (garbled_video, r"p\.mp4 is damaged in frame \d+; copy or encode it again"),
         (same_name, r"p\.mkv and .*p\.mp4 would both be the clip p; rename one"),
     ],
 )  # fmt: skip
@@ -189,13 +206,45 @@ def test_folders_without_clips(tmp_path: Path) -> None:
         folder.recordings(tmp_path / "nowhere")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_no_permission(tmp_path: Path) -> None:
-    root = tmp_path / "mine"
-    one_frame(root)
-    (root / "p").chmod(0)
-    try:
-        with pytest.raises(UserError, match="p is not a readable folder: Permission denied"):
-            folder.recordings(root)
-    finally:
-        (root / "p").chmod(0o700)
+def without_rights(function: Callable[[], object]) -> str:
+    """The UserError of a function in a process that is not root's, whoever runs the tests."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            function()
+            os.write(writer, b"nothing was refused")
+        except BaseException as error:
+            os.write(writer, f"{type(error).__name__}: {error}".encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    with os.fdopen(reader) as file:
+        return file.read()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("p", "p is not a readable folder: Permission denied"),
+        ("p/0.png", "p/0.png is not a readable picture: Permission denied"),
+        ("v.mp4", "v.mp4 is not a readable video: Permission denied"),
+    ],
+)
+def test_no_permission(name: str, reason: str) -> None:
+    # Not pytest's own folder, which nobody else may enter.
+    with tempfile.TemporaryDirectory() as parent:
+        os.chmod(parent, 0o755)
+        root = Path(parent) / "mine"
+        write_pictures(root / "p", texture(0))
+        write_clip(root / "v.mp4", texture(0))
+        (root / name).chmod(0)
+        said = without_rights(lambda: folder.recordings(root))
+        (root / name).chmod(0o700)
+        assert said == f"UserError: {root}/{reason}"

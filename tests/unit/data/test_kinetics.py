@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from fedvsr.data import kinetics
-from fedvsr.data.clips import Clip, Store
+from fedvsr.data import prepare as preparation
+from fedvsr.data.clips import Clip, Store, checksum
 from fedvsr.data.kinetics import Choice
 from fedvsr.data.request import Request
 from fedvsr.errors import UserError
@@ -25,7 +26,7 @@ SMALL: dict[str, Any] = {
 
 def made(out: Path, root: Path, table: Path, workers: int = 2, **changes: Any) -> Store:
     choice = Choice(**SMALL | changes)
-    request = Request(out, "kinetics", 4, "bi", choice.settings())
+    request = Request(out, "kinetics", 4, "bi", choice.settings(), kinetics.PICKS)
     return kinetics.prepare(request, root, table, choice, workers)
 
 
@@ -105,6 +106,23 @@ def test_too_few_names_the_classes(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     write_clip(path, trees.texture(0, 4))
     assert len(made(tmp_path / "out", root, table).clips) == 4, "it goes on"
+
+
+def test_another_pick_goes_on_from_the_clips_that_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, table = trees.kinetics(tmp_path / "k", videos=3)
+    for path in sorted((root / "train" / "archery").iterdir())[:2]:
+        path.write_bytes(b"no video")
+    with pytest.raises(UserError, match=r"archery \(1 of 2\)"):
+        made(tmp_path / "out", root, table)
+    with pytest.raises(UserError, match=r"unfinished store with .* \(num_frames 4, not"):
+        made(tmp_path / "out", root, table, num_frames=3)
+    monkeypatch.setattr(preparation, "write_clip", lambda *_: pytest.fail("made anew"))
+    store = made(tmp_path / "out", root, table, clips_per_class=1)
+    assert [clip.label for clip in store.clips] == ["yoga", "archery"]
+    assert len(list((tmp_path / "out").glob("*.npy"))) == 4
+    assert {clip.sha256 for clip in store.clips} == {checksum(clip.gt()) for clip in store.clips}
 
 
 def test_rows_may_be_chosen_by_split_and_rate(tmp_path: Path) -> None:

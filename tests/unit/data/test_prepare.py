@@ -3,9 +3,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections import namedtuple
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,8 @@ from fedvsr.data.degrade import degrade
 from fedvsr.data.prepare import prepare
 from fedvsr.data.request import Request, existing
 from fedvsr.errors import UserError
-from tests.unit.data.clips import write_pictures
+from tests.unit.data.clips import Usage, write_pictures
 from tests.unit.data.trees import texture
-
-Usage = namedtuple("Usage", "total used free")
 
 
 @pytest.fixture
@@ -161,6 +160,37 @@ def test_the_first_error_stops_the_others(source: Path, monkeypatch: pytest.Monk
     with pytest.raises(UserError, match=r"c0/2\.png"):
         make(source)
     assert begun() == 1
+
+
+def test_an_error_stops_a_clip_that_is_being_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "in"
+    write_pictures(source / "bad", texture(0))
+    write_pictures(source / "long", texture(1, 200))
+    (source / "bad" / "1.png").write_bytes(b"")
+    begun, read = Event(), 0
+
+    def slowly(pairs: Iterable[Any]) -> Iterable[Any]:
+        nonlocal read
+        for pair in pairs:
+            begun.set()
+            time.sleep(0.01)
+            read += 1
+            yield pair
+
+    def write_clip(folder: Path, clip_id: str, label: str, pairs: Any, *how: Any) -> Any:
+        if clip_id == "bad":
+            assert begun.wait(60)
+        else:
+            pairs = slowly(pairs)
+        return clips.write_clip(folder, clip_id, label, pairs, *how)
+
+    monkeypatch.setattr(preparation, "write_clip", write_clip)
+    with pytest.raises(UserError, match=r"bad/1\.png is not a readable picture"):
+        make(source, workers=2)
+    assert 0 < read < 100
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_the_disk_is_looked_at_first(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,15 +50,39 @@ def test_held_out_clips_are_scored_on_and_not_trained_on(tmp_path: Path) -> None
         split(reds, held_out=["001", "zebra", "99"])
 
 
-@pytest.mark.parametrize("copied", [False, True])
-def test_training_on_test_clips_is_refused(tmp_path: Path, copied: bool) -> None:
-    """The same clips of the same data set, or the same pixels in another under other names."""
+@pytest.mark.parametrize("same", ["set", "pixels", "ids"])
+def test_training_on_test_clips_is_refused(tmp_path: Path, same: str) -> None:
+    """The same set, the same pixels under other names, or other frames of what has the name."""
     train = data_set(tmp_path / "train", "a", "b", "c")
-    test = data_set(tmp_path / "copy", "x", "y", seed=1) if copied else train
-    with pytest.raises(UserError, match=r"train on \d of the test clips \((x, y|a, b, c)\)"):
+    test, names = {
+        "set": lambda: (train, ("a", "b", "c")),
+        "pixels": lambda: (data_set(tmp_path / "copy", "x", "y", seed=1), ("x", "y")),
+        "ids": lambda: (data_set(tmp_path / "more", "b", "z", seed=50), ("b",)),
+    }[same]()
+    refused = rf"train on {len(names)} of the test clips \({', '.join(names)}\), by their ids or"
+    with pytest.raises(UserError, match=refused):
         split(train, test=[test])
     found = split(train, test=[test], allow_overlap=True)
-    assert found.overlap == (("x", "y") if copied else ("a", "b", "c"))
+    assert found.overlap == names
+
+
+def test_two_clips_of_one_id_are_refused(tmp_path: Path) -> None:
+    one, other = (data_set(tmp_path / name, "a", "b", seed=i) for i, name in enumerate("xy"))
+    third = data_set(tmp_path / "third", "c", "d", seed=9)
+    with pytest.raises(UserError, match=r"two clips a to train on, of .*/x and .*/y; rename what"):
+        split(one, other, test=[third])
+    with pytest.raises(UserError, match=r"two clips a to score on, of .*/x and .*/y; rename what"):
+        split(third, test=[one, other])
+
+
+def test_a_client_for_every_folder(tmp_path: Path) -> None:
+    own = data_set(tmp_path / "own", "v10-0", "v2-0", "v2-1", "v1-0", "v1-1", "v1-2")
+    for seed in (0, 1):
+        found = split(own, held_out=["v1-2"], partition="by_folder", num_clients=3, seed=seed)
+        dealt = [names(client) for client in found.clients]
+        assert dealt == [["v1-0", "v1-1"], ["v2-0", "v2-1"], ["v10-0"]]
+    with pytest.raises(UserError, match=r"each of the 3 folders .* set data\.num_clients = 3"):
+        split(own, held_out=["v1-2"], partition="by_folder", num_clients=2)
 
 
 def test_every_record_says_that_test_clips_were_trained_on(
@@ -82,7 +106,7 @@ def test_every_record_says_that_test_clips_were_trained_on(
     list(events)
     for name, table in load_results(run.folder).items():
         assert (table["num_overlap"] == 4).all(), name
-        assert len(table) > 0, name
+        assert len(table) > 0 or name == "faults", name
     partition = load_results(run.folder).partition
     assert partition.groupby("client_id")["label"].unique().map(list).tolist() in (
         [["cat"], ["dog"]],
@@ -116,7 +140,7 @@ def test_a_folder_of_videos_is_cut_at_the_first_run(tmp_path: Path) -> None:
     found = prepare(config, 0, lambda *step: told.append(step))
     assert [len(own) for own in found.clients] in ([2, 3], [3, 2])
     assert {clip.label for clip in found.train} == {"cat", "dog"}
-    assert told[-1] == ("own", 18, 18)
+    assert told[-1] == ("own (not prepared; this takes a while, once)", 18, 18)
     again = prepare(config, 0, lambda *step: pytest.fail("cut again"))
     assert again == found
 

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -13,6 +17,7 @@ from fedvsr.data.split import DataConfig, Split, prepare
 from fedvsr.data.videos import decode
 from fedvsr.errors import UserError
 from tests.conftest import moving_texture, write_video
+from tests.unit.data.clips import Usage, garble, turn, write_clip
 
 
 def prepared(tmp_path: Path, *paths: Path, **settings: Any) -> Split:
@@ -98,6 +103,58 @@ def test_a_truncated_stream_is_noticed(tmp_path: Path, video: Path) -> None:
     path.write_bytes(fast[: len(data[:mdat]) + len(shifted) + (moov - mdat) // 2])
     with pytest.raises(UserError, match=r"fast\.mp4 is (truncated|damaged)"):
         prepared(tmp_path, path)
+    assert list((tmp_path / "c").iterdir()) == []
+
+
+def test_frames_that_the_decoder_made_up_are_refused(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "v.mp4", moving_texture(40, 96, 128))
+    whole = list(decode(path))
+    garble(path)
+    with av.open(str(path)) as container:
+        made_up = list(container.decode(video=0))
+    assert len(made_up) == len(whole) == 40, "it decodes to the end"
+    with pytest.raises(UserError, match=r"v\.mp4 is damaged in frame \d+; copy or encode it"):
+        prepared(tmp_path, path)
+    assert list((tmp_path / "c").iterdir()) == []
+
+
+def test_a_video_is_turned_as_it_says(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "v.mp4", moving_texture(12, 32, 48))
+    flat = np.stack(list(decode(path)))
+    clip = prepared(tmp_path, turn(path)).train[0]
+    assert (clip.height, clip.width) == (48, 32)
+    np.testing.assert_array_equal(clip.gt(), np.rot90(flat, -1, (1, 2))[:4])
+
+
+def test_the_disk_is_looked_at_before_a_video_is_cut(
+    tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 10 clips of 4 frames, and 16 MiB for the rest.
+    needed = 10 * 4 * 3 * (48 * 64 + 12 * 16) + (16 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, needed - 1))
+    with pytest.raises(UserError, match=r"texture-\w+ needs 17\.2 MB, and its disk has 17\.2 MB"):
+        prepared(tmp_path, video)
+    assert list((tmp_path / "c").iterdir()) == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, needed))
+    assert prepared(tmp_path, video).train
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOSPC, r"the disk of .*c is full; make room and give the same command again$"),
+        (errno.EACCES, r"v\.npy cannot be used: Permission denied; see to it, then try again$"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(
+    tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(number, os.strerror(number), "v.npy")
+
+    monkeypatch.setattr(os, "fsync", refused)
+    with pytest.raises(UserError, match=message):
+        prepared(tmp_path, video)
     assert list((tmp_path / "c").iterdir()) == []
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -11,7 +11,7 @@ from fedvsr import algorithms
 from fedvsr.algorithms import fedavg, fedvsr
 from fedvsr.errors import UserError
 from fedvsr.federation.client_states import ClientStates
-from fedvsr.federation.executors import ClientOutcome
+from fedvsr.federation.executors import ClientOutcome, Fault, Scorer
 from fedvsr.federation.rounds import (
     ClientFinished,
     RoundFinished,
@@ -22,6 +22,7 @@ from fedvsr.federation.sampling import FederationConfig
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
 from fedvsr.section import NamedSection
 from fedvsr.seeding import derive_seed
+from fedvsr.training.evaluate import Evaluator
 from fedvsr.training.updates import UNCHANGED, UpdateConfig
 
 CONFIG = FederationConfig(num_rounds=4, clients_per_round=3)
@@ -38,8 +39,12 @@ class Shuffling:
         self.broken = broken
 
     def run_round(
-        self, tasks: Sequence[ClientTask], shared: Vectors, states: ClientStates
-    ) -> Iterator[ClientOutcome]:
+        self,
+        tasks: Sequence[ClientTask],
+        shared: Vectors,
+        states: ClientStates,
+        upcoming: Sequence[int] = (),
+    ) -> Iterator[ClientOutcome | Fault]:
         for i in self.order:
             task = tasks[i]
             if i in self.broken:
@@ -54,6 +59,9 @@ class Shuffling:
             report = ClientReport(task.client_id, task.round_idx, 1, 1, loss, loss, 0.0)
             yield ClientOutcome(report, partial(ClientUpdate, {"params": update}, {}))
 
+    def start_scorer(self, make: Callable[[], Evaluator]) -> Scorer:
+        raise AssertionError("the round loop scores nothing")
+
     def close(self) -> None:
         pass
 
@@ -64,7 +72,7 @@ def rounds(
     algorithm: NamedSection,
     broken: Collection[int] = (),
     update: UpdateConfig = UNCHANGED,
-) -> list[ClientFinished | RoundFinished]:
+) -> list[ClientFinished | Fault | RoundFinished]:
     return list(
         run_rounds(
             state,

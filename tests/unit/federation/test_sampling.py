@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fedvsr.federation.sampling import Cohort, FederationConfig, sample_cohort
+from fedvsr.seeding import generator
 
 
 def cohort(
@@ -45,12 +46,36 @@ def test_by_size() -> None:
     assert abs(sum(first) - 1500) < 5 * 19
 
 
+def test_poisson_draws_each_client_by_itself() -> None:
+    drawn = [cohort(i, sampling="poisson", clients_per_round=2).client_ids for i in range(2000)]
+    counts = np.bincount([i for ids in drawn for i in ids], minlength=8)
+    # Each with chance 2 / 8: 500 expected, standard deviation sqrt(2000 * 3 / 16) = 19.
+    assert np.abs(counts - 500).max() < 5 * 19
+    # Independent: cohorts have the variance 8 * 3 / 16 = 1.5 of a binomial, give or take 0.05.
+    assert abs(np.var([len(ids) for ids in drawn]) - 1.5) < 5 * 0.05
+    # Who is offline is not drawn: half as many.
+    fewer = [cohort(i, sampling="poisson", offline_probability=0.5) for i in range(1000)]
+    assert np.mean([len(c.client_ids) for c in fewer]) == pytest.approx(2, abs=0.2)
+
+
 def test_power_of_choice_takes_the_highest_losses_and_the_unknown_first() -> None:
     losses = {i: float(i) for i in range(8)}
     everyone = {"sampling": "power_of_choice", "num_candidates": 8, "clients_per_round": 2}
     assert cohort(1, losses=losses, **everyone).client_ids == [7, 6]
     del losses[0]
     assert cohort(1, losses=losses, **everyone).client_ids == [0, 7]
+    # Two candidates of one round: the drawn are those of higher loss among them.
+    pair = cohort(1, losses=losses, **everyone | {"num_candidates": 2}).client_ids
+    assert sorted(pair, key=lambda i: -losses.get(i, 9.0)) == pair
+    # By size: a client of no frames is no candidate.
+    sizes = [4] * 7 + [0]
+    assert 7 not in {
+        i
+        for t in range(50)
+        for i in cohort(
+            t, sizes=sizes, losses=losses, **everyone | {"num_candidates": 4}
+        ).client_ids
+    }
     few = [cohort(i, losses=losses, sampling="power_of_choice").client_ids for i in range(50)]
     assert len({tuple(ids) for ids in few}) == 1, "twice four candidates are all eight"
 
@@ -73,3 +98,59 @@ def test_availability() -> None:
     # 6 of 8 expected, standard deviation sqrt(8 * 3 / 16 / 2000) = 0.027; none online is redrawn.
     assert abs(np.mean(online) - 6) < 5 * 0.027
     assert min(cohort(i, offline_probability=0.95).num_online for i in range(200)) == 1
+
+
+def client_by_client(
+    config: FederationConfig, seed: int, round_idx: int, sizes: Sequence[int]
+) -> list[int]:
+    """What `sample_cohort` draws, in lists: without losses."""
+    online = list(range(len(sizes)))
+    if config.offline_probability:
+        rng = generator(seed, "availability", round_idx)
+        online = []
+        while not online:
+            draws = rng.random(len(sizes))
+            online = [i for i in range(len(sizes)) if draws[i] >= config.offline_probability]
+    count = min(config.clients_per_round, len(online))
+    rng = generator(seed, "sampling", round_idx)
+    weights = np.array([sizes[i] for i in online], float)
+    shares = weights / weights.sum()
+    if config.sampling == "uniform":
+        return list(rng.choice(online, size=count, replace=False))
+    if config.sampling == "size":
+        return list(rng.choice(online, size=count, replace=False, p=shares))
+    if config.sampling == "power_of_choice":
+        several = min(2 * config.clients_per_round, len(online))
+        return list(rng.choice(online, size=several, replace=False, p=shares))[:count]
+    if config.sampling == "poisson":
+        draws = rng.random(len(sizes))
+        return [i for i in online if draws[i] < config.clients_per_round / len(sizes)]
+    first = (round_idx - 1) * config.clients_per_round
+    turns = [(first + i) % len(sizes) for i in range(len(sizes))]
+    return [i for i in turns if i in set(online)][:count]
+
+
+@pytest.mark.parametrize("offline", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize(
+    "sampling", ["uniform", "size", "power_of_choice", "round_robin", "poisson"]
+)
+def test_draws_are_those_of_a_plain_loop(sampling: Any, offline: float) -> None:
+    sizes = [1 + (7 * i) % 11 for i in range(53)]
+    for num_clients, per_round in ((53, 4), (53, 40), (3, 3)):
+        config = FederationConfig(
+            clients_per_round=per_round, sampling=sampling, offline_probability=offline
+        )
+        for round_idx in range(1, 60):
+            found = sample_cohort(config, 5, round_idx, sizes[:num_clients], {})
+            expected = client_by_client(config, 5, round_idx, sizes[:num_clients])
+            assert found.client_ids == expected
+            assert all(type(i) is int for i in found.client_ids)
+
+
+def test_few_of_many_are_those_of_a_plain_loop_too() -> None:
+    # NumPy draws few of many in another way than few of few.
+    sizes = [1] * 20_000
+    for round_idx in range(1, 20):
+        config = FederationConfig(clients_per_round=64)
+        found = sample_cohort(config, 0, round_idx, sizes, {}).client_ids
+        assert found == client_by_client(config, 0, round_idx, sizes)

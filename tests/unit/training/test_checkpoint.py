@@ -19,10 +19,10 @@ def saved(round_idx: int) -> checkpoint.Saved:
 
 
 def test_newest_comes_back_and_old_ones_go(tmp_path: Path) -> None:
-    assert checkpoint.latest(tmp_path, TABLE, "h") is None
+    assert checkpoint.latest(tmp_path, TABLE, "h") == checkpoint.Found(None)
     for round_idx in range(1, 12):
         checkpoint.save(tmp_path, saved(round_idx), TABLE, "h")
-    found = checkpoint.latest(tmp_path, TABLE, "h")
+    found = checkpoint.latest(tmp_path, TABLE, "h").state
     assert found is not None
     assert found.round_idx == 11
     np.testing.assert_array_equal(found.server["params"], PARAMS * 11)
@@ -36,8 +36,10 @@ def test_a_truncated_file_falls_back_to_the_one_before(tmp_path: Path) -> None:
     newest = sorted(tmp_path.iterdir())[-1]
     newest.write_bytes(newest.read_bytes()[:-3])
     found = checkpoint.latest(tmp_path, TABLE, "h")
-    assert found is not None
-    assert found.round_idx == 1
+    assert found.state is not None
+    assert found.state.round_idx == 1
+    (message,) = found.damaged
+    assert message.startswith(f"{newest} is damaged (")
     (tmp_path / "round-000001.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match=r"no checkpoint can be read: .*round-000002"):
         checkpoint.latest(tmp_path, TABLE, "h")

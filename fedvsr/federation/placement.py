@@ -1,0 +1,224 @@
+"""Where actors may run: a placement group of one bundle for the driver and one a slot."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from fedvsr.errors import UserError
+from fedvsr.federation.cluster import ClusterConfig
+
+_LABEL = "ray.io/accelerator-type"
+_DEFAULT_GPU_SHARE = 0.1
+
+Resources = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an actor may take any slot: a GPU's bundle or, without GPUs, a node."""
+
+    node_id: str
+    device: str
+    """`CPU`, or the GPU's kind."""
+    bundles: tuple[int, ...]
+    """Of the placement group; an actor is pinned to the first."""
+    slots: tuple[int, ...]
+    """Numbers of its slots in the run, from 0: so many clients train here at once."""
+
+
+@dataclass(frozen=True)
+class Slots:
+    """What a run asks a cluster for."""
+
+    num_bundles: int
+    """Beside the driver's."""
+    per_bundle: int
+    """Clients that train in a bundle at once."""
+    gpu_share: float
+    """Of a client's actor; 0 without GPUs."""
+    bundle: Mapping[str, float]
+    accelerator: str | None = None
+
+    @property
+    def bundles(self) -> list[Resources]:
+        """The placement group's: the driver's, then one a slot."""
+        return [{"CPU": 1.0}, *(dict(self.bundle) for _ in range(self.num_bundles))]
+
+    @property
+    def selectors(self) -> list[dict[str, str]]:
+        """Labels of the nodes that each bundle needs."""
+        needed = {_LABEL: self.accelerator} if self.accelerator else {}
+        return [{}, *(needed for _ in range(self.num_bundles))]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A reserved placement group and how actors lie in it."""
+
+    group: PlacementGroup
+    wanted: Slots
+
+    def places(self) -> list[Place]:
+        """The places on nodes that are alive now, in order of their bundles."""
+        alive = alive_nodes()
+        nodes = placement_group_table(self.group)["bundles_to_node_id"]
+        where = [(i, nodes.get(i)) for i in range(1, 1 + self.wanted.num_bundles)]
+        where = [(i, node) for i, node in where if node in alive]
+        per_bundle = self.wanted.per_bundle
+        slots = {i: tuple((i - 1) * per_bundle + k for k in range(per_bundle)) for i, _ in where}
+        if self.wanted.gpu_share:
+            kinds = {i: alive[node]["Labels"].get(_LABEL, "GPU") for i, node in where}
+            return [Place(node, kinds[i], (i,), slots[i]) for i, node in where]
+        by_node = dict[str, list[int]]()
+        for i, node in where:
+            by_node.setdefault(node, []).append(i)
+        return [
+            Place(node, "CPU", tuple(own), tuple(s for i in own for s in slots[i]))
+            for node, own in by_node.items()
+        ]
+
+    @property
+    def max_live_per_place(self) -> float:
+        """Actors that a place can hold."""
+        share = self.wanted.gpu_share
+        # In ten-thousandths, as Ray counts: 1 / 0.1 must be 10.
+        return 10_000 // round(share * 10_000) if share else math.inf
+
+    def options(self, bundle: int, num_gpus: float) -> dict[str, Any]:
+        """Options of an actor in a bundle. Slots bound what runs at once, so it takes no CPU."""
+        strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle)
+        return {
+            "num_cpus": 0,
+            "num_gpus": num_gpus,
+            "max_restarts": 0,
+            "scheduling_strategy": strategy,
+        }
+
+    def release(self) -> None:
+        """Give the resources back."""
+        remove_placement_group(self.group)
+
+
+def ask(config: ClusterConfig, num_threads: int, cohort: int) -> Slots:
+    """What a run asks the connected cluster for.
+
+    Args:
+        config: the wishes.
+        num_threads: CPU threads of a client.
+        cohort: clients of a round; more slots would idle.
+
+    Raises:
+        UserError: it has no such GPU.
+    """
+    nodes = list(alive_nodes().values())
+    fitting = [n for n in nodes if config.accelerator in (None, n["Labels"].get(_LABEL))]
+    num_gpus = sum(int(node["Resources"].get("GPU", 0)) for node in fitting)
+    share = config.gpu_share
+    if share is None and (num_gpus or config.accelerator):
+        share = min(_DEFAULT_GPU_SHARE, 1 / config.clients_per_gpu)
+    if share:
+        if not num_gpus:
+            kind = f"{config.accelerator} GPU" if config.accelerator else "GPU"
+            name = "accelerator" if config.accelerator else "gpu_share"
+            value = config.accelerator or f"{share:g}"
+            raise UserError(
+                f"cluster.{name} = {value}, but this Ray cluster has no {kind} ({_describe(nodes)})"
+                "; set it to what there is"
+            )
+        per_bundle = config.clients_per_gpu
+        slots = config.slots or min(cohort, num_gpus * per_bundle)
+        bundle = {"GPU": 1.0, "CPU": float(num_threads)}
+        return Slots(math.ceil(slots / per_bundle), per_bundle, share, bundle, config.accelerator)
+    cpus = [int(node["Resources"].get("CPU", 0)) for node in nodes]
+    fits = sum(n // num_threads for n in cpus)
+    # The driver takes a processor that is left over, or one of theirs.
+    fits -= all(n % num_threads == 0 for n in cpus)
+    fits = max(1, fits)
+    return Slots(config.slots or min(cohort, fits), 1, 0.0, {"CPU": float(num_threads)})
+
+
+def reserve(wanted: Slots, timeout_s: float, driver_address: str | None = None) -> Placement:
+    """Make a run's placement group.
+
+    Args:
+        wanted: see `ask`.
+        timeout_s: how long to wait for what others hold.
+        driver_address: node of the driver's bundle, by its address (default: any).
+
+    Raises:
+        UserError: the cluster does not have it, or not in time.
+    """
+    bundles = wanted.bundles
+    if driver_address:
+        bundles[0][f"node:{driver_address}"] = 0.001
+    nodes = list(alive_nodes().values())
+    if not _fits(bundles, wanted.selectors, nodes):
+        raise UserError(
+            f"the run asks for {_amounts(bundles)} ({_way_out(wanted)}), and this Ray cluster has "
+            f"only {_describe(nodes)}"
+        )
+    group = placement_group(bundles, strategy="PACK", bundle_label_selector=wanted.selectors)
+    if not group.wait(timeout_s):
+        remove_placement_group(group)
+        free = ray.available_resources()  # type: ignore[no-untyped-call]
+        raise UserError(
+            f"the run asks for {_amounts(bundles)}, and after {timeout_s:g} s others still hold "
+            f"too much of the cluster: free are {_amounts([free])}; wait, or {_way_out(wanted)}"
+        )
+    return Placement(group, wanted)
+
+
+def alive_nodes() -> dict[str, dict[str, Any]]:
+    """What Ray tells of the cluster's nodes, by their id."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return {node["NodeID"]: node for node in nodes if node["Alive"]}
+
+
+def _fits(
+    bundles: Sequence[Mapping[str, float]],
+    selectors: Sequence[Mapping[str, str]],
+    nodes: Iterable[Mapping[str, Any]],
+) -> bool:
+    """Whether the empty cluster could hold the bundles, by first fit."""
+    left = [(Counter(node["Resources"]), node["Labels"]) for node in nodes]
+    for bundle, selector in zip(bundles, selectors, strict=True):
+        for resources, labels in left:
+            has = all(resources[name] >= amount for name, amount in bundle.items())
+            if has and all(labels.get(key) == value for key, value in selector.items()):
+                resources.subtract(bundle)
+                break
+        else:
+            return False
+    return True
+
+
+def _way_out(wanted: Slots) -> str:
+    return f"lower cluster.slots = {wanted.num_bundles * wanted.per_bundle} or local.num_threads"
+
+
+def _amounts(all_resources: Iterable[Mapping[str, float]]) -> str:
+    total = Counter[str]()
+    for resources in all_resources:
+        total.update({k: v for k, v in resources.items() if k in ("CPU", "GPU")})
+    return " and ".join(f"{total[name]:g} {name}" for name in ("GPU", "CPU") if name in total)
+
+
+def _describe(nodes: Sequence[Mapping[str, Any]]) -> str:
+    def one(node: Mapping[str, Any]) -> str:
+        label = node["Labels"].get(_LABEL)
+        return _amounts([node["Resources"]]) + (f" ({label})" if label else "")
+
+    return f"{len(nodes)} nodes: " + ", ".join(one(node) for node in nodes[:8])

@@ -1,0 +1,101 @@
+"""What a person sees while a sweep goes on: a live table in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+_ROWS_SHOWN = 16
+_ORDER = ("running", "interrupted", "failed", "finished", "stopped_early", "pending")
+_FIXED = ("trial", "status", "round", "loss", "PSNR", "over bicubic", "SSIM", "seconds")
+
+
+class SweepView:
+    """Shows the rows of `trials.parquet` as they change; `swept` are the columns of values."""
+
+    def __init__(self, console: Console, swept: Sequence[str]) -> None:
+        self._console, self._swept = console, swept
+        self._said = dict[str, tuple[object, ...]]()
+        self._live = Live(console=console, refresh_per_second=2) if console.is_terminal else None
+
+    def __enter__(self) -> SweepView:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Show all trials as they are now."""
+        if self._live:
+            shown = sorted(rows, key=lambda row: (_ORDER.index(row["status"]), row["trial"]))
+            table = trials_table(shown[:_ROWS_SHOWN], self._swept)
+            self._live.update(Group(Text(_summary(rows)), table))
+            return
+        for row in rows:
+            state = row["status"], row.get("evaluated_round_idx")
+            if state != self._said.get(row["run_id"], ("pending", None)):
+                self._said[row["run_id"]] = state
+                self._console.print(_line(row, self._swept), soft_wrap=True, highlight=False)
+
+
+def trials_table(rows: Sequence[Mapping[str, Any]], swept: Sequence[str]) -> Table:
+    """One line a trial."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("trial", justify="right")
+    for key in swept:
+        table.add_column(key.rpartition(".")[2], justify="right")
+    for name in _FIXED[1:]:
+        table.add_column(name, justify="left" if name == "status" else "right", no_wrap=True)
+    for row in rows:
+        cells = _cells(row)
+        values = [_value(row.get(key)) for key in swept]
+        table.add_row(str(row["trial"]), *values, *(cells.get(name, "") for name in _FIXED[1:]))
+    return table
+
+
+def _summary(rows: Sequence[Mapping[str, Any]]) -> str:
+    counts = Counter(row["status"] for row in rows)
+    parts = [f"{counts[status]} {_words(status)}" for status in _ORDER if counts[status]]
+    return f"{len(rows)} trials: {', '.join(parts)}"
+
+
+def _line(row: Mapping[str, Any], swept: Sequence[str]) -> str:
+    values = " ".join(f"{key.rpartition('.')[2]}={_value(row.get(key))}" for key in swept)
+    # Scores are those of the last evaluated round, after which more may have been trained.
+    scored = row.get("evaluated_round_idx")
+    cells = _cells(row if scored is None else {**row, "round_idx": scored})
+    facts = "  ".join(f"{name} {cells[name]}" for name in _FIXED[2:] if name in cells)
+    return f"trial {row['trial']}  {values}  {cells['status']}  {facts}"
+
+
+def _cells(row: Mapping[str, Any]) -> dict[str, str]:
+    cells = {"status": _words(row["status"]), "round": f"{row['round_idx']}/{row['num_rounds']}"}
+    if row.get("loss") is not None:
+        cells["loss"] = f"{row['loss']:.4f}"
+    if row.get("psnr_db") is not None:
+        cells["PSNR"] = f"{row['psnr_db']:.2f} dB"
+        cells["SSIM"] = f"{row['ssim']:.4f}"
+    if row.get("psnr_db") is not None and row.get("bicubic_psnr_db") is not None:
+        cells["over bicubic"] = f"{row['psnr_db'] - row['bicubic_psnr_db']:+.2f} dB"
+    if row.get("rounds_s"):
+        cells["seconds"] = f"{row['rounds_s']:.0f}"
+    return cells
+
+
+def _words(status: str) -> str:
+    return {"stopped_early": "stopped early", "interrupted": "stopped"}.get(status, status)
+
+
+def _value(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:g}" if isinstance(value, float) else str(value)

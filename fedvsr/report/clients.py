@@ -1,0 +1,223 @@
+"""What a run's clients did: losses, weights, participation, time, slots, faults and bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from fedvsr.records import Results
+
+_MARKS = {"died": "x", "node_lost": "D", "out_of_memory": "s", "timeout": "o", "raised": "^"}
+_FAULT, _OURS, _OTHER = "#D55E00", "#0072B2", "#E69F00"
+_MIB = 2**20
+# Bars that a Gantt chart still shows apart.
+_MOST_BARS = 4000
+
+
+def draw_clients(results: Results, run_id: str, title: str) -> Figure:
+    """The client view of one run; a panel for which nothing was recorded is left out."""
+    clients, rounds, faults = (
+        table[table["run_id"] == run_id].sort_values("round_idx")
+        for table in (results.clients, results.rounds, results.faults)
+    )
+    rounds = rounds[rounds["round_idx"] > 0]
+    count = int(results.runs[results.runs["run_id"] == run_id]["num_clients"].iloc[0])
+    panels: list[tuple[Callable[[Axes], None], bool]] = [
+        (lambda axes: _heat(axes, clients, "loss", "Local loss", count, faults), True),
+        (lambda axes: _heat(axes, clients, "weight", "Aggregation weight", count, None), True),
+        (lambda axes: _participation(axes, clients, count), True),
+        (lambda axes: _seconds(axes, clients), True),
+        (lambda axes: _bytes(axes, rounds), True),
+    ]
+    bars = gantt(clients, rounds)
+    if not bars.empty and len(bars) <= _MOST_BARS:
+        panels.append((lambda axes: _gantt(axes, bars, faults), False))
+    halves = [draw for draw, is_half in panels if is_half]
+    if clients["weight"].isna().all():
+        del halves[1]
+    wholes = [draw for draw, is_half in panels if not is_half]
+    rows = -(-len(halves) // 2)
+    figure = Figure(figsize=(11, 2.9 * (rows + len(wholes)) + 0.4), layout="constrained")
+    layout = [[f"h{2 * i}", f"h{2 * i + 1}"] for i in range(rows)]
+    if len(halves) % 2:
+        layout[-1][1] = layout[-1][0]
+    layout += [[f"w{i}", f"w{i}"] for i in range(len(wholes))]
+    axes_of: dict[str, Axes] = figure.subplot_mosaic(layout)  # type: ignore[arg-type]
+    for i, draw in enumerate(halves):
+        draw(axes_of[f"h{i}"])
+    for i, draw in enumerate(wholes):
+        draw(axes_of[f"w{i}"])
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def gantt(clients: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
+    """When each client trained, where slots were recorded.
+
+    Returns:
+        A row per client and round: `slot`, `round_idx`, `client_id`, `start_s` from the first
+        round's first step, and `train_s`. Rounds follow each other at their `train_s` and the
+        `gap_s` before the next; without a gap, at what aggregation and scoring took.
+    """
+    known = clients.dropna(subset=["slot", "started_s"])
+    if known.empty:
+        return pd.DataFrame(columns=["slot", "round_idx", "client_id", "start_s", "train_s"])
+    ends = (known["started_s"] + known["train_s"]).groupby(known["round_idx"]).max()
+    origin, begins = 0.0, dict[int, float]()
+    before = 0.0
+    for i, row in enumerate(rounds.to_dict("records")):
+        gap_s = row["gap_s"]
+        origin += 0.0 if i == 0 else before if pd.isna(gap_s) else gap_s
+        begins[row["round_idx"]] = origin
+        origin += max(row["train_s"], ends.get(row["round_idx"], 0.0))
+        before = row["aggregate_s"] + row["evaluate_s"]
+    start_s = known["round_idx"].map(begins) + known["started_s"]
+    return known.assign(start_s=start_s)[["slot", "round_idx", "client_id", "start_s", "train_s"]]
+
+
+def busy(bars: pd.DataFrame) -> float:
+    """The share of the slots' time, from first start to last end, in which a client trained."""
+    span = (bars["start_s"] + bars["train_s"]).max() - bars["start_s"].min()
+    return float(bars["train_s"].sum() / (span * bars["slot"].nunique()))
+
+
+def participation(clients: pd.DataFrame, count: int) -> pd.Series[int]:
+    """Rounds in which each of `count` clients trained, by client."""
+    return clients["client_id"].value_counts().reindex(range(count), fill_value=0)
+
+
+def fault_rows(results: Results) -> pd.DataFrame:
+    """Failures of all runs, counted by run, kind and whether the work was given up."""
+    faults = results.faults
+    counted = faults.groupby(["run_id", "kind", "final"], as_index=False).agg(
+        count=("kind", "size"), lost_s=("lost_s", "sum"), message=("message", "last")
+    )
+    return counted.sort_values(["run_id", "count"], ascending=[True, False])
+
+
+def _heat(
+    axes: Axes, clients: pd.DataFrame, column: str, label: str, count: int, faults: object
+) -> None:
+    last = max(int(clients["round_idx"].max()), 1) if len(clients) else 1
+    values = np.full((count, last), np.nan)
+    # Centralized training pools clients into one.
+    known = clients[clients["client_id"] < count]
+    values[known["client_id"], known["round_idx"] - 1] = known[column]
+    image = axes.imshow(
+        values,
+        aspect="auto",
+        origin="lower",
+        interpolation="nearest",
+        cmap="viridis",
+        extent=(0.5, last + 0.5, -0.5, count - 0.5),
+    )
+    assert axes.figure is not None
+    axes.figure.colorbar(image, ax=axes, pad=0.01)
+    axes.set(title=label, xlabel="Round", ylabel="Client")
+    axes.set_facecolor("0.93")
+    _whole_numbers(axes)
+    if not isinstance(faults, pd.DataFrame):
+        return
+    handles = []
+    for kind, rows in faults.dropna(subset=["client_id"]).groupby("kind"):
+        mark = _MARKS.get(str(kind), "P")
+        edge = None if mark == "x" else "white"
+        axes.scatter(
+            rows["round_idx"], rows["client_id"], marker=mark, c=_FAULT, s=34, edgecolors=edge
+        )
+        line = Line2D([], [], marker=mark, color=_FAULT, ls="", label=f"{kind} ({len(rows)})")
+        handles.append(line)
+    if handles:
+        # Beside the title: no cell of the map is free for it.
+        axes.set_title(label, loc="left")
+        axes.set_title("")
+        axes.legend(
+            handles=handles,
+            fontsize=8,
+            frameon=False,
+            ncols=len(handles),
+            loc="lower right",
+            bbox_to_anchor=(1.0, 1.0),
+            borderaxespad=0.1,
+        )
+
+
+def _participation(axes: Axes, clients: pd.DataFrame, count: int) -> None:
+    rounds = participation(clients, count)
+    axes.bar(rounds.index, rounds, color="0.55", width=0.9)
+    axes.axhline(rounds.mean(), color=_OURS, lw=1, ls="--", label=f"mean {rounds.mean():.1f}")
+    axes.set(title="Participation", xlabel="Client", ylabel="Rounds trained in")
+    axes.legend(fontsize=8, frameon=False)
+    _tidy(axes)
+
+
+def _seconds(axes: Axes, clients: pd.DataFrame) -> None:
+    axes.scatter(clients["client_id"], clients["train_s"], s=14, color=_OURS, alpha=0.5, lw=0)
+    waits = clients["input_wait_s"]
+    if (waits > 0.05 * clients["train_s"]).any():
+        axes.scatter(clients["client_id"], waits, s=14, color=_OTHER, alpha=0.5, lw=0)
+        handles = [
+            Line2D([], [], marker="o", ls="", color=colour, label=label)
+            for colour, label in ((_OURS, "training"), (_OTHER, "of it, waiting for samples"))
+        ]
+        axes.legend(handles=handles, fontsize=8, frameon=False)
+    axes.set(title="Time per client and round", xlabel="Client", ylabel="Seconds")
+    axes.set_ylim(bottom=0)
+    _tidy(axes)
+
+
+def _bytes(axes: Axes, rounds: pd.DataFrame) -> None:
+    down, up = (rounds[name] / _MIB for name in ("download_bytes", "upload_bytes"))
+    axes.bar(rounds["round_idx"], down, color=_OURS, width=0.8, label=f"down, {_size(down)}")
+    axes.bar(
+        rounds["round_idx"], up, bottom=down, color=_OTHER, width=0.8, label=f"up, {_size(up)}"
+    )
+    axes.set(title="Bytes between server and clients", xlabel="Round", ylabel="MiB")
+    axes.set_ylim(top=max(1e-9, 1.3 * float((down + up).max() if len(rounds) else 0)))
+    axes.legend(fontsize=8, frameon=False, ncols=2, loc="upper left")
+    _tidy(axes)
+
+
+def _size(mib: pd.Series[float]) -> str:
+    total = float(mib.sum())
+    return f"{total / 1024:.1f} GiB in all" if total >= 1024 else f"{total:.1f} MiB in all"
+
+
+def _gantt(axes: Axes, bars: pd.DataFrame, faults: pd.DataFrame) -> None:
+    slots = sorted(bars["slot"].unique())
+    for place, slot in enumerate(slots):
+        rows = bars[bars["slot"] == slot]
+        spans = list(zip(rows["start_s"], rows["train_s"], strict=True))
+        colours = [_OURS if odd else "#56B4E9" for odd in rows["round_idx"] % 2 == 1]
+        axes.broken_barh(spans, (place - 0.4, 0.8), facecolors=colours, edgecolor="white", lw=0.4)
+        if len(bars) <= 60:
+            for row in rows.to_dict("records"):
+                middle = row["start_s"] + row["train_s"] / 2
+                name = str(int(row["client_id"]))
+                axes.text(middle, place, name, ha="center", va="center", fontsize=7, color="white")
+    lost = "" if faults.empty else f"; {len(faults)} faults"
+    axes.set(
+        title=f"Slots: busy {busy(bars):.0%} of the time{lost} (colours alternate by round)",
+        xlabel="Seconds from the first step",
+        ylabel="Slot",
+        yticks=range(len(slots)),
+        yticklabels=[str(int(slot)) for slot in slots],
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.25)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _whole_numbers(axes: Axes) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))

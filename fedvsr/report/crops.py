@@ -1,0 +1,193 @@
+"""The same crop of a test frame from every method, with the crop's own PSNR under each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from fedvsr import metrics
+from fedvsr.errors import UserError
+from fedvsr.report.figures import Picture, box_sums
+from fedvsr.report.gather import GROUP, Gathered, method_order, ordered, setting_name
+
+_FILE = re.compile(r"(?P<clip>.+)_(?P<frame>\d+)_(?P<kind>bicubic|sr|gt)\.png")
+_COLUMNS = 4
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A square of a frame, in pixels of the ground truth."""
+
+    x: int
+    y: int
+    size: int
+
+    def of(self, picture: Picture) -> Picture:
+        """The part of a picture (H, W, 3) that it covers."""
+        return picture[self.y : self.y + self.size, self.x : self.x + self.size]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One test frame under every method that left a picture of it."""
+
+    model: str
+    heterogeneity: str
+    testset: str
+    clip_id: str
+    frame_idx: int
+    seed: int
+    bicubic: Path
+    gt: Path
+    methods: Mapping[str, Path]
+    """The super-resolved picture by method, in a table's order."""
+
+
+def run_folders(results: Path) -> dict[str, Path]:
+    """Each run's folder at or below `results`, by its id."""
+    return {
+        str(pd.read_parquet(path, columns=["run_id"])["run_id"].iloc[0]): path.parent
+        for path in sorted(results.rglob("runs.parquet"))
+    }
+
+
+def frames(gathered: Gathered, folders: Mapping[str, Path]) -> Iterator[Frame]:
+    """The frames that runs left pictures of.
+
+    Of each network, heterogeneity and clip, those of the seed that most methods have a run of, the
+    lowest of several: pictures of one seed are of runs that saw the same draws.
+    """
+    clips = gathered.scores[["run_id", "clip_id", "testset"]].drop_duplicates()
+    found = [
+        {**row, **picture}
+        for row in clips.merge(gathered.runs, on="run_id").to_dict("records")
+        for picture in _pictures(folders[row["run_id"]], row["clip_id"])
+    ]
+    if not found:
+        return
+    table = pd.DataFrame(found)
+    for key in _keys(table):
+        here = table[(table[[*GROUP, "clip_id"]] == list(key)).all(axis=1)]
+        seeds = here.groupby("seed")["method"].nunique()
+        seed = int(seeds[seeds == seeds.max()].index.min())
+        own = here[here["seed"] == seed]
+        # Runs that were scored on other frames left a picture of another one.
+        own = own[own["frame"] == own["frame"].mode().iloc[0]]
+        paths = own.set_index(["method", "kind"])["path"]
+        methods = [m for m in method_order(own) if (m, "sr") in paths.index]
+        if methods:
+            first = methods[0]
+            yield Frame(
+                *key,
+                frame_idx=int(own["frame"].iloc[0]),
+                seed=seed,
+                bicubic=paths[first, "bicubic"],
+                gt=paths[first, "gt"],
+                methods={method: paths[method, "sr"] for method in methods},
+            )
+
+
+def read(path: Path) -> Picture:
+    """A picture as uint8 RGB (H, W, 3)."""
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def widest(frame: Frame) -> tuple[Crop, float]:
+    """The square in which the methods' squared errors differ most, and by how much per pixel."""
+    gt = read(frame.gt).astype(np.float64)
+    size = max(32, min(gt.shape[:2]) // 6)
+    errors: list[npt.NDArray[np.float64]] = [
+        box_sums(np.square(read(path) - gt).sum(-1), size) for path in frame.methods.values()
+    ]
+    if len(errors) == 1:
+        # One method alone: where it differs most from bicubic.
+        errors.append(box_sums(np.square(read(frame.bicubic) - gt).sum(-1), size))
+    spread = np.ptp(np.stack(errors), axis=0)
+    y, x = np.unravel_index(int(spread.argmax()), spread.shape)
+    return Crop(int(x), int(y), size), float(spread.max()) / size**2
+
+
+def choose(
+    candidates: list[Frame], crop: Crop | None = None, clip_id: str | None = None
+) -> tuple[Frame, Crop] | None:
+    """A frame and its crop: those asked for, or where the methods differ most.
+
+    Raises:
+        UserError: the crop does not lie within the frame.
+    """
+    if clip_id is not None:
+        candidates = [frame for frame in candidates if frame.clip_id == clip_id]
+    if not candidates:
+        return None
+    spreads = [widest(frame) for frame in candidates]
+    best = max(range(len(candidates)), key=lambda i: spreads[i][1])
+    frame = candidates[best]
+    if crop is None:
+        return frame, spreads[best][0]
+    height, width = read(frame.gt).shape[:2]
+    if crop.x + crop.size > width or crop.y + crop.size > height:
+        raise UserError(
+            f"--crop {crop.x},{crop.y},{crop.size} leaves the frame of {frame.clip_id}, which is "
+            f"{width} x {height} pixels"
+        )
+    return frame, crop
+
+
+def draw_crops(frame: Frame, crop: Crop) -> Figure:
+    """The whole frame with the crop marked, and the crop from LQ, each method and ground truth."""
+    gt = read(frame.gt)
+    pictures = {"LQ (bicubic)": read(frame.bicubic)}
+    pictures |= {method: read(path) for method, path in frame.methods.items()}
+    psnrs = {name: float(metrics.psnr(crop.of(p), crop.of(gt))) for name, p in pictures.items()}
+    best = max((name for name in frame.methods), key=lambda name: psnrs[name])
+    cells = [*pictures, "Ground truth"]
+    rows = -(-len(cells) // _COLUMNS)
+    height, width = gt.shape[:2]
+    across = min(2.3 * rows * width / height, 4.8)
+    figure = Figure(figsize=(2.0 * _COLUMNS + across, 2.4 * rows + 0.3), layout="constrained")
+    parts = figure.subfigures(1, 2, width_ratios=[across, 2.0 * _COLUMNS], squeeze=False)
+    left, right = parts.ravel()
+    whole = left.subplots()
+    whole.imshow(gt)
+    square = Rectangle((crop.x, crop.y), crop.size, crop.size, fill=False, ec="yellow", lw=1.5)
+    whole.add_patch(square)
+    whole.set_title(f"{frame.clip_id}, frame {frame.frame_idx}", fontsize=10)
+    grid = right.subplots(rows, _COLUMNS, squeeze=False).ravel()
+    for axes, name in zip(grid, cells, strict=False):
+        axes.imshow(crop.of(pictures.get(name, gt)), interpolation="nearest")
+        axes.set_title(name, fontsize=9)
+        if name in psnrs:
+            weight = "bold" if name == best and len(frame.methods) > 1 else "normal"
+            axes.set_xlabel(f"{psnrs[name]:.2f} dB", fontsize=9, fontweight=weight)
+    for axes in grid[len(cells) :]:
+        axes.set_axis_off()
+    for axes in (whole, *grid):
+        axes.set(xticks=[], yticks=[])
+    where = f"{frame.model}, {frame.testset}, {setting_name(frame.heterogeneity)}"
+    figure.suptitle(f"{where}, seed {frame.seed}", fontsize=11)
+    return figure
+
+
+def _keys(table: pd.DataFrame) -> Iterator[tuple[str, str, str, str]]:
+    for model in ordered(table["model"], "model"):
+        for heterogeneity in ordered(table["heterogeneity"], "heterogeneity"):
+            for testset in ordered(table["testset"], "testset"):
+                here = table[(table[GROUP] == [model, heterogeneity, testset]).all(axis=1)]
+                for clip_id in sorted(here["clip_id"].unique()):
+                    yield model, heterogeneity, testset, clip_id
+
+
+def _pictures(folder: Path, clip_id: str) -> Iterator[dict[str, object]]:
+    for path in sorted((folder / "frames").glob("*.png")):
+        match = _FILE.fullmatch(path.name)
+        if match and match["clip"] == clip_id:
+            yield {"frame": int(match["frame"]), "kind": match["kind"], "path": path}

@@ -1,0 +1,172 @@
+"""PSNR and SSIM over rounds: per network, one panel a heterogeneity and test set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fedvsr.report.gather import (
+    GROUP,
+    METRIC_NAMES,
+    METRICS,
+    UNITS,
+    Gathered,
+    display,
+    method_order,
+    ordered,
+    setting_name,
+)
+
+# Okabe and Ito's colours, told apart by colour-blind readers too; yellow is too light for lines.
+_COLOURS = ("#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#7F3C8D", "#8C6D31", "#6B6B6B")
+_FIXED = {"fedvsr": "#0072B2", "fedavg": "#D55E00"}
+_DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
+# A panel with more than this many rounds gets no markers.
+_MARKED = 20
+
+
+@dataclass(frozen=True)
+class LineStyle:
+    """How a method looks in every figure."""
+
+    colour: str
+    dashes: tuple[float, ...]
+    """Lengths on and off, in line widths; empty for a solid line."""
+
+
+def line_styles(gathered: Gathered) -> dict[str, LineStyle]:
+    """A style for each method; FedVSR and FedAvg have the same one in every report."""
+    algorithm = dict(zip(gathered.runs["method"], gathered.runs["algorithm"], strict=True))
+    styles, count = dict[str, LineStyle](), 0
+    for method in method_order(gathered.runs):
+        fixed = _FIXED.get(algorithm[method]) if method == display(algorithm[method]) else None
+        if fixed:
+            styles[method] = LineStyle(fixed, ())
+            continue
+        dashes = _DASHES[count // len(_COLOURS) % len(_DASHES)]
+        styles[method] = LineStyle(_COLOURS[count % len(_COLOURS)], dashes)
+        count += 1
+    return styles
+
+
+def curve_points(gathered: Gathered) -> pd.DataFrame:
+    """Means over seeds by round.
+
+    Returns:
+        A row per network, heterogeneity, test set, method, round and metric: `mean`, `std` (null
+        for one seed), `bicubic`, `num_seeds` and `state`. Where runs of a method have finished,
+        they alone count; else those there are, up to the last round that all of them have.
+    """
+    runs, scores = gathered.runs, gathered.scores
+    metrics = [m for m in METRICS if scores[m].notna().any()]
+    kept = list[pd.DataFrame]()
+    for _, alike in runs.groupby(["model", "heterogeneity", "method"]):
+        finished = alike[alike["status"] == "finished"]
+        counted = alike if finished.empty else finished
+        state = "" if not finished.empty else ", ".join(sorted(set(alike["status"])))
+        own = scores[scores["run_id"].isin(counted["run_id"])]
+        own = own[own["round_idx"] <= counted["last_round"].min()]
+        kept.append(own.assign(state=state))
+    columns = [*metrics, *(f"bicubic_{m}" for m in metrics)]
+    keys = [*GROUP, "method", "algorithm", "state", "round_idx"]
+    per_seed = pd.concat(kept).groupby([*keys, "run_id"], as_index=False)[columns].mean()
+    parts = []
+    for metric in metrics:
+        named = per_seed.rename(columns={metric: "value", f"bicubic_{metric}": "baseline"})
+        found = named.groupby(keys, as_index=False).agg(
+            mean=("value", "mean"),
+            std=("value", "std"),
+            bicubic=("baseline", "mean"),
+            num_seeds=("value", "count"),
+        )
+        parts.append(found.assign(metric=metric))
+    return pd.concat(parts, ignore_index=True)
+
+
+def draw_curves(points: pd.DataFrame, model: str, styles: dict[str, LineStyle]) -> Figure:
+    """One network's curves: a row a metric, a column a heterogeneity and test set."""
+    own = points[points["model"] == model]
+    columns = [
+        (heterogeneity, testset)
+        for heterogeneity in ordered(own["heterogeneity"], "heterogeneity")
+        for testset in ordered(own["testset"], "testset")
+        if ((own["heterogeneity"] == heterogeneity) & (own["testset"] == testset)).any()
+    ]
+    metrics = [m for m in METRICS if (own["metric"] == m).any()]
+    size = 3.4 * len(columns) + 1.9, 2.7 * len(metrics) + 0.5
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(metrics), len(columns), squeeze=False, sharex="col")
+    for i, metric in enumerate(metrics):
+        for j, (heterogeneity, testset) in enumerate(columns):
+            axes = panels[i][j]
+            here = own[
+                (own["heterogeneity"] == heterogeneity)
+                & (own["testset"] == testset)
+                & (own["metric"] == metric)
+            ]
+            _panel(axes, here, styles)
+            if i == 0:
+                axes.set_title(f"{testset}, {setting_name(heterogeneity)}", fontsize=10)
+            if i == len(metrics) - 1:
+                axes.set_xlabel("Round")
+            if j == 0:
+                axes.set_ylabel(METRIC_NAMES[metric] + UNITS[metric].replace(" dB", " (dB)"))
+    handles = _legend(panels.ravel().tolist(), method_order(own))
+    figure.legend(handles.values(), handles, loc="outside right center", frameon=False, fontsize=9)
+    figure.suptitle(f"{model}: mean ± standard deviation over seeds", fontsize=11)
+    return figure
+
+
+def _panel(axes: Axes, here: pd.DataFrame, styles: dict[str, LineStyle]) -> None:
+    rounds = here["round_idx"].nunique()
+    for method in method_order(here):
+        rows = here[here["method"] == method].sort_values("round_idx")
+        style = styles[method]
+        state = rows["state"].iloc[0]
+        (line,) = axes.plot(
+            rows["round_idx"],
+            rows["mean"],
+            color=style.colour,
+            lw=2.2 if rows["algorithm"].iloc[0] == "fedvsr" else 1.5,
+            marker="o" if rounds <= _MARKED else None,
+            ms=3,
+            label=f"{method} ({state})" if state else method,
+        )
+        if style.dashes:
+            line.set_dashes(style.dashes)
+        band = rows["std"].notna()
+        axes.fill_between(
+            rows["round_idx"][band],
+            (rows["mean"] - rows["std"])[band],
+            (rows["mean"] + rows["std"])[band],
+            color=style.colour,
+            alpha=0.15,
+            lw=0,
+        )
+    baseline = here["bicubic"].mean()
+    axes.axhline(baseline, color="0.45", lw=1, ls=":", label="bicubic")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _legend(panels: Sequence[Axes], methods: Sequence[str]) -> dict[str, Artist]:
+    """One entry a method in a table's order, then bicubic, whichever panels have them."""
+    found = dict[str, Artist]()
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        for label, handle in zip(labels, handles, strict=True):
+            found.setdefault(label, handle)
+    places = {method: i for i, method in enumerate(methods)}
+
+    def place(label: str) -> int:
+        known = [i for method, i in places.items() if f"{label} (".startswith(f"{method} (")]
+        return max(known, default=len(places))
+
+    return {label: found[label] for label in sorted(found, key=place)}

@@ -1,0 +1,81 @@
+"""What methods cost beside FedAvg, measured from the records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from fedvsr.records import Results
+from fedvsr.report.gather import Gathered, method_order, ordered
+
+COLUMNS = [
+    "model",
+    "method",
+    "device",
+    "num_runs",
+    "step_s",
+    "step_ratio",
+    "aggregate_s",
+    "aggregate_ratio",
+    "download_bytes",
+    "download_ratio",
+    "upload_bytes",
+    "upload_ratio",
+]
+
+
+def overhead(results: Results, gathered: Gathered) -> pd.DataFrame:
+    """Cost of a step, of an aggregation and in bytes, and each relative to FedAvg's.
+
+    Runs of one network on one device and executor are compared, over all kinds of heterogeneity.
+
+    Returns:
+        A row of `COLUMNS` per network, device and method: `step_s`, median over clients and rounds
+        of training without waiting for samples, per step; `aggregate_s`, median over rounds; bytes
+        are means per client and round. A ratio is null where there is no FedAvg to compare with.
+    """
+    machines = results.runs.set_index("run_id")[["device", "executor"]].agg(", ".join, axis=1)
+    runs = gathered.runs.assign(device=gathered.runs["run_id"].map(machines))
+    labels = runs[["run_id", "model", "method", "algorithm", "device"]]
+    clients = results.clients.merge(labels, on="run_id")
+    rounds = results.rounds[results.rounds["round_idx"] > 0].merge(labels, on="run_id")
+    clients = clients[clients["num_steps"] > 0]
+    waited = clients["input_wait_s"].fillna(0)
+    clients = clients.assign(step_s=(clients["train_s"] - waited) / clients["num_steps"])
+    rows = []
+    for model in ordered(runs["model"], "model"):
+        for device in sorted(runs[runs["model"] == model]["device"].unique()):
+            found = [
+                _costs(model, device, method, clients, rounds)
+                for method in method_order(runs[(runs["model"] == model)])
+            ]
+            found = [row for row in found if row]
+            base = next((row for row in found if row["method"] == "FedAvg"), {})
+            for row in found:
+                for name in ("step_s", "aggregate_s", "download_bytes", "upload_bytes"):
+                    ratio = name.rpartition("_")[0] + "_ratio"
+                    row[ratio] = row[name] / base[name] if base.get(name) else None
+            rows += found
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _costs(
+    model: str, device: str, method: str, clients: pd.DataFrame, rounds: pd.DataFrame
+) -> dict[str, Any]:
+    own, per_round = (
+        table[(table["model"] == model) & (table["device"] == device) & (table["method"] == method)]
+        for table in (clients, rounds)
+    )
+    if own.empty:
+        return {}
+    return {
+        "model": model,
+        "method": method,
+        "device": device,
+        "num_runs": own["run_id"].nunique(),
+        "step_s": own["step_s"].median(),
+        "aggregate_s": per_round["aggregate_s"].median(),
+        "download_bytes": per_round["download_bytes"].sum() / per_round["num_sampled"].sum(),
+        "upload_bytes": per_round["upload_bytes"].sum() / per_round["num_sampled"].sum(),
+    }

@@ -1,0 +1,183 @@
+"""The report as one HTML page that needs nothing else: no network, no file beside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, select_autoescape
+from PIL import Image
+
+from fedvsr import metrics
+from fedvsr.report.content import Report
+from fedvsr.report.crops import Frame
+from fedvsr.report.crops import read as read_picture
+from fedvsr.report.curves import LineStyle, line_styles
+from fedvsr.report.gather import (
+    DECIMALS,
+    METRIC_NAMES,
+    METRICS,
+    UNITS,
+    method_order,
+    ordered,
+    setting_name,
+)
+from fedvsr.report.prose import sections
+
+# Pictures beyond so many bytes are left out, by whole frames: pages are mailed, and read on phones.
+_MOST_BYTES = 24 * 2**20
+# As they are, up to so many bytes in all; else compressed, which a note says.
+_LOSSLESS_BYTES = 8 * 2**20
+_QUALITY = 90
+
+
+def page(report: Report) -> str:
+    """The whole page."""
+    environment = Environment(
+        loader=PackageLoader("fedvsr.report", "static"),
+        autoescape=select_autoescape(["j2"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    scenes, note = _scenes(report.frames)
+    runs = report.gathered.runs
+    return environment.get_template("page.html.j2").render(
+        sections=sections(report, "html"),
+        num_runs=len(runs),
+        num_finished=int((runs["status"] == "finished").sum()),
+        methods=method_order(runs),
+        has_scenes=bool(scenes),
+        scenes_note=note,
+        data=_json({"charts": _charts(report), "scenes": scenes}),
+        plot_script=_static("uPlot.iife.min.js"),
+        plot_style=_static("uPlot.min.css"),
+        script=_static("page.js"),
+        style=_static("page.css"),
+    )
+
+
+def _charts(report: Report) -> dict[str, Any]:
+    points, styles = report.points, line_styles(report.gathered)
+    panels = [
+        {
+            "model": model,
+            "title": f"{testset}, {setting_name(heterogeneity)}",
+            "metric": metric,
+            **_panel(here, styles),
+        }
+        for model in ordered(points["model"], "model")
+        for metric in METRICS
+        for heterogeneity in ordered(points["heterogeneity"], "heterogeneity")
+        for testset in ordered(points["testset"], "testset")
+        if not (here := _select(points, model, metric, heterogeneity, testset)).empty
+    ]
+    return {
+        "panels": panels,
+        "metrics": {
+            m: {"name": METRIC_NAMES[m], "unit": UNITS[m], "decimals": DECIMALS[m]}
+            for m in METRICS
+            if (points["metric"] == m).any()
+        },
+    }
+
+
+def _select(
+    points: pd.DataFrame, model: str, metric: str, heterogeneity: str, testset: str
+) -> pd.DataFrame:
+    return points[
+        (points["model"] == model)
+        & (points["metric"] == metric)
+        & (points["heterogeneity"] == heterogeneity)
+        & (points["testset"] == testset)
+    ]
+
+
+def _panel(here: pd.DataFrame, styles: dict[str, LineStyle]) -> dict[str, Any]:
+    rounds = sorted(here["round_idx"].unique().tolist())
+    lines = []
+    for method in method_order(here):
+        rows = here[here["method"] == method].set_index("round_idx").reindex(rounds)
+        low, high = rows["mean"] - rows["std"], rows["mean"] + rows["std"]
+        banded = bool(rows["std"].notna().any())
+        first = here[here["method"] == method].iloc[0]
+        lines.append(
+            {
+                "method": method,
+                "state": first["state"],
+                "ours": bool(first["algorithm"] == "fedvsr"),
+                "seeds": int(rows["num_seeds"].max()),
+                "colour": styles[method].colour,
+                "dashes": list(styles[method].dashes),
+                "mean": _numbers(rows["mean"]),
+                "low": _numbers(low) if banded else None,
+                "high": _numbers(high) if banded else None,
+            }
+        )
+    return {"rounds": rounds, "lines": lines, "bicubic": float(here["bicubic"].mean())}
+
+
+def _numbers(values: pd.Series[float]) -> list[float | None]:
+    return [None if pd.isna(value) else round(float(value), 6) for value in values]
+
+
+def _scenes(frames: tuple[Frame, ...]) -> tuple[list[dict[str, Any]], str]:
+    """Frames with their pictures, and what to say of them."""
+    in_all = sum(path.stat().st_size for frame in frames for _, path in _paths(frame))
+    lossless = in_all <= _LOSSLESS_BYTES
+    scenes, used = list[dict[str, Any]](), 0
+    for frame in frames:
+        gt = read_picture(frame.gt)
+        pictures = list[dict[str, Any]]()
+        for name, path in _paths(frame):
+            psnr_db = None if path == frame.gt else float(metrics.psnr(read_picture(path), gt))
+            pictures.append({"name": name, "psnr_db": psnr_db, "url": _data_url(path, lossless)})
+        size = sum(len(picture["url"]) for picture in pictures)
+        if scenes and used + size > _MOST_BYTES:
+            continue
+        used += size
+        setting = f"{frame.model}, {setting_name(frame.heterogeneity)}"
+        scenes.append(
+            {
+                "name": f"{setting}: {frame.clip_id}, frame {frame.frame_idx} (seed {frame.seed})",
+                "width": gt.shape[1],
+                "height": gt.shape[0],
+                "pictures": pictures,
+            }
+        )
+    notes = []
+    if not lossless:
+        notes.append("Pictures are compressed here; PSNR is of the originals.")
+    if len(scenes) < len(frames):
+        notes.append(f"{len(frames) - len(scenes)} more frames are in the runs' own folders.")
+    return scenes, " ".join(notes)
+
+
+def _paths(frame: Frame) -> Iterator[tuple[str, Path]]:
+    yield "LQ (bicubic)", frame.bicubic
+    yield from frame.methods.items()
+    yield "Ground truth", frame.gt
+
+
+def _data_url(path: Path, lossless: bool) -> str:
+    if lossless:
+        kind, content = "png", path.read_bytes()
+    else:
+        buffer = io.BytesIO()
+        Image.open(path).convert("RGB").save(buffer, format="webp", quality=_QUALITY)
+        kind, content = "webp", buffer.getvalue()
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _json(data: object) -> str:
+    # `</script>` in a name must not end the element that holds it.
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def _static(name: str) -> str:
+    return (resources.files("fedvsr.report") / "static" / name).read_text(encoding="utf-8")

@@ -1,0 +1,157 @@
+"""A report's text and tables, section by section, in the order of its Markdown and its page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from fedvsr.report import tables
+from fedvsr.report.content import Report
+from fedvsr.report.gather import DECIMALS, METRIC_NAMES, UNITS
+from fedvsr.report.render import LEGEND, Markup, grid, number, plain, render
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, what is said below it, and a table if there is one."""
+
+    title: str
+    lines: tuple[str, ...] = ()
+    """Sentences, plain text."""
+    table: str = ""
+    """In the markup that was asked for."""
+    after: str = ""
+    """Small print below the table."""
+
+
+def sections(report: Report, markup: Markup) -> list[Section]:
+    """The sections that these results have something for."""
+    found = [
+        Section(
+            "Scores",
+            (),
+            render(grid(report.main, markup), markup),
+            LEGEND + _of_paper(report.main),
+        )
+    ]
+    if summary := tables.sentences(report.main):
+        found.append(Section("Summary", tuple(summary)))
+    if not report.ablation.empty:
+        table = render(grid(report.ablation, markup), markup)
+        found.append(Section("Ablation", (), table, LEGEND + _of_paper(report.ablation)))
+    if not report.differences.empty:
+        rows = [_difference(row) for row in report.differences.to_dict("records")]
+        after = (
+            "Mean over the seeds and clips that both methods have, with 95 % intervals of "
+            "Student's t: over seeds, of the means over clips; over clips, of the means over seeds "
+            "(in brackets, how many). Not adjusted for the number of comparisons."
+        )
+        found.append(Section("Paired differences", (), _table(rows, markup, "difference"), after))
+    if not report.overhead.empty:
+        rows = [_cost(row) for row in report.overhead.to_dict("records")]
+        after = (
+            "Medians of what the runs recorded, and how many times FedAvg's on the same device; "
+            "bytes per client and round. Times are those of the machine as it was, with whatever "
+            "else ran on it."
+        )
+        found.append(Section("Cost", (), _table(rows, markup, "network"), after))
+    if not report.faults.empty:
+        rows = [_fault(row) for row in report.faults.to_dict("records")]
+        found.append(Section("Faults", (), _table(rows, markup, "run")))
+    rows = [_run(row) for row in report.gathered.runs.to_dict("records")]
+    found.append(Section("Runs", report.notes, _table(rows, markup, "run")))
+    return found
+
+
+def markdown(report: Report, pictures: Sequence[str]) -> str:
+    """The report as Markdown; `pictures` are files beside it."""
+    parts = ["# Report", ""]
+    for section in sections(report, "md"):
+        parts += [f"## {section.title}", ""]
+        if section.lines:
+            parts += [*(f"- {line}" for line in section.lines), ""]
+        parts += [part for part in (section.table, section.after) for part in (part, "") if part]
+        parts.append("")
+    if pictures:
+        parts += ["## Figures", ""]
+        for name in pictures:
+            parts += [f"![{name.removesuffix('.png')}]({name})", ""]
+    return "\n".join(parts).replace("\n\n\n", "\n\n").rstrip() + "\n"
+
+
+def _of_paper(cells: pd.DataFrame) -> str:
+    return f" The paper's values: {tables.paper_source()}." if cells["paper"].notna().any() else ""
+
+
+def _table(rows: list[dict[str, str]], markup: Markup, index: str) -> str:
+    return render(plain(rows, markup, index), markup)
+
+
+def _difference(row: Mapping[Any, Any]) -> dict[str, str]:
+    decimals = DECIMALS[row["metric"]] + 1
+    return {
+        "difference": f"{row['method']} less {row['reference']}",
+        "network": row["model"],
+        "heterogeneity": row["heterogeneity"],
+        "test set": row["testset"],
+        "metric": METRIC_NAMES[row["metric"]],
+        "mean": number(row["difference"], decimals, signed=True) + UNITS[row["metric"]],
+        "over seeds": _interval(row, "seeds", decimals),
+        "over clips": _interval(row, "clips", decimals),
+    }
+
+
+def _interval(row: Mapping[Any, Any], what: str, decimals: int) -> str:
+    count = row[f"num_{what}"]
+    low, high = row[f"{what}_low"], row[f"{what}_high"]
+    if pd.isna(low):
+        return f"{count} only"
+    ends = f"{number(low, decimals, signed=True)} to {number(high, decimals, signed=True)}"
+    return f"{ends} ({count})"
+
+
+def _cost(row: Mapping[Any, Any]) -> dict[str, str]:
+    return {
+        "network": row["model"],
+        "method": row["method"],
+        "device": row["device"],
+        "runs": str(row["num_runs"]),
+        "a step": _beside(f"{1000 * row['step_s']:.3g} ms", row["step_ratio"]),
+        "aggregation": _beside(f"{1000 * row['aggregate_s']:.3g} ms", row["aggregate_ratio"]),
+        "down": _beside(_mib(row["download_bytes"]), row["download_ratio"]),
+        "up": _beside(_mib(row["upload_bytes"]), row["upload_ratio"]),
+    }
+
+
+def _beside(value: str, ratio: float | None) -> str:
+    return value if ratio is None or pd.isna(ratio) else f"{value} ({ratio:.2f}x)"
+
+
+def _mib(count: float) -> str:
+    return f"{count / 2**20:.3g} MiB"
+
+
+def _fault(row: Mapping[Any, Any]) -> dict[str, str]:
+    return {
+        "run": row["run_id"],
+        "kind": str(row["kind"]),
+        "count": str(row["count"]),
+        "then": "given up" if row["final"] else "started again",
+        "lost": f"{row['lost_s']:.1f} s",
+        "last message": str(row["message"] or ""),
+    }
+
+
+def _run(row: Mapping[Any, Any]) -> dict[str, str]:
+    return {
+        "run": row["run_id"],
+        "network": row["model"],
+        "method": row["method"],
+        "heterogeneity": row["heterogeneity"],
+        "seed": str(row["seed"]),
+        "status": row["status"],
+        "evaluated": f"round {row['last_round']} of {row['num_rounds']}",
+    }

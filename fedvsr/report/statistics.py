@@ -1,0 +1,107 @@
+"""Differences between methods over the same seeds and clips, with confidence intervals.
+
+A difference is taken between two runs of one seed on one clip, in the last evaluated round of both.
+Clips of a test set share the seed's run, and seeds share the clips, so their number is not the
+number of independent observations. Two intervals are given, each with what varies named:
+
+- over seeds: of the means over clips, a value per seed; says what another seed would give on these
+  clips;
+- over clips: of the means over seeds, a value per clip; says what other clips like these would give
+  with these seeds.
+
+Both are Student's t intervals of paired differences: with the three or four values that there
+usually are, a bootstrap would be too narrow. They are not adjusted for the number of comparisons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+import pandas as pd
+
+from fedvsr.errors import UserError
+from fedvsr.report.gather import GROUP, METRICS, Gathered, last_scores, method_order, ordered
+
+CONFIDENCE = 0.95
+COLUMNS = [
+    *GROUP,
+    "metric",
+    "method",
+    "reference",
+    "num_seeds",
+    "num_clips",
+    "difference",
+    "seeds_low",
+    "seeds_high",
+    "clips_low",
+    "clips_high",
+]
+
+
+def paired_differences(gathered: Gathered) -> pd.DataFrame:
+    """Every method less FedAvg, and FedVSR less every other, over the pairs that there are.
+
+    Returns:
+        A row of `COLUMNS` per network, heterogeneity, test set, metric and pair: `difference` is
+        the mean of `method - reference` over the seeds and clips that both have; the interval's
+        ends are null where there are fewer than two seeds, or clips. Finished runs alone count.
+
+    Raises:
+        UserError: scipy is not installed.
+    """
+    scores = last_scores(gathered)
+    scores = scores[scores["status"] == "finished"]
+    rows = []
+    for model, heterogeneity, testset in product(
+        ordered(scores["model"], "model"),
+        ordered(scores["heterogeneity"], "heterogeneity"),
+        ordered(scores["testset"], "testset"),
+    ):
+        here = scores[
+            (scores["model"] == model)
+            & (scores["heterogeneity"] == heterogeneity)
+            & (scores["testset"] == testset)
+        ]
+        for (method, reference), metric in product(_pairs(here), METRICS):
+            ours, theirs = (
+                here[here["method"] == name].set_index(["seed", "clip_id"])[metric]
+                for name in (method, reference)
+            )
+            differences = (ours - theirs).dropna()
+            if differences.empty:
+                continue
+            over_seeds = _interval(differences.groupby("seed").mean())
+            over_clips = _interval(differences.groupby("clip_id").mean())
+            seeds, clips = (
+                differences.index.unique(level=name) for name in differences.index.names
+            )
+            labels = [model, heterogeneity, testset, metric, method, reference]
+            counts = [len(seeds), len(clips)]
+            rows.append([*labels, *counts, differences.mean(), *over_seeds, *over_clips])
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _pairs(scores: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    methods = method_order(scores)
+    algorithm = dict(zip(scores["method"], scores["algorithm"], strict=True))
+    references = [m for m in methods if algorithm[m] == "fedavg"]
+    subjects = [m for m in methods if algorithm[m] == "fedvsr"]
+    for reference in references:
+        yield from ((m, reference) for m in methods if m != reference)
+    for subject in subjects:
+        yield from ((subject, m) for m in methods if m != subject and m not in references)
+
+
+def _interval(values: pd.Series[float]) -> tuple[float | None, float | None]:
+    """Student's t interval of the mean of independent values."""
+    try:
+        from scipy.stats import t
+    except ImportError:
+        raise UserError("paired differences need scipy: pip install 'fedvsr[report]'") from None
+
+    if len(values) < 2:
+        return None, None
+    mean = float(values.mean())
+    half = float(t.ppf((1 + CONFIDENCE) / 2, df=len(values) - 1) * values.sem())
+    return mean - half, mean + half

@@ -1,0 +1,268 @@
+"""The paper's tables from result tables: scores by network, method, heterogeneity and test set.
+
+A table is a tidy frame with a row per cell:
+
+    model, method, algorithm, heterogeneity, testset, metric
+    mean, std      over seeds; each seed's value is the mean over clips of the last evaluated round
+    num_seeds      runs that went into it
+    state          empty where all its runs have finished, else e.g. `running, round 4 of 10`
+    best           the best federated method of its column and network, of those with a finished run
+    paper          the paper's value for the network at its own size, this partition and test set
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib import resources
+from itertools import product
+from typing import Any
+
+import pandas as pd
+
+from fedvsr.report.gather import (
+    ABLATION,
+    BOUNDS,
+    DECIMALS,
+    GROUP,
+    METRIC_NAMES,
+    METRICS,
+    SMALLER_IS_BETTER,
+    UNITS,
+    Gathered,
+    display,
+    last_scores,
+    method_order,
+    ordered,
+)
+
+BICUBIC = "bicubic"
+_KEYS = ["model", "method", "algorithm", "heterogeneity", "testset", "metric"]
+OURS = "fedvsr"
+
+
+def main_table(gathered: Gathered) -> pd.DataFrame:
+    """Table 1: every method but FedVSR's ablations, beside bicubic and the bounds."""
+    ablations = set(ABLATION) - {"fedavg", OURS}
+    return _table(gathered, lambda algorithm: algorithm not in ablations, with_bicubic=True)
+
+
+def ablation_table(gathered: Gathered) -> pd.DataFrame:
+    """Table 2: FedAvg, FedVSR's parts one by one, and FedVSR; empty where no part was run."""
+    if not set(gathered.runs["algorithm"]) & (set(ABLATION) - {"fedavg", OURS}):
+        return pd.DataFrame(columns=[*_KEYS, "mean", "std", "num_seeds", "state", "best", "paper"])
+    return _table(gathered, lambda algorithm: algorithm in ABLATION, with_bicubic=False)
+
+
+def margins(cells: pd.DataFrame) -> pd.DataFrame:
+    """By how much FedVSR is better than the other federated methods of a table.
+
+    Returns:
+        A row per heterogeneity and metric: `over_all`, mean over networks, test sets and methods,
+        `over_second`, mean over networks and test sets of the margin over the best other method,
+        and `num_all`, `num_second`, the comparisons that these are means of. Positive is better.
+        Only cells whose runs have all finished count.
+    """
+    counted = cells[(cells["state"] == "") & cells["mean"].notna()]
+    counted = counted[~counted["algorithm"].isin([*BOUNDS, BICUBIC])]
+    rows = []
+    for heterogeneity, metric in product(
+        ordered(counted["heterogeneity"], "heterogeneity"), METRICS
+    ):
+        here = counted[(counted["heterogeneity"] == heterogeneity) & (counted["metric"] == metric)]
+        sign = -1.0 if metric in SMALLER_IS_BETTER else 1.0
+        of_all, of_second = list[float](), list[float]()
+        for _, column in here.groupby(["model", "testset"]):
+            ours = column[column["algorithm"] == OURS]["mean"]
+            others = column[column["algorithm"] != OURS]["mean"]
+            # With several settings of FedVSR there is no one margin.
+            if len(ours) != 1 or others.empty:
+                continue
+            over = sign * (float(ours.iloc[0]) - others)
+            of_all += over.tolist()
+            of_second.append(float(over.min()))
+        if of_all:
+            rows.append(
+                {
+                    "heterogeneity": heterogeneity,
+                    "metric": metric,
+                    "over_all": sum(of_all) / len(of_all),
+                    "num_all": len(of_all),
+                    "over_second": sum(of_second) / len(of_second),
+                    "num_second": len(of_second),
+                }
+            )
+    columns = ["heterogeneity", "metric", "over_all", "num_all", "over_second", "num_second"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def sentences(cells: pd.DataFrame) -> list[str]:
+    """The summary of Table 1 as sentences, each beside what the paper has."""
+    of_paper = margins(paper_cells(["fedavg", "fedprox", "scaffold", OURS]))
+    lines = []
+    for row in margins(cells).to_dict("records"):
+        heterogeneity, metric = row["heterogeneity"], row["metric"]
+        line = (
+            f"Heterogeneity {heterogeneity}, {METRIC_NAMES[metric]}: FedVSR is "
+            f"{_margin(row['over_all'], metric)} than the other methods on average "
+            f"({_count(row['num_all'], 'comparison')}), and {_margin(row['over_second'], metric)} "
+            f"than the best of them ({_count(row['num_second'], 'comparison')})."
+        )
+        stated = _paper()["stated_margins"].get(heterogeneity, {}).get(metric)
+        if stated:
+            (computed,) = of_paper[
+                (of_paper["heterogeneity"] == heterogeneity) & (of_paper["metric"] == metric)
+            ].to_dict("records")
+            # As printed: SSIM to three places in the text, to four in the table.
+            said = "+.2f" if metric == "psnr_db" else "+.3f"
+            over_all, over_second = (
+                f"{computed[name]:+.{DECIMALS[metric]}f}" for name in ("over_all", "over_second")
+            )
+            line += (
+                f" The paper states {stated['all']:{said}} and {stated['second']:{said}}; "
+                f"its own table gives {over_all} and {over_second}."
+            )
+        lines.append(line)
+    return lines
+
+
+def paper_cells(algorithms: Sequence[str]) -> pd.DataFrame:
+    """The paper's own values as a table."""
+    paper = _paper()
+    rows = [
+        {
+            "model": display(model),
+            "method": display(algorithm),
+            "algorithm": algorithm,
+            "heterogeneity": heterogeneity,
+            "testset": testset,
+            "metric": metric,
+            "mean": value,
+            "state": "",
+        }
+        for model, by_algorithm in paper["values"].items()
+        for algorithm in algorithms
+        for heterogeneity, by_set in by_algorithm[algorithm].items()
+        for testset, values in by_set.items()
+        for metric, value in zip(paper["metrics"], values, strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+def paper_source() -> str:
+    """Where the paper's values are from, and what they are of."""
+    paper = _paper()
+    return f"{paper['source']} ({paper['settings']})"
+
+
+def _table(gathered: Gathered, wanted: Callable[[str], bool], with_bicubic: bool) -> pd.DataFrame:
+    runs = gathered.runs[gathered.runs["algorithm"].map(wanted)]
+    scores = last_scores(gathered)
+    metrics = [m for m in METRICS if m != "lpips" or scores["lpips"].notna().any()]
+    methods = runs[["method", "algorithm"]].drop_duplicates()
+    planned = [a for a in _paper()["values"]["vrt"] if wanted(a)]
+    if any(model in {display(m) for m in _paper()["values"]} for model in runs["model"]):
+        # The paper's networks at the paper's size: what is still to run shows as a dash.
+        missing = [a for a in planned if a not in set(methods["algorithm"])]
+        more = pd.DataFrame({"method": [display(a) for a in missing], "algorithm": missing})
+        methods = pd.concat([methods, more], ignore_index=True)
+    algorithm_of = dict(zip(methods["method"], methods["algorithm"], strict=True))
+    rows = []
+    for model, heterogeneity, testset in product(
+        ordered(runs["model"], "model"),
+        ordered(runs["heterogeneity"], "heterogeneity"),
+        ordered(scores["testset"], "testset"),
+    ):
+        key = {"model": model, "heterogeneity": heterogeneity, "testset": testset}
+        here = scores[(scores[GROUP] == pd.Series(key)[GROUP].to_numpy()).all(axis=1)]
+        if with_bicubic:
+            rows += [_bicubic(key, metric, here) for metric in metrics]
+        for method in method_order(methods):
+            chosen = (runs["model"] == model) & (runs["heterogeneity"] == heterogeneity)
+            own_runs = runs[chosen & (runs["method"] == method)]
+            own = here[here["method"] == method]
+            label = {**key, "method": method, "algorithm": algorithm_of[method]}
+            rows += [_cell(label, metric, own_runs, own) for metric in metrics]
+    cells = pd.DataFrame(rows)
+    order = [*_KEYS, "mean", "std", "num_seeds", "state", "best", "paper"]
+    return _with_best(cells)[order]
+
+
+def _bicubic(key: dict[str, str], metric: str, scores: pd.DataFrame) -> dict[str, Any]:
+    # The same frames in every run.
+    value = scores.groupby("run_id")[f"bicubic_{metric}"].mean().mean()
+    names = {"method": BICUBIC, "algorithm": BICUBIC, "metric": metric}
+    rest = {"std": None, "num_seeds": 0, "state": "", "finished": True, "paper": None}
+    return {**key, **names, "mean": value, **rest}
+
+
+def _cell(
+    label: dict[str, str], metric: str, runs: pd.DataFrame, scores: pd.DataFrame
+) -> dict[str, Any]:
+    finished = runs[runs["status"] == "finished"]
+    counted = scores[scores["run_id"].isin(finished["run_id"])]
+    state = ""
+    if len(finished) < len(runs):
+        unfinished = runs[runs["status"] != "finished"].sort_values("last_round")
+        first = unfinished.iloc[-1]
+        state = f"{first['status']}, round {first['last_round']} of {first['num_rounds']}"
+        if len(finished):
+            state = f"{len(finished)} of {len(runs)} seeds; {state}"
+        elif first["last_round"] > 0:
+            # Nothing has finished: the run that is furthest speaks, and says where it is.
+            counted = scores[scores["run_id"] == first["run_id"]]
+    per_seed = counted.groupby("run_id")[metric].mean().dropna()
+    return {
+        **label,
+        "metric": metric,
+        "mean": per_seed.mean() if len(per_seed) else None,
+        "std": per_seed.std(ddof=1) if len(per_seed) > 1 else None,
+        "num_seeds": len(per_seed),
+        "state": state,
+        "finished": len(finished) > 0,
+        "paper": _paper_value(label, metric),
+    }
+
+
+def _with_best(cells: pd.DataFrame) -> pd.DataFrame:
+    cells = cells.assign(best=False)
+    # A mean of finished runs competes, also where other seeds are still to come.
+    competing = cells[
+        cells["finished"] & cells["mean"].notna() & ~cells["algorithm"].isin([*BOUNDS, BICUBIC])
+    ]
+    for (*_, metric), column in competing.groupby([*GROUP, "metric"]):
+        # As printed: two that read the same are both the best.
+        shown = column["mean"].astype(float).round(DECIMALS[str(metric)])
+        top = shown.min() if metric in SMALLER_IS_BETTER else shown.max()
+        if len(column) > 1:
+            cells.loc[shown.index[shown == top], "best"] = True
+    return cells
+
+
+def _paper_value(label: dict[str, str], metric: str) -> float | None:
+    paper = _paper()
+    if label["method"] != display(label["algorithm"]) or metric not in paper["metrics"]:
+        return None
+    # `VRT (small)` is not the paper's network, but it is what there is to compare with.
+    by_name = {display(name): values for name, values in paper["values"].items()}
+    values = by_name.get(label["model"].split(" (")[0], {})
+    found = values.get(label["algorithm"], {}).get(label["heterogeneity"], {}).get(label["testset"])
+    value: float | None = found[paper["metrics"].index(metric)] if found else None
+    return value
+
+
+@cache
+def _paper() -> dict[str, Any]:
+    text = (resources.files("fedvsr.report") / "paper.json").read_text()
+    paper: dict[str, Any] = json.loads(text)
+    return paper
+
+
+def _margin(value: float, metric: str) -> str:
+    side = "better" if value >= 0 else "worse"
+    return f"{abs(value):.{DECIMALS[metric]}f}{UNITS[metric]} {side}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,121 @@
+"""A report's files: tables, figures and pages from a folder of results, as far as they have come.
+
+Parquet tables and the pictures in `frames/` are all that is read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from fedvsr.errors import UserError
+from fedvsr.files import replacing
+from fedvsr.report import crops, curves
+from fedvsr.report.clients import draw_clients
+from fedvsr.report.content import Report, read
+from fedvsr.report.crops import Crop
+from fedvsr.report.figures import save
+from fedvsr.report.gather import setting_name
+from fedvsr.report.page import page
+from fedvsr.report.prose import markdown
+from fedvsr.report.render import grid, render
+
+Format = Literal["md", "csv", "tex", "html", "png", "pdf"]
+FORMATS: tuple[Format, ...] = ("md", "csv", "tex", "html", "png", "pdf")
+DEFAULT_FORMATS: tuple[Format, ...] = ("md", "csv", "html", "png")
+
+
+def write_report(
+    folder: Path,
+    out: Path,
+    formats: Sequence[Format] = DEFAULT_FORMATS,
+    crop: Crop | None = None,
+    clip_id: str | None = None,
+) -> Iterator[Path]:
+    """Write a report and yield each file's path when it is there.
+
+    Args:
+        folder: of the results.
+        out: the folder to write to; made if need be.
+        formats: of `FORMATS`: md (with the figures, if they are written as png), csv, tex, html
+            (one page), png and pdf (figures).
+        crop: the crop of the comparison; by default where methods differ most.
+        clip_id: the clip that it is taken from.
+
+    Raises:
+        UserError: there is no run, no such clip, or the crop leaves its frame.
+    """
+    report = read(folder)
+    figures = list(_figures(report, crop, clip_id)) if {"png", "pdf"} & set(formats) else []
+    if clip_id is not None and clip_id not in (known := _clips(report)):
+        raise UserError(
+            f"no finished run has a picture of clip {clip_id}; there are: {', '.join(known)}"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    if "csv" in formats:
+        for name in ("margins", "differences", "overhead", "faults"):
+            yield _write(out / f"{name}.csv", getattr(report, name).to_csv(index=False))
+        for name, cells in _numbered(report):
+            yield _write(out / f"{name}.csv", cells.to_csv(index=False))
+    if "tex" in formats:
+        for name, cells in _numbered(report):
+            yield _write(out / f"{name}.tex", render(grid(cells, "tex"), "tex"))
+    pictures = list[str]()
+    for name, figure in figures:
+        for kind in ("png", "pdf"):
+            if kind in formats:
+                yield save(figure, out / f"{name}.{kind}")
+        pictures.append(f"{name}.png")
+    if "md" in formats:
+        yield _write(out / "report.md", markdown(report, pictures if "png" in formats else []))
+    if "html" in formats:
+        yield _write(out / "report.html", page(report))
+
+
+def _figures(
+    report: Report, crop: Crop | None, clip_id: str | None
+) -> Iterator[tuple[str, Figure]]:
+    styles = curves.line_styles(report.gathered)
+    for model in report.points["model"].unique():
+        yield _slug("curves", model), curves.draw_curves(report.points, model, styles)
+    groups = dict[tuple[str, ...], list[crops.Frame]]()
+    for frame in report.frames:
+        key = frame.model, frame.heterogeneity, frame.testset
+        groups.setdefault(key, []).append(frame)
+    for group, found in groups.items():
+        chosen = crops.choose(found, crop, clip_id)
+        if chosen:
+            yield _slug("crops", *group), crops.draw_crops(*chosen)
+    runs = report.gathered.runs
+    # One seed's clients a method; the tables count the faults of all.
+    first = runs.sort_values("seed").drop_duplicates(["model", "heterogeneity", "method"])
+    trained = set(report.results.clients["run_id"])
+    for row in first.sort_index().to_dict("records"):
+        if row["run_id"] in trained:
+            where = f"{row['model']}, {row['method']}, {setting_name(row['heterogeneity'])}"
+            figure = draw_clients(report.results, row["run_id"], f"{where}, seed {row['seed']}")
+            yield _slug("clients", row["model"], row["heterogeneity"], row["method"]), figure
+
+
+def _numbered(report: Report) -> list[tuple[str, pd.DataFrame]]:
+    found = [("table1", report.main), ("table2", report.ablation)]
+    return [(name, cells) for name, cells in found if not cells.empty]
+
+
+def _clips(report: Report) -> list[str]:
+    return sorted({frame.clip_id for frame in report.frames})
+
+
+def _slug(*words: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", "-".join(words).lower()).strip("-")
+
+
+def _write(path: Path, text: str) -> Path:
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+    return path

@@ -1,0 +1,63 @@
+"""Population-based training: a run that goes on from another run's state, with other settings."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from fedvsr import models
+from fedvsr.config import ExperimentConfig, load_config
+from fedvsr.files import replacing
+from fedvsr.params import ParamTable
+from fedvsr.training import checkpoint
+
+_BY_ROUND = ("rounds", "clients", "evaluations")
+
+
+def pack(run: Path, target: Path) -> None:
+    """Copy the newest state of a run, and what its clients remember, into a folder."""
+    states = sorted((run / "checkpoints").glob("round-*.safetensors"))
+    for path in (*states[-1:], *(run / "checkpoints").glob("client-*.safetensors")):
+        shutil.copyfile(path, target / path.name)
+
+
+def fork(parent: Path, packed: Path, run: Path, config: ExperimentConfig) -> int:
+    """Fill a new run's folder with the parent's state, and its rounds up to there.
+
+    The rows of those rounds bear the new run's id: they are the history of its network.
+
+    Args:
+        parent: folder of the run that `packed` was made of.
+        packed: see `pack`.
+        run: folder of the new run.
+        config: the new run's.
+
+    Returns:
+        The round from which it goes on; 0 where the parent had not saved any.
+    """
+    table = ParamTable.of(models.build_fresh(config.model))
+    before = load_config(str(parent / "config.yaml"))
+    state = checkpoint.latest(packed, table, before.config_hash()).state
+    if state is None:
+        return 0
+    identity = {"run_id": run.name, "config_hash": config.config_hash(), "seed": config.seed}
+    for name in _BY_ROUND:
+        rows = pq.ParquetFile(parent / f"{name}.parquet").read()
+        rows = rows.filter(pc.less_equal(rows["round_idx"], state.round_idx))
+        for column, value in identity.items():
+            i = rows.schema.get_field_index(column)
+            field = rows.schema.field(i)
+            rows = rows.set_column(i, field, pa.array([value] * len(rows), field.type))
+        with replacing(run / f"{name}.parquet") as aside:
+            pq.write_table(rows, aside)
+    folder = run / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    for path in packed.glob("client-*.safetensors"):
+        shutil.copyfile(path, folder / path.name)
+    # Last: a run with a state is one that goes on.
+    checkpoint.save(folder, state, table, config.config_hash())
+    return state.round_idx

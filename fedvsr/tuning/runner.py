@@ -1,0 +1,273 @@
+"""A sweep on a Ray cluster: Ray Tune starts, stops and restarts the trials."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune import ExperimentAnalysis, PlacementGroupFactory, schedulers
+from ray.tune.search import BasicVariantGenerator, Searcher, create_searcher
+
+from fedvsr.errors import UserError
+from fedvsr.tuning.expressions import tidy
+from fedvsr.tuning.space import Dimension
+from fedvsr.tuning.sweep import SweepConfig, Trial, describe, load_sweep, save_sweep
+from fedvsr.tuning.table import SWEEP_FILE
+from fedvsr.tuning.trial import run_trial, trial_of, wanted
+from fedvsr.tuning.watch import Outcome
+
+_TUNE = "tune"
+_MAX_NAME = 120
+# Of what trials report: unlike Tune's own count it goes on where a trial is started again.
+_TIME = "round_idx"
+_ENVIRONMENT = {
+    # Trials save their own state; Tune's is small, and what is lost of it is repeated.
+    "TUNE_GLOBAL_CHECKPOINT_S": "5",
+    # The older reporter is silent where it is told to be.
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+@contextmanager
+def opened(sweep: SweepConfig, folder: Path, resume: bool) -> Iterator[None]:
+    """Hold a sweep's folder, which is made, or with `resume` must be that of this very sweep.
+
+    Raises:
+        UserError: it is another sweep's, or not there to resume, or another process runs it.
+    """
+    path = folder / SWEEP_FILE
+    if resume and not path.exists():
+        raise UserError(f"there is no sweep at {folder} to resume; leave --resume out to start it")
+    if path.exists():
+        if not resume:
+            raise UserError(
+                f"{folder} holds a sweep of this name; --resume goes on with it, --name gives "
+                "another name"
+            )
+        # The order counts too: it numbers the trials.
+        if load_sweep(path).model_dump_json() != sweep.model_dump_json():
+            raise UserError(
+                f"{path} is not this sweep: the file or --set has changed since; give what it was "
+                "started with, or start another one by --name"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process runs the sweep in {folder}; wait for it") from None
+        if not path.exists():
+            save_sweep(sweep, path)
+        yield
+
+
+def run_sweep(
+    sweep: SweepConfig,
+    trials: Sequence[Trial] | None,
+    folder: Path,
+    *,
+    max_concurrent: int | None,
+) -> list[Outcome]:
+    """Run all trials, or go on with them, on the connected cluster.
+
+    Args:
+        sweep: the sweep, whose folder is `opened`.
+        trials: all of them; None where the searcher chooses them.
+        folder: the sweep's.
+        max_concurrent: trials at once; None: as many as fit.
+
+    Returns:
+        What Tune knows of each trial that it has begun or was to begin.
+    """
+    folder = folder.resolve()
+    os.environ.update({k: v for k, v in _ENVIRONMENT.items() if k not in os.environ})
+    for name in ("ray.tune", "ray.train", "ray.air"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    trainable = tune.with_resources(run_trial, _resources(sweep))
+    experiment = folder / _TUNE
+    # Tuner.can_restore() is true before the first state file is written, and what is restored
+    # then is one trial without settings. Runs go on from their own checkpoints either way.
+    if any(experiment.glob("experiment_state-*.json")):
+        tuner = tune.Tuner.restore(
+            str(experiment), trainable=trainable, resume_unfinished=True, resume_errored=True
+        )
+    else:
+        tuner = _fresh(sweep, trials, folder, trainable, max_concurrent)
+    tuner.fit()
+    return [_outcome(trial) for trial in ExperimentAnalysis(str(experiment)).trials or []]
+
+
+def _outcome(trial: Any) -> Outcome:
+    error = trial.get_pickled_error() if trial.status == "ERROR" else None
+    # What a trial raised is wrapped by Ray; what became of its process is not.
+    cause = getattr(error, "cause", error)
+    lines = str(cause).strip().splitlines() if cause else []
+    return Outcome(
+        trial.trial_id, trial.config.get("trial"), trial.status, lines[0] if lines else None
+    )
+
+
+def _fresh(
+    sweep: SweepConfig,
+    trials: Sequence[Trial] | None,
+    folder: Path,
+    trainable: Any,
+    max_concurrent: int | None,
+) -> tune.Tuner:
+    constant = {"sweep": str(folder), "cwd": str(Path.cwd())}
+    if trials is None:
+        space = {key: _domain(dimension) for key, dimension in sweep.space.items()}
+        searcher: Any = _searcher(sweep)
+        num_samples = sweep.searcher.num_samples
+    else:
+        # Each trial is a point given, so that Tune's loggers see its values by name.
+        points = [{"trial": t.index, **_own(sweep, t)} for t in trials]
+        space = {key: tune.choice([point[key] for point in points]) for key in points[0]}
+        searcher = BasicVariantGenerator(points_to_evaluate=points)
+        num_samples = len(points)
+    return tune.Tuner(
+        trainable,
+        param_space={**constant, **space},
+        tune_config=tune.TuneConfig(
+            metric=sweep.metric,
+            mode=sweep.mode,
+            search_alg=searcher,
+            scheduler=_scheduler(sweep),
+            num_samples=num_samples,
+            max_concurrent_trials=max_concurrent,
+            trial_dirname_creator=partial(_folder_name, tuple(sweep.space)),
+        ),
+        run_config=tune.RunConfig(
+            name=_TUNE,
+            storage_path=str(folder),
+            failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
+            # Another trial may still go on from an old one where trials copy each other.
+            checkpoint_config=tune.CheckpointConfig(
+                num_to_keep=None if sweep.scheduler.name == "pbt" else 1
+            ),
+            callbacks=_loggers(sweep),
+            verbose=0,
+        ),
+    )
+
+
+def _folder_name(swept: Sequence[str], trial: Any) -> str:
+    """Where Tune keeps what it logs of a trial: TensorBoard calls the trial so."""
+    values = describe({key: trial.config[key] for key in swept})
+    return re.sub(r"[^\w=.-]+", "-", f"{trial.trial_id} {values}")[:_MAX_NAME]
+
+
+def _own(sweep: SweepConfig, trial: Trial) -> dict[str, Any]:
+    """What a trial's settings follow from: its values without those of constraints."""
+    return {key: value for key, value in trial.values.items() if key not in sweep.constraints}
+
+
+def _resources(sweep: SweepConfig) -> Callable[[dict[str, Any]], PlacementGroupFactory]:
+    """What the trial of given settings reserves."""
+
+    def of(settings: dict[str, Any]) -> PlacementGroupFactory:
+        slots = wanted(trial_of(sweep, settings).config)
+        return PlacementGroupFactory(
+            slots.bundles, strategy="PACK", bundle_label_selector=slots.selectors
+        )
+
+    return of
+
+
+def _domain(dimension: Dimension) -> Any:
+    if dimension.uniform:
+        return tune.uniform(*dimension.uniform)
+    if dimension.loguniform:
+        return tune.loguniform(*dimension.loguniform)
+    return tune.choice(dimension.finite or [])
+
+
+def _searcher(sweep: SweepConfig) -> Searcher:
+    """Ray Tune's wrapper of the searcher that the sweep names.
+
+    Raises:
+        UserError: its package is not installed.
+    """
+    name = sweep.searcher.name
+    try:
+        searcher: Searcher = create_searcher(
+            name,
+            metric=sweep.metric,
+            mode=sweep.mode,
+            seed=sweep.searcher.seed,
+            random_state_seed=sweep.searcher.seed,
+        )
+    except (ImportError, AssertionError) as error:
+        raise UserError(f"searcher.name = {name} cannot be used: {error}") from None
+    return searcher
+
+
+def _scheduler(sweep: SweepConfig) -> schedulers.TrialScheduler | None:
+    config = sweep.scheduler
+    if config.name == "asha":
+        return schedulers.AsyncHyperBandScheduler(
+            time_attr=_TIME,
+            grace_period=config.grace_rounds,
+            reduction_factor=config.reduction_factor,
+            # A run ends by itself.
+            max_t=1_000_000,
+        )
+    if config.name == "median":
+        return schedulers.MedianStoppingRule(time_attr=_TIME, grace_period=config.grace_rounds)
+    if config.name == "pbt":
+        space = sweep.space.items()
+        return schedulers.PopulationBasedTraining(
+            time_attr=_TIME,
+            perturbation_interval=config.perturb_rounds,
+            quantile_fraction=config.quantile,
+            resample_probability=config.resample_probability,
+            hyperparam_mutations={key: d.finite or _domain(d) for key, d in space},
+            custom_explore_fn=partial(_within, sweep),
+        )
+    return None
+
+
+def _within(sweep: SweepConfig, settings: dict[str, Any]) -> dict[str, Any]:
+    """What population-based training made of a trial's settings, back within the space."""
+    for key, dimension in sweep.space.items():
+        if bounds := dimension.uniform or dimension.loguniform:
+            settings[key] = tidy(min(max(settings[key], bounds[0]), bounds[1]))
+    return settings
+
+
+def _loggers(sweep: SweepConfig) -> list[tune.Callback]:
+    """Ray Tune's own callbacks; TensorBoard's is there in any case.
+
+    Raises:
+        UserError: a package is not installed.
+    """
+    callbacks = list[tune.Callback]()
+    if sweep.loggers.mlflow is not None:
+        _require("mlflow", "mlflow")
+        from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+        callbacks.append(
+            MLflowLoggerCallback(tracking_uri=sweep.loggers.mlflow, experiment_name=sweep.name)
+        )
+    if sweep.loggers.wandb is not None:
+        _require("wandb", "wandb")
+        from ray.air.integrations.wandb import WandbLoggerCallback
+
+        callbacks.append(WandbLoggerCallback(project=sweep.loggers.wandb, group=sweep.name))
+    return callbacks
+
+
+def _require(package: str, key: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise UserError(
+            f"loggers.{key} needs the package {package}: pip install 'fedvsr[{package}]'"
+        )

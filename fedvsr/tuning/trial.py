@@ -1,0 +1,177 @@
+"""One trial: an experiment in a process that Ray Tune starts, stops, and starts again."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.util.placement_group import get_current_placement_group
+
+from fedvsr.config import ExperimentConfig
+from fedvsr.errors import UserError
+from fedvsr.experiment import RoundRecorded, Run, execute, prepare_data, run_status
+from fedvsr.federation.executors import Clients, Executor
+from fedvsr.federation.placement import Placement, Slots, ask
+from fedvsr.federation.ray_executor import RayExecutor
+from fedvsr.files import replacing
+from fedvsr.tuning.population import fork, pack
+from fedvsr.tuning.sweep import SweepConfig, Trial, load_sweep, make_trial
+from fedvsr.tuning.table import RUNS, SWEEP_FILE, Note, history, newest_runs, sets_of
+
+# What a killed sweep left running ends within seconds of it.
+_LOCK_WAIT_S, _POLL_S = 120.0, 0.5
+_POINTER = "reported.json"
+
+
+def run_trial(settings: dict[str, Any]) -> None:
+    """Run one trial, or go on with it, and report every evaluated round to Tune.
+
+    The run's own folder is the checkpoint; Tune's says only what has been reported already, and
+    holds a run's state where another trial may go on from it.
+
+    Args:
+        settings: `sweep`, the sweep's folder; `cwd`, where relative paths begin; `trial`, its index
+            if all trials were known from the beginning; and the trial's values by name.
+    """
+    # This process is the trial's alone. Without a share of its own Ray would show it every GPU.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.chdir(settings["cwd"])
+    folder = Path(settings["sweep"])
+    sweep = load_sweep(folder / SWEEP_FILE)
+    trial = trial_of(sweep, settings)
+    split = prepare_data(trial.config, lambda *_: None)
+    population = sweep.scheduler.name == "pbt"
+    run = _population_run(trial, folder / RUNS) if population else _own_run(trial, folder / RUNS)
+    _wait_until_unlocked(run)
+    note = Note.read(run.folder) or _note(trial)
+    sets = sets_of(trial.config, split)
+    replace(note, attempts=note.attempts + 1, test_sets=sets).write(run.folder)
+    report = _Reporter(run, sets, population)
+    report.new()
+    if run_status(run.folder) == "finished":
+        return
+    try:
+        for event in execute(run, split, _make_executor(trial.config)):
+            # The last round is reported when the run is finished: a scheduler may end a trial at
+            # any report, and the network is saved after that round.
+            last = trial.config.federation.num_rounds
+            if isinstance(event, RoundRecorded) and event.scores and event.round_idx < last:
+                report.new()
+    except UserError:
+        if not report.any:
+            raise
+        # Equal settings fail alike, so Tune is not told to try again; the run's record says why.
+        return
+    report.new()
+
+
+def trial_of(sweep: SweepConfig, settings: Mapping[str, Any]) -> Trial:
+    """The trial that Tune's settings stand for (see `run_trial`)."""
+    point = {k: v for k, v in settings.items() if k in sweep.space or (k == "seed" and sweep.seeds)}
+    return make_trial(sweep, int(settings.get("trial", 0)), point)
+
+
+def wanted(config: ExperimentConfig) -> Slots:
+    """What a trial reserves on the connected cluster: one slot, if `cluster.slots` says nothing.
+
+    Raises:
+        UserError: the cluster has no such GPU.
+    """
+    federation, cluster = config.federation, config.cluster
+    one = cluster.model_copy(update={"slots": cluster.slots or 1})
+    return ask(one, config.local.num_threads, federation.clients_per_round)
+
+
+def _make_executor(config: ExperimentConfig) -> Callable[[Clients], Executor]:
+    """Clients become actors inside the trial's own placement group."""
+    group = get_current_placement_group()
+    assert group is not None, "Tune places a trial in a group"
+    return partial(RayExecutor, config=config.cluster, placement=Placement(group, wanted(config)))
+
+
+def _own_run(trial: Trial, runs: Path) -> Run:
+    """The trial's run, found by its settings, so that nothing of Tune's is needed to go on."""
+    return _open(trial, runs / trial.run_id)
+
+
+def _population_run(trial: Trial, runs: Path) -> Run:
+    """The newest run of this trial, or one that goes on from another trial's state."""
+    tune_id = tune.get_context().get_trial_id()
+    own, name = newest_runs(runs).get(tune_id), f"{trial.config.name}-{tune_id}"
+    checkpoint = tune.get_checkpoint()
+    if checkpoint is None:
+        return _open(trial, own or runs / name)
+    with checkpoint.as_directory() as path:
+        pointer = _pointer(Path(path))
+        target = runs / f"{name}-from-{pointer['round_idx']:04d}"
+        if own and (own.name == pointer["run_id"] or own == target):
+            return _open(trial, own)
+        run, parent = _open(trial, target), runs / pointer["run_id"]
+        from_round = fork(parent, Path(path), run.folder, trial.config)
+        replace(_note(trial), parent_run_id=parent.name, from_round=from_round).write(run.folder)
+        return run
+
+
+def _open(trial: Trial, folder: Path) -> Run:
+    """A run in a folder, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "config.yaml").exists():
+        with replacing(folder / "config.yaml") as aside:
+            aside.write_text(trial.config.to_yaml())
+    return Run(folder.name, folder.resolve(), trial.config)
+
+
+def _note(trial: Trial) -> Note:
+    return Note(dict(trial.values), [], 0, tune.get_context().get_trial_id())
+
+
+class _Reporter:
+    """Reports the rounds of a run that Tune has not seen."""
+
+    def __init__(self, run: Run, sets: list[str], with_state: bool) -> None:
+        self._run, self._sets, self._with_state = run, sets, with_state
+        self._last = -1
+        checkpoint = tune.get_checkpoint()
+        if checkpoint is not None:
+            with checkpoint.as_directory() as path:
+                self._last = int(_pointer(Path(path))["round_idx"])
+
+    @property
+    def any(self) -> bool:
+        """Whether anything was ever reported."""
+        return self._last >= 0
+
+    def new(self) -> None:
+        """Report what the run has recorded since the last report."""
+        for metrics in history(self._run.folder, self._sets):
+            if metrics["round_idx"] <= self._last:
+                continue
+            self._last = int(metrics["round_idx"])
+            with tempfile.TemporaryDirectory() as path:
+                pointer = {"run_id": self._run.run_id, "round_idx": self._last}
+                (Path(path) / _POINTER).write_text(json.dumps(pointer))
+                if self._with_state:
+                    pack(self._run.folder, Path(path))
+                tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(path))
+
+
+def _pointer(path: Path) -> dict[str, Any]:
+    """What a checkpoint of Tune's says: which run, and the last round that was reported."""
+    pointer: dict[str, Any] = json.loads((path / _POINTER).read_text())
+    return pointer
+
+
+def _wait_until_unlocked(run: Run) -> None:
+    deadline = time.monotonic() + _LOCK_WAIT_S
+    while run_status(run.folder) == "running":
+        if time.monotonic() > deadline:
+            raise UserError(f"another process is writing {run.folder}; stop it, then --resume")
+        time.sleep(_POLL_S)

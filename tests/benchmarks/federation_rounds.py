@@ -1,0 +1,150 @@
+"""Rounds by this package's own loop and Ray executor, in which clients add noise and train nothing.
+
+A command of its own, so that all it starts can be watched: see `bench_federation`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedvsr.algorithms import fedavg
+from fedvsr.data.clips import Clip
+from fedvsr.federation import driver, placement
+from fedvsr.federation.client_states import ClientStates
+from fedvsr.federation.cluster import ClusterConfig
+from fedvsr.federation.executors import Clients, Executor, Fault, SerialExecutor
+from fedvsr.federation.ray_executor import RayExecutor
+from fedvsr.federation.rounds import RoundFinished, RunState, run_rounds
+from fedvsr.federation.sampling import FederationConfig
+from fedvsr.messages import ClientTask
+from fedvsr.models import tiny
+from fedvsr.training.local import LocalConfig, LocalTrainer, _Course
+from fedvsr.training.updates import UNCHANGED
+from tests.benchmarks.peers.workload import Rounds, noise, parse, private_bytes, sizes
+
+
+class NoiseTrainer(LocalTrainer):
+    """All that a client does but to read samples and to take steps."""
+
+    def __init__(self, num_params: int, local: LocalConfig) -> None:
+        super().__init__(tiny.Config(), fedavg.Config(), local)
+        self.network = nn.ParameterList([torch.zeros(count) for count in sizes(num_params)])
+
+    def _loader(self, *_: Any) -> Any:
+        return super()._loader(ClientTask(0, 1, 1, 0), ())
+
+    def _descend(self, task: ClientTask, *_: Any) -> _Course:
+        with torch.no_grad():
+            for parameter in self.network.parameters():
+                parameter.add_(noise(task.client_id))
+        return _Course([1.0], [1.0], [1.0], 1)
+
+
+@dataclass(frozen=True)
+class NoiseClients(Clients):
+    num_params: int = 0
+
+    def make_trainer(self) -> LocalTrainer:
+        return NoiseTrainer(self.num_params, self.local)
+
+
+def clients_of(options: argparse.Namespace) -> NoiseClients:
+    # Every registered client has a clip, whose frames nobody reads.
+    clips = [
+        (Clip(f"clip-{i:06d}", f"class {i % 100}", "/data", 100, 720, 1280, 4, f"{i:064x}"),)
+        for i in range(options.clients)
+    ]
+    return NoiseClients(
+        tiny.Config(),
+        fedavg.Config(),
+        # No samples are read, so there need be no threads to read them.
+        LocalConfig(steps=1, num_threads=1, num_workers=0),
+        clips,
+        num_params=options.params,
+    )
+
+
+def rounds_of(
+    options: argparse.Namespace, num_rounds: int, make: Callable[..., Executor], *stop: Any
+) -> Iterator[dict[str, Any]]:
+    """What happens, as a driver tells of it."""
+    yield {"base": {"pid": os.getpid(), "private_bytes": private_bytes()}}
+    executor = make(clients_of(options), **dict(zip(["stop"], stop, strict=False)))
+    ends = np.cumsum([0, *sizes(options.params)]).tolist()
+    state = RunState(0, {"params": np.zeros(options.params, np.float32)}, {})
+    events = run_rounds(
+        state,
+        algorithm=fedavg.Algorithm(fedavg.Config()),
+        executor=executor,
+        config=FederationConfig(num_rounds=num_rounds, clients_per_round=options.cohort),
+        sizes=[1] * options.clients,
+        tensors=tuple(map(slice, ends[:-1], ends[1:])),
+        update=UNCHANGED,
+        seed=0,
+        states=ClientStates(),
+    )
+    # Else the first parameters are held to the end.
+    del state
+    expected = 0.0
+    for event in events:
+        assert not isinstance(event, Fault), event
+        if not isinstance(event, RoundFinished):
+            yield {}
+            continue
+        expected += np.mean([noise(report.client_id) for report in event.reports])
+        yield {
+            "round": {
+                "gap_s": event.gap_s,
+                "up": sum(report.upload_bytes for report in event.reports),
+                "down": event.download_bytes,
+                "train_s": event.train_s,
+                "aggregate_s": event.aggregate_s,
+                "client_s": sum(report.train_s for report in event.reports) / len(event.reports),
+            }
+        }
+    mean = float(event.state.params.mean(dtype=np.float64))
+    assert abs(mean / expected - 1) < 1e-3, f"the mean is {mean}, not {expected}"
+    executor.close()
+
+
+def start(options: argparse.Namespace, num_rounds: int) -> Iterator[dict[str, Any]]:
+    """The rounds, in a driver of their own unless all is to be in this process."""
+    if options.serial:
+        yield from rounds_of(options, num_rounds, SerialExecutor)
+        return
+    cluster = ClusterConfig(slots=options.slots, max_live_clients=options.live)
+    # A round's updates and those of the round before, which go by and by.
+    driver.connect("local", max(4 * options.params * (2 * options.cohort + 6), 2**28))
+    try:
+        wanted = placement.ask(cluster, num_threads=1, cohort=options.cohort)
+        placed = placement.reserve(wanted, cluster.placement_timeout_s, driver.here())
+        make = partial(RayExecutor, config=cluster, placement=placed)
+        yield from driver.drive(partial(rounds_of, options, num_rounds, make), placed)
+    finally:
+        driver.disconnect()
+
+
+def main() -> None:
+    options = parse(live=8, serial=0)
+    rounds = Rounds(options.rounds)
+    for event in start(options, rounds.num_all):
+        if "base" in event:
+            rounds.base(**event["base"])
+        elif "round" in event:
+            rounds.ended(**event["round"])
+
+
+if __name__ == "__main__":
+    # By its own name, so that Ray's workers import it rather than get it as a pickle.
+    from tests.benchmarks import federation_rounds
+
+    federation_rounds.main()

@@ -1,0 +1,82 @@
+"""What a client's process opens and holds, looked at from inside it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from fedvsr.config import ExperimentConfig
+from fedvsr.federation.client_states import ClientStates
+from fedvsr.federation.cluster import ClusterConfig
+from fedvsr.federation.executors import ClientOutcome
+from fedvsr.federation.placement import Place
+from fedvsr.federation.ray_executor import RayExecutor
+from fedvsr.messages import ClientTask
+from fedvsr.models import build_fresh
+from fedvsr.params import flatten
+from tests.integration.running import clients_of, executor_of
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+# Clips of the video `texture.mp4`; the expression itself does not match.
+CLIP_ID = re.compile(rb"texture-\d{3}")
+
+
+def watch(actor: Any) -> None:
+    """Inside a client's process: note every file that is opened from now on."""
+    actor.opened = []
+    sys.addaudithook(
+        lambda event, arguments: actor.opened.append(str(arguments[0])) if event == "open" else None
+    )
+
+
+def look_around(actor: Any) -> tuple[list[str], set[str]]:
+    """Inside a client's process: what was opened, and the clips named anywhere in its memory."""
+    opened, named = list(actor.opened), set[bytes]()
+    with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb", buffering=0) as memory:
+        for line in maps:
+            region, rights, _, _, _, *path = line.split(maxsplit=5)
+            # The heap, stacks and what is allocated apart; files and shared memory have a path.
+            if not rights.startswith("rw") or (path and path[0].startswith("/")):
+                continue
+            begin, end = (int(part, 16) for part in region.split("-"))
+            memory.seek(begin)
+            try:
+                named.update(CLIP_ID.findall(memory.read(end - begin)))
+            except OSError:
+                continue  # gone meanwhile
+    return opened, {name.decode() for name in named}
+
+
+class Watched(RayExecutor):
+    """Watches every client's process before its first task."""
+
+    def _start(self, client_id: int, place: Place) -> Any:
+        actor = super()._start(client_id, place)
+        actor.handle.__ray_call__.remote(watch)
+        return actor
+
+
+def test_a_clients_process_opens_and_names_its_own_clips_alone(small: ExperimentConfig) -> None:
+    clients = clients_of(small)
+    params = flatten(build_fresh(small.model))
+    tasks = [ClientTask(client_id=i, round_idx=1, num_rounds=1, seed=i) for i in (0, 2)]
+    looked = 0
+    with executor_of(clients, ClusterConfig(slots=2), Watched) as executor:
+        for outcome in executor.run_round(tasks, {"params": params}, ClientStates()):
+            assert isinstance(outcome, ClientOutcome)
+            client_id = outcome.report.client_id
+            handle = executor._actors[client_id].handle
+            opened, named = ray.get(handle.__ray_call__.remote(look_around))
+            own = {clip.clip_id for clip in clients.clips[client_id]}
+            clips = {Path(path) for path in opened if path.endswith(".npy")}
+            assert {path.name.rpartition("_")[0] for path in clips} <= own
+            assert {str(path.parent) for path in clips} == {clients.clips[0][0].folder}
+            assert named == own, "its own are found, so others would be"
+            looked += 1
+    assert looked == 2

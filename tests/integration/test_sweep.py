@@ -1,0 +1,312 @@
+"""Sweeps with a real Ray Tune: whole, killed with SIGKILL and resumed, with trials that fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from fedvsr.config import load_config
+from fedvsr.experiment import run_status
+from fedvsr.records import load_results
+from tests.integration.equality import assert_equal_runs
+from tests.integration.running import run_serially
+
+pytestmark = pytest.mark.ray
+
+
+def sweep_file(base: Path, folder: Path, **settings: Any) -> Path:
+    """Two trials of the small experiment, with and without the detail loss."""
+    path = folder / "sweep.yaml"
+    sweep = {
+        "name": "s",
+        "base": str(base),
+        "space": {"algorithm.lambda_hifr": {"grid": [0.0, 1.0]}},
+        **settings,
+    }
+    path.write_text(yaml.safe_dump(sweep))
+    return path
+
+
+def command(file: Path, out: Path, *extra: str) -> list[str]:
+    return [sys.executable, "-m", "fedvsr", "tune", str(file), "--out", str(out), *extra]
+
+
+def tune(file: Path, out: Path, *extra: str) -> str:
+    done = subprocess.run(
+        command(file, out, *extra), capture_output=True, text=True, timeout=280, cwd=file.parent
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def trials(out: Path) -> pd.DataFrame:
+    return pd.read_parquet(out / "sweeps" / "s" / "trials.parquet")
+
+
+def kill_when(file: Path, out: Path, ready: Callable[[Path], bool], *extra: str) -> None:
+    """Start or resume a sweep, and kill its process as soon as its folder is `ready`."""
+    process = subprocess.Popen(
+        command(file, out, *extra), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 200
+    while not ready(out / "sweeps" / "s"):
+        assert process.poll() is None, "the sweep ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+def rounds_done(folder: Path) -> dict[str, int]:
+    """The last round in each run's table."""
+    if not (folder / "runs").is_dir():
+        return {}
+    rounds = load_results(folder / "runs").rounds
+    return {str(k): int(v) for k, v in rounds.groupby("run_id")["round_idx"].max().items()}
+
+
+def test_a_sweep_from_the_file_to_its_best(small_yaml: Path, tmp_path: Path) -> None:
+    file = sweep_file(small_yaml, tmp_path)
+    printed = tune(file, tmp_path)
+    folder = tmp_path / "sweeps" / "s"
+    table = trials(tmp_path)
+    assert table["status"].tolist() == ["finished", "finished"]
+    assert table["algorithm.lambda_hifr"].tolist() == [0.0, 1.0]
+    assert table["attempts"].tolist() == [1, 1]
+    assert "lambda_hifr=1  finished  round 3/3" in printed
+    assert "╭" not in printed, "Tune's own reporter is silent"
+
+    results = load_results(folder)
+    assert set(results.runs["run_id"]) == set(table["run_id"])
+    joined = table.merge(results.runs, on="run_id")
+    assert joined["psnr_db_x"].tolist() == pytest.approx(joined["psnr_db_y"].tolist())
+
+    # A trial is the experiment that `fedvsr run` runs, bit for bit.
+    best = load_config(str(folder / "best.yaml"))
+    winner = table.loc[table["psnr_db"].idxmax()]
+    assert best.algorithm.lambda_hifr == winner["algorithm.lambda_hifr"]
+    assert_equal_runs(folder / "runs" / winner["run_id"], run_serially(best, tmp_path / "again"))
+
+    events = load_events(folder / "tune")
+    assert events["ray/tune/psnr_db"] == pytest.approx(table["psnr_db"].tolist())
+    assert events["ray/tune/test/held_out/ssim"] == pytest.approx(table["ssim"].tolist())
+
+    again = subprocess.run(command(file, tmp_path), capture_output=True, text=True, timeout=100)
+    assert again.returncode == 2
+    assert "--resume goes on with it" in again.stderr
+
+
+def load_events(folder: Path) -> dict[str, list[float]]:
+    """The last value of every scalar in TensorBoard's files, by tag, in the order of trials."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    last = dict[str, list[float]]()
+    for path in sorted(folder.glob("*/events.out.tfevents.*")):
+        found, data, at = dict[str, float](), path.read_bytes(), 0
+        # Records of TFRecord: length, its checksum, data, their checksum.
+        while at < len(data):
+            length = int.from_bytes(data[at : at + 8], "little")
+            event = Event.FromString(data[at + 12 : at + 12 + length])
+            found |= {value.tag: value.simple_value for value in event.summary.value}
+            at += 16 + length
+        for tag, value in found.items():
+            last.setdefault(tag, []).append(value)
+    return last
+
+
+def test_a_sweep_killed_twice_loses_a_round_at_most(small_yaml: Path, tmp_path: Path) -> None:
+    settings = {"set": {"federation.num_rounds": 5, "local.steps": 25}}
+    file = sweep_file(small_yaml, tmp_path, **settings)
+    folder = tmp_path / "sweeps" / "s"
+
+    # Before Tune has written its first state: a restore would start one trial without settings.
+    kill_when(file, tmp_path, lambda folder: (folder / "tune" / "tuner.pkl").exists())
+    assert not list((folder / "tune").glob("experiment_state-*"))
+
+    kill_when(
+        file,
+        tmp_path,
+        lambda folder: (
+            max(rounds_done(folder).values(), default=0) >= 2
+            and bool(list((folder / "tune").glob("experiment_state-*")))
+        ),
+        "--resume",
+    )
+    wait_until_unlocked(folder / "runs")
+    before = rounds_done(folder)
+    started = {run_id: started_rounds(folder / "runs" / run_id) for run_id in before}
+    printed = tune(file, tmp_path, "--resume")
+    assert "finished" in printed
+    table = trials(tmp_path)
+    assert table["status"].tolist() == ["finished", "finished"]
+    for run_id, last in before.items():
+        repeated = started_rounds(folder / "runs" / run_id)[len(started[run_id]) :]
+        assert repeated == list(range(last, 6)) or repeated == list(range(last + 1, 6)), (
+            f"{last} rounds were recorded, then {repeated} were run"
+        )
+    for run_id in table["run_id"]:
+        config = load_config(str(folder / "runs" / run_id / "config.yaml"))
+        whole = run_serially(config, tmp_path / "whole")
+        assert_equal_runs(folder / "runs" / run_id, whole)
+
+
+def started_rounds(run: Path) -> list[int]:
+    """The rounds that clients finished training in, in order, each once a start of the run."""
+    import json
+
+    rounds = list[int]()
+    for line in (run / "events.jsonl").read_text().splitlines():
+        event = json.loads(line)
+        if event["event"] == "RunStarted":
+            rounds.append(-1)
+        elif event["event"] == "ClientFinished" and rounds[-1] != event["round_idx"]:
+            rounds.append(event["round_idx"])
+    return [r for r in rounds if r >= 0]
+
+
+def wait_until_unlocked(runs: Path) -> None:
+    """Ray's processes follow their killed head within seconds."""
+    deadline = time.monotonic() + 60
+    while any(run_status(run) == "running" for run in runs.iterdir()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_trials_that_fail_do_not_end_the_sweep(small_yaml: Path, tmp_path: Path) -> None:
+    space = {"local.lr": {"grid": [0.002, 1.0]}}
+    changes = {"model": {"channels": 32, "blocks": 20}, "local.steps": 40}
+    file = sweep_file(small_yaml, tmp_path, space=space, set=changes)
+    process = subprocess.Popen(
+        command(file, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    # The process of the good trial dies once, in its second round.
+    folder = tmp_path / "sweeps" / "s"
+    deadline = time.monotonic() + 200
+    while (pid := trial_in_round(folder, 1)) is None:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(pid, signal.SIGKILL)
+    printed, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, printed
+    table = trials(tmp_path)
+    assert table["status"].tolist() == ["finished", "failed"]
+    assert table["attempts"].tolist() == [2, 1], "what fails alike each time is not tried again"
+    assert "finite" in table["error"].iloc[1]
+    assert "trial 1 failed" in printed
+    assert load_config(str(folder / "best.yaml")).local.lr == 0.002
+
+
+def trial_in_round(folder: Path, num_done: int) -> int | None:
+    """The process of the trial that has recorded so many rounds."""
+    for run_id, last in rounds_done(folder).items():
+        config = load_config(str(folder / "runs" / run_id / "config.yaml"))
+        if config.local.lr == 0.002 and last >= num_done:
+            return holder_of(folder / "runs" / run_id / ".lock")
+    return None
+
+
+def holder_of(path: Path) -> int | None:
+    inode = path.stat().st_ino
+    for line in Path("/proc/locks").read_text().splitlines():
+        fields = line.split()
+        if fields[1] == "FLOCK" and fields[5].endswith(f":{inode}"):
+            return int(fields[4])
+    return None
+
+
+def test_a_trial_that_falls_behind_is_stopped_early(small_yaml: Path, tmp_path: Path) -> None:
+    file = sweep_file(
+        small_yaml,
+        tmp_path,
+        space={"local.lr": {"grid": [0.002, 1e-7]}},
+        scheduler={"name": "asha", "grace_rounds": 1, "reduction_factor": 2},
+        set={"local.steps": 20},
+    )
+    # One after the other, so that the second is compared with a first that has passed.
+    printed = tune(file, tmp_path, "--max-concurrent", "1")
+    table = trials(tmp_path)
+    assert table["status"].tolist() == ["finished", "stopped_early"], printed
+    assert table["round_idx"].iloc[1] < 3
+    assert load_config(str(tmp_path / "sweeps" / "s" / "best.yaml")).local.lr == 0.002
+    # It is not begun again.
+    tune(file, tmp_path, "--resume")
+    pd.testing.assert_frame_equal(trials(tmp_path), table)
+
+
+@pytest.mark.slow
+def test_a_poor_trial_goes_on_from_a_good_ones_state(small_yaml: Path, tmp_path: Path) -> None:
+    num_rounds = 8
+    file = sweep_file(
+        small_yaml,
+        tmp_path,
+        space={"local.lr": {"grid": [0.002, 1e-7]}},
+        scheduler={"name": "pbt", "perturb_rounds": 2, "quantile": 0.5},
+        set={"federation.num_rounds": num_rounds, "local.steps": 20, "algorithm.name": "scaffold"},
+    )
+    tune(file, tmp_path)
+    folder, table = tmp_path / "sweeps" / "s", trials(tmp_path)
+    assert table["status"].tolist() == ["finished", "finished"]
+    (forked,) = table.dropna(subset=["parent_run_id"]).to_dict("records")
+    assert 0 < forked["from_round"] < num_rounds
+    results = load_results(folder / "runs" / forked["run_id"])
+    assert results.rounds["round_idx"].tolist() == list(range(num_rounds + 1))
+    assert set(results.rounds["run_id"]) == {forked["run_id"]}
+    parent = load_results(folder / "runs" / forked["parent_run_id"]).rounds
+    before = results.rounds["round_idx"] <= forked["from_round"]
+    assert results.rounds[before]["psnr_db"].tolist() == (
+        parent[parent["round_idx"] <= forked["from_round"]]["psnr_db"].tolist()
+    )
+
+
+def test_a_searcher_of_ray_tunes_chooses(small_yaml: Path, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    file = sweep_file(
+        small_yaml,
+        tmp_path,
+        space={"local.lr": {"loguniform": [1e-4, 1e-2]}, "algorithm.alpha": {"grid": [1, 2]}},
+        constraints={"algorithm.mu": "local.lr / 10"},
+        searcher={"name": "optuna", "num_samples": 3},
+    )
+    tune(file, tmp_path)
+    table = trials(tmp_path)
+    assert table["status"].tolist() == ["finished"] * 3
+    assert table["local.lr"].between(1e-4, 1e-2).all()
+    assert table["local.lr"].nunique() == 3
+    assert table["algorithm.mu"].tolist() == pytest.approx((table["local.lr"] / 10).tolist())
+
+
+# Its own packages deprecate each other.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*noload")
+def test_metrics_reach_mlflow(small_yaml: Path, tmp_path: Path) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tune(sweep_file(small_yaml, tmp_path, loggers={"mlflow": uri}), tmp_path)
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("s")
+    runs = client.search_runs([experiment.experiment_id])
+    found = sorted(run.data.metrics["psnr_db"] for run in runs)
+    assert found == pytest.approx(sorted(trials(tmp_path)["psnr_db"]))
+    assert {run.data.params["algorithm.lambda_hifr"] for run in runs} == {"0.0", "1.0"}
+
+
+def test_metrics_reach_weights_and_biases(
+    small_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    for name, value in {"MODE": "offline", "API_KEY": "x" * 40, "DIR": str(tmp_path)}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    tune(sweep_file(small_yaml, tmp_path, loggers={"wandb": "p"}), tmp_path)
+    logs = list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(logs) == 2
+    assert all(b"psnr_db" in path.read_bytes() for path in logs)

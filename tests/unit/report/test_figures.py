@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fedvsr import load_results, metrics
+from fedvsr.errors import UserError
+from fedvsr.report import clients, crops, curves
+from fedvsr.report.gather import gather
+from fedvsr.report.overhead import overhead
+from tests.conftest import moving_texture
+from tests.unit.report.synthetic import write_frames, write_run
+
+
+def client(round_idx: int, client_id: int, **more: object) -> dict[str, object]:
+    row = {"round_idx": round_idx, "client_id": client_id, "position": 0, "num_steps": 4}
+    return {**row, "loss": 0.1, "weight": 0.5, "train_s": 2.0, "input_wait_s": 0.0, **more}
+
+
+def test_a_curve_is_the_mean_of_the_finished_seeds(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        write_run(tmp_path, f"s{seed}", seed=seed, psnr_db=lambda r, clip, s=seed: 30.0 + r * s)
+    write_run(tmp_path, "s3", seed=3, done=1, status="running", psnr_db=lambda r, clip: 90.0)
+    write_run(tmp_path, "v1", algorithm="fedvsr", done=2, num_rounds=5, status="running")
+    write_run(tmp_path, "v2", algorithm="fedvsr", seed=2, done=1, num_rounds=5, status="running")
+    gathered = gather(load_results(tmp_path))
+    points = curves.curve_points(gathered)
+    points = points[points["metric"] == "psnr_db"]
+    of_fedavg = points[points["method"] == "FedAvg"]
+    assert of_fedavg["mean"].tolist() == [30.0, 31.5, 33.0]
+    assert of_fedavg["std"].tolist() == pytest.approx([0.0, 0.5**0.5, 2**0.5])
+    assert set(of_fedavg["state"]) == {""}
+    unfinished = points[points["method"] == "FedVSR"]
+    assert unfinished["round_idx"].tolist() == [0, 1], "as far as both seeds are"
+    assert set(unfinished["state"]) == {"running"}
+    figure = curves.draw_curves(points, "tiny (demo)", curves.line_styles(gathered))
+    (panel,) = figure.axes
+    labels = [line.get_label() for line in panel.get_lines()]
+    assert labels == ["FedAvg", "FedVSR (running)", "bicubic"]
+    assert panel.get_lines()[0].get_ydata().tolist() == [30.0, 31.5, 33.0]
+
+
+def test_methods_keep_their_looks_and_none_is_another_s(tmp_path: Path) -> None:
+    names = ("fedavg", "fedprox", "scaffold", "fednova", "qffl", "moon", "fedsr", "krum", "fedadam")
+    for name in (*names, "fedvsr", "f_ala", "local"):
+        write_run(tmp_path, name, algorithm=name)
+    styles = curves.line_styles(gather(load_results(tmp_path)))
+    assert styles["FedVSR"].colour == "#0072B2"
+    assert len(set(styles.values())) == 12
+
+
+def test_the_crop_is_where_methods_differ_and_its_psnr_is_its_own(tmp_path: Path) -> None:
+    gt = moving_texture(1, 96, 160)[0]
+    near, far = gt.copy(), gt.copy()
+    far[40:60, 100:120] = 255 - far[40:60, 100:120]
+    for algorithm, picture in (("fedavg", far), ("fedvsr", near)):
+        for seed in (1, 2):
+            folder = write_run(tmp_path, f"{algorithm}-{seed}", algorithm=algorithm, seed=seed)
+            if (algorithm, seed) != ("fedvsr", 1):
+                write_frames(folder, "a", picture, gt)
+    found = list(crops.frames(gather(load_results(tmp_path)), crops.run_folders(tmp_path)))
+    (frame,) = found
+    assert frame.seed == 2, "the seed that both methods have pictures of"
+    assert list(frame.methods) == ["FedAvg", "FedVSR"]
+    _, crop = crops.choose(found) or pytest.fail("no crop")
+    assert crop.size == 32
+    assert crop.x <= 100 < 120 <= crop.x + crop.size
+    assert crop.y <= 40 < 60 <= crop.y + crop.size
+    figure = crops.draw_crops(frame, crop)
+    captions = {axes.get_title(): axes.get_xlabel() for axes in figure.axes}
+    assert captions["FedVSR"] == "inf dB"
+    own = float(metrics.psnr(crop.of(far), crop.of(gt)))
+    assert captions["FedAvg"] == f"{own:.2f} dB"
+    assert captions["Ground truth"] == ""
+
+    by_hand = crops.Crop(0, 0, 40)
+    assert crops.choose(found, by_hand, "a") == (frame, by_hand)
+    assert crops.choose(found, None, "elsewhere") is None
+    with pytest.raises(UserError, match=r"--crop 150,0,40 leaves the frame of a, .* 160 x 96"):
+        crops.choose(found, crops.Crop(150, 0, 40))
+
+
+def test_slots_follow_each_other_by_the_gaps_recorded(tmp_path: Path) -> None:
+    rows = [
+        client(1, 0, slot=0, started_s=0.0),
+        client(1, 1, slot=1, started_s=0.5, train_s=1.0),
+        client(2, 2, slot=0, started_s=0.25),
+    ]
+    folder = write_run(tmp_path, "run", clients=rows)
+    rounds = pd.read_parquet(folder / "rounds.parquet").query("round_idx > 0")
+    bars = clients.gantt(pd.DataFrame(rows), rounds.assign(gap_s=[0.2, 0.75]))
+    # The first round takes 2 s (synthetic), then the gap, then its own wait.
+    assert bars["start_s"].tolist() == [0.0, 0.5, 2 + 0.75 + 0.25]
+    # 2 + 1 + 2 seconds of work in 2 slots from 0 to 5.
+    assert clients.busy(bars) == pytest.approx(5 / (5 * 2))
+    without = clients.gantt(pd.DataFrame(rows), rounds)
+    assert without["start_s"].iloc[-1] == 2 + (0.5 + 1.0) + 0.25, (
+        "what aggregation and scoring took"
+    )
+    serial = pd.DataFrame(rows).assign(slot=None, started_s=None)
+    assert clients.gantt(serial, rounds).empty
+
+
+def test_the_client_view_shows_what_was_recorded(tmp_path: Path) -> None:
+    rows = [client(r, c, slot=c % 2, started_s=0.0, loss=r + c) for r in (1, 2) for c in (0, r)]
+    died = {"client_id": 1, "kind": "died", "final": False}
+    faults = [
+        {"round_idx": 1, **died, "message": "m", "lost_s": 2},
+        {"round_idx": 2, **died, "message": "n", "lost_s": 3},
+        {"round_idx": 2, "client_id": None, "kind": "driver", "final": True, "lost_s": 0.5},
+    ]
+    write_run(tmp_path, "run", clients=rows, faults=faults)
+    write_run(tmp_path, "bare", algorithm="local", clients=[client(1, 0, weight=None)])
+    results = load_results(tmp_path)
+    figure = clients.draw_clients(results, "run", "t")
+    titles = {axes.get_title() or axes.get_title(loc="left"): axes for axes in figure.axes}
+    heat = np.asarray(titles["Local loss"].get_images()[0].get_array())
+    assert heat.shape == (4, 2)
+    assert np.nansum(heat) == 1 + 2 + 2 + 4
+    assert any(title.startswith("Slots: busy") for title in titles)
+    assert [bar.get_height() for bar in titles["Participation"].patches] == [2, 1, 1, 0]
+    bare = clients.draw_clients(results, "bare", "t")
+    titles = {axes.get_title() or axes.get_title(loc="left") for axes in bare.axes} - {""}
+    assert titles == {
+        "Local loss", "Participation", "Time per client and round",
+        "Bytes between server and clients",
+    }  # fmt: skip
+    counted = clients.fault_rows(results).set_index("kind")
+    assert counted.loc["died", ["count", "lost_s", "message"]].tolist() == [2, 5.0, "n"]
+    assert counted.loc["driver", "final"]
+
+
+def test_cost_is_relative_to_fedavg_on_the_same_device(tmp_path: Path) -> None:
+    write_run(tmp_path, "avg", clients=[client(1, 0), client(2, 1, train_s=2.4, input_wait_s=0.4)])
+    write_run(tmp_path, "vsr", algorithm="fedvsr", clients=[client(1, 0, train_s=3.0)])
+    results = load_results(tmp_path)
+    table = overhead(results, gather(results)).set_index("method")
+    assert table.loc["FedAvg", "step_s"] == pytest.approx(0.5), "waiting is no step"
+    assert table.loc["FedVSR", "step_ratio"] == pytest.approx(1.5)
+    assert table.loc["FedVSR", "device"] == "CPU, serial"
+    alone = gather(results)
+    alone = type(alone)(alone.runs[alone.runs["method"] == "FedVSR"], alone.scores, ())
+    assert overhead(results, alone)["step_ratio"].isna().all()

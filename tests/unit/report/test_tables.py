@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from fedvsr import load_results
+from fedvsr.errors import UserError
+from fedvsr.report import tables
+from fedvsr.report.gather import REDS4, VID4, gather, testsets
+from fedvsr.report.render import grid, render
+from tests.unit.report.synthetic import write_run
+
+testsets.__test__ = False  # type: ignore[attr-defined]
+
+
+def cell(cells: pd.DataFrame, metric: str = "psnr_db", **labels: str) -> pd.Series:
+    chosen = cells[cells["metric"] == metric]
+    for name, value in labels.items():
+        chosen = chosen[chosen[name] == value]
+    assert len(chosen) == 1, chosen
+    return chosen.iloc[0]
+
+
+def test_seeds_are_aggregated_by_mean_and_standard_deviation(tmp_path: Path) -> None:
+    for seed, value in ((1, 30.0), (2, 31.0), (3, 35.0)):
+        # Round 1 scores higher: the last round counts, not the best one.
+        write_run(
+            tmp_path,
+            f"run-{seed}",
+            seed=seed,
+            psnr_db=lambda r, clip, v=value: {0: 29, 1: 99, 2: v}[r] + (1 if clip == "b" else -1),
+        )
+    cells = tables.main_table(gather(load_results(tmp_path)))
+    got = cell(cells, method="FedAvg")
+    assert got["mean"] == pytest.approx(32)
+    # Of 30, 31, 35 with n - 1: deviations -2, -1, 3; variance 14 / 2.
+    assert got["std"] == pytest.approx(7**0.5)
+    assert got["num_seeds"] == 3
+    assert cell(cells, method="bicubic")["mean"] == pytest.approx(29)
+
+
+def test_partial_results_say_what_is_missing_and_what_is_running(tmp_path: Path) -> None:
+    write_run(tmp_path, "done")
+    write_run(tmp_path, "half", algorithm="fedvsr", done=1, status="running")
+    write_run(tmp_path, "begun", algorithm="fedprox", done=0, status="running")
+    write_run(tmp_path, "more", partition="more")
+    write_run(tmp_path, "seed2", seed=2, partition="more", done=0, status="failed")
+    cells = tables.main_table(gather(load_results(tmp_path)))
+    half = cell(cells, method="FedVSR", heterogeneity="less")
+    assert half["mean"] == 31
+    assert half["state"] == "running, round 1 of 2"
+    begun = cell(cells, method="FedProx", heterogeneity="less")
+    assert pd.isna(begun["mean"])
+    text = grid(cells, "md")
+    fedprox = text.xs("FedProx", level="method").iloc[0]
+    assert fedprox["heterogeneity: less"].iloc[0] == "running, round 0 of 2"
+    assert fedprox["heterogeneity: more"].iloc[0] == "–"  # noqa: RUF001
+    partly = cell(cells, method="FedAvg", heterogeneity="more")
+    assert partly["state"] == "1 of 2 seeds; failed, round 0 of 2"
+    assert partly["mean"] == 32
+    assert not cells["best"].any(), "one finished method is no contest"
+
+
+def test_the_best_is_of_federated_methods_and_ties_are_shared(tmp_path: Path) -> None:
+    for i, (algorithm, value) in enumerate(
+        [("fedavg", 30.0), ("fedprox", 31.001), ("fedvsr", 31.004), ("centralized", 40.0)]
+    ):
+        write_run(tmp_path, str(i), algorithm=algorithm, psnr_db=lambda *_, v=value: v, lpips=v_(i))
+    cells = tables.main_table(gather(load_results(tmp_path)))
+    best = cells[cells["best"]]
+    assert best[best["metric"] == "psnr_db"]["method"].tolist() == ["FedProx", "FedVSR"]
+    assert best[best["metric"] == "lpips"]["method"].tolist() == ["FedAvg"], "smaller is better"
+    order = cells["method"].drop_duplicates().tolist()
+    assert order == ["bicubic", "FedAvg", "FedProx", "FedVSR", "centralized"]
+    markdown = render(grid(cells, "md"), "md")
+    assert "| tiny (demo) | FedVSR | **31.00** | **0.3100** |" in markdown
+    latex = render(grid(cells, "tex"), "tex")
+    assert r"FedVSR & \textbf{31.00}" in latex
+    assert r"\toprule" in latex
+    assert "<strong>31.00</strong>" in render(grid(cells, "html"), "html")
+
+
+def v_(i: int) -> float:
+    return 0.1 * (i + 1)
+
+
+def test_settings_that_differ_are_told_apart_and_repeats_are_left_out(tmp_path: Path) -> None:
+    write_run(tmp_path, "one", settings={"local": {"lr": 1e-3, "num_workers": 0}})
+    write_run(tmp_path, "two", seed=2, settings={"local": {"lr": 1e-3, "num_workers": 4}})
+    write_run(tmp_path, "other", settings={"local": {"lr": 5e-4, "num_workers": 0}})
+    write_run(tmp_path, "again", settings={"local": {"lr": 1e-3, "num_workers": 2}}, minutes=5)
+    write_run(tmp_path, "dead", done=1, status="failed", minutes=9,
+              settings={"local": {"lr": 1e-3, "num_workers": 2}})  # fmt: skip
+    gathered = gather(load_results(tmp_path))
+    assert sorted(gathered.runs["run_id"]) == ["again", "other", "two"]
+    assert sorted(note.split()[0] for note in gathered.notes) == ["dead", "one"]
+    cells = tables.main_table(gathered)
+    assert cell(cells, method="FedAvg (local.lr=0.001)")["num_seeds"] == 2
+    assert cell(cells, method="FedAvg (local.lr=0.0005)")["num_seeds"] == 1
+
+
+def test_the_papers_value_stands_beside_and_what_is_to_run_is_a_dash(tmp_path: Path) -> None:
+    data = {"videos": [], "train": ["reds"], "held_out": "reds4", "test": ["sets/Vid4"]}
+    write_run(
+        tmp_path, "r", model="rvrt", size="paper", algorithm="fedvsr", clips=[*REDS4, *VID4],
+        data=data, psnr_db=lambda r, clip: 31.0 if clip in REDS4 else 26.15,
+    )  # fmt: skip
+    cells = tables.main_table(gather(load_results(tmp_path)))
+    reds = cell(cells, method="FedVSR", testset="REDS4")
+    assert reds["model"] == "RVRT"
+    assert (reds["mean"], reds["paper"]) == (31.0, 31.49)
+    missing = cell(cells, method="SCAFFOLD", testset="Vid4")
+    assert pd.isna(missing["mean"])
+    assert missing["paper"] == 24.79
+    text = render(grid(cells, "md"), "md")
+    assert "31.00 [31.49, −0.49]" in text  # noqa: RUF001
+    assert "26.15 [26.05, +0.10]" in text
+    assert "– [24.79]" in text  # noqa: RUF001
+
+
+def test_margins_by_hand_and_of_the_papers_own_table(tmp_path: Path) -> None:
+    for i, (algorithm, value) in enumerate(
+        [("fedavg", 30.0), ("fedprox", 29.0), ("fedvsr", 30.5), ("local", 20.0), ("f_ala", 10.0)]
+    ):
+        write_run(tmp_path, str(i), algorithm=algorithm, psnr_db=lambda *_, v=value: v)
+    gathered = gather(load_results(tmp_path))
+    cells = tables.main_table(gathered)
+    (row,) = tables.margins(cells[cells["metric"] == "psnr_db"]).to_dict("records")
+    assert row["over_all"] == pytest.approx((0.5 + 1.5) / 2), "neither bounds nor ablations count"
+    assert row["over_second"] == pytest.approx(0.5)
+    assert (row["num_all"], row["num_second"]) == (2, 1)
+    first, second = tables.sentences(cells)
+    assert first.startswith("Heterogeneity less, PSNR: FedVSR is 1.00 dB better than the other")
+    assert "The paper states +0.89 and +0.22; its own table gives +0.74 and +0.15." in first
+    assert "SSIM" in second
+    ablation = tables.ablation_table(gathered)
+    assert ablation["method"].drop_duplicates().tolist() == ["FedAvg", "F-ALA", "FedVSR"]
+
+
+def test_a_margin_needs_runs_that_have_finished(tmp_path: Path) -> None:
+    write_run(tmp_path, "a")
+    write_run(tmp_path, "b", algorithm="fedvsr", done=1, status="running")
+    cells = tables.main_table(gather(load_results(tmp_path)))
+    assert tables.margins(cells).empty
+    assert tables.sentences(cells) == []
+    assert tables.ablation_table(gather(load_results(tmp_path))).empty
+
+
+def test_each_client_with_a_network_of_its_own_counts_once(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, "personal", algorithm="local", clips=["a"])
+    table = pd.read_parquet(folder / "evaluations.parquet")
+    two = pd.concat(
+        [table.assign(client_id=0), table.assign(client_id=1, psnr_db=table["psnr_db"] + 1)]
+    )
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from fedvsr.records import SCHEMAS
+
+    pq.write_table(
+        pa.Table.from_pandas(two, schema=SCHEMAS["evaluations"], preserve_index=False),
+        folder / "evaluations.parquet",
+    )
+    cells = tables.main_table(gather(load_results(tmp_path)))
+    assert cell(cells, method="local")["mean"] == pytest.approx(32.5)
+
+
+@pytest.mark.parametrize(
+    ("data", "clips", "expected"),
+    [
+        ({"videos": ["v.mp4"]}, ["v-3"], {"v-3": "held-out"}),
+        ({"held_out": "reds4"}, REDS4, dict.fromkeys(REDS4, "REDS4")),
+        ({"held_out": ["000"], "train": ["mine"]}, ["000"], {"000": "held-out"}),
+        ({"test": ["/d/mine"]}, ["x", "000"], {"x": "mine", "000": "mine"}),
+        (
+            {"test": ["/d/vid4_x4", "/d/mine"]},
+            [*VID4, "x"],
+            {**dict.fromkeys(VID4, "Vid4"), "x": "mine"},
+        ),
+        ({"test": ["a", "b"], "held_out": ["h"]}, ["h", "x"], {"h": "held-out", "x": "a + b"}),
+        ({}, ["x"], {"x": "test"}),
+    ],
+)
+def test_test_sets_by_clips_and_configuration(
+    data: dict[str, object], clips: list[str], expected: dict[str, str]
+) -> None:
+    assert testsets({"data": data}, clips) == expected
+
+
+def test_no_run_is_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there are no runs to report on"):
+        gather(load_results(tmp_path))
+
+
+def test_the_papers_table_is_whole() -> None:
+    names = ("fedavg", "fedprox", "scaffold", "fedvsr", "f_hifr", "f_ala", "f_gla")
+    cells = tables.paper_cells(names)
+    assert len(cells) == 3 * 7 * 2 * 2 * 2
+    assert cells.groupby("metric")["mean"].agg(["min", "max"]).to_numpy().ravel().tolist() == [
+        23.08, 31.49, 0.6441, 0.8908,
+    ]  # fmt: skip

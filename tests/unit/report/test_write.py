@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from fedvsr.report import write
+from fedvsr.report.content import read
+from fedvsr.report.prose import markdown
+from tests.conftest import moving_texture
+from tests.unit.report.synthetic import write_frames, write_run
+from tests.unit.test_cli import fedvsr
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    gt = moving_texture(1, 64, 96)[0]
+    row = {"round_idx": 1, "client_id": 0, "num_steps": 2, "loss": 0.1, "train_s": 1.0}
+    for algorithm in ("fedavg", "fedvsr", "f_ala"):
+        for seed in (1, 2):
+            folder = write_run(
+                tmp_path / "results", f"{algorithm}-{seed}", algorithm=algorithm, seed=seed,
+                clients=[row], psnr_db=lambda r, clip, s=seed, a=algorithm: 30 + 0.1 * s * len(a),
+            )  # fmt: skip
+            write_frames(folder, "a", gt // 2 + 10 * seed, gt)
+    return tmp_path / "results"
+
+
+def test_a_report_in_every_format(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fedvsr("report", str(results), "--format", "md,csv,tex,html,png,pdf") == 0
+    out = results / "report"
+    said = capsys.readouterr().out.splitlines()
+    assert sorted(said) == sorted(str(path) for path in out.iterdir())
+    names = {path.name for path in out.iterdir()}
+    assert {
+        "report.md", "report.html", "table1.csv", "table1.tex", "table2.csv", "differences.csv",
+        "margins.csv", "overhead.csv", "faults.csv", "curves-tiny-demo.png", "curves-tiny-demo.pdf",
+        "crops-tiny-demo-less-held-out.png", "clients-tiny-demo-less-fedvsr.pdf",
+    } <= names  # fmt: skip
+    text = (out / "report.md").read_text()
+    assert "| tiny (demo) | FedVSR | **30.90 ± 0.42** |" in text
+    pictures = {line[line.index("(") + 1 : -1] for line in text.splitlines() if line[:2] == "!["}
+    assert pictures == {name for name in names if name.endswith(".png")}
+    table = pd.read_csv(out / "table1.csv")
+    assert len(table) == 3 * 2, "bicubic, FedAvg and FedVSR by two metrics"
+    # The same results give the same files.
+    again = results.parent / "again"
+    assert fedvsr("report", str(results), "--format", "md,csv,html,png", "--out", str(again)) == 0
+    for path in again.iterdir():
+        assert path.read_bytes() == (out / path.name).read_bytes(), path.name
+
+
+def test_one_run_reports_too_and_a_crop_by_hand(results: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["--out", str(out), "--format", "png", "--crop", "8,8,40", "--clip", "a"]
+    assert fedvsr("report", str(results / "fedvsr-1"), *arguments) == 0
+    assert {path.name.split("-")[0] for path in out.iterdir()} == {"curves", "crops", "clients"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format", "docx"], "--format 'docx': docx is not a format"),
+        (["--format", ","], "nothing is not a format"),
+        (["--crop", "1,2"], "--crop '1,2' is not X,Y,SIZE"),
+        (["--crop", "1,2,500", "--format", "png"], "leaves the frame of a"),
+        (["--clip", "nosuch"], "no finished run has a picture of clip nosuch; there are: a"),
+    ],
+)
+def test_mistakes_cost_one_line(
+    results: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fedvsr("report", str(results), *arguments) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_without_scipy_the_rest_is_there(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedvsr.report.content.find_spec", lambda name: None)
+    text = markdown(read(results), [])
+    assert "paired differences are left out" in text
+    assert "## Paired differences" not in text
+    assert "## Scores" in text
+
+
+def test_nothing_heavy_is_loaded_before_a_command_runs() -> None:
+    import subprocess
+
+    code = (
+        "import sys, fedvsr.cli; sys.exit(bool({'torch', 'ray', 'matplotlib'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_formats_are_those_of_the_command() -> None:
+    assert set(write.DEFAULT_FORMATS) < set(write.FORMATS)

@@ -1,0 +1,111 @@
+"""Every file in tune_configs/ is what its opening comment says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fedvsr.tuning.estimate import cost
+from fedvsr.tuning.sweep import expand, load_sweep
+
+FOLDER = Path(__file__).parents[3] / "tune_configs"
+FILES = sorted(FOLDER.glob("*.yaml"))
+EXPECTED = {
+    "alpha": 6,
+    "clients": 6,
+    "fedprox_mu": 12,
+    "lambda_bounded_iart": 10,
+    "lambda_bounded_rvrt": 10,
+    "lambda_bounded_vrt": 10,
+    "lambda_grid_iart": 100,
+    "lambda_grid_rvrt": 100,
+    "lambda_grid_vrt": 100,
+    "local_epochs": 4,
+    "smoke": 4,
+    "table1": 24,
+    "table2_ablation": 18,
+}
+
+
+def test_all_are_tested() -> None:
+    assert [path.stem for path in FILES] == sorted(EXPECTED)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_file_expands_to_what_its_comment_says(path: Path, tmp_path: Path) -> None:
+    comment = path.read_text().partition("\nname:")[0]
+    sweep = load_sweep(path)
+    trials = expand(sweep)
+    assert sweep.name == path.stem
+    assert sweep.description
+    assert f"# fedvsr tune tune_configs/{path.name}" in comment.splitlines()[0]
+    assert "\n# Expected" in comment
+    found = re.search(r"# ([\d,]+) runs of (\d+) rounds", comment)
+    assert found
+    assert int(found[1].replace(",", "")) == len(trials) == EXPECTED[path.stem]
+    assert {t.config.federation.num_rounds for t in trials} == {int(found[2])}
+    estimate = cost(sweep, trials, tmp_path)
+    if path.stem == "smoke":
+        assert estimate is None
+        return
+    assert estimate
+    hours = re.search(r"rounds, ([\d,]+) GPU hours: ([\d,]+) hours on 4 x A6000", comment)
+    assert hours
+    assert int(hours[1].replace(",", "")) == round(estimate.slot_hours)
+    assert int(hours[2].replace(",", "")) == round(estimate.wall_hours(trials, 4))
+
+
+def test_table1_is_what_the_paper_ran() -> None:
+    trials = expand(load_sweep(FOLDER / "table1.yaml"))
+    configs = [t.config for t in trials]
+    assert {(c.model.name, c.algorithm.name, c.data.partition) for c in configs} == {
+        (model, algorithm, partition)
+        for model in ("vrt", "rvrt", "iart")
+        for algorithm in ("fedavg", "fedprox", "scaffold", "fedvsr")
+        for partition in ("less", "more")
+    }
+    for config in configs:
+        assert (config.data.num_clients, config.data.clips_per_client) == (40, 6)
+        assert (config.federation.num_rounds, config.federation.clients_per_round) == (100, 4)
+        assert config.local.epochs == 1
+        assert config.local.steps is None
+        assert (config.data.train, config.data.held_out, config.data.test) == (
+            (["stores/reds"], "reds4", ["stores/vid4"])
+            if config.data.partition == "less"
+            else (["stores/kinetics"], [], ["stores/reds4", "stores/vid4"])
+        )
+    lambdas = {
+        c.model.name: (c.algorithm.lambda_vsr, c.algorithm.lambda_hifr)
+        for c in configs
+        if c.algorithm.name == "fedvsr"
+    }
+    assert lambdas == {"vrt": (1, 1), "rvrt": (1, 0.5), "iart": (0.5, 0.5)}
+    assert {c.algorithm.lambda_hifr for c in configs if c.algorithm.name != "fedvsr"} == {0}
+
+
+def test_table2_takes_one_part_at_a_time() -> None:
+    for trial in expand(load_sweep(FOLDER / "table2_ablation.yaml")):
+        algorithm, network = trial.config.algorithm, trial.config.model.name
+        best = {"vrt": (1, 1), "rvrt": (1, 0.5), "iart": (0.5, 0.5)}[network]
+        weights = algorithm.lambda_vsr, algorithm.lambda_hifr
+        assert weights == (best if algorithm.name == "f_hifr" else (1, 0))
+        expected = {"f_hifr": "samples", "f_ala": "loss_aware", "f_gla": "loss_aware"}
+        assert algorithm.weights == expected[algorithm.name]
+
+
+def test_the_same_clips_are_dealt_to_more_clients() -> None:
+    configs = [t.config for t in expand(load_sweep(FOLDER / "clients.yaml"))]
+    assert {(c.data.num_clients, c.data.clips_per_client) for c in configs} == {
+        (40, 6),
+        (120, 2),
+        (240, 1),
+    }
+
+
+def test_the_bounded_lambdas_add_up_to_1() -> None:
+    for path in FOLDER.glob("lambda_bounded_*.yaml"):
+        for trial in expand(load_sweep(path)):
+            algorithm = trial.config.algorithm
+            assert algorithm.lambda_vsr + algorithm.lambda_hifr == 1
