@@ -92,7 +92,7 @@ def test_a_batch_job_runs_is_stopped_and_leaves_nothing(
             assert len(rays(slurm["SLURM_JOB_ID"])) > 2
             # As Slurm does before the time is up, to the script alone.
             job.send_signal(signal.SIGTERM)
-    assert job.wait(60) not in {0, 1, 2}, printed
+    assert job.wait(60) != 0, printed
     assert "round 1/5000" in printed
     # Doctor has looked at both nodes.
     assert re.search(r"^ports +ok +(\S+ \(\S+\)), \1 +all reached", printed, re.MULTILINE), printed
