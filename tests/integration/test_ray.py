@@ -8,9 +8,11 @@ import os
 import re
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
+from urllib.request import urlopen
 
 import pytest
 import ray
@@ -19,6 +21,7 @@ from fedvsr import experiment
 from fedvsr.config import ExperimentConfig, load_config
 from fedvsr.data.clips import Clip
 from fedvsr.errors import UserError
+from fedvsr.federation import driver
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.cluster import ClusterConfig
 from fedvsr.federation.executors import ClientOutcome, Fault, SerialExecutor
@@ -191,6 +194,28 @@ def test_a_mistake_inside_a_client_reaches_the_user_as_itself(
     with pytest.raises(UserError, match=r"^the loss of client \d is (nan|inf) in round 1"):
         drive(run, hot)
     assert load_results(run.folder).runs["status"].tolist() == ["failed"]
+
+
+def test_a_run_exports_its_metrics(small: ExperimentConfig, tmp_path: Path) -> None:
+    """Where Prometheus reads them: at the node's own port."""
+    config = with_cluster(small, slots=2)
+    run = experiment.create_run(config, tmp_path)
+    port = ray.nodes()[0]["MetricsExportPort"]
+    wanted = {"round", "loss", "psnr_db", "step_seconds", "slot_utilisation"}
+    found = set[str]()
+    with placed(config.cluster) as where:
+        begin = partial(start, run, split_of(config), config.cluster, where, RayExecutor)
+        for event in driver.drive(begin, where, experiment.measure, run.run_id):
+            if not isinstance(event, experiment.RoundRecorded) or event.round_idx < 2:
+                continue
+            deadline = time.monotonic() + 20
+            while found < wanted and time.monotonic() < deadline:
+                with urlopen(f"http://127.0.0.1:{port}/metrics") as page:
+                    text = page.read().decode()
+                lines = [line for line in text.splitlines() if run.run_id in line]
+                found = {m[1] for line in lines if (m := re.match(r"ray_fedvsr_(\w+)\{", line))}
+                time.sleep(0.3)
+    assert found >= wanted
 
 
 def test_what_the_cluster_lacks_is_said_at_once() -> None:
