@@ -67,9 +67,9 @@ def test_serial_equals_ray_for_any_number_of_slots(
     "setting",
     [
         "algorithm.name=scaffold",
-        "algorithm.name=fedsr",
+        pytest.param("algorithm.name=fedsr", marks=pytest.mark.slow),
         "algorithm.name=local",
-        "algorithm.name=centralized",
+        pytest.param("algorithm.name=centralized", marks=pytest.mark.slow),
         "update.compression=top_k",
     ],
 )

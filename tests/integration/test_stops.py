@@ -120,7 +120,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("room", [60_000, 30_000, 12_000])
+@pytest.mark.parametrize(
+    "room",
+    [
+        pytest.param(60_000, marks=pytest.mark.slow),
+        30_000,
+        pytest.param(12_000, marks=pytest.mark.slow),
+    ],
+)
 def test_a_full_disk_ends_a_run_in_one_line_and_loses_nothing(
     room: int, small_yaml: Path, small_disk: Path, undisturbed: Path
 ) -> None:

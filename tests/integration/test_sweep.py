@@ -269,6 +269,7 @@ def test_a_poor_trial_goes_on_from_a_good_ones_state(small_yaml: Path, tmp_path:
     )
 
 
+@pytest.mark.slow
 def test_a_searcher_of_ray_tunes_chooses(small_yaml: Path, tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     file = sweep_file(
