@@ -48,7 +48,11 @@ def watch(
             if not started:
                 started = True
                 yield _start(row)
-            for round_idx in sorted(results.rounds["round_idx"]):
+            rounds = results.rounds
+            if status == "running":
+                # The scores of a round follow its row.
+                rounds = rounds[rounds["evaluate_s"].notna()]
+            for round_idx in sorted(rounds["round_idx"]):
                 if round_idx > shown:
                     shown = int(round_idx)
                     yield _round(results, shown)
