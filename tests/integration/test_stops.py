@@ -60,31 +60,42 @@ def test_a_stopped_run_saves_its_last_round_and_leaves_nothing_behind(
     assert not started & set(psutil.pids()), "processes outlived the command"
 
 
-def kill_at_random(small_yaml: Path, out: Path, undisturbed: Path, times: int) -> None:
-    rng = random.Random(0)
-    for _ in range(times):
-        if any(run_status(path.parent) == "finished" for path in out.glob("*/config.yaml")):
-            break
-        before = [path.parent for path in out.glob("*/config.yaml")]
-        process = subprocess.Popen(
-            command(small_yaml, out, *(["--resume"] if before else [])),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        # From before the first file is there to the middle of a later round.
-        time.sleep(rng.uniform(2, 14))
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        for path in out.glob("*/.lock"):
-            wait_until_free(path.parent)
-    if not any(run_status(path.parent) == "finished" for path in out.glob("*/config.yaml")):
-        command_line = command(small_yaml, out, "--resume")
-        subprocess.run(command_line, check=True, stdout=subprocess.DEVNULL, timeout=200)
-    (folder,) = (path.parent for path in out.glob("*/config.yaml"))
-    assert_equal_runs(undisturbed, folder)
-    for line in (folder / "events.jsonl").read_text().splitlines():
-        assert json.loads(line)["run_id"] == folder.name
+def kill_at_random(small_yaml: Path, folder: Path, undisturbed: Path, times: int) -> None:
+    """Kill runs until so many kills have hit; every run ends in the bits of an undisturbed one."""
+    rng, left = random.Random(0), times
+    while left:
+        out = folder / str(left)
+        while left and not is_finished(out):
+            process = subprocess.Popen(
+                command(small_yaml, out, *resume_if_begun(out)),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            # From before the first file is there to the middle of a later round.
+            time.sleep(rng.uniform(2, 10))
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGKILL)
+                left -= 1
+            process.wait()
+            for path in out.glob("*/.lock"):
+                wait_until_free(path.parent)
+        if not is_finished(out):
+            command_line = command(small_yaml, out, *resume_if_begun(out))
+            subprocess.run(command_line, check=True, stdout=subprocess.DEVNULL, timeout=200)
+        (run_folder,) = (path.parent for path in out.glob("*/config.yaml"))
+        assert_equal_runs(undisturbed, run_folder)
+        for line in (run_folder / "events.jsonl").read_text().splitlines():
+            # A kill may cut off a line; the next one begins anew.
+            if line.endswith("}"):
+                assert json.loads(line)["run_id"] == run_folder.name
+
+
+def is_finished(out: Path) -> bool:
+    return any(run_status(path.parent) == "finished" for path in out.glob("*/config.yaml"))
+
+
+def resume_if_begun(out: Path) -> list[str]:
+    return ["--resume"] if any(out.glob("*/config.yaml")) else []
 
 
 def wait_until_free(folder: Path) -> None:
