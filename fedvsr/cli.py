@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import signal
 import sys
 from functools import partial
@@ -95,6 +96,7 @@ def run(
 
     config = load_config(source, settings or ())
     this = experiment.find_run(config, out) if resume else None
+    before = signal.getsignal(signal.SIGTERM)
     _stop_on_sigterm()
     try:
         with PreparationView(_out) as preparation:
@@ -103,6 +105,11 @@ def run(
         # `fedvsr fetch` reads it in the log of a job.
         _out.print(f"run folder: {this.folder}", highlight=False, markup=False, soft_wrap=True)
         follow(_events(this, split, executor, address), _out)
+    except UserError:
+        # Refused before it began, as by a cluster that lacks what it asks for.
+        if this and not resume and not (this.folder / "runs.parquet").exists():
+            shutil.rmtree(this.folder)
+        raise
     except KeyboardInterrupt:
         again = ["fedvsr", "run", source]
         for setting in settings or ():
@@ -110,6 +117,8 @@ def run(
         again += ["--out", shlex.quote(str(out)), *(["--resume"] if this else [])]
         _out.print(f"\nstopped; go on with: {' '.join(again)}", highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
     figures.draw(this.folder)
     _summary(this.folder)
 

@@ -34,7 +34,7 @@ class RoundRecorded:
     scores: list[ClipScore]
     wall_s: float
     slot_utilisation: float | None = None
-    """Share of its training time that the slots worked; None without slots."""
+    """Share of the round that slots trained, of those that trained anybody; None without slots."""
 
 
 Event = RunStarted | ClientFinished | Fault | RoundRecorded

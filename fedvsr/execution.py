@@ -184,6 +184,10 @@ class Execution:
         """Save the state of the last finished round, unless that has been done."""
         if self.state is None or self.state.round_idx == self.saved_round:
             return
+        if self.states.newest_round > self.state.round_idx:
+            # Stopped while the next round was summed: what clients remember is of that round
+            # already, and would not fit. The checkpoint before this stands.
+            return
         state, config = self.state, self.run.config
         # The clients' files first: a checkpoint refers to them.
         now = checkpoint.Saved(state.round_idx, state.server, self.states.save(), state.losses)

@@ -52,6 +52,11 @@ class ClientStates:
         """The round from which the client remembers something; None if nothing."""
         return self._rounds.get(client_id)
 
+    @property
+    def newest_round(self) -> int:
+        """The last round from which any client remembers something; 0 if none does."""
+        return max(self._rounds.values(), default=0)
+
     def put(self, client_id: int, round_idx: int, state: Vectors) -> None:
         """Let the client remember `state` from round `round_idx` on."""
         if not state:

@@ -39,7 +39,10 @@ class ClusterConfig(Section):
         2, ge=0, description="Times a client that failed, or the driver, is started again."
     )
     client_timeout_s: float | None = Field(
-        None, gt=0, description="A client that takes longer is taken for hung (default: no limit)."
+        None,
+        gt=0,
+        description="A client that takes longer, the start of its process included, is "
+        "taken for hung (default: no limit).",
     )
     placement_timeout_s: float = Field(
         30.0, gt=0, description="How long to wait for what others hold of the cluster."

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.metrics import Counter, Gauge
 
 from fedvsr.environment import let_threads_sleep
@@ -97,7 +97,7 @@ def drive(
             return
         except RayTaskError as error:
             raise error.cause from error
-        except (RayActorError, ActorUnavailableError):
+        except RayActorError:
             if not restarts_left:
                 raise
         except (GeneratorExit, KeyboardInterrupt):

@@ -137,6 +137,8 @@ class _RayPending:
             try:
                 found: tuple[list[ClipScore], float] = ray.get(self.ref)
                 self._scorer.last_s = found[1]
+                # Scores of personal networks are kept for rounds; their vectors must not be.
+                self._params_ref = None
                 return found
             except RayTaskError as error:
                 raise error.cause from error

@@ -1,0 +1,54 @@
+"""A run that is stopped while a round is being summed saves nothing that does not fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedvsr import experiment
+from fedvsr.config import load_config
+from fedvsr.federation.executors import ClientOutcome, Clients, Fault, SerialExecutor
+from fedvsr.messages import ClientUpdate
+from tests.integration.equality import assert_equal_runs
+from tests.integration.running import run_serially, split_of
+
+
+class Stopping(SerialExecutor):
+    """Ctrl-C comes when the second update of round 3 is fetched: the first client's is in."""
+
+    def run_round(self, *arguments: Any) -> Iterator[ClientOutcome | Fault]:
+        for outcome in super().run_round(*arguments):
+            assert isinstance(outcome, ClientOutcome)
+            report = outcome.report
+            if report.round_idx == 3 and report.client_id == arguments[0][-1].client_id:
+                yield replace(outcome, fetch=_interrupt)
+            else:
+                yield outcome
+
+
+def _interrupt() -> ClientUpdate:
+    raise KeyboardInterrupt
+
+
+def _stopping(clients: Clients) -> SerialExecutor:
+    return Stopping(clients)
+
+
+def test_what_clients_remember_is_of_the_round_that_is_saved(
+    small_yaml: Path, tmp_path: Path
+) -> None:
+    settings = ["algorithm.name=scaffold", "checkpoint.every_rounds=100"]
+    # Everybody trains in every round, so that what a client remembers is used again.
+    settings += ["federation.clients_per_round=4", "federation.num_rounds=4"]
+    config = load_config(str(small_yaml), settings)
+    undisturbed = run_serially(config, tmp_path / "whole")
+    run = experiment.create_run(config, tmp_path / "stopped")
+    with pytest.raises(KeyboardInterrupt):
+        list(experiment.execute(run, split_of(config), _stopping))
+    assert experiment.run_status(run.folder) == "interrupted"
+    list(experiment.execute(run, split_of(config), SerialExecutor))
+    assert_equal_runs(undisturbed, run.folder)
