@@ -75,8 +75,12 @@ def test_a_node_that_is_removed_costs_no_bit(small_yaml: Path, tmp_path: Path) -
         "RAY_health_check_failure_threshold": "3",
         "RAY_health_check_initial_delay_ms": "0",
     }
-    one = {"num_cpus": 1}
-    with cluster_of(one, one, one, **fast) as (cluster, *nodes), placed(config.cluster) as where:
+    # This process is at the head, which must stay: nothing trains there.
+    head, one = {"num_cpus": 0}, {"num_cpus": 1}
+    with (
+        cluster_of(head, one, one, one, **fast) as (cluster, *nodes),
+        placed(config.cluster) as where,
+    ):
         assert len({place.node_id for place in where.places()}) == 2
         remover = threading.Thread(target=remove_node, args=(marker, cluster, nodes))
         remover.start()
