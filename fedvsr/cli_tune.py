@@ -106,7 +106,9 @@ def _run(
         some = _representative(sweep, trials)
         _prepare([trial.config for trial in trials] if trials else [some])
         at_once = min(fits_here(some), max_concurrent or 10**6, len(trials or [some] * 10**6))
-        driver.connect(address, at_once * object_store_bytes(some), at_once)
+        # A trial's process is its driver, which waits while clients train, or trains itself.
+        num_waiting = 0 if sweep.executor == "serial" else at_once
+        driver.connect(address, at_once * object_store_bytes(some), num_waiting)
         # Tune saves its state and ends the trials when it is interrupted, however that is asked.
         # Now: Ray has put a handler of its own there.
         signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
@@ -201,13 +203,13 @@ def _at_once(sweep: SweepConfig, trials: Sequence[Trial], address: str | None) -
     import ray
 
     from fedvsr.federation import driver
-    from fedvsr.tuning.trial import wanted
+    from fedvsr.tuning.trial import bundles_of
 
     driver.connect(address, 0)
     try:
         total = ray.cluster_resources()  # type: ignore[no-untyped-call]
         has = ", ".join(f"{total.get(name, 0):g} {name}" for name in ("GPU", "CPU"))
-        return fits(wanted(config).bundles, total), f"the cluster ({has})"
+        return fits(bundles_of(sweep, config).bundles, total), f"the cluster ({has})"
     finally:
         driver.disconnect()
 

@@ -22,7 +22,7 @@ from fedvsr.tuning.expressions import tidy
 from fedvsr.tuning.space import Dimension
 from fedvsr.tuning.sweep import SweepConfig, Trial, describe, load_sweep, save_sweep
 from fedvsr.tuning.table import SWEEP_FILE
-from fedvsr.tuning.trial import run_trial, trial_of, wanted
+from fedvsr.tuning.trial import bundles_of, run_trial, trial_of
 from fedvsr.tuning.watch import Outcome
 
 _TUNE = "tune"
@@ -132,7 +132,10 @@ def _fresh(
         # Each trial is a point given, so that Tune's loggers see its values by name.
         points = [{"trial": t.index, **_own(sweep, t)} for t in trials]
         space = {key: tune.choice([point[key] for point in points]) for key in points[0]}
-        searcher = BasicVariantGenerator(points_to_evaluate=points)
+        # This searcher keeps the limit itself: Tune ignores its own beside it.
+        searcher = BasicVariantGenerator(
+            points_to_evaluate=points, max_concurrent=max_concurrent or 0
+        )
         num_samples = len(points)
     return tune.Tuner(
         trainable,
@@ -175,10 +178,7 @@ def _resources(sweep: SweepConfig) -> Callable[[dict[str, Any]], PlacementGroupF
     """What the trial of given settings reserves."""
 
     def of(settings: dict[str, Any]) -> PlacementGroupFactory:
-        slots = wanted(trial_of(sweep, settings).config)
-        return PlacementGroupFactory(
-            slots.bundles, strategy="PACK", bundle_label_selector=slots.selectors
-        )
+        return bundles_of(sweep, trial_of(sweep, settings).config)
 
     return of
 

@@ -113,6 +113,12 @@ class SweepConfig(Section):
     mode: Literal["max", "min"] = Field("max", description="Which way is better.")
     scheduler: SchedulerConfig = Field(SchedulerConfig(), description="Stopping early.")
     searcher: SearcherConfig = Field(SearcherConfig(), description="Choosing trials.")
+    executor: Literal["ray", "serial"] = Field(
+        "ray",
+        description="ray: a trial's clients are actors in its slots. serial: they train one by one "
+        "in the trial's process, without a GPU; the same bits, and no processes to start, which "
+        "small networks would wait for longer than for training.",
+    )
     max_failures: int = Field(
         2, ge=0, description="Times a trial that fails goes on from its checkpoint."
     )
@@ -283,6 +289,8 @@ def make_trial(sweep: SweepConfig, index: int, point: Mapping[str, Value]) -> Tr
         where = f"trial {index} ({describe(values)})"
         base = str(settings.pop(_BASE, sweep.base))
         changes = [*_overrides(sweep.set), *_overrides(settings), f"name={sweep.name}"]
+        if sweep.executor == "serial":
+            changes += ["cluster.slots=1", "cluster.gpu_share=0"]
         return Trial(index, values, load_config(base, changes))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune import PlacementGroupFactory
 from ray.util.placement_group import get_current_placement_group
 
 from fedvsr.config import ExperimentConfig
 from fedvsr.errors import UserError
 from fedvsr.experiment import RoundRecorded, Run, execute, prepare_data, run_status
-from fedvsr.federation.executors import Clients, Executor
+from fedvsr.federation.executors import Clients, Executor, SerialExecutor
 from fedvsr.federation.placement import Placement, Slots, ask
 from fedvsr.federation.ray_executor import RayExecutor
 from fedvsr.files import replacing
@@ -59,7 +60,7 @@ def run_trial(settings: dict[str, Any]) -> None:
     if run_status(run.folder) == "finished":
         return
     try:
-        for event in execute(run, split, _make_executor(trial.config)):
+        for event in execute(run, split, _executor(sweep, trial.config)):
             # The last round is reported when the run is finished: a scheduler may end a trial at
             # any report, and the network is saved after that round.
             last = trial.config.federation.num_rounds
@@ -79,8 +80,18 @@ def trial_of(sweep: SweepConfig, settings: Mapping[str, Any]) -> Trial:
     return make_trial(sweep, int(settings.get("trial", 0)), point)
 
 
+def bundles_of(sweep: SweepConfig, config: ExperimentConfig) -> PlacementGroupFactory:
+    """What a trial reserves on the connected cluster."""
+    if sweep.executor == "serial":
+        return PlacementGroupFactory([{"CPU": config.local.num_threads}])
+    slots = wanted(config)
+    return PlacementGroupFactory(
+        slots.bundles, strategy="PACK", bundle_label_selector=slots.selectors
+    )
+
+
 def wanted(config: ExperimentConfig) -> Slots:
-    """What a trial reserves on the connected cluster: one slot, if `cluster.slots` says nothing.
+    """The driver and the slots of a trial: one slot, if `cluster.slots` says nothing.
 
     Raises:
         UserError: the cluster has no such GPU.
@@ -90,8 +101,10 @@ def wanted(config: ExperimentConfig) -> Slots:
     return ask(one, config.local.num_threads, federation.clients_per_round)
 
 
-def _make_executor(config: ExperimentConfig) -> Callable[[Clients], Executor]:
-    """Clients become actors inside the trial's own placement group."""
+def _executor(sweep: SweepConfig, config: ExperimentConfig) -> Callable[[Clients], Executor]:
+    """Clients become actors inside the trial's own placement group, or train in this process."""
+    if sweep.executor == "serial":
+        return SerialExecutor
     group = get_current_placement_group()
     assert group is not None, "Tune places a trial in a group"
     return partial(RayExecutor, config=config.cluster, placement=Placement(group, wanted(config)))

@@ -232,6 +232,7 @@ def test_a_trial_that_falls_behind_is_stopped_early(small_yaml: Path, tmp_path: 
         space={"local.lr": {"grid": [0.002, 1e-7]}},
         scheduler={"name": "asha", "grace_rounds": 1, "reduction_factor": 2},
         set={"local.steps": 20},
+        executor="serial",
     )
     # One after the other, so that the second is compared with a first that has passed.
     printed = tune(file, tmp_path, "--max-concurrent", "1")
@@ -239,6 +240,8 @@ def test_a_trial_that_falls_behind_is_stopped_early(small_yaml: Path, tmp_path: 
     assert table["status"].tolist() == ["finished", "stopped_early"], printed
     assert table["round_idx"].iloc[1] < 3
     assert load_config(str(tmp_path / "sweeps" / "s" / "best.yaml")).local.lr == 0.002
+    runs = load_results(tmp_path / "sweeps" / "s").runs
+    assert runs["executor"].tolist() == ["serial", "serial"]
     # It is not begun again.
     tune(file, tmp_path, "--resume")
     pd.testing.assert_frame_equal(trials(tmp_path), table)
@@ -292,7 +295,7 @@ def test_a_searcher_of_ray_tunes_chooses(small_yaml: Path, tmp_path: Path) -> No
 def test_metrics_reach_mlflow(small_yaml: Path, tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    tune(sweep_file(small_yaml, tmp_path, loggers={"mlflow": uri}), tmp_path)
+    tune(sweep_file(small_yaml, tmp_path, loggers={"mlflow": uri}, executor="serial"), tmp_path)
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name("s")
     runs = client.search_runs([experiment.experiment_id])
@@ -307,7 +310,7 @@ def test_metrics_reach_weights_and_biases(
     pytest.importorskip("wandb")
     for name, value in {"MODE": "offline", "API_KEY": "x" * 40, "DIR": str(tmp_path)}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
-    tune(sweep_file(small_yaml, tmp_path, loggers={"wandb": "p"}), tmp_path)
+    tune(sweep_file(small_yaml, tmp_path, loggers={"wandb": "p"}, executor="serial"), tmp_path)
     logs = list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
     assert len(logs) == 2
     assert all(b"psnr_db" in path.read_bytes() for path in logs)
