@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := fedvsr tests
 
 .PHONY: demo test lint types unit test-lowest bench-models bench-algorithms bench-data \
-	bench-federation bench-federation-peers bench-sweeps format clean
+	bench-federation bench-federation-peers bench-sweeps docs references dist format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fedvsr run demo
@@ -60,6 +60,21 @@ $(VENV)-peers/%/.installed: tests/benchmarks/peers/%.txt
 bench-sweeps: $(VENV)/.test
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.benchmarks.bench_sweeps $(ARGS)
 
+# site/index.html, with every link checked.
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict --quiet
+
+# The pages under docs/reference that are written from the code.
+references: $(VENV)/.test
+	$(BIN)/fedvsr algorithms --markdown > docs/reference/algorithms.md
+	$(BIN)/fedvsr report --columns > docs/reference/results.md
+	$(BIN)/python -m tests.docs.references
+
+# dist/*.whl and dist/*.tar.gz.
+dist: $(VENV)/.test
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
@@ -78,5 +93,9 @@ $(VENV)/.test: setup.cfg pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,test,dev]'
 	@touch $@ $(VENV)/.demo
 
+$(VENV)/.docs: setup.cfg | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-lowest $(VENV)-peers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-peers build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache

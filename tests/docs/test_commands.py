@@ -1,0 +1,76 @@
+"""Commands in the documentation: each is one that the command line takes, with settings that exist.
+
+A block after `<!-- needs: ... -->` needs what the tests have not; its commands are parsed as well.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+
+from fedvsr.cli import app
+from fedvsr.config import load_config, presets
+from fedvsr.tuning.sweep import expand, load_sweep
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "cluster" / "README.md"]
+PAGES += [page for page in (ROOT / "docs").rglob("*.md") if page.parent.name != "design"]
+NEEDS = {"cluster", "gpu", "REDS"}
+# Up to where the shell would send its output, or put it into the background.
+COMMAND = re.compile(r" *(?:\$ |srun [-=\w ]*)?(?:\.venv/bin/)?((?:fedvsr|make) [^>&]*)")
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """Where each `fedvsr` or `make` command stands, and its words."""
+    for page in PAGES:
+        text = page.read_text()
+        for block in re.finditer(r"^ *```(?:sh|console)?\n(.*?)^ *```", text, flags=re.M | re.S):
+            for line in block[1].splitlines():
+                found = COMMAND.match(line)
+                # Synopses of the generated page, and placeholders for the rest of a line.
+                if found and "[" not in found[1].split("--set")[0] and "..." not in found[1]:
+                    words = shlex.split(found[1], comments=True)
+                    yield f"{page.relative_to(ROOT)}: {' '.join(words)}", words
+
+
+FOUND = list(commands())
+
+
+@pytest.mark.parametrize(("where", "words"), FOUND, ids=[where for where, _ in FOUND])
+def test_commands_are_ones_that_exist(where: str, words: list[str]) -> None:
+    if words[0] == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.M)
+        assert words[1] in targets, where
+        return
+    command, rest = typer.main.get_command(app), words[1:]
+    name = "fedvsr"
+    with command.make_context(name, [*rest], resilient_parsing=True) as context:
+        while hasattr(command, "commands") and rest and rest[0] in command.commands:
+            name, command, rest = rest[0], command.commands[rest[0]], rest[1:]
+        if not hasattr(command, "commands") and "-h" not in rest:
+            given = command.make_context(name, [*rest], parent=context).params
+            settings, source = given.get("settings"), given.get("source")
+            examples = {"algorithm.name=halfway", "model.name=plain"}
+            if settings and source in presets() and not examples & set(settings):
+                load_config(source, settings)
+
+
+def test_blocks_say_what_they_need_in_words_that_are_known() -> None:
+    for page in PAGES:
+        for need in re.findall(r"<!-- needs: (\w+) -->", page.read_text()):
+            assert need in NEEDS, f"{page}: {need}"
+
+
+def test_files_of_the_tutorial_are_valid(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "tutorial.md").read_text()
+    written = re.findall(r"`([\w.]+\.yaml)`:\n\n```yaml\n(.*?)^```", text, flags=re.M | re.S)
+    for name, yaml in written:
+        (tmp_path / name).write_text(yaml)
+    assert [name for name, _ in written] == ["more.yaml", "lambda.yaml"]
+    assert load_config(str(tmp_path / "more.yaml")).data.partition == "motion"
+    assert len(expand(load_sweep(tmp_path / "lambda.yaml"))) == 4

@@ -1,0 +1,56 @@
+"""What `make dist` builds, installed and run away from the source."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_wheel_runs_without_the_source(tmp_path: Path, small_yaml: Path) -> None:
+    pytest.importorskip("build")
+    # The dependencies that are installed here, 6 GB of them, are seen by the new environment too.
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (wheel,) = tmp_path.glob("fedvsr-0.1.0-*.whl")
+    held = zipfile.ZipFile(wheel).namelist()
+    for name in ("presets/demo.yaml", "report/paper.json", "report/static/page.js", "py.typed"):
+        assert f"fedvsr/{name}" in held
+    assert any(name.endswith("licenses/LICENSE") for name in held)
+    assert not [name for name in held if name.startswith("tests")]
+    with tarfile.open(*tmp_path.glob("fedvsr-0.1.0.tar.gz")) as sdist:
+        assert "fedvsr-0.1.0/LICENSE" in sdist.getnames()
+
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel]
+    subprocess.run(install, check=True)
+    (packages,) = (p for p in sys.path if p.endswith("site-packages"))
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    (own,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    # Behind its own packages, so that the fedvsr that runs is the wheel's.
+    (own / "dependencies.pth").write_text(packages)
+
+    def run(*arguments: str) -> str:
+        command = [tmp_path / "venv" / "bin" / "fedvsr", *arguments]
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, env=environment
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    where = [python, "-c", "import fedvsr; print(fedvsr.__file__)"]
+    found = subprocess.check_output(where, text=True, cwd=tmp_path, env=environment)
+    assert str(own) in found
+    assert run("--version").strip() == "fedvsr 0.1.0"
+    assert "demo" in run("presets")
+    printed = run("run", str(small_yaml), "--executor", "serial", "--out", "out")
+    assert "finished" in printed

@@ -1,0 +1,37 @@
+"""The documentation: its links lead somewhere, and what is written from the code is up to date."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.docs.references import FOLDER, pages
+
+ROOT = Path(__file__).parents[2]
+FILES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "cluster").rglob("*.md")]
+
+
+def anchors(path: Path) -> set[str]:
+    """Of a page's headings, as GitHub and MkDocs name them."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.M | re.S)
+    titles = re.findall(r"^#+ (.+)$", text, flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(path: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (path.parent / name).resolve() if name else path
+        assert file.exists(), f"{path}: {target} is not there"
+        assert not anchor or anchor in anchors(file), f"{path}: {target} is no heading"
+
+
+def test_generated_pages_are_what_the_code_says() -> None:
+    for name, text in pages().items():
+        assert (FOLDER / name).read_text() == text, f"{name} is old; run: make references"
