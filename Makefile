@@ -62,7 +62,7 @@ bench-sweeps: $(VENV)/.test
 
 # site/index.html, with every link checked.
 docs: $(VENV)/.docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The pages under docs/reference that are written from the code.
 references: $(VENV)/.test
