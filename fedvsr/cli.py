@@ -114,6 +114,8 @@ def run(
         again = ["fedvsr", "run", source]
         for setting in settings or ():
             again += ["--set", shlex.quote(setting)]
+        again += ["--executor", executor] if executor != "ray" else []
+        again += ["--address", shlex.quote(address)] if address else []
         again += ["--out", shlex.quote(str(out)), *(["--resume"] if this else [])]
         _out.print(f"\nstopped; go on with: {' '.join(again)}", highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -71,7 +72,8 @@ def fits_here(config: ExperimentConfig) -> int:
     """Trials that this machine can run at once, each slot with processors or a GPU of its own."""
     num_gpus = 0 if config.cluster.gpu_share == 0 else torch.cuda.device_count()
     if num_gpus:
-        have, needed = num_gpus * config.cluster.clients_per_gpu, slots_of(config)
+        # Whole GPUs: those that share one are of the same trial.
+        have, needed = num_gpus, math.ceil(slots_of(config) / config.cluster.clients_per_gpu)
     else:
         have, needed = os.cpu_count() or 1, slots_of(config) * config.local.num_threads
     return max(1, have // needed)

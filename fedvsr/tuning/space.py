@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fedvsr.errors import UserError
 from fedvsr.section import Section
@@ -37,6 +37,12 @@ class Dimension(Section):
         description="Each of these, by name: several settings that change together. The name of "
         "the dimension is then free.",
     )
+
+    @field_validator("grid", "choice", mode="before")
+    @classmethod
+    def _read_numbers(cls, values: Any) -> Any:
+        """YAML reads 1e-3 as text; it wants 1.0e-3."""
+        return [_number(v) for v in values] if isinstance(values, list) else values
 
     def model_post_init(self, _: object) -> None:
         """Check what one field alone cannot show."""
@@ -87,6 +93,16 @@ class Dimension(Section):
     def keys(self, key: str) -> list[str]:
         """All dotted keys that its values set."""
         return [k for value in self.cases or [""] for k in self.settings(key, value)]
+
+
+def _number(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    return number if math.isfinite(number) else value
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -20,7 +20,9 @@ from fedvsr.tuning.sweep import expand, load_sweep
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "cluster" / "README.md"]
 PAGES += [page for page in (ROOT / "docs").rglob("*.md") if page.parent.name != "design"]
-NEEDS = {"cluster", "gpu", "REDS"}
+NEEDS = {"cluster", "gpu", "REDS", "a fresh clone", "a minute or more", "the file of this page"}
+NEEDS |= {f"a {what} that was stopped" for what in ("run", "sweep")}
+NEEDS |= {"a run", "a run that met a fault", "a run under way", "py-spy, a run under way"}
 # Up to where the shell would send its output, or put it into the background.
 COMMAND = re.compile(r" *(?:\$ |srun [-=\w ]*)?(?:\.venv/bin/)?((?:fedvsr|make) [^>&]*)")
 
@@ -55,22 +57,22 @@ def test_commands_are_ones_that_exist(where: str, words: list[str]) -> None:
         if not hasattr(command, "commands") and "-h" not in rest:
             given = command.make_context(name, [*rest], parent=context).params
             settings, source = given.get("settings"), given.get("source")
-            examples = {"algorithm.name=halfway", "model.name=plain"}
+            examples = {"algorithm.name=fedexp", "model.name=conv3d"}
             if settings and source in presets() and not examples & set(settings):
                 load_config(source, settings)
 
 
 def test_blocks_say_what_they_need_in_words_that_are_known() -> None:
     for page in PAGES:
-        for need in re.findall(r"<!-- needs: (\w+) -->", page.read_text()):
+        for need in re.findall(r"<!-- needs: (.+) -->", page.read_text()):
             assert need in NEEDS, f"{page}: {need}"
 
 
 def test_files_of_the_tutorial_are_valid(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "tutorial.md").read_text()
-    written = re.findall(r"`([\w.]+\.yaml)`:\n\n```yaml\n(.*?)^```", text, flags=re.M | re.S)
+    written = re.findall(r"^Write `([\w.]+)`.*?^```yaml\n(.*?)^```", text, flags=re.M | re.S)
     for name, yaml in written:
         (tmp_path / name).write_text(yaml)
-    assert [name for name, _ in written] == ["more.yaml", "lambda.yaml"]
-    assert load_config(str(tmp_path / "more.yaml")).data.partition == "motion"
-    assert len(expand(load_sweep(tmp_path / "lambda.yaml"))) == 4
+    assert [name for name, _ in written] == ["mine.yaml", "sweep.yaml"]
+    assert load_config(str(tmp_path / "mine.yaml")).data.partition == "dirichlet"
+    assert len(expand(load_sweep(tmp_path / "sweep.yaml"))) == 4

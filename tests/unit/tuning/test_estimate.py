@@ -8,7 +8,7 @@ import yaml
 from fedvsr.config import load_config
 from fedvsr.errors import UserError
 from fedvsr.records import load_results
-from fedvsr.tuning.estimate import cost, fits
+from fedvsr.tuning.estimate import cost, fits, fits_here
 from fedvsr.tuning.sweep import SweepConfig, expand
 from tests.integration.running import run_serially
 
@@ -66,3 +66,12 @@ def test_trials_at_once_on_a_cluster() -> None:
     assert fits(bundles, {"CPU": 64, "GPU": 4, "memory": 1e9}) == 2
     assert fits(bundles, {"CPU": 9, "GPU": 4}) == 1
     assert fits(bundles, {"CPU": 64}) == 0
+
+
+@pytest.mark.parametrize(("slots", "clients_per_gpu", "trials"), [(1, 1, 4), (2, 2, 4), (3, 2, 2)])
+def test_trials_on_one_machine_take_whole_gpus(
+    slots: int, clients_per_gpu: int, trials: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    changes = [f"cluster.slots={slots}", f"cluster.clients_per_gpu={clients_per_gpu}"]
+    assert fits_here(load_config("demo", changes)) == trials

@@ -25,6 +25,12 @@ def load(folder: Path, settings: dict[str, Any], *overrides: str) -> SweepConfig
     return load_sweep(path, overrides)
 
 
+def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text("name: s\nbase: demo\nspace: {local.lr: {grid: [1e-3, 0.002, 2E-3]}}\n")
+    assert load_sweep(path).space["local.lr"].grid == [1e-3, 2e-3, 2e-3]
+
+
 def test_a_grid_goes_through_every_combination_in_order(tmp_path: Path) -> None:
     trials = expand(load(tmp_path, LAMBDAS, "federation.num_rounds=3"))
     assert [t.index for t in trials] == list(range(20))
