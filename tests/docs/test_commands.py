@@ -24,7 +24,8 @@ NEEDS = {"cluster", "gpu", "REDS", "a fresh clone", "a minute or more", "the fil
 NEEDS |= {f"a {what} that was stopped" for what in ("run", "sweep")}
 NEEDS |= {"a run", "a run that met a fault", "a run under way", "py-spy, a run under way"}
 # Up to where the shell would send its output, or put it into the background.
-COMMAND = re.compile(r" *(?:\$ |srun [-=\w ]*)?(?:\.venv/bin/)?((?:fedvsr|make) [^>&]*)")
+# "fedvsr with" begins a line that a run prints.
+COMMAND = re.compile(r" *(?:\$ |srun [-=\w ]*)?(?:\.venv/bin/)?((?:fedvsr(?! with )|make) [^>&]*)")
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
@@ -54,9 +55,13 @@ def test_commands_are_ones_that_exist(where: str, words: list[str]) -> None:
     with command.make_context(name, [*rest], resilient_parsing=True) as context:
         while hasattr(command, "commands") and rest and rest[0] in command.commands:
             name, command, rest = rest[0], command.commands[rest[0]], rest[1:]
+        known = rest[0].startswith("-") if rest else True
+        assert not hasattr(command, "commands") or known, f"{where}: no command {rest[0]}"
         if not hasattr(command, "commands") and "-h" not in rest:
             given = command.make_context(name, [*rest], parent=context).params
             settings, source = given.get("settings"), given.get("source")
+            if name == "run" and source and not source.endswith(".yaml"):
+                assert source in presets(), f"{where}: no preset {source}"
             examples = {"algorithm.name=fedexp", "model.name=conv3d"}
             if settings and source in presets() and not examples & set(settings):
                 load_config(source, settings)

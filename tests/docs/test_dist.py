@@ -31,10 +31,11 @@ def test_the_wheel_runs_without_the_source(tmp_path: Path, small_yaml: Path) -> 
 
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
-    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel]
-    subprocess.run(install, check=True)
-    (packages,) = (p for p in sys.path if p.endswith("site-packages"))
+    # With PYTHONPATH, pip would take the checkout's metadata for this release and install nothing.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel]
+    subprocess.run(install, check=True, env=environment)
+    (packages,) = (p for p in sys.path if p.endswith("site-packages"))
     (own,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
     # Behind its own packages, so that the fedvsr that runs is the wheel's.
     (own / "dependencies.pth").write_text(packages)
