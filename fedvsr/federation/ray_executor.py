@@ -15,7 +15,6 @@ import numpy as np
 import ray
 import torch
 from ray.exceptions import (
-    ActorUnavailableError,
     ObjectLostError,
     OutOfMemoryError,
     RayActorError,
@@ -89,6 +88,8 @@ class _Waiting:
     task: ClientTask
     place: Place
     attempts: int = 0
+    shunned: str | None = None
+    """The node on which its last process was lost, which may be dying."""
 
 
 @dataclass
@@ -195,7 +196,9 @@ class RayExecutor:
         others = {item.place for item in self._waiting}
         slow = [p for p in others if self._schedule.worth_moving(self._left_s(p))]
         # The last of the queue: those before it have their actors there first.
-        moved = [item for item in self._waiting if item.place in slow]
+        moved = [
+            item for item in self._waiting if item.place in slow and item.shunned != place.node_id
+        ]
         return moved[-1] if moved else None
 
     def _left_s(self, place: Place) -> float:
@@ -293,10 +296,12 @@ class RayExecutor:
         # A mistake in settings or data is the same the next time.
         final = isinstance(error, UserError) or item.attempts > self._config.max_retries
         if not final:
-            if isinstance(error, ActorUnavailableError):
-                # Its node may be dying.
-                others = [p for p in self._places if p.node_id != running.place.node_id]
-                item = replace(item, place=others[0] if others else item.place)
+            if kind in ("died", "node_lost"):
+                # The cluster learns of a node's death later than of its processes'.
+                node = running.place.node_id
+                others = [p for p in self._places if p.node_id != node]
+                if others:
+                    item = replace(item, place=others[0], shunned=node)
             self._waiting.append(item)
         message = f"client {task.client_id} in round {task.round_idx}: {first_line(error)}"
         if final and not isinstance(error, UserError):
