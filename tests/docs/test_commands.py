@@ -1,6 +1,6 @@
 """Commands in the documentation: each is one that the command line takes, with settings that exist.
 
-A block after `<!-- needs: ... -->` needs what the tests have not; its commands are parsed as well.
+Those of blocks that `test_run.py` does not run are parsed as well.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fedvsr.tuning.sweep import expand, load_sweep
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "cluster" / "README.md"]
 PAGES += [page for page in (ROOT / "docs").rglob("*.md") if page.parent.name != "design"]
-NEEDS = {"cluster", "gpu", "REDS", "a fresh clone", "a minute or more", "the file of this page"}
+NEEDS = {"cluster", "gpu", "REDS, Vid4, Kinetics-400", "a fresh clone", "a minute or more", "the file of this page"}
 NEEDS |= {f"a {what} that was stopped" for what in ("run", "sweep")}
 NEEDS |= {"a run", "a run that met a fault", "a run under way", "py-spy, a run under way"}
 # Up to where the shell would send its output, or put it into the background.
@@ -69,8 +69,11 @@ def test_commands_are_ones_that_exist(where: str, words: list[str]) -> None:
 
 def test_blocks_say_what_they_need_in_words_that_are_known() -> None:
     for page in PAGES:
-        for need in re.findall(r"<!-- needs: (.+) -->", page.read_text()):
+        text = page.read_text()
+        for need in re.findall(r"<!-- needs: (.+) -->", text):
             assert need in NEEDS, f"{page}: {need}"
+        for file in re.findall(r"<!-- tested: (.+) -->", text):
+            assert (ROOT / file).exists(), f"{page}: {file}"
 
 
 def test_files_of_the_tutorial_are_valid(tmp_path: Path) -> None:

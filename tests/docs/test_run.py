@@ -1,0 +1,141 @@
+"""Commands in the documentation are run, page by page, in a folder that has what they name.
+
+Settings are added that make a run short. What is not run says why: a block after
+`<!-- needs: ... -->`, which needs what the tests have not, or after `<!-- tested: FILE -->`, whose
+commands that file runs; a line that gives `--address`, or whose comment says what it needs.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from fedvsr.cli import app
+from tests.conftest import moving_texture, write_video
+from tests.docs.test_commands import PAGES
+
+ROOT = Path(__file__).parents[2]
+# In a line's comment.
+NEEDED = ("cluster", "released weights", "another machine")
+SHORT = {
+    "federation.num_rounds": "1",
+    "federation.clients_per_round": "1",
+    "local.steps": "1",
+    "evaluation.max_frames": "2",
+    "evaluation.crop": "32",
+}
+# What a page writes for what its reader has.
+STANDS_FOR = {
+    "--crop 400,120,96 --clip 011": "--crop 8,8,24 --clip texture-009",
+    "--clip-frames 100": "--clip-frames 20",
+}
+
+
+def blocks(page: Path) -> Iterator[tuple[str, str, list[str]]]:
+    """The language of each block of code, the line of text before it, and its lines."""
+    before, block, language = "", None, ""
+    for line in page.read_text().splitlines():
+        fence = re.match(r" *```(\w*)", line)
+        if fence and block is None:
+            language, block = fence[1], list[str]()
+        elif fence and block is not None:
+            yield language, before, block
+            before, block = "", None
+        elif block is not None:
+            block.append(line)
+        elif line.strip():
+            before = line
+
+
+def is_run(before: str) -> bool:
+    return not re.match(r" *<!-- (needs|tested): .+ -->", before)
+
+
+def lines(block: list[str]) -> Iterator[str]:
+    for line in block:
+        command, _, comment = line.partition(" #")
+        marked = "--address" in command or any(word in comment for word in NEEDED)
+        if command.strip() and not marked and not command.startswith("make "):
+            yield command.strip().replace(".venv/bin/", "")
+
+
+def runs_something(page: Path) -> bool:
+    found = [(lang, before) for lang, before, block in blocks(page) if any(lines(block))]
+    return any(lang in ("", "sh") and is_run(before) for lang, before in found)
+
+
+RUN = [page for page in PAGES if runs_something(page)]
+
+
+@pytest.fixture(scope="module")
+def folder(small_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the pages name: videos, frames, a finished run, a sweep's file."""
+    folder = tmp_path_factory.mktemp("reader")
+    frames = moving_texture(num_frames=60, height=128, width=128)
+    videos = ["a.mp4", "b.mp4", "video.mp4", "videos/alice/a.mp4", "videos/bob/c.mp4"]
+    for i, name in enumerate(videos):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_video(folder / name, frames[i : 40 + i])
+    for name, step in (("GT", 1), ("sharp_bicubic", 4)):
+        for i in range(4):
+            picture = folder / "REDS4" / name / "000" / f"{i:08d}.png"
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(frames[i, ::step, ::step]).save(picture)
+    (folder / ".venv").symlink_to(sys.prefix)
+    (folder / "tune_configs").symlink_to(ROOT / "tune_configs")
+    done = CliRunner().invoke(
+        app, ["run", str(small_yaml), "--executor", "serial", "--out", str(folder / "results")]
+    )
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+@pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_do_what_the_page_says(
+    page: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    shutil.copytree(folder, here, symlinks=True)
+    monkeypatch.chdir(here)
+    # Where the demo's clips are cut to.
+    cache = folder.parent / "cache"
+    for language, before, block in blocks(page):
+        named = re.search(r"`([\w.]+\.yaml)`", before)
+        if language == "yaml" and named:
+            (here / named[1]).write_text("\n".join(block))
+        if language in ("", "sh") and is_run(before):
+            for line in lines(block):
+                run_line(line, here, cache)
+
+
+def run_line(line: str, here: Path, cache: Path) -> None:
+    for name, value in {**STANDS_FOR, "RUN": newest(here / "results").name}.items():
+        line = line.replace(name, value)
+    command, _, target = line.partition(" > ")
+    if not command.startswith("fedvsr "):
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        return
+    words = shlex.split(command)[1:]
+    if words[0] == "run":
+        for name, value in {**SHORT, "data.cache_dir": str(cache)}.items():
+            words += ["--set", f"{name}={value}"]
+        words += [] if "--executor" in words else ["--executor", "serial"]
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 0, f"{line}\n{found.output}\n{found.exception!r}"
+    if target:
+        Path(target.strip()).write_text(found.stdout)
+
+
+def newest(results: Path) -> Path:
+    runs = [path.parent for path in results.glob("*/runs.parquet")]
+    return max(runs, key=lambda path: (path / "runs.parquet").stat().st_mtime_ns)

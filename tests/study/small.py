@@ -1,0 +1,174 @@
+"""The small study: small networks on real clips, without a GPU.
+
+    python -m tests.study.small run CLIPS WORK [--seeds 1 2 3]
+    python -m tests.study.small page
+
+`run` trains in the folder WORK and can be stopped and called again; it ends with the tables in
+results/study-small. CLIPS holds videos and a `manifest.json` that gives each its `id`, `file` and
+`category`. `page` writes docs/study-small.md and its pictures from those tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fedvsr.files import replacing
+from fedvsr.records import SCHEMAS, load_results
+
+ROOT = Path(__file__).parents[2]
+SWEEPS = ROOT / "tune_configs" / "study_small"
+TABLES = ROOT / "results" / "study-small"
+PAGE = ROOT / "docs" / "study-small.md"
+PICTURES = ROOT / "docs" / "images" / "study-small"
+NETWORKS = ("vrt", "rvrt", "iart")
+TEST = (
+    "davis_cows",
+    "davis_soapbox",
+    "sports2d_walk",
+    "vid4_calendar",
+    "vid4_walk",
+    "vipseg_market_a",
+)
+
+
+def main() -> None:
+    """Parse and call."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Raw)
+    commands = parser.add_subparsers(dest="command", required=True)
+    running = commands.add_parser("run")
+    running.add_argument("clips", type=Path)
+    running.add_argument("work", type=Path)
+    running.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    commands.add_parser("page")
+    given = parser.parse_args()
+    if given.command == "run":
+        run(given.clips.resolve(), given.work.resolve(), given.seeds)
+    else:
+        write_page()
+
+
+_Raw = argparse.RawDescriptionHelpFormatter
+
+
+def run(clips: Path, work: Path, seeds: Sequence[int]) -> None:
+    """Everything up to the tables; what is done already is not done again."""
+    lay_out(clips, work / "videos")
+    for name in ("public", "clients", "test"):
+        if not (work / "stores" / name).exists():
+            source, store = f"videos/{name}", f"stores/{name}"
+            _fedvsr(work, "data", "prepare", "folder", "--source", source, "--out", store)
+    _sweep(work, "pretrain", "pretrain")
+    sweeps = work / "results" / "sweeps"
+    trained = load_results(sweeps / "pretrain").runs.set_index("model")["run_id"]
+    for model in NETWORKS:
+        weights = work / "weights" / f"{model}.safetensors"
+        if not weights.exists():
+            weights.parent.mkdir(exist_ok=True)
+            folder = str(sweeps / "pretrain" / "runs" / trained[model])
+            _fedvsr(work, "export", folder, "--to", "safetensors", "--out", str(weights))
+    for seed in seeds:
+        _sweep(work, "methods", f"methods-{seed}", "--set", f"seed={seed}")
+    collect(sweeps, TABLES)
+
+
+def lay_out(source: Path, videos: Path) -> None:
+    """Sort the clips into folders of links, one a label, as `data prepare folder` takes them.
+
+    `test`: the six that are scored. Of the others, in order of label and name, every third is
+    `public`, on which networks train first; the rest belong to `clients`.
+    """
+    clips = json.loads((source / "manifest.json").read_text())["clips"]
+    clips.sort(key=lambda clip: (clip["category"], clip["id"]))
+    others = [clip for clip in clips if clip["id"] not in TEST]
+    parts = {
+        "test": [clip for clip in clips if clip["id"] in TEST],
+        "public": others[::3],
+        "clients": [clip for i, clip in enumerate(others) if i % 3],
+    }
+    for name, part in parts.items():
+        for clip in part:
+            link = videos / name / clip["category"] / clip["file"]
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(source / clip["file"])
+
+
+def collect(sweeps: Path, out: Path) -> None:
+    """Write the tables of all finished runs as one each."""
+    folders = []
+    for path in sorted(sweeps.glob("*/runs/*/runs.parquet")):
+        if pq.read_table(path)["status"].to_pylist() == ["finished"]:
+            folders.append(path.parent)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, schema in SCHEMAS.items():
+        found = [folder / f"{name}.parquet" for folder in folders]
+        tables = [pq.read_table(path, schema=schema) for path in found if path.exists()]
+        with replacing(out / f"{name}.parquet") as aside:
+            pq.write_table(pa.concat_tables([schema.empty_table(), *tables]), aside)
+    print(f"{out}: the tables of {len(folders)} finished runs")
+
+
+def write_page() -> None:
+    """docs/study-small.md: what is said in study_small.md here, then the report."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder)
+        _fedvsr(ROOT, "report", str(TABLES), "--out", str(report), "--format", "md,png")
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        for curves in sorted(report.glob("curves-*.png")):
+            curves.rename(PICTURES / curves.name)
+        text = page((report / "report.md").read_text())
+    PAGE.write_text(text, encoding="utf-8")
+    print(PAGE)
+
+
+def page(report: str) -> str:
+    """The text of docs/study-small.md, around the report's text."""
+    said = (Path(__file__).parent / "small.md").read_text(encoding="utf-8")
+    tables, _, _ = report.partition("\n## Figures\n")
+    pictures = [
+        f"![Scores over rounds, {path.stem}](images/study-small/{path.name})"
+        for path in sorted(PICTURES.glob("curves-*.png"))
+    ]
+    return (
+        "\n\n".join([said.rstrip(), effort(), *pictures, tables.removeprefix("# Report\n").strip()])
+        + "\n"
+    )
+
+
+def effort() -> str:
+    """What the runs took, from their tables."""
+    runs = load_results(TABLES).runs
+    took = runs["updated_at"] - runs["started_at"]
+    parts = []
+    for name, own in runs.assign(took=took).groupby("name", sort=False):
+        hours = own["took"].dt.total_seconds().sum() / 3600
+        parts.append(f"{len(own)} runs `{name}`, {hours:.1f} hours of one core")
+    versions = pd.unique(runs["versions"].map(lambda text: f"PyTorch {json.loads(text)['torch']}"))
+    return f"**Effort.** {'; '.join(parts)}; {', '.join(versions)}."
+
+
+def _sweep(work: Path, file: str, name: str, *options: str) -> None:
+    begun = (work / "results" / "sweeps" / name / "sweep.yaml").exists()
+    how = ["--resume"] if begun else ["--max-concurrent", "2"]
+    _fedvsr(work, "tune", str(SWEEPS / f"{file}.yaml"), "--name", name, *options, *how)
+
+
+def _fedvsr(folder: Path, *arguments: str) -> None:
+    print("fedvsr", *arguments, flush=True)
+    done = subprocess.run([sys.executable, "-m", "fedvsr", *arguments], cwd=folder, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+if __name__ == "__main__":
+    main()
