@@ -3,7 +3,8 @@
 **Runs.** Runs count as seeds of one another where their configurations differ in nothing but the
 seed and in what changes no number (`ExperimentConfig.config_hash`). Where runs of one network,
 method and heterogeneity differ in another setting, the method's name says in which:
-`FedVSR (algorithm.alpha=2)`.
+`FedVSR (algorithm.alpha=2)`. Where that would be long, a short hash stands for the settings, and a
+note says which they are.
 
 **Test sets.** `evaluations.parquet` names clips. All four of REDS4 (000, 011, 015, 020) among a
 run's clips are `REDS4`, all four of Vid4 (calendar, city, foliage, walk) are `Vid4`. Other clips of
@@ -13,6 +14,7 @@ run's clips are `REDS4`, all four of Vid4 (calendar, city, foliage, walk) are `V
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,6 +77,9 @@ _NO_NUMBER = (
     "local.num_workers",
 )
 _LABELLED = ("model.name", "model.size", "algorithm.name", "data.partition")
+
+# Of settings in a method's name; a figure's legend has room for little more.
+_MOST_CHARACTERS = 60
 
 GROUP = ["model", "heterogeneity", "testset"]
 
@@ -200,14 +205,18 @@ def _labelled(results: Results) -> tuple[pd.DataFrame, tuple[str, ...]]:
         for row in results.runs.to_dict("records")
     ]
     runs, notes = _without_repeats(pd.DataFrame(rows))
-    methods = dict[str, str]()
+    methods, explained = dict[str, str](), dict[str, None]()
     for key, alike in runs.groupby(["model", "algorithm", "heterogeneity"]):
         differing = _differing([flat[run_id] for run_id in alike["run_id"]])
         for run_id in alike["run_id"]:
             own = ", ".join(f"{key}={flat[run_id].get(key)}" for key in differing)
-            methods[run_id] = display(str(key[1])) + (f" ({own})" if own else "")
+            name = f" ({own})" if own else ""
+            if len(own) > _MOST_CHARACTERS:
+                name = f" ({hashlib.sha256(own.encode()).hexdigest()[:6]})"
+                explained[f"{key[0]}, {display(str(key[1]))}{name}: {own}"] = None
+            methods[run_id] = display(str(key[1])) + name
     runs["method"] = runs["run_id"].map(methods)
-    return runs.drop(columns="updated_at"), notes
+    return runs.drop(columns="updated_at"), (*notes, *explained)
 
 
 def _without_repeats(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:

@@ -20,7 +20,14 @@ from fedvsr.tuning.sweep import expand, load_sweep
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "cluster" / "README.md"]
 PAGES += [page for page in (ROOT / "docs").rglob("*.md") if page.parent.name != "design"]
-NEEDS = {"cluster", "gpu", "REDS, Vid4, Kinetics-400", "a fresh clone", "a minute or more", "the file of this page"}
+NEEDS = {
+    "cluster",
+    "gpu",
+    "REDS, Vid4, Kinetics-400",
+    "a fresh clone",
+    "a minute or more",
+    "the file of this page",
+}
 NEEDS |= {f"a {what} that was stopped" for what in ("run", "sweep")}
 NEEDS |= {"a run", "a run that met a fault", "a run under way", "py-spy, a run under way"}
 # Up to where the shell would send its output, or put it into the background.

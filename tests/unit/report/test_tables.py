@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -99,6 +100,19 @@ def test_settings_that_differ_are_told_apart_and_repeats_are_left_out(tmp_path: 
     cells = tables.main_table(gathered)
     assert cell(cells, method="FedAvg (local.lr=0.001)")["num_seeds"] == 2
     assert cell(cells, method="FedAvg (local.lr=0.0005)")["num_seeds"] == 1
+
+
+def test_many_settings_that_differ_have_a_short_name_and_a_note(tmp_path: Path) -> None:
+    write_run(tmp_path, "one", settings={"local": {"lr": 1e-3, "crop": 64, "steps": 5}})
+    write_run(tmp_path, "two", settings={"local": {"lr": 2e-3, "crop": 96, "steps": 8},
+                                         "evaluation": {"crop": 32}})  # fmt: skip
+    gathered = gather(load_results(tmp_path))
+    names = sorted(gathered.runs["method"])
+    assert all(re.fullmatch(r"FedAvg \([0-9a-f]{6}\)", name) for name in names)
+    assert [note.partition(": ")[0] for note in sorted(gathered.notes)] == [
+        f"tiny (demo), {name}" for name in names
+    ]
+    assert "local.crop=96" in "".join(gathered.notes)
 
 
 def test_the_papers_value_stands_beside_and_what_is_to_run_is_a_dash(tmp_path: Path) -> None:
