@@ -40,7 +40,7 @@ class ClientTask:
 
 @dataclass(frozen=True)
 class ClientReport:
-    """What a client tells of its local training. No frame and no path leaves a client."""
+    """What a client tells of its local training: numbers, no frame and no path."""
 
     client_id: int
     round_idx: int

@@ -7,8 +7,9 @@
     <run>/partition.parquet    a row per clip that a client trains on
     <run>/faults.parquet       a row per failure that the run met
 
-Columns named `*_s` are wall seconds and `attempts` counts restarts; every other column is the same,
-bit for bit, for the same configuration and seed on the same kind of machine.
+For the same configuration and seed on the same kind of machine, columns are the same bit for bit, but
+for those that say when, where and by which release a run was made (`run_id`, `*_at`, `executor`,
+`node`, `slot`, versions), wall seconds (`*_s`), restarts (`attempts`) and faults.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ _SIZES = {
                 "batch_size": 1,
                 "num_frames": 4,
                 "crop": 128,
-                "lr": 1e-3,
+                "lr": 2e-4,
                 "slow_params": ("spynet",),
                 "slow_factor": 0.25,
             },

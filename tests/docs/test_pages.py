@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.references import FOLDER, pages
+from tests.docs.references import FOLDER, pages, written_with
 
 ROOT = Path(__file__).parents[2]
 FILES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "cluster").rglob("*.md")]
@@ -34,4 +34,7 @@ def test_links_lead_to_files_and_headings(path: Path) -> None:
 
 def test_generated_pages_are_what_the_code_says() -> None:
     for name, text in pages().items():
-        assert (FOLDER / name).read_text() == text, f"{name} is old; run: make references"
+        found = (FOLDER / name).read_text()
+        if not found.endswith(written_with()):
+            pytest.skip(f"{name} was written with other releases than {written_with().strip()}")
+        assert found == f"{text}\n{written_with()}", f"{name} is old; run: make references"
