@@ -7,9 +7,9 @@
     <run>/partition.parquet    a row per clip that a client trains on
     <run>/faults.parquet       a row per failure that the run met
 
-For the same configuration and seed on the same kind of machine, columns are the same bit for bit, but
-for those that say when, where and by which release a run was made (`run_id`, `*_at`, `executor`,
-`node`, `slot`, versions), wall seconds (`*_s`), restarts (`attempts`) and faults.
+For the same configuration and seed on the same kind of machine, columns are the same bit for bit,
+but for those that say when, where and by which release a run was made (`run_id`, `*_at`,
+`executor`, `node`, `slot`, versions), wall seconds (`*_s`), restarts (`attempts`) and faults.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ from fedvsr.report.gather import (
 )
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; yellow is too light for lines.
-_COLOURS = ("#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#7F3C8D", "#8C6D31", "#6B6B6B")
-_FIXED = {"fedvsr": "#0072B2", "fedavg": "#D55E00"}
+# Neighbours in a table's order differ most.
+_COLOURS = ("#CC79A7", "#009E73", "#8C6D31", "#56B4E9", "#7F3C8D", "#E69F00")
 _DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
 # A panel with more than this many rounds gets no markers.
 _MARKED = 20
@@ -40,14 +40,23 @@ class LineStyle:
     """Lengths on and off, in line widths; empty for a solid line."""
 
 
+# The bounds in grey, as they are no competitors.
+_FIXED = {
+    "fedvsr": LineStyle("#0072B2", ()),
+    "fedavg": LineStyle("#D55E00", ()),
+    "centralized": LineStyle("#4D4D4D", (5, 2)),
+    "local": LineStyle("#4D4D4D", (1.5, 1.5)),
+}
+
+
 def line_styles(gathered: Gathered) -> dict[str, LineStyle]:
-    """A style for each method; FedVSR and FedAvg have the same one in every report."""
+    """A style for each method; FedVSR, FedAvg and the bounds have the same one in every report."""
     algorithm = dict(zip(gathered.runs["method"], gathered.runs["algorithm"], strict=True))
     styles, count = dict[str, LineStyle](), 0
     for method in method_order(gathered.runs):
         fixed = _FIXED.get(algorithm[method]) if method == display(algorithm[method]) else None
         if fixed:
-            styles[method] = LineStyle(fixed, ())
+            styles[method] = fixed
             continue
         dashes = _DASHES[count // len(_COLOURS) % len(_DASHES)]
         styles[method] = LineStyle(_COLOURS[count % len(_COLOURS)], dashes)
