@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := fedvsr tests
 
 .PHONY: demo test lint types unit test-lowest bench-models bench-algorithms bench-data \
-	bench-federation bench-federation-peers bench-sweeps docs references dist format clean
+	bench-federation bench-federation-peers bench-sweeps study docs references dist format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fedvsr run demo
@@ -59,6 +59,11 @@ $(VENV)-peers/%/.installed: tests/benchmarks/peers/%.txt
 
 bench-sweeps: $(VENV)/.test
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.benchmarks.bench_sweeps $(ARGS)
+
+# docs/study-small.md from nothing, in hours: `make study CLIPS=DIR WORK=DIR`. Stopped, it goes on.
+study: $(VENV)/.test
+	$(BIN)/python -m tests.study.small run $(CLIPS) $(WORK)
+	$(BIN)/python -m tests.study.small page
 
 # site/index.html, with every link checked.
 docs: $(VENV)/.docs

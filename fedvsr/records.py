@@ -270,7 +270,8 @@ class Results(dict[str, pd.DataFrame]):
 def load_results(folder: str | Path = "results") -> Results:
     """All runs at or below a folder as pandas tables by name (`SCHEMAS`), e.g. `results.rounds`.
 
-    Rows of all runs stand in one table each; `run_id` joins them.
+    Rows of all runs stand in one table each; `run_id` joins them. Tables of many runs that lie in
+    one folder, such as results/study-small, count where that folder is asked for itself.
 
     Raises:
         UserError: the folder does not exist, or was written by a newer version.
@@ -278,7 +279,11 @@ def load_results(folder: str | Path = "results") -> Results:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; `fedvsr run` writes to results/")
-    runs = sorted(path.parent for path in folder.rglob("runs.parquet"))
+    runs = [
+        path.parent
+        for path in sorted(folder.rglob("runs.parquet"))
+        if path.parent == folder or pq.read_metadata(path).num_rows == 1
+    ]
     return Results(
         {
             name: pa.concat_tables(

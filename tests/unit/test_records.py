@@ -87,6 +87,22 @@ def test_all_runs_read_as_one_data_set(tmp_path: Path) -> None:
         _ = results.nonsense
 
 
+def test_collected_runs_count_where_they_are_asked_for(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write(tmp_path / "work" / name, 1, loss=0.5)
+    (tmp_path / "results" / "study").mkdir(parents=True)
+    for name in SCHEMAS:
+        files = sorted((tmp_path / "work").glob(f"*/{name}.parquet"))
+        if files:
+            tables = pa.concat_tables([pq.read_table(file) for file in files])
+            pq.write_table(tables, tmp_path / "results" / "study" / f"{name}.parquet")
+    write(tmp_path / "results" / "own", 1, loss=0.5)
+    assert fedvsr.load_results(tmp_path / "results").runs["run_id"].tolist() == ["own"]
+    study = fedvsr.load_results(tmp_path / "results" / "study")
+    assert study.runs["run_id"].tolist() == ["one", "two"]
+    assert len(study.clients) == 4
+
+
 def test_files_carry_their_schema_and_units(tmp_path: Path) -> None:
     write(tmp_path, 1, 0.5)
     schema = pq.read_schema(tmp_path / "evaluations.parquet")
