@@ -88,9 +88,10 @@ def test_all_runs_read_as_one_data_set(tmp_path: Path) -> None:
 
 
 def test_collected_runs_count_where_they_are_asked_for(tmp_path: Path) -> None:
+    for folder in ("work/one", "work/two", "results/own", "results/study"):
+        (tmp_path / folder).mkdir(parents=True)
     for name in ("one", "two"):
         write(tmp_path / "work" / name, 1, loss=0.5)
-    (tmp_path / "results" / "study").mkdir(parents=True)
     for name in SCHEMAS:
         files = sorted((tmp_path / "work").glob(f"*/{name}.parquet"))
         if files:
