@@ -21,7 +21,7 @@ types: $(VENV)/.test
 	$(BIN)/mypy
 
 unit: $(VENV)/.test
-	$(BIN)/pytest
+	$(BIN)/pytest --durations=25
 
 # The lower bounds of setup.cfg, installed exactly, in an environment of their own. Old releases warn
 # of newer ones beside them; those warnings are not ours.

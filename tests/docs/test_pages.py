@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
+import fedvsr
 from tests.docs.references import FOLDER, pages, written_with
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +32,14 @@ def test_links_lead_to_files_and_headings(path: Path) -> None:
         file = (path.parent / name).resolve() if name else path
         assert file.exists(), f"{path}: {target} is not there"
         assert not anchor or anchor in anchors(file), f"{path}: {target} is no heading"
+
+
+def test_the_citation_names_this_release() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == fedvsr.__version__
+    released = f"## {cited['version']}, {cited['date-released']}"
+    assert released in (ROOT / "CHANGELOG.md").read_text()
+    assert set(cited) >= {"cff-version", "message", "title", "authors"}
 
 
 def test_generated_pages_are_what_the_code_says() -> None:

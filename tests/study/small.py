@@ -14,7 +14,6 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +23,10 @@ import pyarrow.parquet as pq
 
 from fedvsr.files import replacing
 from fedvsr.records import SCHEMAS, load_results
+from fedvsr.report.content import Report, read
+from fedvsr.report.curves import draw_curves, line_styles
+from fedvsr.report.figures import save
+from fedvsr.report.prose import markdown
 
 ROOT = Path(__file__).parents[2]
 SWEEPS = ROOT / "tune_configs" / "study_small"
@@ -119,35 +122,35 @@ def collect(sweeps: Path, out: Path) -> None:
 
 
 def write_page() -> None:
-    """docs/study-small.md: what is said in study_small.md here, then the report."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder)
-        _fedvsr(ROOT, "report", str(TABLES), "--out", str(report), "--format", "md,png")
-        PICTURES.mkdir(parents=True, exist_ok=True)
-        for curves in sorted(report.glob("curves-*.png")):
-            curves.rename(PICTURES / curves.name)
-        text = page((report / "report.md").read_text())
-    PAGE.write_text(text, encoding="utf-8")
+    """docs/study-small.md and its pictures."""
+    report = read(TABLES)
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    styles = line_styles(report.gathered)
+    for model in report.points["model"].unique():
+        save(draw_curves(report.points, model, styles), PICTURES / picture(model))
+    PAGE.write_text(page(report), encoding="utf-8")
     print(PAGE)
 
 
-def page(report: str) -> str:
-    """The text of docs/study-small.md, around the report's text."""
+def page(report: Report) -> str:
+    """The text of docs/study-small.md: what small.md beside this file says, then the report."""
     said = (Path(__file__).parent / "small.md").read_text(encoding="utf-8")
-    tables, _, _ = report.partition("\n## Figures\n")
-    pictures = [
-        f"![Scores over rounds, {path.stem}](images/study-small/{path.name})"
-        for path in sorted(PICTURES.glob("curves-*.png"))
-    ]
+    models = report.points["model"].unique()
+    pictures = [f"![{model}](images/study-small/{picture(model)})" for model in models]
+    tables = (
+        markdown(report, []).removeprefix("# Report\n").replace("\n## Scores", "\n## Report", 1)
+    )
     return (
-        "\n\n".join([said.rstrip(), effort(), *pictures, tables.removeprefix("# Report\n").strip()])
-        + "\n"
+        "\n\n".join([said.strip(), effort(report.results.runs), *pictures, tables.strip()]) + "\n"
     )
 
 
-def effort() -> str:
-    """What the runs took, from their tables."""
-    runs = load_results(TABLES).runs
+def picture(model: str) -> str:
+    return f"curves-{model.split()[0].lower()}.png"
+
+
+def effort(runs: pd.DataFrame) -> str:
+    """What the runs took, from their table."""
     took = runs["updated_at"] - runs["started_at"]
     parts = []
     for name, own in runs.assign(took=took).groupby("name", sort=False):
