@@ -80,7 +80,8 @@ def run(clips: Path, work: Path, seeds: Sequence[int]) -> None:
             folder = str(sweeps / "pretrain" / "runs" / trained[model])
             _fedvsr(work, "export", folder, "--to", "safetensors", "--out", str(weights))
     for seed in seeds:
-        _sweep(work, "methods", f"methods-{seed}", "--set", f"seed={seed}")
+        for name in ("methods", "ablation"):
+            _sweep(work, name, f"{name}-{seed}", "--set", f"seed={seed}")
     collect(sweeps, TABLES)
 
 

@@ -16,7 +16,7 @@ from tests.study import small
 from tests.unit.report.synthetic import write_run
 
 
-@pytest.mark.parametrize(("name", "trials"), [("pretrain", 3), ("methods", 54)])
+@pytest.mark.parametrize(("name", "trials"), [("pretrain", 3), ("methods", 36), ("ablation", 6)])
 def test_a_sweep_expands_to_what_its_comment_says(name: str, trials: int) -> None:
     path = small.SWEEPS / f"{name}.yaml"
     sweep = load_sweep(path)
