@@ -1,4 +1,4 @@
-"""Commands in the documentation are run, page by page, in a folder that has what they name.
+"""The documentation's commands and Python are run, page by page, where there is what they name.
 
 Settings are added that make a run short. What is not run says why: a block after
 `<!-- needs: ... -->`, which needs what the tests have not, or after `<!-- tested: FILE -->`, whose
@@ -70,10 +70,12 @@ def lines(block: list[str]) -> Iterator[str]:
 
 def runs_something(page: Path) -> bool:
     found = [(lang, before) for lang, before, block in blocks(page) if any(lines(block))]
-    return any(lang in ("", "sh") and is_run(before) for lang, before in found)
+    return any(lang in ("", "sh", "python") and is_run(before) for lang, before in found)
 
 
-RUN = [page for page in PAGES if runs_something(page)]
+# Those of one page are run by tests/unit/report/test_reading.py, of others by test_examples.py.
+ELSEWHERE = ("read-results.md", "add-a-network.md", "add-an-algorithm.md")
+RUN = [page for page in PAGES if page.name not in ELSEWHERE and runs_something(page)]
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +114,8 @@ def test_commands_do_what_the_page_says(
         named = re.search(r"`([\w.]+\.yaml)`", before)
         if language == "yaml" and named:
             (here / named[1]).write_text("\n".join(block))
+        if language == "python" and is_run(before):
+            exec(compile("\n".join(block), str(page), "exec"), {})
         if language in ("", "sh") and is_run(before):
             for line in lines(block):
                 run_line(line, here, cache)
