@@ -65,9 +65,9 @@ study: $(VENV)/.test
 	$(BIN)/python -m tests.study.small run $(CLIPS) $(WORK)
 	$(BIN)/python -m tests.study.small page
 
-# site/index.html, with every link checked.
+# site/index.html, with every link checked: with --quiet, --strict would not count warnings.
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The pages under docs/reference that are written from the code.
 references: $(VENV)/.test
