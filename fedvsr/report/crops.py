@@ -53,10 +53,11 @@ class Frame:
 
 
 def run_folders(results: Path) -> dict[str, Path]:
-    """Each run's folder at or below `results`, by its id."""
+    """Where each run's tables lie at or below `results`, by its id."""
     return {
-        str(pd.read_parquet(path, columns=["run_id"])["run_id"].iloc[0]): path.parent
+        str(run_id): path.parent
         for path in sorted(results.rglob("runs.parquet"))
+        for run_id in pd.read_parquet(path, columns=["run_id"])["run_id"]
     }
 
 

@@ -34,6 +34,13 @@ def test_links_lead_to_files_and_headings(path: Path) -> None:
         assert not anchor or anchor in anchors(file), f"{path}: {target} is no heading"
 
 
+def test_every_page_has_its_entry() -> None:
+    named = re.findall(r"^ +- ([\w./-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.M)
+    assert sorted(named) == sorted(
+        str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")
+    )
+
+
 def test_the_citation_names_this_release() -> None:
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert cited["version"] == fedvsr.__version__

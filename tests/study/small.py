@@ -14,7 +14,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -82,7 +82,7 @@ def run(clips: Path, work: Path, seeds: Sequence[int]) -> None:
     for seed in seeds:
         for name in ("methods", "ablation"):
             _sweep(work, name, f"{name}-{seed}", "--set", f"seed={seed}")
-    collect(sweeps, TABLES)
+    collect_all(sweeps)
 
 
 def lay_out(source: Path, videos: Path) -> None:
@@ -107,12 +107,20 @@ def lay_out(source: Path, videos: Path) -> None:
             link.symlink_to(source / clip["file"])
 
 
-def collect(sweeps: Path, out: Path) -> None:
-    """Write the tables of all finished runs as one each."""
-    folders = []
-    for path in sorted(sweeps.glob("*/runs/*/runs.parquet")):
-        if pq.read_table(path)["status"].to_pylist() == ["finished"]:
-            folders.append(path.parent)
+def collect_all(sweeps: Path) -> None:
+    """The tables in results/study-small, and of the runs before them in its folder `pretrain`."""
+    compared = [p for name in ("methods", "ablation") for p in sweeps.glob(f"{name}-*/runs/*")]
+    collect(sorted(compared), TABLES)
+    collect(sorted(sweeps.glob("pretrain/runs/*")), TABLES / "pretrain")
+
+
+def collect(runs: Iterable[Path], out: Path) -> None:
+    """Write the tables of those runs that have finished as one each."""
+    folders = [
+        folder
+        for folder in runs
+        if pq.read_table(folder / "runs.parquet")["status"].to_pylist() == ["finished"]
+    ]
     out.mkdir(parents=True, exist_ok=True)
     for name, schema in SCHEMAS.items():
         found = [folder / f"{name}.parquet" for folder in folders]
@@ -138,11 +146,17 @@ def page(report: Report) -> str:
     said = (Path(__file__).parent / "small.md").read_text(encoding="utf-8")
     models = report.points["model"].unique()
     pictures = [f"![{model}](images/study-small/{picture(model)})" for model in models]
-    tables = (
-        markdown(report, []).removeprefix("# Report\n").replace("\n## Scores", "\n## Report", 1)
-    )
+    tables = markdown(report, []).removeprefix("# Report\n")
     return (
-        "\n\n".join([said.strip(), effort(report.results.runs), *pictures, tables.strip()]) + "\n"
+        "\n\n".join(
+            [
+                said.strip(),
+                effort(report.results.runs, load_results(TABLES / "pretrain").runs),
+                *pictures,
+                tables.strip(),
+            ]
+        )
+        + "\n"
     )
 
 
@@ -150,15 +164,16 @@ def picture(model: str) -> str:
     return f"curves-{model.split()[0].lower()}.png"
 
 
-def effort(runs: pd.DataFrame) -> str:
-    """What the runs took, from their table."""
-    took = runs["updated_at"] - runs["started_at"]
-    parts = []
-    for name, own in runs.assign(took=took).groupby("name", sort=False):
-        hours = own["took"].dt.total_seconds().sum() / 3600
-        parts.append(f"{len(own)} runs `{name}`, {hours:.1f} hours of one core")
-    versions = pd.unique(runs["versions"].map(lambda text: f"PyTorch {json.loads(text)['torch']}"))
-    return f"**Effort.** {'; '.join(parts)}; {', '.join(versions)}."
+def effort(runs: pd.DataFrame, pretraining: pd.DataFrame) -> str:
+    """What the runs took, from their tables."""
+
+    def of(some: pd.DataFrame) -> str:
+        took = (some["updated_at"] - some["started_at"]).dt.total_seconds().sum() / 3600
+        return f"{len(some)} runs, {took:.1f} hours of one core"
+
+    versions = json.loads(runs["versions"].iloc[0])
+    named = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "ray"))
+    return f"**Effort.** Before: {of(pretraining)}. Compared: {of(runs)}. With {named}."
 
 
 def _sweep(work: Path, file: str, name: str, *options: str) -> None:

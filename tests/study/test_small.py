@@ -50,9 +50,10 @@ def test_finished_runs_are_collected(tmp_path: Path) -> None:
     write_run(runs, "one")
     write_run(runs, "two", algorithm="fedvsr")
     write_run(runs, "going", status="running", done=1)
-    small.collect(tmp_path / "sweeps", tmp_path / "out")
+    small.collect(sorted(runs.iterdir()), tmp_path / "out")
     found, expected = load_results(tmp_path / "out"), load_results(runs)
     assert found.runs["run_id"].tolist() == ["one", "two"]
+    assert len(read(tmp_path / "out").gathered.runs) == 2
     kept = expected.evaluations["run_id"] != "going"
     assert found.evaluations["psnr_db"].tolist() == expected.evaluations["psnr_db"][kept].tolist()
 
