@@ -60,9 +60,9 @@ $(VENV)-peers/%/.installed: tests/benchmarks/peers/%.txt
 bench-sweeps: $(VENV)/.test
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.benchmarks.bench_sweeps $(ARGS)
 
-# docs/study-small.md from nothing, in hours: `make study CLIPS=DIR WORK=DIR`. Stopped, it goes on.
+# docs/study-small.md from nothing, in hours: `make study CLIPS=DIR WORK=DIR ARGS='--seeds 1'`. Stopped, it goes on.
 study: $(VENV)/.test
-	$(BIN)/python -m tests.study.small run $(CLIPS) $(WORK)
+	$(BIN)/python -m tests.study.small run $(CLIPS) $(WORK) $(ARGS)
 	$(BIN)/python -m tests.study.small page
 
 # site/index.html, with every link checked: with --quiet, --strict would not count warnings.

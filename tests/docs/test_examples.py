@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -45,14 +46,10 @@ def test_files_of_the_page_do_what_it_says(page: Path, tmp_path: Path) -> None:
             ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True
         )
         assert done.returncode == 0, f"{line}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
-    for line in ("ruff check", "ruff format --check --diff"):
-        new = [str(path) for path in (tmp_path / "fedvsr").rglob("*.py")]
-        new = [path for path in new if not (ROOT / Path(path).relative_to(tmp_path)).exists()]
-        done = subprocess.run(
-            [sys.executable, "-m", *line.split(), *new],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-        )
-        assert len(new) == 1
-        assert done.returncode == 0, done.stdout
+    files = [str(path.relative_to(tmp_path)) for path in (tmp_path / "fedvsr").rglob("*.py")]
+    (new,) = (name for name in files if not (ROOT / name).exists())
+    if importlib.util.find_spec("ruff"):
+        for line in (f"ruff check {new}", f"ruff format --check --diff {new}"):
+            command = [sys.executable, "-m", *line.split()]
+            done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout

@@ -4,8 +4,8 @@
     python -m tests.study.small page
 
 `run` trains in the folder WORK and can be stopped and called again; it ends with the tables in
-results/study-small. CLIPS holds videos and a `manifest.json` that gives each its `id`, `file` and
-`category`. `page` writes docs/study-small.md and its pictures from those tables.
+results/study-small, where those of other seeds stay. CLIPS holds videos and a `manifest.json` that
+gives each its `id`, `file` and `category`. `page` writes docs/study-small.md and its pictures from those tables.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fedvsr.files import replacing
@@ -115,7 +116,7 @@ def collect_all(sweeps: Path) -> None:
 
 
 def collect(runs: Iterable[Path], out: Path) -> None:
-    """Write the tables of those runs that have finished as one each."""
+    """Write the tables of those runs that have finished as one each, beside what is there."""
     folders = [
         folder
         for folder in runs
@@ -123,10 +124,15 @@ def collect(runs: Iterable[Path], out: Path) -> None:
     ]
     out.mkdir(parents=True, exist_ok=True)
     for name, schema in SCHEMAS.items():
-        found = [folder / f"{name}.parquet" for folder in folders]
-        tables = [pq.read_table(path, schema=schema) for path in found if path.exists()]
-        with replacing(out / f"{name}.parquet") as aside:
-            pq.write_table(pa.concat_tables([schema.empty_table(), *tables]), aside)
+        paths = [path for folder in folders if (path := folder / f"{name}.parquet").exists()]
+        found = pa.concat_tables([schema.empty_table(), *(pq.read_table(p) for p in paths)])
+        target = out / f"{name}.parquet"
+        if target.exists():
+            kept = pq.ParquetFile(target).read()
+            again = pc.is_in(kept["run_id"], pa.array([folder.name for folder in folders]))
+            found = pa.concat_tables([kept.filter(pc.invert(again)), found])
+        with replacing(target) as aside:
+            pq.write_table(found.sort_by("run_id"), aside)
     print(f"{out}: the tables of {len(folders)} finished runs")
 
 

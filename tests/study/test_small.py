@@ -50,12 +50,16 @@ def test_finished_runs_are_collected(tmp_path: Path) -> None:
     write_run(runs, "one")
     write_run(runs, "two", algorithm="fedvsr")
     write_run(runs, "going", status="running", done=1)
-    small.collect(sorted(runs.iterdir()), tmp_path / "out")
+    other = write_run(tmp_path / "methods-2", "zero", seed=2)
+    small.collect([other], tmp_path / "out")
+    for _ in range(2):
+        small.collect(sorted(runs.iterdir()), tmp_path / "out")
     found, expected = load_results(tmp_path / "out"), load_results(runs)
-    assert found.runs["run_id"].tolist() == ["one", "two"]
-    assert len(read(tmp_path / "out").gathered.runs) == 2
+    assert found.runs["run_id"].tolist() == ["one", "two", "zero"]
+    ours = found.evaluations[found.evaluations["run_id"] != "zero"]
+    assert len(read(tmp_path / "out").gathered.runs) == 3
     kept = expected.evaluations["run_id"] != "going"
-    assert found.evaluations["psnr_db"].tolist() == expected.evaluations["psnr_db"][kept].tolist()
+    assert ours["psnr_db"].tolist() == expected.evaluations["psnr_db"][kept].tolist()
 
 
 def test_the_page_is_what_the_tables_say() -> None:
