@@ -5,7 +5,8 @@
 
 `run` trains in the folder WORK and can be stopped and called again; it ends with the tables in
 results/study-small, where those of other seeds stay. CLIPS holds videos and a `manifest.json` that
-gives each its `id`, `file` and `category`. `page` writes docs/study-small.md and its pictures from those tables.
+gives each its `id`, `file` and `category`. `page` writes docs/study-small.md and its pictures from
+those tables.
 """
 
 from __future__ import annotations
