@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 
 from fedvsr import metrics
+from fedvsr.report.clients import draw_clients
 from fedvsr.report.content import Report
 from fedvsr.report.crops import Frame
 from fedvsr.report.crops import read as read_picture
@@ -52,6 +53,7 @@ def page(report: Report) -> str:
         num_runs=len(runs),
         num_finished=int((runs["status"] == "finished").sum()),
         methods=method_order(runs),
+        clients=list(_clients(report)),
         has_scenes=bool(scenes),
         scenes_note=note,
         data=_json({"charts": _charts(report), "scenes": scenes}),
@@ -60,6 +62,23 @@ def page(report: Report) -> str:
         script=_static("page.js"),
         style=_static("page.css"),
     )
+
+
+def _clients(report: Report) -> Iterator[dict[str, str]]:
+    """The client view of one run for each network and heterogeneity: FedVSR's, or another's."""
+    trained = set(report.results.clients["run_id"])
+    runs = report.gathered.runs[report.gathered.runs["run_id"].isin(trained)]
+    runs = runs.assign(other=runs["algorithm"] != "fedvsr").sort_values(["other", "seed"])
+    shown = runs.drop_duplicates(["model", "heterogeneity"]).to_dict("records")
+    of = {(row["model"], row["heterogeneity"]): row for row in shown}
+    for model in ordered(runs["model"], "model"):
+        for heterogeneity in ordered(runs["heterogeneity"], "heterogeneity"):
+            if row := of.get((model, heterogeneity)):
+                where = f"{model}, {row['method']}, {setting_name(heterogeneity)}"
+                title = f"{where}, seed {row['seed']}"
+                figure, buffer = draw_clients(report.results, row["run_id"], title), io.BytesIO()
+                figure.savefig(buffer, format="png", dpi=90)
+                yield {"title": title, "picture": _as_url("png", buffer.getvalue())}
 
 
 def _charts(report: Report) -> dict[str, Any]:
@@ -171,6 +190,10 @@ def _data_url(path: Path, lossless: bool) -> str:
         buffer = io.BytesIO()
         Image.open(path).convert("RGB").save(buffer, format="webp", quality=_QUALITY)
         kind, content = "webp", buffer.getvalue()
+    return _as_url(kind, content)
+
+
+def _as_url(kind: str, content: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 

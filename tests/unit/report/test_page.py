@@ -17,6 +17,7 @@ from fedvsr.report.content import read
 from fedvsr.report.page import page
 from tests.conftest import moving_texture
 from tests.unit.report.synthetic import write_frames, write_run
+from tests.unit.report.test_figures import client
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,7 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     num_rounds=6,
                     psnr_db=lambda r, clip, k=slope, s=seed: 29 + k * r + 0.1 * s,
                     clips=["</script><b>a", "b"],
+                    clients=[client(r, c) for r in (1, 2) for c in (0, r)],
                 )
                 noise = rng.integers(-20, 20, gt.shape)
                 write_frames(run, "b", np.clip(gt + noise, 0, 255).astype(np.uint8), gt)
@@ -57,6 +59,8 @@ def test_the_page_holds_all_that_it_needs(html: Path) -> None:
     names = [picture["name"] for picture in scene["pictures"]]
     assert names == ["LQ (bicubic)", "FedAvg", "F-ALA", "FedVSR", "Ground truth"]
     assert "<b>a" not in text, "a clip's name is text, not markup"
+    shown = re.findall(r"<summary>(.*?)</summary>", text)
+    assert shown == [f"{m}, FedVSR, less heterogeneous, seed 1" for m in ("VRT", "RVRT")]
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +203,7 @@ def test_the_slider_moves_by_mouse_and_keyboard(browser: Any, html: Path) -> Non
 @pytest.mark.parametrize("width", [320, 390, 1280])
 def test_no_width_makes_the_page_scroll_sideways(browser: Any, html: Path, width: int) -> None:
     open_page(browser, html, width)
+    browser.execute_script("document.querySelectorAll('details').forEach((d) => d.open = true)")
     inner, scrolled = browser.execute_script(
         "return [document.documentElement.clientWidth, document.documentElement.scrollWidth]"
     )
@@ -215,6 +220,19 @@ def test_no_width_makes_the_page_scroll_sideways(browser: Any, html: Path, width
              (c) => c.getBoundingClientRect().right)"""
     )
     assert max(edges) <= width
+
+
+def test_the_client_view_opens_by_keyboard(browser: Any, html: Path) -> None:
+    from selenium.webdriver import Keys
+
+    open_page(browser, html, 390)
+    picture = browser.find_element("css selector", "#clients img")
+    assert not picture.is_displayed()
+    browser.find_element("css selector", "#clients summary").send_keys(Keys.ENTER)
+    until(picture.is_displayed)
+    until(lambda: browser.execute_script("return arguments[0].naturalWidth", picture) > 800)
+    assert 300 < picture.size["width"] <= 390
+    assert browser.get_log("browser") == []
 
 
 def test_every_control_is_reached_by_tab(browser: Any, html: Path) -> None:
