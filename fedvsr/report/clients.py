@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,12 +13,19 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from fedvsr.records import Results
+from fedvsr.report.gather import setting_name
 
 _MARKS = {"died": "x", "node_lost": "D", "out_of_memory": "s", "timeout": "o", "raised": "^"}
 _FAULT, _OURS, _OTHER = "#D55E00", "#0072B2", "#E69F00"
 _MIB = 2**20
 # Bars that a Gantt chart still shows apart.
 _MOST_BARS = 4000
+
+
+def title_of(run: Mapping[Any, Any]) -> str:
+    """What a run's client view is called; `run` is a row of `Gathered.runs`."""
+    where = f"{run['model']}, {run['method']}, {setting_name(run['heterogeneity'])}"
+    return f"{where}, seed {run['seed']}"
 
 
 def draw_clients(results: Results, run_id: str, title: str) -> Figure:

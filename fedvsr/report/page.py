@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 
 from fedvsr import metrics
-from fedvsr.report.clients import draw_clients
+from fedvsr.report.clients import draw_clients, title_of
 from fedvsr.report.content import Report
 from fedvsr.report.crops import Frame
 from fedvsr.report.crops import read as read_picture
@@ -74,8 +74,7 @@ def _clients(report: Report) -> Iterator[dict[str, str]]:
     for model in ordered(runs["model"], "model"):
         for heterogeneity in ordered(runs["heterogeneity"], "heterogeneity"):
             if row := of.get((model, heterogeneity)):
-                where = f"{model}, {row['method']}, {setting_name(heterogeneity)}"
-                title = f"{where}, seed {row['seed']}"
+                title = title_of(row)
                 figure, buffer = draw_clients(report.results, row["run_id"], title), io.BytesIO()
                 figure.savefig(buffer, format="png", dpi=90)
                 yield {"title": title, "picture": _as_url("png", buffer.getvalue())}

@@ -16,11 +16,10 @@ from matplotlib.figure import Figure
 from fedvsr.errors import UserError
 from fedvsr.files import replacing
 from fedvsr.report import crops, curves
-from fedvsr.report.clients import draw_clients
+from fedvsr.report.clients import draw_clients, title_of
 from fedvsr.report.content import Report, read
 from fedvsr.report.crops import Crop
 from fedvsr.report.figures import save
-from fedvsr.report.gather import setting_name
 from fedvsr.report.page import page
 from fedvsr.report.prose import markdown
 from fedvsr.report.render import grid, render
@@ -97,8 +96,7 @@ def _figures(
     trained = set(report.results.clients["run_id"])
     for row in first.sort_index().to_dict("records"):
         if row["run_id"] in trained:
-            where = f"{row['model']}, {row['method']}, {setting_name(row['heterogeneity'])}"
-            figure = draw_clients(report.results, row["run_id"], f"{where}, seed {row['seed']}")
+            figure = draw_clients(report.results, row["run_id"], title_of(row))
             yield _slug("clients", row["model"], row["heterogeneity"], row["method"]), figure
 
 

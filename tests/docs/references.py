@@ -6,7 +6,6 @@ python -m tests.docs.references
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -162,12 +161,6 @@ def _resolved(schema: Mapping[str, Any], reference: str) -> dict[str, Any]:
     return found
 
 
-def written_with() -> str:
-    """The last line of each page: the releases that its wording depends on."""
-    short = (version(name).rpartition(".")[0] for name in ("typer", "pydantic"))
-    return "<!-- typer {}, pydantic {} -->\n".format(*short)
-
-
 if __name__ == "__main__":
     for name, text in pages().items():
-        (FOLDER / name).write_text(f"{text}\n{written_with()}", encoding="utf-8")
+        (FOLDER / name).write_text(text, encoding="utf-8")

@@ -48,7 +48,9 @@ TEST = (
 
 def main() -> None:
     """Parse and call."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Raw)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run")
     running.add_argument("clips", type=Path)
@@ -60,9 +62,6 @@ def main() -> None:
         run(given.clips.resolve(), given.work.resolve(), given.seeds)
     else:
         write_page()
-
-
-_Raw = argparse.RawDescriptionHelpFormatter
 
 
 def run(clips: Path, work: Path, seeds: Sequence[int]) -> None:
@@ -153,18 +152,9 @@ def page(report: Report) -> str:
     said = (Path(__file__).parent / "small.md").read_text(encoding="utf-8")
     models = report.points["model"].unique()
     pictures = [f"![{model}](images/study-small/{picture(model)})" for model in models]
+    took = effort(report.results.runs, load_results(TABLES / "pretrain").runs)
     tables = markdown(report, []).removeprefix("# Report\n")
-    return (
-        "\n\n".join(
-            [
-                said.strip(),
-                effort(report.results.runs, load_results(TABLES / "pretrain").runs),
-                *pictures,
-                tables.strip(),
-            ]
-        )
-        + "\n"
-    )
+    return "\n\n".join([said.strip(), took, *pictures, tables.strip()]) + "\n"
 
 
 def picture(model: str) -> str:
