@@ -13,20 +13,21 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from fedvsr.algorithms import build
-from fedvsr.data.split import DataConfig
+from fedvsr.data.config import DataConfig
 from fedvsr.errors import UserError
-from fedvsr.federation.cluster import ClusterConfig
+from fedvsr.federation.config import ClusterConfig
 from fedvsr.federation.privacy import require_private
 from fedvsr.federation.sampling import FederationConfig
+from fedvsr.inference.evaluate import EvaluationConfig
 from fedvsr.lookup import did_you_mean, load, names
 from fedvsr.section import Section
-from fedvsr.training.evaluate import EvaluationConfig
-from fedvsr.training.local import LocalConfig, require_features, require_sample
+from fedvsr.training.config import LocalConfig
+from fedvsr.training.local import require_features, require_sample
 from fedvsr.training.updates import UpdateConfig
 
 if TYPE_CHECKING:
-    from fedvsr.algorithms._base import AlgorithmConfig
-    from fedvsr.models._spec import ModelConfig
+    from fedvsr.algorithms.base import AlgorithmConfig
+    from fedvsr.models.spec import ModelConfig
 
 else:
 

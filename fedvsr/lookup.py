@@ -10,11 +10,20 @@ from types import ModuleType
 
 from fedvsr.errors import UserError
 
+_SHARED = ("base", "spec")
+
 
 def names(package: str) -> list[str]:
-    """Public module names in `package` (a dotted name), sorted. A leading underscore hides one."""
+    """Public module names in `package` (a dotted name), sorted.
+
+    A leading underscore hides one; `base` and `spec` hold what the others share.
+    """
     path = importlib.import_module(package).__path__
-    return sorted(m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_"))
+    return sorted(
+        m.name
+        for m in pkgutil.iter_modules(path)
+        if m.name not in _SHARED and not m.name.startswith("_")
+    )
 
 
 def load(package: str, name: str) -> ModuleType:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 
-from fedvsr.algorithms._base import AlgorithmConfig, FedAvg
+from fedvsr.algorithms.base import AlgorithmConfig, FedAvg
 from fedvsr.lookup import load, names
 from fedvsr.section import NamedSection
 

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from fedvsr.algorithms._base import Aggregated, AlgorithmConfig, FedAvg
+from fedvsr.algorithms.base import Aggregated, AlgorithmConfig, FedAvg
 from fedvsr.messages import Round, Vectors
 from fedvsr.params import FloatVector
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from pydantic import Field
 
-from fedvsr.algorithms._base import AlgorithmConfig, FedAvg
+from fedvsr.algorithms.base import AlgorithmConfig, FedAvg
 from fedvsr.messages import Round, Vectors
 from fedvsr.params import FloatVector
 

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from fedvsr.algorithms import fedvsr
-from fedvsr.algorithms._base import AlgorithmConfig
+from fedvsr.algorithms.base import AlgorithmConfig
 
 
 class Config(AlgorithmConfig):

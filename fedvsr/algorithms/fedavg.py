@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fedvsr.algorithms._base import AlgorithmConfig, FedAvg
+from fedvsr.algorithms.base import AlgorithmConfig, FedAvg
 
 
 class Config(AlgorithmConfig):

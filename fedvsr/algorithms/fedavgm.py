@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from fedvsr.algorithms._base import AlgorithmConfig, FedAvg
+from fedvsr.algorithms.base import AlgorithmConfig, FedAvg
 from fedvsr.messages import Round, Vectors
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from fedvsr.algorithms._base import AlgorithmConfig, FedAvg
+from fedvsr.algorithms.base import AlgorithmConfig, FedAvg
 
 
 class Config(AlgorithmConfig):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from fedvsr.algorithms._base import Aggregated, AlgorithmConfig, Batch, FedAvg
+from fedvsr.algorithms.base import Aggregated, AlgorithmConfig, Batch, FedAvg
 from fedvsr.losses import contrast
 from fedvsr.messages import Round, Vectors
 from fedvsr.params import FloatVector

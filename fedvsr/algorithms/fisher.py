@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedvsr.algorithms._base import Aggregated, AlgorithmConfig, FedAvg, LocalRound
+from fedvsr.algorithms.base import Aggregated, AlgorithmConfig, FedAvg, LocalRound
 from fedvsr.messages import Round, Vectors
 from fedvsr.params import weighted_sums
 

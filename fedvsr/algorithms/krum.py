@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from fedvsr.algorithms._base import Aggregated, FedAvg
 from fedvsr.algorithms._robust import CHUNK, RobustConfig
+from fedvsr.algorithms.base import Aggregated, FedAvg
 from fedvsr.errors import UserError
 from fedvsr.messages import Round, Vectors
 from fedvsr.params import FloatVector, weighted_sum

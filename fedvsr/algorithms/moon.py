@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from fedvsr.algorithms._base import AlgorithmConfig, Batch, FedAvg
+from fedvsr.algorithms.base import AlgorithmConfig, Batch, FedAvg
 from fedvsr.losses import contrast
 
 

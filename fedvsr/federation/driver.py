@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import ray
@@ -129,6 +131,22 @@ def connect(address: str | None, object_store_bytes: int, num_drivers: int = 1) 
     Raises:
         UserError: there is no cluster at that address.
     """
+    with _sigterm_kept():
+        _connect(address, object_store_bytes, num_drivers)
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Keep the caller's SIGTERM handler, which `ray.init` would replace."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def _connect(address: str | None, object_store_bytes: int, num_drivers: int) -> None:
     common: dict[str, Any] = {"log_to_driver": False, "configure_logging": True}
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":

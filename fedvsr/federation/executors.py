@@ -13,12 +13,13 @@ from typing import Literal, Protocol
 from fedvsr.data.clips import Clip, Frames
 from fedvsr.errors import UserError
 from fedvsr.federation.client_states import ClientStates
+from fedvsr.inference.evaluate import ClipScore, Evaluator
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
-from fedvsr.models._spec import ModelConfig
+from fedvsr.models.spec import ModelConfig
 from fedvsr.params import FloatVector
 from fedvsr.section import NamedSection
-from fedvsr.training.evaluate import ClipScore, Evaluator
-from fedvsr.training.local import LocalConfig, LocalTrainer, count_steps
+from fedvsr.training.config import LocalConfig
+from fedvsr.training.local import LocalTrainer, count_steps
 from fedvsr.training.updates import UNCHANGED, UpdateConfig
 
 FaultKind = Literal[

@@ -18,7 +18,7 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from fedvsr.errors import UserError
-from fedvsr.federation.cluster import ClusterConfig
+from fedvsr.federation.config import ClusterConfig
 
 _LABEL = "ray.io/accelerator-type"
 _DEFAULT_GPU_SHARE = 0.1

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fedvsr.algorithms._base import FedAvg
+from fedvsr.algorithms.base import FedAvg
 from fedvsr.errors import UserError
 from fedvsr.federation.sampling import FederationConfig
 from fedvsr.params import FloatVector

@@ -25,7 +25,7 @@ from ray.exceptions import (
 
 from fedvsr.errors import UserError
 from fedvsr.federation.client_states import ClientStates
-from fedvsr.federation.cluster import ClusterConfig
+from fedvsr.federation.config import ClusterConfig
 from fedvsr.federation.executors import (
     ClientOutcome,
     Clients,
@@ -37,9 +37,9 @@ from fedvsr.federation.executors import (
 from fedvsr.federation.placement import Place, Placement, alive_nodes
 from fedvsr.federation.ray_scorer import POLL_S, RayScorer, keep_to_own_gpus
 from fedvsr.federation.schedule import Schedule
+from fedvsr.inference.evaluate import Evaluator
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
 from fedvsr.params import FloatVector
-from fedvsr.training.evaluate import Evaluator
 from fedvsr.training.local import count_steps
 
 

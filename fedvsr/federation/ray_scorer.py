@@ -15,8 +15,8 @@ from ray.exceptions import RayError, RayTaskError
 from fedvsr.data.clips import Clip, Frames
 from fedvsr.federation.executors import Pending, first_line, timed_score
 from fedvsr.federation.placement import Place, Placement
+from fedvsr.inference.evaluate import ClipScore, Evaluator
 from fedvsr.params import FloatVector
-from fedvsr.training.evaluate import ClipScore, Evaluator
 
 # Between two looks at deadlines, at nodes, and at whether to stop.
 POLL_S = 1.0

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from fedvsr.algorithms._base import Aggregated, FedAvg
+from fedvsr.algorithms.base import Aggregated, FedAvg
 from fedvsr.errors import UserError
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.executors import ClientOutcome, Executor, Fault

@@ -21,7 +21,7 @@ from fedvsr.errors import UserError
 from fedvsr.lookup import load, names
 from fedvsr.models._checkpoint import first_difference, load_tensors, read_tensors
 from fedvsr.models._flow import load_flow_weights
-from fedvsr.models._spec import FlowModelConfig, ModelConfig
+from fedvsr.models.spec import FlowModelConfig, ModelConfig
 
 
 def build(name: str, **config: Any) -> nn.Module:

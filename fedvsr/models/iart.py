@@ -22,8 +22,8 @@ from typing_extensions import Self
 
 from fedvsr.models._flow import SpyNet, compose
 from fedvsr.models._frames import per_frame
-from fedvsr.models._spec import FlowModelConfig, ModelSpec, Size
 from fedvsr.models._windows import Checkpointing, SwinLayer, SwinLayers, Window, WindowAttention
+from fedvsr.models.spec import FlowModelConfig, ModelSpec, Size
 
 _BRANCHES = ("backward_1", "forward_1", "backward_2", "forward_2")
 # Width behind the first enlargement, and of the convolutions that only checkpoints know.

@@ -29,8 +29,8 @@ from typing_extensions import Self
 
 from fedvsr.models._flow import SpyNet, compose, flow_warp
 from fedvsr.models._frames import per_frame
-from fedvsr.models._spec import FlowModelConfig, ModelSpec, Size
 from fedvsr.models._windows import Checkpointing, Mlp, SwinLayer, SwinLayers, Window
+from fedvsr.models.spec import FlowModelConfig, ModelSpec, Size
 
 Three = tuple[int, int, int]
 # Flows from the frames of a pair to those of the pair before: in the same and in the other place.

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedvsr.models._spec import ModelConfig, ModelSpec, Size
+from fedvsr.models.spec import ModelConfig, ModelSpec, Size
 from fedvsr.resize import upscale_planes
 
 # Leaky, as in BasicVSR: behind a last layer of zeros, plain rectifiers die in a few steps.

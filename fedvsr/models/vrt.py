@@ -25,8 +25,8 @@ from fedvsr.models._attention import (
 )
 from fedvsr.models._deform import deform_conv3x3
 from fedvsr.models._flow import SpyNet, compose, flow_warp
-from fedvsr.models._spec import FlowModelConfig, ModelSpec, Size
 from fedvsr.models._windows import Checkpointing, Kept, Window, recompute
+from fedvsr.models.spec import FlowModelConfig, ModelSpec, Size
 
 # Scale (a power of 1/2) of each stage of the trunk.
 _STAGE_SCALES = (0, 1, 2, 3, 2, 1, 0)

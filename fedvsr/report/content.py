@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from fedvsr.records import Results, load_results
-from fedvsr.report import crops, curves, statistics, tables
+from fedvsr.report import crops, curves, tables
+from fedvsr.report import paired as statistics
 from fedvsr.report.clients import fault_rows
 from fedvsr.report.gather import Gathered, gather
 from fedvsr.report.overhead import overhead

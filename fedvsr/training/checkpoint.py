@@ -16,7 +16,7 @@ from torch import nn
 from fedvsr.errors import UserError
 from fedvsr.files import replacing
 from fedvsr.messages import Vectors
-from fedvsr.models._spec import ModelConfig
+from fedvsr.models.spec import ModelConfig
 from fedvsr.params import ParamTable
 
 _FORMAT = 2

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedvsr.params import FloatVector, join_tensors
 
 if TYPE_CHECKING:
-    from fedvsr.training.local import LocalConfig
+    from fedvsr.training.config import LocalConfig
 
 
 def make_optimiser(

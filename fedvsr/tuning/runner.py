@@ -19,11 +19,11 @@ from ray.tune.search import BasicVariantGenerator, Searcher, create_searcher
 
 from fedvsr.errors import UserError
 from fedvsr.tuning.expressions import tidy
+from fedvsr.tuning.progress import Outcome
 from fedvsr.tuning.space import Dimension
 from fedvsr.tuning.sweep import SweepConfig, Trial, describe, load_sweep, save_sweep
 from fedvsr.tuning.table import SWEEP_FILE
 from fedvsr.tuning.trial import bundles_of, run_trial, trial_of
-from fedvsr.tuning.watch import Outcome
 
 _TUNE = "tune"
 _MAX_NAME = 120

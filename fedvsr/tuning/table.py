@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from fedvsr.config import ExperimentConfig
 from fedvsr.data.split import Split
 from fedvsr.errors import UserError
-from fedvsr.experiment import run_status
 from fedvsr.files import replacing
 from fedvsr.records import load_results, read_run
+from fedvsr.runs.run import run_status
 from fedvsr.tuning.space import Value
 
 SCHEMA_VERSION = 1

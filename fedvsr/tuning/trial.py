@@ -18,11 +18,14 @@ from ray.util.placement_group import get_current_placement_group
 
 from fedvsr.config import ExperimentConfig
 from fedvsr.errors import UserError
-from fedvsr.experiment import RoundRecorded, Run, execute, prepare_data, run_status
 from fedvsr.federation.executors import Clients, Executor, SerialExecutor
 from fedvsr.federation.placement import Placement, Slots, ask
 from fedvsr.federation.ray_executor import RayExecutor
 from fedvsr.files import replacing
+from fedvsr.runs.events import RoundRecorded
+from fedvsr.runs.execution import execute
+from fedvsr.runs.launch import prepare_data
+from fedvsr.runs.run import Run, run_status
 from fedvsr.tuning.population import fork, pack
 from fedvsr.tuning.sweep import SweepConfig, Trial, load_sweep, make_trial
 from fedvsr.tuning.table import RUNS, SWEEP_FILE, Note, history, newest_runs, sets_of

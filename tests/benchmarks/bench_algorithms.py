@@ -19,14 +19,16 @@ import numpy as np
 import torch
 
 from fedvsr import algorithms, models
-from fedvsr.algorithms._base import AlgorithmConfig, FedAvg, start
+from fedvsr.algorithms.base import AlgorithmConfig, FedAvg, start
 from fedvsr.config import load_config
-from fedvsr.data.split import DataConfig, prepare
+from fedvsr.data.config import DataConfig
+from fedvsr.data.split import prepare
+from fedvsr.determinism import scoped_torch
 from fedvsr.lookup import load, names
 from fedvsr.losses import charbonnier, high_frequency
 from fedvsr.messages import ClientReport, ClientTask, Round, Vectors
 from fedvsr.params import flatten
-from fedvsr.training.local import LocalTrainer, scoped_torch
+from fedvsr.training.local import LocalTrainer
 from tests.conftest import moving_texture, write_video
 
 TASK = ClientTask(client_id=0, round_idx=1, num_rounds=10, seed=0)

@@ -20,14 +20,15 @@ from fedvsr.algorithms import fedavg
 from fedvsr.data.clips import Clip
 from fedvsr.federation import driver, placement
 from fedvsr.federation.client_states import ClientStates
-from fedvsr.federation.cluster import ClusterConfig
+from fedvsr.federation.config import ClusterConfig
 from fedvsr.federation.executors import Clients, Executor, Fault, SerialExecutor
 from fedvsr.federation.ray_executor import RayExecutor
 from fedvsr.federation.rounds import RoundFinished, RunState, run_rounds
 from fedvsr.federation.sampling import FederationConfig
 from fedvsr.messages import ClientTask
 from fedvsr.models import tiny
-from fedvsr.training.local import LocalConfig, LocalTrainer, _Course
+from fedvsr.training.config import LocalConfig
+from fedvsr.training.local import LocalTrainer, _Course
 from fedvsr.training.updates import UNCHANGED
 from tests.benchmarks.peers.workload import Rounds, noise, parse, private_bytes, sizes
 

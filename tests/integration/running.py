@@ -9,14 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedvsr import experiment
 from fedvsr.config import ExperimentConfig
 from fedvsr.data.split import Split
 from fedvsr.federation import driver, placement
-from fedvsr.federation.cluster import ClusterConfig
+from fedvsr.federation.config import ClusterConfig
 from fedvsr.federation.executors import Clients, Fault, SerialExecutor
 from fedvsr.federation.placement import Placement
 from fedvsr.federation.ray_executor import RayExecutor
+from fedvsr.runs.events import Event
+from fedvsr.runs.execution import execute
+from fedvsr.runs.launch import prepare_data
+from fedvsr.runs.run import Run, create_run
 
 
 def no_progress(*_: object) -> None:
@@ -24,7 +27,7 @@ def no_progress(*_: object) -> None:
 
 
 def split_of(config: ExperimentConfig) -> Split:
-    return experiment.prepare_data(config, no_progress)
+    return prepare_data(config, no_progress)
 
 
 def clients_of(config: ExperimentConfig, **local: Any) -> Clients:
@@ -33,8 +36,8 @@ def clients_of(config: ExperimentConfig, **local: Any) -> Clients:
 
 
 def run_serially(config: ExperimentConfig, out: Path) -> Path:
-    run = experiment.create_run(config, out)
-    list(experiment.execute(run, split_of(config), SerialExecutor))
+    run = create_run(config, out)
+    list(execute(run, split_of(config), SerialExecutor))
     return run.folder
 
 
@@ -60,9 +63,7 @@ def executor_of(
             executor.close()
 
 
-def drive(
-    run: experiment.Run, config: ExperimentConfig, kind: type[RayExecutor] = RayExecutor
-) -> list[experiment.Event]:
+def drive(run: Run, config: ExperimentConfig, kind: type[RayExecutor] = RayExecutor) -> list[Event]:
     """Run in a driver actor, as the command does; the cluster's settings are `config.cluster`."""
     cluster = config.cluster
     with placed(cluster, config.federation.clients_per_round) as where:
@@ -71,18 +72,18 @@ def drive(
 
 
 def start(
-    run: experiment.Run,
+    run: Run,
     split: Split,
     config: ClusterConfig,
     where: Placement,
     kind: type[RayExecutor],
     stop: threading.Event,
-) -> Iterator[experiment.Event]:
+) -> Iterator[Event]:
     make = partial(kind, config=config, placement=where, stop=stop)
-    return experiment.execute(run, split, make)
+    return execute(run, split, make)
 
 
-def faults_in(events: list[experiment.Event]) -> list[Fault]:
+def faults_in(events: list[Event]) -> list[Fault]:
     return [event for event in events if isinstance(event, Fault)]
 
 

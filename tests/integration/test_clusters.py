@@ -18,14 +18,15 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from fedvsr import experiment
 from fedvsr.config import ExperimentConfig, load_config
 from fedvsr.federation.client_states import ClientStates
-from fedvsr.federation.cluster import ClusterConfig
+from fedvsr.federation.config import ClusterConfig
 from fedvsr.federation.executors import ClientOutcome, Clients
 from fedvsr.federation.ray_executor import RayExecutor
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate
 from fedvsr.records import load_results
+from fedvsr.runs.events import RunStarted
+from fedvsr.runs.run import create_run
 from tests.integration.equality import assert_equal_runs
 from tests.integration.faulty import Failure, FaultyExecutor
 from tests.integration.running import (
@@ -67,7 +68,7 @@ def test_a_node_that_is_removed_costs_no_bit(small_yaml: Path, tmp_path: Path) -
     # It lingers where it trains first, and that node goes.
     marker = tmp_path / "marker"
     kind: Any = FaultyExecutor(Failure("hang", victim, 2, marker))
-    run = experiment.create_run(config, tmp_path / "out")
+    run = create_run(config, tmp_path / "out")
     # A dead node refuses at once; one that is merely slow on a busy machine has its time.
     fast = {
         "RAY_health_check_period_ms": "1000",
@@ -110,7 +111,7 @@ def test_a_client_out_of_memory_costs_no_bit(small_yaml: Path, tmp_path: Path) -
     clients = load_results(undisturbed).clients
     victim = int(clients[clients["round_idx"] == 2]["client_id"].iloc[0])
     kind: Any = FaultyExecutor(Failure("eat_memory", victim, 2, tmp_path / "marker"))
-    run = experiment.create_run(config, tmp_path / "out")
+    run = create_run(config, tmp_path / "out")
     split, never = split_of(config), threading.Event()
     # Room for the processes of the test, not for what the client takes.
     memory = psutil.virtual_memory()
@@ -204,11 +205,11 @@ def test_a_whole_run_in_slots_of_gpus_costs_no_bit(small_yaml: Path, tmp_path: P
     """The evaluator takes a slot when it scores; the GPUs are only counted."""
     config = load_config(str(small_yaml), ["cluster.gpu_share=0.2"])
     undisturbed = run_serially(config, tmp_path / "serial")
-    run = experiment.create_run(config, tmp_path / "out")
+    run = create_run(config, tmp_path / "out")
     with cluster_of({"num_cpus": 3, "num_gpus": 2}):
         events = drive(run, config)
     assert not faults_in(events)
-    (started,) = (event for event in events if isinstance(event, experiment.RunStarted))
+    (started,) = (event for event in events if isinstance(event, RunStarted))
     assert started.device == "GPU"
     assert_equal_runs(undisturbed, run.folder, but=["device"])
     assert set(load_results(run.folder).clients["slot"]) == {0, 1}

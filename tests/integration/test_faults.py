@@ -14,13 +14,15 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
-from fedvsr import experiment
 from fedvsr.config import ExperimentConfig, load_config
 from fedvsr.data.split import Split
 from fedvsr.errors import UserError
 from fedvsr.federation import driver
 from fedvsr.federation.executors import Clients, SerialExecutor
 from fedvsr.records import load_results
+from fedvsr.runs.events import Event, RoundRecorded, RunStarted
+from fedvsr.runs.execution import execute
+from fedvsr.runs.run import create_run, run_status
 from tests.integration.equality import assert_equal_runs
 from tests.integration.faulty import Failure, FaultyClients, FaultyExecutor
 from tests.integration.running import (
@@ -69,7 +71,7 @@ def test_a_client_that_fails_costs_no_bit(
 ) -> None:
     failure = Failure(how, victim, ROUND, tmp_path / "marker")
     config = with_cluster(small, slots=2, **settings)
-    run = experiment.create_run(config, tmp_path / "out")
+    run = create_run(config, tmp_path / "out")
     events = drive(run, config, FaultyExecutor(failure))
     assert failure.marker.exists()
     (fault,) = faults_in(events)
@@ -91,12 +93,12 @@ def test_the_driver_killed_resumes_by_itself(
     small: ExperimentConfig, undisturbed: Path, tmp_path: Path
 ) -> None:
     config = with_cluster(small, slots=2)
-    run = experiment.create_run(config, tmp_path / "out")
+    run = create_run(config, tmp_path / "out")
     pid_file, killed = tmp_path / "pid", False
     with placed(config.cluster) as where:
         begin = partial(start_and_tell, pid_file, run, split_of(config), config.cluster, where)
         for event in driver.drive(begin, where, max_restarts=1):
-            if isinstance(event, experiment.RoundRecorded) and event.round_idx == 1 and not killed:
+            if isinstance(event, RoundRecorded) and event.round_idx == 1 and not killed:
                 killed = True
                 os.kill(int(pid_file.read_text()), signal.SIGKILL)
     assert_equal_runs(undisturbed, run.folder)
@@ -107,7 +109,7 @@ def test_the_driver_killed_resumes_by_itself(
 
 def start_and_tell(
     pid_file: Path, run: Any, split: Split, cluster: Any, where: Any, stop: threading.Event
-) -> Iterator[experiment.Event]:
+) -> Iterator[Event]:
     pid_file.write_text(str(os.getpid()))
     kind: Any = FaultyExecutor(Failure("raise", -1, -1, pid_file))
     return start(run, split, cluster, where, kind, stop)
@@ -128,10 +130,10 @@ def test_a_client_that_fails_for_good_is_done_without(
         failure = Failure(
             "mistake" if how == "serial" else how, victim, ROUND, tmp_path / how, always=True
         )
-        run = experiment.create_run(config, tmp_path / "out")
+        run = create_run(config, tmp_path / "out")
         folders[how] = run.folder
         if how == "serial":
-            list(experiment.execute(run, split_of(config), partial(serially, failure)))
+            list(execute(run, split_of(config), partial(serially, failure)))
         else:
             drive(run, with_cluster(config, slots=2, max_retries=1), FaultyExecutor(failure))
     networks = {how: weights(path) for how, path in folders.items()}
@@ -162,10 +164,10 @@ def test_below_the_quorum_a_run_stops_with_its_state_saved(
     """And goes on where the reason is gone; a mistake in the data is not tried twice."""
     failure = Failure("mistake", victim, ROUND, tmp_path / "marker", always=True)
     config = with_cluster(small, slots=2)
-    run = experiment.create_run(config, tmp_path / "out")
+    run = create_run(config, tmp_path / "out")
     with pytest.raises(UserError, match=r"^clip 7 is damaged$"):
         drive(run, config, FaultyExecutor(failure))
-    assert experiment.run_status(run.folder) == "failed"
+    assert run_status(run.folder) == "failed"
     results = load_results(run.folder)
     assert results.faults["final"].tolist() == [True]
     assert results.rounds["round_idx"].max() == ROUND - 1
@@ -176,16 +178,16 @@ def test_below_the_quorum_a_run_stops_with_its_state_saved(
 def test_a_truncated_checkpoint_falls_back_and_says_so(
     small: ExperimentConfig, undisturbed: Path, tmp_path: Path
 ) -> None:
-    run = experiment.create_run(small, tmp_path / "out")
-    events = experiment.execute(run, split_of(small), SerialExecutor)
+    run = create_run(small, tmp_path / "out")
+    events = execute(run, split_of(small), SerialExecutor)
     for event in events:
-        if isinstance(event, experiment.RoundRecorded) and event.round_idx == 2:
+        if isinstance(event, RoundRecorded) and event.round_idx == 2:
             break
     events.close()  # type: ignore[attr-defined]
     newest = sorted((run.folder / "checkpoints").glob("round-*"))[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
-    resumed = list(experiment.execute(run, split_of(small), SerialExecutor))
-    (started,) = (event for event in resumed if isinstance(event, experiment.RunStarted))
+    resumed = list(execute(run, split_of(small), SerialExecutor))
+    (started,) = (event for event in resumed if isinstance(event, RunStarted))
     assert started.round_idx == 1
     assert started.notes[0].startswith(f"{newest} is damaged")
     assert_equal_runs(undisturbed, run.folder)

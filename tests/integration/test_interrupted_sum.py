@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from fedvsr import experiment
 from fedvsr.config import load_config
 from fedvsr.federation.executors import ClientOutcome, Clients, Fault, SerialExecutor
 from fedvsr.messages import ClientUpdate
+from fedvsr.runs.execution import execute
+from fedvsr.runs.run import create_run, run_status
 from tests.integration.equality import assert_equal_runs
 from tests.integration.running import run_serially, split_of
 
@@ -46,9 +47,9 @@ def test_what_clients_remember_is_of_the_round_that_is_saved(
     settings += ["federation.clients_per_round=4", "federation.num_rounds=4"]
     config = load_config(str(small_yaml), settings)
     undisturbed = run_serially(config, tmp_path / "whole")
-    run = experiment.create_run(config, tmp_path / "stopped")
+    run = create_run(config, tmp_path / "stopped")
     with pytest.raises(KeyboardInterrupt):
-        list(experiment.execute(run, split_of(config), _stopping))
-    assert experiment.run_status(run.folder) == "interrupted"
-    list(experiment.execute(run, split_of(config), SerialExecutor))
+        list(execute(run, split_of(config), _stopping))
+    assert run_status(run.folder) == "interrupted"
+    list(execute(run, split_of(config), SerialExecutor))
     assert_equal_runs(undisturbed, run.folder)

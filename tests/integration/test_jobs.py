@@ -16,10 +16,13 @@ import pytest
 import ray
 import yaml
 
-from fedvsr import experiment
 from fedvsr.config import load_config
 from fedvsr.environment import git_commit
 from fedvsr.federation.executors import SerialExecutor
+from fedvsr.records import read_run
+from fedvsr.runs.execution import execute
+from fedvsr.runs.launch import prepare_data
+from fedvsr.runs.run import create_run
 from tests.integration.equality import assert_equal_runs
 from tests.integration.head import Head, can_hide_folders, node_without, ray_head
 
@@ -93,11 +96,11 @@ def test_a_jobs_results_are_those_of_a_run_here(
     assert f"{len(files)} files" in fetched.stdout
 
     config = load_config(str(finished.source))
-    run = experiment.create_run(config, tmp_path / "serial")
-    split = experiment.prepare_data(config, lambda *_: None)
-    list(experiment.execute(run, split, SerialExecutor))
+    run = create_run(config, tmp_path / "serial")
+    split = prepare_data(config, lambda *_: None)
+    list(execute(run, split, SerialExecutor))
     assert_equal_runs(run.folder, folder)
-    commit = experiment.read_run(folder)["git_commit"]  # type: ignore[index]
+    commit = read_run(folder)["git_commit"]  # type: ignore[index]
     assert commit == git_commit(), "the source was shipped without its history"
 
 

@@ -10,11 +10,11 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 
+from fedvsr.cluster.doctor import Finding, look_around
+from fedvsr.cluster.nodes import require_readable
 from fedvsr.config import load_config
-from fedvsr.doctor import Finding, look_around
 from fedvsr.errors import UserError
-from fedvsr.nodes import require_readable
-from tests.unit.test_cli import fedvsr
+from tests.unit.cli.test_cli import fedvsr
 
 pytestmark = pytest.mark.ray
 

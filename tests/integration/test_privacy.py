@@ -12,7 +12,7 @@ import ray
 
 from fedvsr.config import ExperimentConfig
 from fedvsr.federation.client_states import ClientStates
-from fedvsr.federation.cluster import ClusterConfig
+from fedvsr.federation.config import ClusterConfig
 from fedvsr.federation.executors import ClientOutcome
 from fedvsr.federation.placement import Place
 from fedvsr.federation.ray_executor import RayExecutor

@@ -17,13 +17,12 @@ from urllib.request import urlopen
 import pytest
 import ray
 
-from fedvsr import experiment
 from fedvsr.config import ExperimentConfig, load_config
 from fedvsr.data.clips import Clip
 from fedvsr.errors import UserError
 from fedvsr.federation import driver
 from fedvsr.federation.client_states import ClientStates
-from fedvsr.federation.cluster import ClusterConfig
+from fedvsr.federation.config import ClusterConfig
 from fedvsr.federation.executors import ClientOutcome, Fault, SerialExecutor
 from fedvsr.federation.placement import Place
 from fedvsr.federation.ray_executor import RayExecutor
@@ -31,6 +30,8 @@ from fedvsr.messages import ClientTask
 from fedvsr.models import build_fresh
 from fedvsr.params import flatten
 from fedvsr.records import load_results
+from fedvsr.runs.events import RoundRecorded, measure
+from fedvsr.runs.run import create_run
 from tests.integration.equality import assert_equal_runs, facts
 from tests.integration.running import (
     clients_of,
@@ -56,9 +57,9 @@ def reference(small_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_serial_equals_ray_for_any_number_of_slots(
     slots: int, max_live_clients: int, small: ExperimentConfig, reference: Path, tmp_path: Path
 ) -> None:
-    run = experiment.create_run(small, tmp_path)
+    run = create_run(small, tmp_path)
     events = drive(run, with_cluster(small, slots=slots, max_live_clients=max_live_clients))
-    assert [e.round_idx for e in events if isinstance(e, experiment.RoundRecorded)] == [0, 1, 2, 3]
+    assert [e.round_idx for e in events if isinstance(e, RoundRecorded)] == [0, 1, 2, 3]
     assert_equal_runs(reference, run.folder)
     assert facts(run.folder)["runs"]["status"].tolist() == ["finished"]
 
@@ -80,13 +81,13 @@ def test_what_clients_remember_survives_a_stop(
     whole = run_serially(config, tmp_path / "serial")
     # Nothing of it stays in memory, so all goes through files.
     config = with_cluster(config, slots=2, client_state_bytes=0)
-    stopped = experiment.create_run(config, tmp_path / "ray")
+    stopped = create_run(config, tmp_path / "ray")
     for last in (2, 3):
         with placed(config.cluster) as where:
             stop = threading.Event()
             events = start(stopped, split_of(config), config.cluster, where, RayExecutor, stop)
             for event in events:
-                if isinstance(event, experiment.RoundRecorded) and event.round_idx == last == 2:
+                if isinstance(event, RoundRecorded) and event.round_idx == last == 2:
                     events.close()  # type: ignore[attr-defined]
                     break
     assert_equal_runs(whole, stopped.folder)
@@ -190,7 +191,7 @@ def test_a_mistake_inside_a_client_reaches_the_user_as_itself(
     hot = changed.model_copy(
         update={"model": small.model.model_copy(update={"channels": 32, "blocks": 20})}
     )
-    run = experiment.create_run(hot, tmp_path)
+    run = create_run(hot, tmp_path)
     with pytest.raises(UserError, match=r"^the loss of client \d is (nan|inf) in round 1"):
         drive(run, hot)
     assert load_results(run.folder).runs["status"].tolist() == ["failed"]
@@ -199,14 +200,14 @@ def test_a_mistake_inside_a_client_reaches_the_user_as_itself(
 def test_a_run_exports_its_metrics(small: ExperimentConfig, tmp_path: Path) -> None:
     """Where Prometheus reads them: at the node's own port."""
     config = with_cluster(small, slots=2)
-    run = experiment.create_run(config, tmp_path)
+    run = create_run(config, tmp_path)
     port = ray.nodes()[0]["MetricsExportPort"]
     wanted = {"round", "loss", "psnr_db", "step_seconds", "slot_utilisation"}
     found = set[str]()
     with placed(config.cluster) as where:
         begin = partial(start, run, split_of(config), config.cluster, where, RayExecutor)
-        for event in driver.drive(begin, where, experiment.measure, run.run_id):
-            if not isinstance(event, experiment.RoundRecorded) or event.round_idx < 2:
+        for event in driver.drive(begin, where, measure, run.run_id):
+            if not isinstance(event, RoundRecorded) or event.round_idx < 2:
                 continue
             deadline = time.monotonic() + 20
             while found < wanted and time.monotonic() < deadline:

@@ -65,7 +65,7 @@ def wait_for_round_0(process: subprocess.Popen[str]) -> None:
 
 def wait_until_unlocked(out: Path) -> None:
     """Ray's processes follow their killed head within seconds, the one that writes the run too."""
-    from fedvsr.experiment import run_status
+    from fedvsr.runs.run import run_status
 
     (folder,) = out.iterdir()
     deadline = time.monotonic() + 60

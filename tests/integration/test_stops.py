@@ -15,8 +15,8 @@ import numpy as np
 import psutil
 import pytest
 
-from fedvsr.experiment import run_status
 from fedvsr.records import load_results, read_run
+from fedvsr.runs.run import run_status
 from tests.integration.equality import assert_equal_runs
 from tests.integration.test_resume import command, run, wait_for_round_0
 

@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from fedvsr.config import load_config
-from fedvsr.experiment import run_status
 from fedvsr.records import load_results
+from fedvsr.runs.run import run_status
 from tests.integration.equality import assert_equal_runs
 from tests.integration.running import run_serially
 

@@ -15,7 +15,7 @@ import torch
 import fedvsr as package
 from fedvsr.errors import UserError
 from fedvsr.models import load_checkpoint
-from tests.unit.test_cli import fedvsr
+from tests.unit.cli.test_cli import fedvsr
 
 SOURCES = sorted(Path(str(package.__file__)).parent.rglob("*.py"))
 # What runs code that a file names, whichever module it is called on.

@@ -7,17 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedvsr import experiment, models
+from fedvsr import models
 from fedvsr.algorithms import centralized
 from fedvsr.config import ExperimentConfig
 from fedvsr.errors import UserError
-from fedvsr.experiment import RoundRecorded, prepare_data
 from fedvsr.federation.executors import Clients, SerialExecutor
+from fedvsr.inference.evaluate import Evaluator
+from fedvsr.inference.trained import find_trained
 from fedvsr.messages import ClientTask
 from fedvsr.params import FloatVector, flatten
 from fedvsr.records import Results, load_results
-from fedvsr.trained import find_trained
-from fedvsr.training.evaluate import Evaluator
+from fedvsr.runs.events import RoundRecorded
+from fedvsr.runs.execution import execute
+from fedvsr.runs.launch import prepare_data
+from fedvsr.runs.run import create_run
 from fedvsr.training.local import LocalTrainer
 from tests.conftest import moving_texture, write_video
 
@@ -26,8 +29,8 @@ def run(config: ExperimentConfig, algorithm: str, out: Path) -> tuple[Path, Resu
     settings = config.model_dump() | {"algorithm": {"name": algorithm}}
     changed = ExperimentConfig.model_validate(settings)
     split = prepare_data(changed, lambda *_: None)
-    this = experiment.create_run(changed, out)
-    events = list(experiment.execute(this, split, SerialExecutor))
+    this = create_run(changed, out)
+    events = list(execute(this, split, SerialExecutor))
     assert isinstance(events[-1], RoundRecorded)
     return this.folder, load_results(this.folder)
 

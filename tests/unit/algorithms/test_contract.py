@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from fedvsr import algorithms
-from fedvsr.algorithms._base import Batch, FedAvg, LocalRound, start
+from fedvsr.algorithms.base import Batch, FedAvg, LocalRound, start
 from fedvsr.config import ExperimentConfig
 from fedvsr.data.clips import Clip
-from fedvsr.experiment import prepare_data
 from fedvsr.lookup import load, names
 from fedvsr.losses import charbonnier, high_frequency
 from fedvsr.messages import ClientReport, ClientTask, Round
 from fedvsr.params import FloatVector, ParamTable, flatten, load_flat
+from fedvsr.runs.launch import prepare_data
 from fedvsr.training.local import LocalTrainer
 from fedvsr.training.updates import incoming
 

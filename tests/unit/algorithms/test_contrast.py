@@ -13,13 +13,13 @@ from pydantic import ValidationError
 
 from fedvsr import models
 from fedvsr.algorithms import fedavg, fedsr, moon
-from fedvsr.algorithms._base import Batch
+from fedvsr.algorithms.base import Batch
 from fedvsr.config import ExperimentConfig
-from fedvsr.experiment import prepare_data
 from fedvsr.losses import contrast
 from fedvsr.messages import ClientTask, Round
 from fedvsr.models import tiny
 from fedvsr.params import FloatVector, flatten, load_flat
+from fedvsr.runs.launch import prepare_data
 from fedvsr.section import NamedSection
 from fedvsr.training.features import with_features
 from fedvsr.training.local import LocalTrainer

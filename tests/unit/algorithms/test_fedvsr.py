@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedvsr import algorithms
-from fedvsr.algorithms._base import Batch, mix_by_hellinger
+from fedvsr.algorithms.base import Batch, mix_by_hellinger
 from fedvsr.algorithms.fedvsr import Algorithm, Config
 from fedvsr.lookup import load
 from fedvsr.losses import high_frequency

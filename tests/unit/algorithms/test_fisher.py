@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedvsr.algorithms._base import LocalRound
+from fedvsr.algorithms.base import LocalRound
 from fedvsr.algorithms.fisher import Algorithm, Config
 from fedvsr.messages import Round
 

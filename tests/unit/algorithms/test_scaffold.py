@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from fedvsr.algorithms import fedavg, fedprox, scaffold
-from fedvsr.algorithms._base import start
+from fedvsr.algorithms.base import start
 from fedvsr.config import ExperimentConfig
-from fedvsr.experiment import prepare_data
 from fedvsr.messages import ClientTask, ClientUpdate, Round, Vectors
 from fedvsr.params import FloatVector, flatten
+from fedvsr.runs.launch import prepare_data
 from fedvsr.section import NamedSection
 from fedvsr.training.local import LocalTrainer, effective_steps
 

@@ -10,8 +10,8 @@ import pytest
 
 from fedvsr import algorithms
 from fedvsr.algorithms import _robust, krum
-from fedvsr.algorithms._base import FedAvg, start
 from fedvsr.algorithms._robust import sorted_rows
+from fedvsr.algorithms.base import FedAvg, start
 from fedvsr.errors import UserError
 from fedvsr.lookup import load
 from fedvsr.messages import ClientReport, Round, Vectors

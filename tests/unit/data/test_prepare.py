@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedvsr.data import clips, folder
+from fedvsr.data import clips
 from fedvsr.data import prepare as preparation
 from fedvsr.data.clips import Frames, Store
 from fedvsr.data.degrade import degrade
 from fedvsr.data.prepare import prepare
 from fedvsr.data.request import Request, existing
+from fedvsr.data.sources import folder
 from fedvsr.errors import UserError
 from tests.unit.data.clips import Usage, write_pictures
 from tests.unit.data.trees import texture

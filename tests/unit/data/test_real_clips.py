@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedvsr.data import folder, kinetics, reds, vid4
 from fedvsr.data.clips import Frames
 from fedvsr.data.degrade import bicubic_upscale, quantise
 from fedvsr.data.frames import open_clip
 from fedvsr.data.prepare import prepare
 from fedvsr.data.request import Request
+from fedvsr.data.sources import folder, kinetics, reds, vid4
 from fedvsr.metrics import psnr
 from tests.unit.data.clips import write_pictures
 from tests.unit.data.trees import reduced

@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from fedvsr import experiment
 from fedvsr.config import ExperimentConfig
 from fedvsr.data.clips import write_store
-from fedvsr.data.split import REDS4, DataConfig, Split, prepare
+from fedvsr.data.config import REDS4, DataConfig
+from fedvsr.data.split import Split, prepare
 from fedvsr.errors import UserError
-from fedvsr.experiment import RunStarted
 from fedvsr.federation.executors import SerialExecutor
 from fedvsr.records import load_results
+from fedvsr.runs.events import RunStarted
+from fedvsr.runs.execution import execute
+from fedvsr.runs.launch import prepare_data
+from fedvsr.runs.run import create_run
 from tests.conftest import moving_texture, write_video
 
 
@@ -96,10 +99,8 @@ def test_every_record_says_that_test_clips_were_trained_on(
         small.model_dump()
         | {"data": data.model_dump(), "federation": {"num_rounds": 1, "clients_per_round": 2}}
     )
-    run = experiment.create_run(config, tmp_path / "out")
-    events = experiment.execute(
-        run, experiment.prepare_data(config, lambda *_: None), SerialExecutor
-    )
+    run = create_run(config, tmp_path / "out")
+    events = execute(run, prepare_data(config, lambda *_: None), SerialExecutor)
     started = next(events)
     assert isinstance(started, RunStarted)
     assert any("train on 4 of the test clips" in note for note in started.notes)
@@ -153,7 +154,7 @@ def test_a_clip_too_short_for_samples_is_named(small: ExperimentConfig, tmp_path
         small.model_dump() | {"data": data.model_dump(), "federation": federation}
     )
     with pytest.raises(UserError, match=r"local\.num_frames = 3 is more than clip b has \(2\)"):
-        experiment.prepare_data(config, lambda *_: None)
+        prepare_data(config, lambda *_: None)
 
 
 def test_the_seed_decides_who_holds_what(tmp_path: Path) -> None:

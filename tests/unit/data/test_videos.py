@@ -12,8 +12,9 @@ import pytest
 
 from fedvsr.data import videos
 from fedvsr.data.clips import Clip
+from fedvsr.data.config import DataConfig
 from fedvsr.data.degrade import bicubic_downscale, quantise
-from fedvsr.data.split import DataConfig, Split, prepare
+from fedvsr.data.split import Split, prepare
 from fedvsr.data.videos import decode
 from fedvsr.errors import UserError
 from tests.conftest import moving_texture, write_video

@@ -6,7 +6,7 @@ import pytest
 
 from fedvsr.errors import UserError
 from fedvsr.federation import placement
-from fedvsr.federation.cluster import ClusterConfig
+from fedvsr.federation.config import ClusterConfig
 
 
 def node(node_id: str, kind: str | None = None, **resources: float) -> dict[str, Any]:

@@ -5,13 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedvsr import experiment
 from fedvsr.config import ExperimentConfig, load_config
 from fedvsr.errors import UserError
 from fedvsr.federation.executors import SerialExecutor
 from fedvsr.federation.privacy import add_noise, delta_of, epsilon
 from fedvsr.federation.sampling import FederationConfig
 from fedvsr.records import Results, load_results
+from fedvsr.runs.events import Event, RoundRecorded, RunStarted
+from fedvsr.runs.execution import execute
+from fedvsr.runs.launch import prepare_data
+from fedvsr.runs.run import create_run
 from fedvsr.training.updates import UpdateConfig
 
 PRIVATE = [
@@ -24,11 +27,11 @@ PRIVATE = [
 ]
 
 
-def run(source: Path, settings: list[str], out: Path) -> tuple[list[experiment.Event], Results]:
+def run(source: Path, settings: list[str], out: Path) -> tuple[list[Event], Results]:
     config = load_config(str(source), settings)
-    split = experiment.prepare_data(config, lambda *_: None)
-    this = experiment.create_run(config, out)
-    return list(experiment.execute(this, split, SerialExecutor)), load_results(this.folder)
+    split = prepare_data(config, lambda *_: None)
+    this = create_run(config, out)
+    return list(execute(this, split, SerialExecutor)), load_results(this.folder)
 
 
 def test_noise_has_the_deviation_that_the_mean_needs() -> None:
@@ -77,7 +80,7 @@ def test_epsilon_grows_with_rounds_and_falls_with_noise_and_federation() -> None
 def test_a_private_run_records_what_it_spent(small_yaml: Path, tmp_path: Path) -> None:
     events, results = run(small_yaml, PRIVATE, tmp_path)
     started = events[0]
-    assert isinstance(started, experiment.RunStarted)
+    assert isinstance(started, RunStarted)
     config = ExperimentConfig.model_validate_json(results.runs["config"][0])
     spent = [epsilon(config.update, config.federation, 4, t) for t in range(7)]
     assert results.rounds["epsilon"].tolist() == spent
@@ -92,7 +95,7 @@ def test_nobody_drawn_is_a_round_too(small_yaml: Path, tmp_path: Path) -> None:
     sampled = results.rounds["num_sampled"].tolist()[1:]
     assert 0 in sampled
     assert max(sampled) > 0
-    assert isinstance(events[-1], experiment.RoundRecorded)
+    assert isinstance(events[-1], RoundRecorded)
     before = results.rounds["psnr_db"].diff()[1:]
     assert (before.to_numpy() == 0).tolist() == [count == 0 for count in sampled]
 

@@ -19,10 +19,10 @@ from fedvsr.federation.rounds import (
     run_rounds,
 )
 from fedvsr.federation.sampling import FederationConfig
+from fedvsr.inference.evaluate import Evaluator
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
 from fedvsr.section import NamedSection
 from fedvsr.seeding import derive_seed
-from fedvsr.training.evaluate import Evaluator
 from fedvsr.training.updates import UNCHANGED, UpdateConfig
 
 CONFIG = FederationConfig(num_rounds=4, clients_per_round=3)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from fedvsr import models
+from fedvsr.determinism import scoped_torch
 from fedvsr.errors import UserError
 from fedvsr.lookup import names
 from fedvsr.models import rvrt
 from fedvsr.training.checkpoint import save_model
-from fedvsr.training.local import scoped_torch
 from tests.golden import recipe
 
 

@@ -9,15 +9,18 @@ import torch
 
 from fedvsr import models
 from fedvsr.algorithms import fedvsr
-from fedvsr.data.split import DataConfig, prepare
+from fedvsr.data.config import DataConfig
+from fedvsr.data.split import prepare
+from fedvsr.determinism import scoped_torch
 from fedvsr.lookup import load, names
 from fedvsr.messages import ClientTask
-from fedvsr.models._spec import ModelConfig
+from fedvsr.models.spec import ModelConfig
 from fedvsr.models.tiny import Config, Model, spec
 from fedvsr.params import ParamTable, flatten
 from fedvsr.resize import upscale_planes
+from fedvsr.training.config import LocalConfig
 from fedvsr.training.features import with_features
-from fedvsr.training.local import LocalConfig, LocalTrainer, model_spec, scoped_torch
+from fedvsr.training.local import LocalTrainer, model_spec
 from tests.conftest import moving_texture, write_video
 
 

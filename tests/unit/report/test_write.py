@@ -10,8 +10,8 @@ from fedvsr.report import write
 from fedvsr.report.content import read
 from fedvsr.report.prose import markdown
 from tests.conftest import moving_texture
+from tests.unit.cli.test_cli import fedvsr
 from tests.unit.report.synthetic import write_frames, write_run
-from tests.unit.test_cli import fedvsr
 
 
 @pytest.fixture

@@ -7,15 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedvsr.algorithms._base import start
+from fedvsr.algorithms.base import start
 from fedvsr.config import ExperimentConfig
 from fedvsr.data.clips import Clip
+from fedvsr.determinism import scoped_torch
 from fedvsr.errors import UserError
-from fedvsr.experiment import prepare_data
 from fedvsr.lookup import load
 from fedvsr.messages import ClientTask
 from fedvsr.params import FloatVector, flatten
-from fedvsr.training.local import LocalTrainer, require_room, scoped_torch
+from fedvsr.runs.launch import prepare_data
+from fedvsr.training.local import LocalTrainer, require_room
 
 TASK = ClientTask(client_id=0, round_idx=1, num_rounds=1, seed=5)
 

@@ -12,10 +12,12 @@ import torch
 
 from fedvsr.config import ExperimentConfig
 from fedvsr.errors import UserError
-from fedvsr.experiment import prepare_data
 from fedvsr.messages import ClientTask
 from fedvsr.params import FloatVector, ParamTable, flatten
-from fedvsr.training.local import LocalConfig, LocalTrainer, learning_rate
+from fedvsr.runs.launch import prepare_data
+from fedvsr.training.config import LocalConfig
+from fedvsr.training.local import LocalTrainer
+from fedvsr.training.optimiser import learning_rate
 
 FIRST = ClientTask(client_id=0, round_idx=1, num_rounds=4, seed=5)
 

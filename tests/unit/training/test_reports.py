@@ -10,9 +10,9 @@ import torch
 
 from fedvsr.algorithms import fednova
 from fedvsr.config import ExperimentConfig
-from fedvsr.experiment import prepare_data
 from fedvsr.messages import ClientReport, ClientTask
 from fedvsr.params import flatten
+from fedvsr.runs.launch import prepare_data
 from fedvsr.training.local import LocalTrainer
 from fedvsr.training.optimiser import effective_steps, lipschitz
 

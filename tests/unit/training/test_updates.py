@@ -8,9 +8,9 @@ import torch
 
 from fedvsr.config import ExperimentConfig, load_config
 from fedvsr.errors import UserError
-from fedvsr.experiment import prepare_data
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate
 from fedvsr.params import FloatVector, flatten
+from fedvsr.runs.launch import prepare_data
 from fedvsr.training.local import LocalTrainer
 from fedvsr.training.updates import UpdateConfig, incoming, outgoing, to_int8, to_top_k
 

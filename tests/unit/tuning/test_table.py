@@ -7,9 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fedvsr import experiment
 from fedvsr.config import load_config
 from fedvsr.errors import UserError
+from fedvsr.records import read_run
+from fedvsr.tuning.progress import best_of, write_best
 from fedvsr.tuning.sweep import SweepConfig
 from fedvsr.tuning.table import (
     Note,
@@ -20,7 +21,6 @@ from fedvsr.tuning.table import (
     sets_of,
     write_trials,
 )
-from fedvsr.tuning.watch import best_of, write_best
 from tests.integration.running import run_serially, split_of
 
 
@@ -34,7 +34,7 @@ def finished(small_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_a_finished_trials_row_says_what_its_run_says(finished: Path) -> None:
-    run = experiment.read_run(finished)
+    run = read_run(finished)
     assert run is not None
     config = load_config(str(finished / "config.yaml"))
     row = row_of("s", 3, {"algorithm.name": "fedavg"}, config, finished)

@@ -1,0 +1,86 @@
+"""The command line: every command, and what errors become."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fedvsr import __version__
+from fedvsr.cli import data, doctor, frames, jobs, report, results, run, settings, tune
+from fedvsr.cli.common import say
+from fedvsr.environment import let_threads_sleep
+from fedvsr.errors import UserError
+from fedvsr.files import DISK_FULL
+
+# Modules that load torch or Ray are imported by the commands that need them: `--help` stays quick.
+
+app = typer.Typer(
+    name="fedvsr",
+    help="Federated video super-resolution experiments on a Ray cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+) -> None:
+    if version:
+        say(f"fedvsr {__version__}")
+        raise typer.Exit
+
+
+app.command()(run.run)
+app.command()(frames.upscale)
+app.command()(frames.evaluate)
+app.command()(tune.tune)
+app.command("tune-report")(tune.report)
+app.command()(report.report)
+app.command()(report.watch)
+app.command()(report.export)
+app.add_typer(data.app, name="data", no_args_is_help=True)
+app.command()(jobs.submit)
+app.command()(jobs.jobs)
+app.command()(jobs.logs)
+app.command()(jobs.stop)
+app.command()(jobs.fetch)
+app.command()(doctor.doctor)
+app.command()(settings.algorithms)
+app.command()(settings.presets)
+app.command("config")(settings.show_config)
+app.command()(results.show)
+app.command("list")(results.list_runs)
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 2 the user's mistake, 1 ours, 130 interrupted."""
+    let_threads_sleep()
+    debug = "--debug" in sys.argv
+    err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    try:
+        app([argument for argument in sys.argv[1:] if argument != "--debug"])
+    except UserError as error:
+        if debug:
+            err.print_exception()
+        err.print(f"error: {error}")
+        sys.exit(2)
+    except Exception as error:
+        if debug:
+            err.print_exception()
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            err.print(f"error: no room left on the disk: {error.filename or error}; make some")
+            sys.exit(2)
+        if isinstance(error, PermissionError) and error.filename:
+            err.print(f"error: {error.filename} may not be used: {error.strerror}; see to it")
+            sys.exit(2)
+        reason = str(error).strip().splitlines() or [""]
+        hint = "" if debug else " (--debug shows the traceback)"
+        err.print(f"internal error: {type(error).__name__}: {reason[0]}{hint}")
+        sys.exit(1)

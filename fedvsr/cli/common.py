@@ -1,0 +1,68 @@
+"""What the commands share: options, printing, and stopping on SIGTERM."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+console = Console()
+"""Standard output."""
+
+SourceArgument = Annotated[
+    str,
+    typer.Argument(metavar="PRESET_OR_YAML", help="A preset (`fedvsr presets`) or a YAML file."),
+]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its folder.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a setting, e.g. local.lr=1e-3; repeatable."
+    ),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="NAME", help="Network of a weights file that does not name its network."
+    ),
+]
+ModelSetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a setting of --model's network; repeatable."
+    ),
+]
+OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the results.")]
+ResultsOption = Annotated[
+    Path, typer.Option("--results", metavar="DIR", help="Folder in which runs are looked up.")
+]
+
+
+def say(line: str) -> None:
+    """Print one line as it is: no markup, no colours, no wrapping."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_wide(table: Table) -> None:
+    """Print a table at least 120 columns wide: ids are there to be copied, so none is cut."""
+    Console(width=max(console.width, 120)).print(table)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C inside: `ray job stop`, Slurm and Kubernetes end a process with it.
+
+    Raises:
+        KeyboardInterrupt: the process was asked to stop.
+    """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

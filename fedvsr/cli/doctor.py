@@ -1,0 +1,76 @@
+"""The command that checks a machine or a cluster before a run does."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedvsr.cli.common import SetOption, console
+
+# Ray and torch are imported by the command: `--help` stays quick.
+
+_LEVELS = {"ok": "[green]ok[/]", "warning": "[yellow]look[/]", "error": "[red]FAIL[/]"}
+
+
+def doctor(
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="[PRESET_OR_YAML]", help="Check its data and weights too."),
+    ] = None,
+    settings: SetOption = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|HOST:PORT|http://HEAD:8265",
+            help="A cluster: the one this machine is in, or another, by its job server. Default: "
+            "what RAY_ADDRESS says, else this machine alone.",
+        ),
+    ] = None,
+) -> None:
+    """Check this machine, or every node of a cluster; exit with 1 if something is wrong."""
+    from fedvsr.cluster import doctor as checks
+    from fedvsr.config import load_config
+
+    config = load_config(source, settings or ()) if source else None
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address and address.startswith("http"):
+        from fedvsr.cli.jobs import follow_job
+        from fedvsr.cluster import package as job_package
+        from fedvsr.cluster.jobs import Jobs
+
+        server = Jobs(address)
+        with tempfile.TemporaryDirectory() as folder:
+            built = job_package.build(Path(folder) / "package", config, [], source=True)
+            inside = f" {job_package.CONFIG}" if config else ""
+            job_id = server.submit(
+                f"python -m fedvsr doctor{inside} --address auto", built.folder, "doctor"
+            )
+        follow_job(server, job_id)
+    if address:
+        from fedvsr.federation import driver
+
+        driver.connect(address, 0)
+        try:
+            findings = checks.look_around(config)
+        finally:
+            driver.disconnect()
+    else:
+        findings = checks.look_here(config)
+    table = Table(box=None, pad_edge=False)
+    for name in ("check", "", "where", "found", "what to do"):
+        table.add_column(name, overflow="fold")
+    for finding in findings:
+        table.add_row(
+            finding.check, _LEVELS[finding.level], finding.where, finding.found, finding.todo
+        )
+    # Lines in a log are not folded.
+    wide = console if console.is_terminal else Console(width=10_000)
+    wide.print(table, highlight=False)
+    if any(finding.level == "error" for finding in findings):
+        raise typer.Exit(1)

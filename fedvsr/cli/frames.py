@@ -1,0 +1,287 @@
+"""The commands that compute frames, `upscale` and `evaluate`: parse, call, print."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from fedvsr.cli.common import (
+    ModelOption,
+    ModelSetOption,
+    ResultsOption,
+    console,
+    interruptible,
+    say,
+)
+from fedvsr.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fedvsr.inference.evaluate import ClipScore
+    from fedvsr.inference.streaming import Compute
+    from fedvsr.inference.trained import Trained
+
+# Modules that load torch are imported by the commands: `--help` stays quick.
+
+
+TileOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tile",
+        metavar="FRAMES[xSIZE]",
+        help="Tile in frames and low-resolution pixels, e.g. 16x128; whole frames without xSIZE. "
+        "Default: the one that suits the memory.",
+    ),
+]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="Memory limit, e.g. 8GiB. Default: what the GPU has free, or half of the system's.",
+    ),
+]
+DeviceOption = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where to compute.")
+]
+PrecisionOption = Annotated[
+    Literal["fp32", "bf16", "fp16"], typer.Option("--precision", help="What to compute in.")
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, max=256, help="CPU threads (default: all).")
+]
+
+
+def upscale(
+    source: Annotated[
+        str, typer.Argument(metavar="VIDEO_OR_FOLDER", help="A video, or a folder of pictures.")
+    ],
+    checkpoint: Annotated[
+        str,
+        typer.Option("--checkpoint", metavar="RUN_OR_FILE", help="A run, its folder, or a file."),
+    ],
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out",
+            metavar="FILE_OR_FOLDER",
+            help="A .mp4, .mov or .mkv; or a folder, or NAME%05d.png in one, for pictures. "
+            "Default: beside the input, NAME_x4.",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the output if it is there.")
+    ] = False,
+    model: ModelOption = None,
+    settings: ModelSetOption = None,
+    results: ResultsOption = Path("results"),
+    tile: TileOption = None,
+    memory: MemoryOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "fp32",
+    threads: ThreadsOption = None,
+    crf: Annotated[
+        int, typer.Option("--crf", min=0, max=63, help="Quality of a video; 0 is the best.")
+    ] = 14,
+    codec: Annotated[str, typer.Option("--codec", help="Encoder of a video.")] = "libx264",
+    fps: Annotated[
+        str, typer.Option("--fps", metavar="RATE", help="Frames a second of a folder's pictures.")
+    ] = "25",
+    sound: Annotated[bool, typer.Option("--sound/--no-sound", help="Copy the sound.")] = True,
+) -> None:
+    """Super-resolve a video or a folder of pictures with a trained network."""
+    from fedvsr.cli.views import FramesView
+    from fedvsr.data.encode import VideoCodec
+    from fedvsr.data.frames import open_clip
+    from fedvsr.inference.trained import find_trained
+    from fedvsr.inference.upscale import choose_output
+    from fedvsr.inference.upscale import upscale as enlarge
+
+    compute = _compute(tile, memory, device, precision, threads)
+    clip = open_clip(Path(source), _rate(fps))
+    trained = find_trained(checkpoint, results, model, settings or ())
+    scale = trained.spec.scale
+    output = choose_output(clip, scale, out, sound, VideoCodec(codec, crf), overwrite)
+    started = time.monotonic()
+    try:
+        with interruptible(), FramesView(console) as view:
+            view.say(f"{trained.origin}; x{scale} on {_device_name(compute)}, {precision}")
+            progress = view.begin(clip.path.name)
+            done = enlarge(trained, clip, output, compute, progress, view.say)
+    except KeyboardInterrupt:
+        say(f"\nstopped; {output.path} is not written")
+        raise typer.Exit(130) from None
+    wall_s = time.monotonic() - started
+    console.print(
+        f"{output.path}: {done} frames of {clip.width * scale} x {clip.height * scale} in "
+        f"{wall_s:.1f} s, {done / wall_s:.3g} frames/s",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def evaluate(
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="A run, its folder, or a file.")
+    ],
+    gt: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[GT]...",
+            help="Ground truth: videos, picture folders, or folders of such. "
+            "Default: the clips that the run held out, scored as it does.",
+        ),
+    ] = None,
+    lq: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lq", metavar="LQ", help="Low-resolution clips; repeatable. Default: bicubic."
+        ),
+    ] = None,
+    luma: Annotated[
+        bool, typer.Option("--luma", help="Score BT.601 luma (Vid4's custom), not RGB.")
+    ] = False,
+    lpips: Annotated[bool, typer.Option("--lpips", help="Score LPIPS too.")] = False,
+    max_frames: Annotated[
+        int | None, typer.Option("--max-frames", min=1, help="Use the first frames only.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.parquet", help="Write the table.")
+    ] = None,
+    model: ModelOption = None,
+    settings: ModelSetOption = None,
+    results: ResultsOption = Path("results"),
+    tile: TileOption = None,
+    memory: MemoryOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "fp32",
+    threads: ThreadsOption = None,
+) -> None:
+    """Score a trained network on a test set, beside bicubic enlargement."""
+    from fedvsr.cli.views import FramesView, PreparationView
+    from fedvsr.inference import scoring
+    from fedvsr.inference.trained import find_trained
+
+    if out is not None and (out.suffix != ".parquet" or not out.resolve().parent.is_dir()):
+        raise UserError(f"--out {out} is no .parquet file in a folder that is there")
+    trained = find_trained(checkpoint, results, model, settings or ())
+    compute = _compute(tile, memory, device, precision, threads)
+    if gt:
+        clips = scoring.find_clips(gt, lq or (), trained.spec.scale, max_frames)
+    else:
+        if lq:
+            raise UserError("--lq needs ground truth to compare with; name it before --lq")
+        with PreparationView(console) as preparation:
+            clips, own = scoring.held_out(trained, preparation, max_frames)
+        luma, lpips = luma or own.luma, lpips or own.lpips
+        compute = scoring.as_in_training(compute, own, threads)
+    scores: list[ClipScore] = []
+    with FramesView(console) as view:
+        view.say(f"{trained.origin}; x{trained.spec.scale} on {_device_name(compute)}, {precision}")
+        for score in scoring.evaluate(
+            trained, clips, compute, luma=luma, lpips=lpips, begin=view.begin, say=view.say
+        ):
+            scores.append(score)
+    console.print(_table(scores, "Y" if luma else "RGB"))
+    if out is not None:
+        _write(out, trained, compute, "y" if luma else "rgb", scores)
+        say(f"{out}")
+
+
+def _table(scores: Sequence[ClipScore], channel: str) -> Table:
+    from numpy import mean
+
+    with_lpips = scores[0].lpips is not None
+    table = Table(box=None, pad_edge=False)
+    table.add_column(f"test clip ({channel})")
+    names = ["frames", "bicubic", "PSNR", "gain", "bicubic SSIM", "SSIM"]
+    for name in names + ["bicubic LPIPS", "LPIPS"] * with_lpips:
+        table.add_column(name, justify="right")
+    rows = [asdict(score) for score in scores]
+    if len(rows) > 1:
+        numbers = [key for key, value in rows[0].items() if isinstance(value, float)]
+        rows.append({key: float(mean([row[key] for row in rows])) for key in numbers})
+    for row in rows:
+        cells = [
+            f"{row['bicubic_psnr_db']:.2f} dB",
+            f"{row['psnr_db']:.2f} dB",
+            f"{row['psnr_db'] - row['bicubic_psnr_db']:+.2f} dB",
+            f"{row['bicubic_ssim']:.4f}",
+            f"{row['ssim']:.4f}",
+        ]
+        if with_lpips:
+            cells += [f"{row['bicubic_lpips']:.4f}", f"{row['lpips']:.4f}"]
+        mean_row = "clip_id" not in row
+        if mean_row:
+            table.add_section()
+        name, frames = ("mean", "") if mean_row else (row["clip_id"], str(row["num_frames"]))
+        table.add_row(name, frames, *cells, style="bold" if mean_row else None)
+    return table
+
+
+def _write(
+    out: Path, trained: Trained, compute: Compute, channel: str, scores: Sequence[ClipScore]
+) -> None:
+    from fedvsr import __version__
+    from fedvsr.environment import git_commit
+    from fedvsr.records import write_scores
+
+    common = {
+        "checkpoint": trained.name,
+        "origin": trained.origin,
+        "scale": trained.spec.scale,
+        "device": _device_name(compute),
+        "precision": compute.precision,
+        "fedvsr_version": __version__,
+        "git_commit": git_commit(),
+        "channel": channel,
+    }
+    write_scores(out, [common | asdict(score) for score in scores])
+
+
+def _compute(
+    tile: str | None,
+    memory: str | None,
+    device: Literal["auto", "cpu", "cuda"],
+    precision: Literal["fp32", "bf16", "fp16"],
+    threads: int | None,
+) -> Compute:
+    import torch
+
+    from fedvsr.inference.memory import parse_bytes
+    from fedvsr.inference.streaming import Compute, parse_tile
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    compute = Compute(
+        device=device,
+        precision=precision,
+        tiles=parse_tile(tile) if tile is not None else None,
+        memory_bytes=parse_bytes(memory) if memory is not None else None,
+    )
+    # Refused here, before anything is read.
+    _ = compute.torch_device
+    return compute
+
+
+def _device_name(compute: Compute) -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if compute.torch_device.type == "cuda" else "CPU"
+
+
+def _rate(fps: str) -> Fraction:
+    try:
+        rate = Fraction(fps)
+        if rate > 0:
+            return rate
+    except (ValueError, ZeroDivisionError):
+        pass
+    raise UserError(f"--fps {fps} is no rate; write e.g. 25, 29.97 or 30000/1001")

@@ -1,0 +1,169 @@
+"""The commands on results, `report`, `watch` and `export`: parse, call, print."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from fedvsr.cli.common import console, say
+from fedvsr.errors import UserError
+
+if TYPE_CHECKING:
+    from fedvsr.report.crops import Crop
+
+# Modules that load torch or matplotlib are imported by the commands: `--help` stays quick.
+
+
+def report(
+    results: Annotated[
+        Path, typer.Argument(metavar="RESULTS", help="Folder of runs, or one run's own.")
+    ] = Path("results"),
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Where to write. Default: RESULTS/report."),
+    ] = None,
+    formats: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="LIST",
+            help="Of md, csv, tex, html, png, pdf, with commas between.",
+        ),
+    ] = "md,csv,html,png",
+    crop: Annotated[
+        str | None,
+        typer.Option(
+            "--crop",
+            metavar="X,Y,SIZE",
+            help="Crop of the comparison, in pixels. Default: where methods differ most.",
+        ),
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option("--clip", metavar="CLIP", help="Test clip that it is taken from.")
+    ] = None,
+    columns: Annotated[
+        bool, typer.Option("--columns", help="Print docs/reference/results.md and do nothing else.")
+    ] = False,
+) -> None:
+    """Write tables, figures and a page of the runs there are, finished or not."""
+    if columns:
+        from fedvsr.report.columns import reference
+
+        typer.echo(reference(), nl=False)
+        return
+    from fedvsr.report.write import FORMATS, write_report
+
+    asked = [name.strip() for name in formats.split(",") if name.strip()]
+    unknown = [name for name in asked if name not in FORMATS]
+    if unknown or not asked:
+        raise UserError(
+            f"--format {formats!r}: {unknown[0] if unknown else 'nothing'} is not a format; give "
+            f"some of {','.join(FORMATS)}"
+        )
+    target = out if out is not None else results / "report"
+    chosen = [name for name in FORMATS if name in asked]
+    for path in write_report(results, target, chosen, _crop(crop), clip):
+        say(str(path))
+
+
+def _crop(text: str | None) -> Crop | None:
+    from fedvsr.report.crops import Crop
+
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+),(\d+),(\d+)", text.replace(" ", ""))
+    if not match or int(match[3]) < 1:
+        raise UserError(f"--crop {text!r} is not X,Y,SIZE in whole pixels, such as 400,120,96")
+    return Crop(int(match[1]), int(match[2]), int(match[3]))
+
+
+def watch(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its folder.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder of the results.")
+    ] = Path("results"),
+    every: Annotated[
+        float, typer.Option("--every", min=0.1, max=3600, help="Seconds between two looks.")
+    ] = 1.0,
+) -> None:
+    """Follow a run from another terminal, through its records, until it ends.
+
+    The folder may be a shared one: nothing but the run's tables is read.
+    """
+    from fedvsr.cli.views import follow
+    from fedvsr.runs.watch import ending
+    from fedvsr.runs.watch import watch as events
+
+    folder = Path(run) if Path(run).is_dir() else out / run
+    try:
+        follow(events(folder, every), console)
+    except KeyboardInterrupt:
+        say("\nno longer watching; the run goes on")
+        raise typer.Exit(130) from None
+    status, error = ending(folder)
+    say(f"{folder.name} {status}")
+    if error:
+        say(f"error: {error}")
+    if status != "finished":
+        raise typer.Exit(1)
+
+
+def export(
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="RUN_OR_FILE", help="A run, its folder, or a file of weights.")
+    ],
+    to: Annotated[
+        Literal["safetensors", "torch", "onnx"], typer.Option("--to", help="What to write.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Default: NAME.safetensors, .pth or .onnx."),
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            "--input",
+            metavar="FRAMESxHEIGHTxWIDTH",
+            help="onnx: the input that the file takes. Default: a small one that suits.",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file if it is there.")
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="NAME", help="Network of a bare file that does not say."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Setting of that network; repeatable."),
+    ] = None,
+    results: Annotated[
+        Path, typer.Option("--results", metavar="DIR", help="Folder that runs are looked up in.")
+    ] = Path("results"),
+) -> None:
+    """Write a trained network for other programs; ONNX is checked against PyTorch."""
+    from fedvsr.inference.export import SUFFIXES, Shape, default_shape, export_onnx, export_tensors
+    from fedvsr.inference.trained import find_trained
+
+    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", shape) if shape is not None else None
+    if shape is not None and (to != "onnx" or not match):
+        reason = "goes with --to onnx" if to != "onnx" else "is not of the form 5x64x64"
+        raise UserError(f"--input {shape} {reason}")
+    trained = find_trained(checkpoint, results, model, settings or ())
+    path = out if out is not None else Path(Path(trained.name).stem + SUFFIXES[to])
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent} to write {path.name} to")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} is there already; name another by --out, or give --overwrite")
+    said = f"{path}: {trained.origin}"
+    if to == "onnx":
+        given = Shape(*map(int, match.groups())) if match else default_shape(trained.spec)
+        difference = export_onnx(trained, path, given)
+        said += f", for input {given}; differs from PyTorch by {difference:.1g} of the value range"
+    else:
+        export_tensors(trained, to, path)
+    say(said)

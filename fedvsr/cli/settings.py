@@ -1,0 +1,58 @@
+"""What there is to choose from, and what a configuration comes to."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from fedvsr.cli.common import SetOption, SourceArgument, console
+
+
+def algorithms(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print docs/reference/algorithms.md.")
+    ] = False,
+) -> None:
+    """List the federated algorithms, and what each costs."""
+    from fedvsr.algorithms import COLUMNS, reference, rows
+
+    if markdown:
+        sys.stdout.write(reference())
+        return
+    table = Table(*COLUMNS, box=None, pad_edge=False)
+    for row in rows():
+        table.add_row(*row)
+    console.print(table)
+
+
+def presets() -> None:
+    """List the packaged experiments."""
+    from fedvsr.config import presets as packaged
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, description in packaged().items():
+        table.add_row(f"[bold]{name}[/]", escape(description))
+    console.print(table)
+
+
+def show_config(
+    source: SourceArgument = "demo",
+    settings: SetOption = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema, for editors to complete from.")
+    ] = False,
+) -> None:
+    """Print an experiment's resolved configuration as YAML."""
+    import json
+
+    from fedvsr.config import ExperimentConfig, load_config
+
+    if schema:
+        text = json.dumps(ExperimentConfig.model_json_schema(), indent=2)
+    else:
+        text = load_config(source, settings or ()).to_yaml().rstrip()
+    typer.echo(text)

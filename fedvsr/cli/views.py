@@ -1,0 +1,233 @@
+"""What a person sees while a run goes on: a live table in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from statistics import fmean
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from fedvsr.federation.executors import Fault
+from fedvsr.federation.rounds import ClientFinished
+from fedvsr.runs.events import Event, RoundRecorded, RunStarted
+
+_ROWS_SHOWN = 12
+# Between two lines on a clip's progress where there is no terminal.
+_QUIET_S = 10.0
+
+
+class PreparationView:
+    """A bar per video or folder that is cut into clips; nothing where they are there already."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("cutting {task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._tasks = dict[str, TaskID]()
+
+    def __call__(self, video: str, done: int, total: int) -> None:
+        """More clips of a video, or frames of a folder, are in the store."""
+        if video not in self._tasks:
+            if not self._console.is_terminal:
+                self._console.print(f"cutting {video} into clips")
+            self._tasks[video] = self._progress.add_task(video, total=total)
+        if not self._console.is_terminal:
+            return
+        self._progress.start()
+        self._progress.update(self._tasks[video], completed=done, total=max(done, total))
+
+    def __enter__(self) -> PreparationView:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._tasks:
+            self._progress.stop()
+
+
+class FramesView:
+    """Frames done of a clip: a bar in a terminal, a line every so often elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._name = ""
+        self._started = self._said = time.monotonic()
+
+    def say(self, line: str) -> None:
+        """Print a line, above the bar if there is one."""
+        self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def begin(self, name: str) -> Callable[[float, int], None]:
+        """Begin a clip; what is returned takes the frames done and the frames in all, 0 unknown."""
+        self._name = name
+        self._started = self._said = time.monotonic()
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(name, total=None, detail="")
+        self._bar.start()
+        return self._update
+
+    def _update(self, done: float, total: int) -> None:
+        now = time.monotonic()
+        per_s = done / max(now - self._started, 1e-9)
+        of = f"/{total}" if total else ""
+        left_s = round(max(0, total - done) / per_s) if done else 0
+        left = f"  left {timedelta(seconds=left_s)}" if total and done else ""
+        detail = f"{done:.0f}{of} frames  {per_s:.3g} frames/s{left}"
+        assert self._task is not None
+        self._bar.update(self._task, completed=done, total=total or None, detail=detail)
+        if not self._console.is_terminal and now - self._said > _QUIET_S:
+            self._said = now
+            self.say(f"{self._name}: {detail}")
+
+    def __enter__(self) -> FramesView:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+
+def follow(events: Iterable[Event], console: Console) -> None:
+    """Show a run's events to its end."""
+    view = _View(console)
+    if not console.is_terminal:
+        for event in events:
+            view.update(event)
+            for line in view.plain(event):
+                console.print(line, soft_wrap=True, highlight=False)
+        return
+    with Live(console=console, refresh_per_second=4, get_renderable=view.render) as live:
+        for event in events:
+            view.update(event)
+            if isinstance(event, Fault):
+                # Above the table, to stay there.
+                live.console.print(_told(event), markup=False, highlight=False)
+            live.refresh()
+
+
+class _View:
+    """The state of the display, fed by events."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._started: RunStarted | None = None
+        self._rounds = list[RoundRecorded]()
+        self._finished_clients = self._sampled_clients = 0
+        self._round_started = time.monotonic()
+        self._num_in_session = 0
+
+    def update(self, event: Event) -> None:
+        if isinstance(event, RunStarted):
+            self._started = event
+        elif isinstance(event, ClientFinished):
+            self._finished_clients = event.num_finished
+            self._sampled_clients = event.num_sampled
+        elif isinstance(event, RoundRecorded):
+            self._rounds.append(event)
+            self._finished_clients = 0
+        if not isinstance(event, ClientFinished | Fault):
+            self._round_started = time.monotonic()
+
+    def plain(self, event: Event) -> list[str]:
+        if isinstance(event, RunStarted):
+            lines = [self._title()]
+            if event.round_idx:
+                lines.append(f"resuming after round {event.round_idx}")
+            return [*lines, *event.notes]
+        if isinstance(event, Fault):
+            return [_told(event)]
+        if isinstance(event, RoundRecorded):
+            assert self._started is not None
+            cells = [f"{name} {cell}" for name, cell in _cells(event).items() if cell]
+            left = f"  left {self._time_left()}" if event.round_idx else ""
+            return [f"round {event.round_idx}/{self._started.num_rounds}  {'  '.join(cells)}{left}"]
+        return []
+
+    def render(self) -> Group:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("round", justify="right")
+        for name in ("clients", "loss", "PSNR", "over bicubic", "SSIM", "seconds"):
+            table.add_column(name, justify="right")
+        for event in self._rounds[-_ROWS_SHOWN:]:
+            cells = _cells(event)
+            table.add_row(
+                str(event.round_idx), *(cells.get(str(c.header), "") for c in table.columns[1:])
+            )
+        if self._started is None:
+            return Group("starting Ray and the driver ...")
+        done = self._rounds[-1].round_idx if self._rounds else self._started.round_idx
+        total = self._started.num_rounds
+        bar = Progress(
+            TextColumn("round {task.fields[current]}/{task.total}"),
+            BarColumn(),
+            TextColumn("{task.fields[detail]}"),
+        )
+        detail = f"left {self._time_left()}"
+        if self._sampled_clients:
+            detail = f"{self._finished_clients}/{self._sampled_clients} clients   {detail}"
+        bar.add_task(
+            "",
+            total=total,
+            completed=done,
+            current=min(done + 1, total),
+            detail="" if done == total else detail,
+        )
+        return Group(self._title(), *self._started.notes, table, bar)
+
+    def _title(self) -> str:
+        assert self._started is not None
+        s = self._started
+        return (
+            f"{s.run_id}: {s.num_params:,} parameters, {s.num_clients} clients, "
+            f"{s.num_rounds} rounds on {s.device}"
+        )
+
+    def _time_left(self) -> str:
+        walls = [event.wall_s for event in self._rounds if event.round_idx]
+        if self._started is None or not walls:
+            return "?"
+        # The first round starts the client processes, so recent rounds tell more.
+        per_round = fmean(walls[-3:])
+        last = self._rounds[-1].round_idx
+        left_s = per_round * (self._started.num_rounds - last)
+        if last < self._started.num_rounds:
+            left_s -= min(time.monotonic() - self._round_started, per_round)
+        return str(timedelta(seconds=round(left_s)))
+
+
+def _told(fault: Fault) -> str:
+    what_next = "given up" if fault.final else "started again"
+    return f"{fault.kind}: {fault.message}; {what_next}"
+
+
+def _cells(event: RoundRecorded) -> dict[str, str]:
+    cells = dict[str, str]()
+    if event.client_ids:
+        cells["clients"] = ",".join(map(str, event.client_ids[:8]))
+    if event.loss is not None:
+        cells["loss"] = f"{event.loss:.4f}"
+    if event.scores:
+        psnr_db = fmean(score.psnr_db for score in event.scores)
+        bicubic_psnr_db = fmean(score.bicubic_psnr_db for score in event.scores)
+        cells["PSNR"] = f"{psnr_db:.2f} dB"
+        cells["over bicubic"] = f"{psnr_db - bicubic_psnr_db:+.2f} dB"
+        cells["SSIM"] = f"{fmean(score.ssim for score in event.scores):.4f}"
+    cells["seconds"] = f"{event.wall_s:.1f}"
+    return cells

@@ -1,0 +1,1 @@
+"""A cluster from outside: its nodes, its jobs, and what travels between."""

@@ -1,0 +1,261 @@
+"""Kinetics-400 (Kay et al. 2017): a few clips of some classes, chosen by seed from what is there.
+
+The official annotations have the columns label, youtube_id, time_start, time_end and split; videos
+are named `<youtube_id>_<start>_<end>.mp4` (both of six digits) or `<youtube_id>.mp4`, in any
+folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedvsr.data.clips import Store
+from fedvsr.data.frames import Video
+from fedvsr.data.prepare import Made, Progress, Workshop, workshop
+from fedvsr.data.recordings import Task
+from fedvsr.data.request import Request, existing
+from fedvsr.data.sources.folder import VIDEOS
+from fedvsr.errors import UserError
+from fedvsr.lookup import did_you_mean
+from fedvsr.seeding import generator
+
+# The 40 classes of the FedVSR paper's "more heterogeneous" setting, in its order.
+CLASSES = (
+    "feeding birds",
+    "planting trees",
+    "rock climbing",
+    "sailing",
+    "bee keeping",
+    "archery",
+    "bungee jumping",
+    "surfing water",
+    "skiing crosscountry",
+    "playing paintball",
+    "snowboarding",
+    "playing piano",
+    "playing bagpipes",
+    "playing didgeridoo",
+    "playing violin",
+    "playing accordion",
+    "dancing gangnam style",
+    "marching",
+    "tap dancing",
+    "robot dancing",
+    "yoga",
+    "baking cookies",
+    "peeling potatoes",
+    "breading or breadcrumbing",
+    "making pizza",
+    "making tea",
+    "feeding fish",
+    "riding elephant",
+    "milking cow",
+    "petting cat",
+    "feeding goats",
+    "blowing glass",
+    "carving pumpkin",
+    "braiding hair",
+    "building cabinet",
+    "folding paper",
+    "snowmobiling",
+    "spray painting",
+    "swinging on something",
+    "decorating the christmas tree",
+)
+# Settings that pick clips and change none.
+PICKS = ("annotations", "classes", "clips_per_class", "fps", "height", "seed", "split", "width")
+_YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which clips are wanted."""
+
+    classes: Sequence[str] = CLASSES
+    clips_per_class: int = 6
+    num_frames: int = 100
+    """The first so many frames of a video make its clip."""
+    height: int = 720
+    width: int = 1280
+    fps: float | None = None
+    """Only videos of this frame rate; None for any."""
+    split: str | None = None
+    """Only rows of this split of the annotations; None for all."""
+    seed: int = 0
+
+    def settings(self) -> dict[str, object]:
+        """What decides the result, for the request."""
+        return {**vars(self), "classes": list(self.classes)}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A row of the annotations, and its video if it is there."""
+
+    clip_id: str
+    label: str
+    path: Path | None
+
+
+class TooFewError(UserError):
+    """Some classes have too few clips; `rejected` says why, as in a store."""
+
+    def __init__(self, rejected: Sequence[dict[str, str]], message: str) -> None:
+        super().__init__(message)
+        self.rejected = rejected
+
+
+def candidates(source: Path, annotations: Path, choice: Choice) -> dict[str, list[Candidate]]:
+    """The rows of each wanted class, in the seeded order in which they are tried.
+
+    A class's order depends on the seed and its rows, not on their order in the file nor on the
+    videos that are there.
+
+    Raises:
+        UserError: the annotations cannot be read, or have no such class.
+    """
+    rows = _rows(annotations, choice)
+    if unknown := [label for label in choice.classes if label not in rows]:
+        hint = did_you_mean(unknown[0], rows)
+        raise UserError(f"{annotations} has no class {', '.join(unknown)}{hint}")
+    videos = _videos(source)
+    tried, seen = {}, set[str]()
+    for label in choice.classes:
+        # A video of two classes is the first one's.
+        names = sorted(set(rows[label]) - seen)
+        seen.update(names)
+        order = generator(choice.seed, "kinetics", label).permutation(len(names))
+        tried[label] = [
+            Candidate(name, label, videos.get(name) or videos.get(rows[label][name]))
+            for name in (names[i] for i in order)
+        ]
+    return tried
+
+
+def prepare(
+    request: Request,
+    source: Path,
+    annotations: Path,
+    choice: Choice,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Store:
+    """Make a store of the chosen clips, by class and, in a class, in the order they were tried.
+
+    A video that is missing, unreadable, too short or of another size is left to the next candidate.
+
+    Raises:
+        TooFewError: there are too few of some classes.
+        UserError: see `fedvsr.data.prepare.prepare`.
+    """
+    store = existing(request)
+    if store is not None:
+        return store
+    tried = candidates(source, annotations, choice)
+    there = {label: sum(c.path is not None for c in row) for label, row in tried.items()}
+    _require_enough(there, choice, f"videos in {source}")
+    with workshop(request, workers, progress) as work:
+        total = len(tried) * choice.clips_per_class
+        made_before = sum(1 for row in tried.values() for c in row if work.has(c.clip_id))
+        left = max(0, total - made_before) * choice.num_frames
+        one_frame = choice.height * choice.width * 3
+        work.expect(left, left * (one_frame + one_frame // request.scale**2))
+        results = work.each(lambda label: _make_class(work, tried[label], choice), tried)
+        counts = {label: len(made) for label, (made, _) in zip(tried, results, strict=True)}
+        made = [each for of_class, _ in results for each in of_class]
+        rejected = [each for _, of_class in results for each in of_class]
+        size = f"{choice.width} x {choice.height}"
+        _require_enough(counts, choice, f"of {size} that can be used", rejected)
+        return work.finish(made, rejected=rejected)
+
+
+def _make_class(
+    work: Workshop, row: Sequence[Candidate], choice: Choice
+) -> tuple[list[Made], list[dict[str, str]]]:
+    made, rejected = list[Made](), list[dict[str, str]]()
+    for candidate in row:
+        if len(made) == choice.clips_per_class:
+            break
+        try:
+            made.append(work.make(_task(candidate, choice)))
+        except UserError as error:
+            reason = str(error)
+            if candidate.path is not None:
+                reason = reason.removeprefix(str(candidate.path)).lstrip(": ")
+            rejected.append(
+                {"label": candidate.label, "video": candidate.clip_id, "reason": reason}
+            )
+    return made, rejected
+
+
+def _task(candidate: Candidate, choice: Choice) -> Task:
+    if candidate.path is None:
+        raise UserError("is missing")
+    video = Video.open(candidate.path)
+    if (video.width, video.height) != (choice.width, choice.height):
+        raise UserError(f"is {video.width} x {video.height}")
+    if choice.fps is not None and abs(float(video.rate) - choice.fps) > 1e-3:
+        raise UserError(f"has {float(video.rate):.5g} frames a second")
+    if 0 < video.num_frames < choice.num_frames:
+        raise UserError(f"has {video.num_frames} frames")
+    return Task(candidate.clip_id, candidate.label, video, None, choice.num_frames, limit=True)
+
+
+def _rows(annotations: Path, choice: Choice) -> dict[str, dict[str, str]]:
+    """The rows by class: the video's YouTube id by the name of its cut."""
+    rows = defaultdict[str, dict[str, str]](dict)
+    try:
+        with annotations.open(newline="", encoding="utf-8-sig") as file:
+            for number, row in enumerate(csv.DictReader(file), start=2):
+                youtube_id, label = row["youtube_id"].strip(), row["label"].strip()
+                if not _YOUTUBE_ID.fullmatch(youtube_id):
+                    raise UserError(f"{annotations}, line {number}: {youtube_id!r} is no video id")
+                if choice.split not in {None, row["split"].strip()}:
+                    continue
+                start, end = (int(float(row[name])) for name in ("time_start", "time_end"))
+                rows[label][f"{youtube_id}_{start:06d}_{end:06d}"] = youtube_id
+    except OSError as error:
+        raise UserError(f"{annotations} cannot be read: {error.strerror}") from None
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, csv.Error):
+        raise UserError(
+            f"{annotations} is not Kinetics' table of label, youtube_id, time_start, time_end and "
+            "split"
+        ) from None
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{annotations}, line {number}: {error}") from None
+    return rows
+
+
+def _videos(source: Path) -> dict[str, Path]:
+    """All videos below a folder, by name without suffix; of equal names the first path's."""
+    if not source.is_dir():
+        raise UserError(f"there is no folder {source}; name the one that holds Kinetics' videos")
+    found = dict[str, Path]()
+    # A class's folder is often a link.
+    inside = (
+        Path(at, name) for at, _, files in os.walk(source, followlinks=True) for name in files
+    )
+    for path in sorted(inside):
+        if path.suffix.lower() in VIDEOS:
+            found.setdefault(path.stem, path)
+    return found
+
+
+def _require_enough(
+    counts: dict[str, int], choice: Choice, what: str, rejected: Sequence[dict[str, str]] = ()
+) -> None:
+    wanted = choice.clips_per_class
+    if few := [f"{label} ({n} of {wanted})" for label, n in counts.items() if n < wanted]:
+        raise TooFewError(
+            rejected,
+            f"too few {what} in {len(few)} of {len(counts)} classes: {', '.join(few)}; add videos, "
+            "or ask for fewer with --clips-per-class or for others with --class",
+        )

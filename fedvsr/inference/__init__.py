@@ -1,0 +1,1 @@
+"""Trained networks at work: streams, tiles, scores and exports."""

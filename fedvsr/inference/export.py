@@ -1,0 +1,160 @@
+"""A trained network for others: safetensors, PyTorch's own format, or ONNX."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedvsr.errors import UserError
+from fedvsr.files import replacing
+from fedvsr.inference.trained import Trained
+from fedvsr.models.spec import ModelSpec
+from fedvsr.training.checkpoint import save_model
+
+Format = Literal["safetensors", "torch", "onnx"]
+SUFFIXES: dict[Format, str] = {"safetensors": ".safetensors", "torch": ".pth", "onnx": ".onnx"}
+# Values are in [0, 1]: a tenth of an 8-bit step.
+_TOLERANCE = 0.1 / 255
+# Frames and side of an ONNX file's input where none is given, before the network's size rules.
+_FRAMES, _SIDE = 5, 64
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The one input that an ONNX file takes, in low-resolution pixels."""
+
+    frames: int
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.frames}x{self.height}x{self.width}"
+
+
+def export_tensors(trained: Trained, to: Format, path: Path) -> None:
+    """Write the network's tensors by name.
+
+    `safetensors` carries the configuration as a run's `model.safetensors` does; `torch` is
+    `{"params": state_dict}` as published checkpoints of VRT and RVRT are, which loads with
+    `weights_only=True`.
+
+    Raises:
+        UserError: safetensors of a bare file, whose configuration is not known.
+    """
+    if to == "safetensors":
+        if trained.config is None:
+            raise UserError(
+                f"--to safetensors writes the configuration along, and {trained.name} is a file, "
+                "not a run; give the run, or --to torch"
+            )
+        save_model(path, trained.network, trained.config.model)
+        return
+    state = {name: tensor.detach().cpu() for name, tensor in trained.network.state_dict().items()}
+    with replacing(path) as aside:
+        torch.save({"params": state}, aside)
+
+
+def default_shape(spec: ModelSpec) -> Shape:
+    """A small input that suits the network."""
+    frames = _multiple(max(_FRAMES, spec.min_frames), spec.frames_multiple)
+    side = _multiple(max(_SIDE, spec.min_size), spec.size_multiple)
+    return Shape(frames, side, side)
+
+
+def export_onnx(trained: Trained, path: Path, shape: Shape) -> float:
+    """Write the network as ONNX for one shape of input, and compare it with PyTorch.
+
+    Input `lq` is `(1, T, 3, H, W)` float32 in [0, 1], output `sr` the same enlarged.
+
+    Returns:
+        The greatest difference from PyTorch's output on a random input, in units of the value
+        range.
+
+    Raises:
+        UserError: a package is missing, the network does not take the shape, it has an operator
+            that ONNX or onnxruntime does not, or the outputs differ.
+    """
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise UserError(f"ONNX needs {', '.join(missing)}: pip install 'fedvsr[onnx]'")
+    network = trained.network.cpu().eval()
+    size = 1, shape.frames, 3, shape.height, shape.width
+    lq_BTCHW = torch.rand(size, generator=torch.Generator().manual_seed(0))
+    try:
+        trained.spec.require_clip(lq_BTCHW, trained.name)
+    except ValueError as error:
+        raise UserError(f"--input {shape}: {error}") from None
+    with torch.no_grad():
+        sr_BTCHW = network(lq_BTCHW)
+    with replacing(path) as aside:
+        _write(network, lq_BTCHW, aside, trained.name)
+        difference = _difference(aside, lq_BTCHW, sr_BTCHW, trained.name)
+        if not difference <= _TOLERANCE:
+            raise UserError(
+                f"{trained.name} as ONNX differs from PyTorch by {difference:.2g} of the value "
+                f"range, more than {_TOLERANCE:.2g}; export to safetensors or torch"
+            )
+    return difference
+
+
+def _write(network: torch.nn.Module, lq_BTCHW: Tensor, path: Path, name: str) -> None:
+    with warnings.catch_warnings():
+        # The exporter warns of its own internals.
+        warnings.simplefilter("ignore")
+        try:
+            torch.onnx.export(
+                network,
+                (lq_BTCHW,),
+                str(path),
+                input_names=["lq"],
+                output_names=["sr"],
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        # Whatever it raises, it is a network that it cannot express.
+        except Exception as error:
+            raise UserError(
+                f"{name} cannot be written as ONNX ({_reason(error)}); export to safetensors or "
+                "torch"
+            ) from error
+
+
+def _difference(path: Path, lq_BTCHW: Tensor, sr_BTCHW: Tensor, name: str) -> float:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = min(os.cpu_count() or 1, 8)
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+        (output,) = session.run(None, {"lq": lq_BTCHW.numpy()})
+    except Exception as error:
+        raise UserError(
+            f"{name} is written as ONNX, but onnxruntime cannot run it ({_reason(error)}); export "
+            "to safetensors or torch"
+        ) from error
+    return float(np.abs(output - sr_BTCHW.numpy()).max())
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause's first line: the exporter wraps what went wrong several times."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else ""
+    return f"{type(error).__name__}: {text[:200]}"
+
+
+def _multiple(value: int, of: int) -> int:
+    return -(-value // of) * of

@@ -1,0 +1,187 @@
+"""Score a trained network on a test set, or on the clips that its own run held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice, zip_longest
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedvsr.data.clips import Clip, Frames
+from fedvsr.data.degrade import bicubic_downscale, quantise
+from fedvsr.data.frames import Source, clips_in, open_clip
+from fedvsr.data.split import prepare
+from fedvsr.data.videos import Progress as VideoProgress
+from fedvsr.errors import UserError
+from fedvsr.inference.evaluate import ClipScore, EvaluationConfig, score_clip, scored_frames
+from fedvsr.inference.streaming import Compute, Progress, Say, super_resolve_stream
+from fedvsr.inference.trained import Trained
+
+# SSIM's window.
+_SMALLEST = 11
+
+Pairs = Iterator[tuple[Frames, Frames]]
+
+
+@dataclass(frozen=True)
+class TestClip:
+    """Ground truth beside low-resolution frames, read anew each time."""
+
+    clip_id: str
+    num_frames: int
+    """0 if unknown."""
+    height: int
+    """Of the low-resolution frames."""
+    width: int
+    pairs: Callable[[], Pairs]
+
+    # pytest takes any class of this name for one of its own.
+    __test__ = False
+
+
+def find_clips(
+    gt: Sequence[str], lq: Sequence[str], scale: int, max_frames: int | None = None
+) -> list[TestClip]:
+    """The test clips that paths name: videos, picture folders, or folders of such.
+
+    Low-resolution frames are made by MATLAB's bicubic reduction, quantised, unless `lq` names them;
+    clips of the two are matched by name, or, where names differ, in order.
+
+    Raises:
+        UserError: a path holds no clip, or the two do not match.
+    """
+    truths = [path for name in gt for path in clips_in(Path(name))]
+    names = [path.resolve().name if path.is_dir() else path.stem for path in truths]
+    if len({*names}) < len(names):
+        names = [str(path) for path in truths]
+    inputs: list[Path | None] = [None] * len(truths)
+    if lq:
+        found = [path for name in lq for path in clips_in(Path(name))]
+        by_name = {path.stem: path for path in found}
+        if all(path.stem in by_name for path in truths):
+            inputs = [by_name[path.stem] for path in truths]
+        elif len(found) == len(truths):
+            inputs = [*found]
+        else:
+            raise UserError(
+                f"there are {len(truths)} clips of ground truth and {len(found)} of --lq, "
+                "and their names differ"
+            )
+    return [
+        _test_clip(name, truth, low, scale, max_frames)
+        for name, truth, low in zip(names, truths, inputs, strict=True)
+    ]
+
+
+def held_out(
+    trained: Trained, progress: VideoProgress, max_frames: int | None = None
+) -> tuple[list[TestClip], EvaluationConfig]:
+    """The clips that a run held out, and how it scores them.
+
+    Raises:
+        UserError: it is no run, or its videos are not there.
+    """
+    if trained.config is None:
+        raise UserError(f"{trained.name} is no run with test clips of its own; name ground truth")
+    config = trained.config.evaluation
+    if max_frames is not None:
+        config = config.model_copy(update={"max_frames": max_frames})
+    split = prepare(trained.config.data, trained.config.seed, progress)
+    return [_stored(clip, config) for clip in split.test], config
+
+
+def as_in_training(compute: Compute, config: EvaluationConfig, threads: int | None) -> Compute:
+    """Tiles and threads as a run's own evaluator has them, where nothing else is asked for."""
+    if threads is None:
+        torch.set_num_threads(config.num_threads)
+    if compute.tiles is not None or compute.memory_bytes is not None:
+        return compute
+    return replace(compute, tiles=config.tiles, blend="mean")
+
+
+def evaluate(
+    trained: Trained,
+    clips: Sequence[TestClip],
+    compute: Compute,
+    *,
+    luma: bool,
+    lpips: bool,
+    begin: Callable[[str], Progress],
+    say: Say,
+) -> Iterator[ClipScore]:
+    """Score clip after clip; each streams, so memory does not grow with its length.
+
+    Args:
+        trained: the network.
+        clips: the test clips.
+        compute: where and in what pieces.
+        luma: compare BT.601 Y.
+        lpips: score LPIPS too.
+        begin: called with a clip's name; what it returns is called with the frames done.
+        say: called with the tile that is chosen.
+
+    Raises:
+        UserError: a clip cannot be read, or memory does not suffice.
+    """
+    for clip in clips:
+        shape = clip.num_frames, clip.height, clip.width
+        report = begin(clip.clip_id)
+        yield score_clip(
+            clip.clip_id,
+            clip.pairs(),
+            lambda lq, shape=shape, report=report: super_resolve_stream(  # type: ignore[misc]
+                trained.network, trained.spec, lq, shape, compute, report, say
+            ),
+            trained.spec.scale,
+            luma,
+            lpips,
+        )
+
+
+def _stored(clip: Clip, config: EvaluationConfig) -> TestClip:
+    num_frames, height, width, _ = scored_frames(clip, config)[0].shape
+
+    def pairs() -> Pairs:
+        lq, gt = scored_frames(clip, config)
+        return ((np.array(gt[t]), np.array(lq[t])) for t in range(num_frames))
+
+    return TestClip(clip.clip_id, num_frames, height, width, pairs)
+
+
+def _test_clip(
+    name: str, truth: Path, low: Path | None, scale: int, max_frames: int | None
+) -> TestClip:
+    gt = open_clip(truth)
+    height, width = gt.height // scale, gt.width // scale
+    if min(height, width) * scale < _SMALLEST:
+        raise UserError(
+            f"{truth} is {gt.width} x {gt.height}; SSIM needs {_SMALLEST} pixels a side"
+        )
+    lq = open_clip(low) if low is not None else None
+    if lq is not None and (lq.height, lq.width) != (height, width):
+        raise UserError(
+            f"{low} is {lq.width} x {lq.height}; for x{scale} and {truth} "
+            f"({gt.width} x {gt.height}) it must be {width} x {height}"
+        )
+    num_frames = min(gt.num_frames, max_frames or gt.num_frames)
+    return TestClip(name, num_frames, height, width, lambda: _pairs(gt, lq, scale, max_frames))
+
+
+def _pairs(gt: Source, lq: Source | None, scale: int, max_frames: int | None) -> Pairs:
+    height, width = gt.height // scale * scale, gt.width // scale * scale
+    if lq is None:
+        for frame, _ in islice(gt.frames(), max_frames):
+            truth = frame[:height, :width]
+            yield truth, quantise(bicubic_downscale(truth.astype(np.float32) / 255, scale))
+        return
+    both = zip_longest(gt.frames(), lq.frames())
+    for index, (truths, lows) in enumerate(islice(both, max_frames)):
+        if truths is None or lows is None:
+            raise UserError(
+                f"{(gt if truths is None else lq).path} ends after {index} frames, "
+                f"{(lq if truths is None else gt).path} does not"
+            )
+        yield truths[0][:height, :width], lows[0]

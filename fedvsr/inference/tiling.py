@@ -1,0 +1,327 @@
+"""Super-resolve clips of any length and size, frame after frame, in tiles of space and time.
+
+T frames, C channels, H x W height and width. Frames are uint8 RGB (H, W, 3).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from math import inf
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedvsr.data.clips import Frames
+from fedvsr.models.spec import ModelSpec
+from fedvsr.precision import Precision, autocast
+from fedvsr.section import Section
+
+# Called with the frames done so far, those of a window in progress in part.
+Progress = Callable[[float], None]
+Blend = Literal["mean", "ramp"]
+
+
+class TileConfig(Section):
+    """Tiles of inference, in frames and low-resolution pixels. Overlaps are averaged."""
+
+    frames: int | None = Field(None, ge=1, description="Frames a tile (default: the whole clip).")
+    size: int | None = Field(
+        None, ge=8, description="Height and width of a tile (default: the whole frame)."
+    )
+    overlap_frames: int = Field(2, ge=0, description="Frames that neighbouring tiles share.")
+    overlap: int = Field(16, ge=0, description="Pixels that neighbouring tiles share.")
+
+    def model_post_init(self, _: object) -> None:
+        """Check that tiles move on."""
+        if self.frames is not None and self.overlap_frames >= self.frames:
+            raise ValueError(f"overlap_frames = {self.overlap_frames} must be below frames")
+        if self.size is not None and self.overlap >= self.size:
+            raise ValueError(f"overlap = {self.overlap} must be below size = {self.size}")
+
+
+class Budget(Protocol):
+    """Watches memory, and knows what to do when a tile takes too much."""
+
+    def kept(self) -> bool:
+        """Whether the last tiles stayed within the limit."""
+
+    def smaller(self, tiles: TileConfig) -> TileConfig:
+        """Tiles that take about half the memory; raises UserError if there are none."""
+
+
+def super_resolve(
+    network: nn.Module, spec: ModelSpec, lq_THWC: Frames, tiles: TileConfig
+) -> Frames:
+    """Super-resolve a clip that is in memory; see `super_resolve_frames`.
+
+    Args:
+        network: as there.
+        spec: its size rules.
+        lq_THWC: uint8 RGB low-resolution frames.
+        tiles: the tiles.
+
+    Returns:
+        uint8 RGB (T, scale * H, scale * W, 3).
+    """
+    return np.stack(list(super_resolve_frames(network, spec, lq_THWC, tiles)))
+
+
+def super_resolve_frames(
+    network: nn.Module,
+    spec: ModelSpec,
+    lq: Iterable[Frames],
+    tiles: TileConfig,
+    *,
+    blend: Blend = "mean",
+    precision: Precision = "fp32",
+    budget: Budget | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Frames]:
+    """Super-resolve frames as they come; each leaves when no further tile reaches it.
+
+    A window of `tiles.frames` frames slides over the clip and is cut into tiles of space. Held at a
+    time are its frames and the sums of its outputs, whatever the clip's length, which need not be
+    known. Frames are padded by mirroring to what the network takes, and cropped afterwards.
+
+    Args:
+        network: maps (1, T, 3, H, W) in [0, 1] to (1, T, 3, scale * H, scale * W).
+        spec: its size rules.
+        lq: uint8 RGB low-resolution frames of one size.
+        tiles: the tiles.
+        blend: what tiles count for where they overlap in space: the same throughout, or less
+            towards their inner edges, which leaves no seams.
+        precision: what the network computes in.
+        budget: asked for smaller tiles when these take too much memory; the window is then begun
+            again, and no frame is lost. Without one the error is passed on.
+        progress: called after each tile.
+
+    Yields:
+        uint8 RGB (scale * H, scale * W, 3), clamped and rounded, one for each frame.
+    """
+    run = partial(run_tile, network, next(network.parameters()).device, precision)
+    clip = _Clip(lq, spec)
+    if not clip.reach(1):
+        return
+    start, final = 0, False
+    while not final:
+        start, stop, final = _window(clip, tiles, start)
+        while clip.first < start:
+            yield clip.leave()
+        complete = _fill(run, clip, range(start, stop), tiles, blend, budget, progress)
+        if budget and not (complete and (final or budget.kept())):
+            tiles = budget.smaller(tiles)
+        if complete:
+            start += max(1, stop - start - tiles.overlap_frames)
+        else:
+            # What the window's first tiles gave stays in the average: it is as good as the rest.
+            final = False
+    while clip.first < clip.num_read:
+        yield clip.leave()
+
+
+def tile_shape(spec: ModelSpec, tiles: TileConfig, clip: tuple[int, ...]) -> tuple[int, ...]:
+    """(T, H, W) of the tiles that a network takes of a padded clip of (T, H, W)."""
+    wanted = (tiles.frames, tiles.size, tiles.size)
+    least = padded(spec, (1, 1, 1))
+    return tuple(
+        n if want is None else min(n, multiple_of(max(want, low), step))
+        for n, want, low, step in zip(clip, wanted, least, _steps(spec), strict=True)
+    )
+
+
+def padded(spec: ModelSpec, clip: tuple[int, ...]) -> tuple[int, ...]:
+    """(T, H, W) of a clip once it is padded to what the network takes."""
+    least = (spec.min_frames, spec.min_size, spec.min_size)
+    sizes = zip(clip, least, _steps(spec), strict=True)
+    return tuple(multiple_of(max(n, low), step) for n, low, step in sizes)
+
+
+def multiple_of(n: int, step: int) -> int:
+    """The least multiple of `step` that is no less than `n`."""
+    return -(-n // step) * step
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was short, on the CPU or a GPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and (
+        "not enough memory" in text or "can't allocate memory" in text or "out of memory" in text
+    )
+
+
+@dataclass
+class _Output:
+    """What tiles have given for a frame so far."""
+
+    total: Tensor
+    """(C, H, W)."""
+    weight: Tensor
+    """(H, W)."""
+
+
+class _Clip:
+    """The frames in reach, padded in space, and the outputs from frame `first` on."""
+
+    def __init__(self, lq: Iterable[Frames], spec: ModelSpec) -> None:
+        self.source, self.spec = iter(lq), spec
+        self.first = self.num_read = 0
+        self.ended = False
+        self.frames, self.outputs = deque[Tensor](), deque[_Output]()
+        self.size: tuple[int, ...] = ()
+        self.padded: tuple[int, ...] = ()
+
+    def reach(self, num_frames: float) -> bool:
+        """Read until there are so many frames, or to the end; whether there are."""
+        while not self.ended and self.num_read < num_frames:
+            frame = next(self.source, None)
+            if frame is None:
+                self.ended = True
+                break
+            if not self.size:
+                self.size = frame.shape[:2]
+                self.padded = padded(self.spec, (1, *self.size))[1:]
+            if self.size != frame.shape[:2]:
+                raise ValueError(f"frame {self.num_read} is {frame.shape[:2]}, not {self.size}")
+            self.frames.append(_mirrored(torch.from_numpy(np.array(frame)), self.padded))
+            self.num_read += 1
+        return self.num_read >= num_frames
+
+    def window(self, times: range) -> Tensor:
+        """uint8 (T, H, W, 3). Past the clip's end it is mirrored, the last frame repeated."""
+        positions = (t % (2 * self.num_read) for t in times)
+        indices = (min(p, 2 * self.num_read - 1 - p) for p in positions)
+        # The newest frame is the last of the queue.
+        return torch.stack([self.frames[i - self.num_read] for i in indices])
+
+    def add(
+        self, sr_TCHW: Tensor, time: int, rows: slice, columns: slice, weight_HW: Tensor | None
+    ) -> None:
+        """Add a tile's output, of the frames from `time` on; what is past the end is dropped."""
+        for frame_idx, sr_CHW in zip(range(time, self.num_read), sr_TCHW, strict=False):
+            if frame_idx - self.first == len(self.outputs):
+                sides = [side * self.spec.scale for side in self.padded]
+                self.outputs.append(_Output(torch.zeros(3, *sides), torch.zeros(*sides)))
+            output = self.outputs[frame_idx - self.first]
+            if weight_HW is None:
+                output.total[:, rows, columns] += sr_CHW
+                output.weight[rows, columns] += 1
+            else:
+                output.total[:, rows, columns].addcmul_(sr_CHW, weight_HW)
+                output.weight[rows, columns] += weight_HW
+
+    def leave(self) -> Frames:
+        """Take the first output out, finished: uint8 RGB (scale * H, scale * W, 3)."""
+        output = self.outputs.popleft()
+        self.first += 1
+        # As many frames behind are kept as the end may be mirrored by.
+        while len(self.frames) > self.num_read - self.first + self.spec.frames_multiple - 1:
+            self.frames.popleft()
+        height, width = (side * self.spec.scale for side in self.size)
+        mean_CHW = (output.total / output.weight)[:, :height, :width]
+        rounded = (mean_CHW.clamp_(0, 1) * 255).round_().to(torch.uint8)
+        return np.ascontiguousarray(rounded.permute(1, 2, 0).numpy())
+
+
+def _window(clip: _Clip, tiles: TileConfig, start: int) -> tuple[int, int, bool]:
+    """The window at `start` and whether it is the last, which is moved back to end at the end."""
+    spec = clip.spec
+    if tiles.frames is None:
+        clip.reach(inf)
+    else:
+        size = multiple_of(max(tiles.frames, spec.min_frames), spec.frames_multiple)
+        if clip.reach(start + size + 1):
+            return start, start + size, False
+    whole = padded(spec, (clip.num_read, *clip.size))
+    size = tile_shape(spec, tiles, whole)[0]
+    last = whole[0] - size
+    return (start, start + size, False) if start < last else (last, whole[0], True)
+
+
+def _fill(
+    run: Callable[[Tensor], Tensor],
+    clip: _Clip,
+    times: range,
+    tiles: TileConfig,
+    blend: Blend,
+    budget: Budget | None,
+    progress: Progress | None,
+) -> bool:
+    """Compute a window's tiles; False if memory did not suffice for all of them."""
+    lq_THWC, scale = clip.window(times), clip.spec.scale
+    _, height, width = tile_shape(clip.spec, tiles, (len(times), *clip.padded))
+    rows, columns = (
+        _starts(n, size, tiles.overlap)
+        for n, size in zip(clip.padded, (height, width), strict=True)
+    )
+    before, after = clip.first + len(clip.outputs), min(times.stop, clip.num_read)
+    for num_done, (y, x) in enumerate(product(rows, columns), 1):
+        try:
+            sr_TCHW = run(lq_THWC[:, y : y + height, x : x + width])
+        except (RuntimeError, MemoryError) as error:
+            if budget is None or not is_out_of_memory(error):
+                raise
+            return False
+        down, across = (slice(at * scale, (at + n) * scale) for at, n in ((y, height), (x, width)))
+        weight_HW = None
+        if blend == "ramp":
+            sides = zip((y, x), (height, width), clip.padded, strict=True)
+            ramps = (_ramp(at, n, whole, tiles.overlap, scale) for at, n, whole in sides)
+            weight_HW = torch.outer(*ramps)
+        clip.add(sr_TCHW, times.start, down, across, weight_HW)
+        done = num_done / (len(rows) * len(columns))
+        if progress:
+            progress(before + max(0, after - before) * done)
+        if budget and done < 1 and not budget.kept():
+            return False
+    return True
+
+
+@torch.inference_mode()
+def run_tile(
+    network: nn.Module, device: torch.device, precision: Precision, part_THWC: Tensor
+) -> Tensor:
+    """A tile through the network: uint8 (T, H, W, 3) to float32 (T, C, H, W) on the host."""
+    lq_BTCHW = part_THWC.permute(0, 3, 1, 2)[None].to(device).float().div_(255)
+    with autocast(device, precision):
+        sr_BTCHW: Tensor = network(lq_BTCHW)
+    return sr_BTCHW[0].float().cpu()
+
+
+def _steps(spec: ModelSpec) -> tuple[int, int, int]:
+    return spec.frames_multiple, spec.size_multiple, spec.size_multiple
+
+
+def _mirrored(frame: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Extend (H, W, 3) at the end of both axes to `shape` by mirroring, the edge repeated."""
+    for axis, n in enumerate(shape):
+        have = frame.shape[axis]
+        if n > have:
+            position = torch.arange(n) % (2 * have)
+            index = torch.minimum(position, 2 * have - 1 - position)
+            frame = frame.index_select(axis, index)
+    return frame
+
+
+def _ramp(start: int, size: int, whole: int, overlap: int, scale: int) -> Tensor:
+    """Weights (size * scale,) of a tile along an axis: 1, but rising where another tile ends."""
+    weight, rise = torch.ones(size * scale), overlap * scale
+    ramp = (torch.arange(rise) + 0.5) / max(1, rise)
+    if start > 0:
+        weight[:rise] = torch.minimum(weight[:rise], ramp)
+    if start + size < whole and rise:
+        weight[-rise:] = torch.minimum(weight[-rise:], ramp.flip(0))
+    return weight
+
+
+def _starts(n: int, size: int, overlap: int) -> list[int]:
+    """Where the tiles of an axis start. The last one ends at its end, so every tile is whole."""
+    return sorted({*range(0, n - size, max(1, size - overlap)), n - size})

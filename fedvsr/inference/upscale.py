@@ -1,0 +1,139 @@
+"""Super-resolve a real clip: read, enlarge and write it frame by frame."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+from fedvsr.data.clips import Frames
+from fedvsr.data.encode import (
+    CONTAINERS,
+    PICTURE_NAMES,
+    VideoCodec,
+    Writer,
+    takes_sound,
+    write_pictures,
+    write_video,
+)
+from fedvsr.data.frames import Folder, Source, Video
+from fedvsr.errors import UserError
+from fedvsr.inference.streaming import Compute, Progress, Say, super_resolve_stream
+from fedvsr.inference.trained import Trained
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a clip goes."""
+
+    path: Path
+    is_video: bool
+    """A video, with a suffix of `CONTAINERS`; else a folder of pictures."""
+    names: str = PICTURE_NAMES
+    """The pictures' names, by frame index from 0."""
+    keep_names: bool = False
+    """Name pictures as the source's are named."""
+    sound: bool = False
+    """Copy the source's sound, if it is a video with sound."""
+    codec: VideoCodec = field(default_factory=VideoCodec)
+
+
+def choose_output(
+    source: Source, scale: int, out: str | None, sound: bool, codec: VideoCodec, overwrite: bool
+) -> Output:
+    """Where a clip's enlargement goes: what `--out` says, or beside the source.
+
+    Raises:
+        UserError: the place is taken, is the source itself, or cannot be what is asked for.
+    """
+    video = isinstance(source, Video)
+    sound = sound and isinstance(source, Video) and source.has_sound
+    if out is None:
+        name = f"{source.path.stem if video else source.path.resolve().name}_x{scale}"
+        path = source.path.resolve().parent / name
+        if video:
+            fits = not sound or takes_sound(".mp4", source.path)
+            path = path.with_name(name + (".mp4" if fits else ".mkv"))
+        output = Output(path, video, keep_names=not video, sound=sound, codec=codec)
+    elif (path := Path(out).expanduser()).suffix.lower() == ".png":
+        if len(re.findall(r"%0?\d*d", path.name)) != 1 or path.name.count("%") != 1:
+            raise UserError(f"--out {out}: a clip is many pictures; write e.g. NAME%05d.png")
+        output = Output(path.parent, False, names=path.name)
+    elif path.suffix.lower() in CONTAINERS and not out.endswith("/"):
+        output = Output(path, True, sound=sound, codec=codec)
+    elif path.suffix.lower() in {".avi", ".webm", ".gif", ".ts", ".mpg", ".wmv", ".flv"}:
+        raise UserError(f"--out {out}: videos are written as {', '.join(CONTAINERS)}")
+    else:
+        output = Output(path, False, keep_names=not video)
+    _require_free(source, output, overwrite)
+    return output
+
+
+def upscale(
+    trained: Trained,
+    source: Source,
+    output: Output,
+    compute: Compute,
+    progress: Progress,
+    say: Say,
+) -> int:
+    """Enlarge a clip into `output`; nothing is left there unless it is whole.
+
+    Returns:
+        The number of frames.
+
+    Raises:
+        UserError: a frame cannot be read, the output not written, or memory does not suffice.
+    """
+    times, done = deque[int](), 0
+
+    def timed() -> Iterator[Frames]:
+        for rgb, time in source.frames():
+            times.append(time)
+            yield rgb
+
+    with _open(output, source) as writer:
+        shape = source.num_frames, source.height, source.width
+        for sr in super_resolve_stream(
+            trained.network, trained.spec, timed(), shape, compute, progress, say
+        ):
+            writer.write(sr, times.popleft())
+            done += 1
+    return done
+
+
+def _require_free(source: Source, output: Output, overwrite: bool) -> None:
+    path = output.path
+    inside = path.resolve()
+    if inside == source.path.resolve():
+        raise UserError(f"{path} is the input; write to another place with --out")
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent} to write {path.name} into")
+    if not path.exists():
+        return
+    if not overwrite:
+        raise UserError(f"{path} is there already; --overwrite replaces it")
+    if path.is_dir() == output.is_video:
+        raise UserError(f"{path} is there and is {'a folder' if path.is_dir() else 'no folder'}")
+    if path.is_dir() and any(file.suffix.lower() != ".png" for file in path.iterdir()):
+        raise UserError(f"{path} holds more than PNG pictures; it is not replaced")
+
+
+@contextmanager
+def _open(output: Output, source: Source) -> Iterator[Writer]:
+    if output.is_video:
+        sound = source.path if output.sound else None
+        with write_video(output.path, source, output.codec, sound) as writer:
+            yield writer
+        return
+    names: Iterator[str] = (output.names % index for index in count())
+    if output.keep_names and isinstance(source, Folder):
+        stems = [file.stem for file in source.files]
+        if len({*stems}) == len(stems):
+            names = (f"{stem}.png" for stem in stems)
+    with write_pictures(output.path, names) as writer:
+        yield writer

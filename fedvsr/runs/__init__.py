@@ -1,0 +1,1 @@
+"""One experiment: its folder, its launch, its execution and its events."""

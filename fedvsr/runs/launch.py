@@ -1,0 +1,115 @@
+"""Launch a run: its data, its executor, and the stream of events that it gives."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from fedvsr import models
+from fedvsr.config import ExperimentConfig
+from fedvsr.data.split import Split, prepare
+from fedvsr.data.videos import Progress
+from fedvsr.federation.executors import Executor, SerialExecutor
+from fedvsr.params import ParamTable
+from fedvsr.runs.events import Event, measure
+from fedvsr.runs.execution import execute
+from fedvsr.runs.run import Run
+from fedvsr.training.local import require_room
+
+if TYPE_CHECKING:
+    from fedvsr.federation.placement import Placement
+
+
+def prepare_data(config: ExperimentConfig, progress: Progress) -> Split:
+    """Cut the videos, or find them cut, and check that the crop fits.
+
+    Raises:
+        UserError: see `fedvsr.data.split.prepare` and `require_room`.
+    """
+    split = prepare(config.data, config.seed, progress)
+    require_room(split.train, config.local)
+    return split
+
+
+def object_store_bytes(config: ExperimentConfig) -> int:
+    """Room for a round's vectors: the global one, and each client's, twice over, and some spare."""
+    size = 4 * ParamTable.of(models.build_fresh(config.model)).size
+    federation = config.federation
+    poisson = federation.sampling == "poisson"
+    most = config.data.num_clients if poisson else federation.clients_per_round
+    return 2 * size * (1 + most) + (256 << 20)
+
+
+def launch(
+    run: Run,
+    split: Split,
+    executor: Literal["ray", "serial"] = "ray",
+    address: str | None = None,
+) -> Iterator[Event]:
+    """Run an experiment, or the rest of it after a stop, and yield its events.
+
+    Args:
+        run: the run.
+        split: its clips, from `prepare_data`.
+        executor: `ray`: clients are actors of a cluster; `serial`: one by one in this process.
+        address: the Ray cluster, see `driver.connect`; connected to and left here.
+
+    Raises:
+        UserError: no such cluster answers, it lacks what the run asks for, or see `execute`.
+    """
+    if executor == "serial":
+        yield from execute(run, split, SerialExecutor)
+        return
+    from fedvsr.federation import driver
+
+    driver.connect(address, object_store_bytes(run.config))
+    try:
+        yield from on_cluster(run, split)
+    finally:
+        driver.disconnect()
+
+
+def on_cluster(
+    run: Run, split: Split, make_executor: Callable[..., Executor] | None = None
+) -> Iterator[Event]:
+    """Run on the Ray cluster that this process is connected to: reserve, drive, release.
+
+    Args:
+        run: the run; `cluster` of its configuration says what to reserve.
+        split: its clips.
+        make_executor: takes the arguments of `RayExecutor`, which is the default.
+
+    Raises:
+        UserError: a node does not see the run's data, or the cluster lacks what the run asks for.
+    """
+    from fedvsr.cluster.nodes import require_readable
+    from fedvsr.federation import driver, placement
+
+    config = run.config
+    require_readable(config)
+    wanted = placement.ask(
+        config.cluster, config.local.num_threads, config.federation.clients_per_round
+    )
+    placed = placement.reserve(wanted, config.cluster.placement_timeout_s, driver.here())
+    try:
+        start = partial(_start, run, split, placed, make_executor)
+        yield from driver.drive(start, placed, measure, run.run_id, config.cluster.max_retries)
+    finally:
+        placed.release()
+
+
+def _start(
+    run: Run,
+    split: Split,
+    placed: Placement,
+    make_executor: Callable[..., Executor] | None,
+    stop: threading.Event,
+) -> Iterator[Event]:
+    """Inside the driver actor."""
+    from fedvsr.federation.ray_executor import RayExecutor
+
+    make = make_executor or RayExecutor
+    config = run.config.cluster
+    return execute(run, split, partial(make, config=config, placement=placed, stop=stop))

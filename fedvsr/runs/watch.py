@@ -1,0 +1,131 @@
+"""Follow a run from outside, through its records alone: also from another machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fedvsr.errors import UserError
+from fedvsr.inference.evaluate import ClipScore
+from fedvsr.records import Results, load_results
+from fedvsr.runs.events import Event, RoundRecorded, RunStarted
+from fedvsr.runs.run import run_status
+
+# Silence after which a run whose lock is free is taken for dead: locks do not reach over every
+# shared file system, so a free one alone says nothing. In rounds, but not under a minute.
+_SILENT_ROUNDS, _SILENT_S = 5, 60.0
+# Before the first round, when client processes start and videos are cut.
+_STARTING_S = 600.0
+
+
+def watch(
+    folder: Path, poll_s: float = 1.0, sleep: Callable[[float], None] = time.sleep
+) -> Iterator[Event]:
+    """A run's events as its tables tell them, from the first round on, until it ends.
+
+    What is known of a round is known when it is over: there are no events of single clients.
+
+    Args:
+        folder: the run's.
+        poll_s: seconds between two looks at the tables.
+        sleep: waits.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no run at {folder}; `fedvsr list` shows those there are")
+    started, shown = False, -1
+    while True:
+        # Before the tables are read: a run that ends in between is seen whole at the next look.
+        status = _status(folder)
+        results = _read(folder)
+        if results is not None and not results.runs.empty:
+            row = results.runs.iloc[0].to_dict()
+            if not started:
+                started = True
+                yield _start(row)
+            rounds = results.rounds
+            if status == "running":
+                # The scores of a round follow its row.
+                rounds = rounds[rounds["evaluate_s"].notna()]
+            for round_idx in sorted(rounds["round_idx"]):
+                if round_idx > shown:
+                    shown = int(round_idx)
+                    yield _round(results, shown)
+        if status not in ("running", "starting"):
+            if not started:
+                raise UserError(f"{folder} has no tables, and nothing writes any; is it a run?")
+            return
+        if status == "running" and _is_dead(folder, results):
+            return
+        sleep(poll_s)
+
+
+def ending(folder: Path) -> tuple[str, str | None]:
+    """How a watched run ended: `finished`, `failed`, `interrupted` or `stopped`, and why."""
+    results = load_results(folder)
+    row = results.runs.iloc[0].to_dict()
+    status = "stopped" if row["status"] == "running" else str(row["status"])
+    error = row["error"]
+    return status, None if pd.isna(error) else str(error)
+
+
+def _status(folder: Path) -> str:
+    results = _read(folder)
+    if results is None or results.runs.empty:
+        return "starting" if _silence_s(folder) < _STARTING_S else "stopped"
+    return str(results.runs["status"].iloc[0])
+
+
+def _read(folder: Path) -> Results | None:
+    try:
+        return load_results(folder)
+    except OSError:
+        # A shared file system may lose a file for a moment while another takes its place.
+        return None
+
+
+def _is_dead(folder: Path, results: Results | None) -> bool:
+    walls = [] if results is None else _walls(results.rounds).tolist()[1:]
+    patience_s = max(_SILENT_S, _SILENT_ROUNDS * max(walls)) if walls else _STARTING_S
+    return _silence_s(folder) > patience_s and run_status(folder) == "stopped"
+
+
+def _silence_s(folder: Path) -> float:
+    """Seconds since a table or the folder itself last changed."""
+    paths = [folder, *folder.glob("*.parquet")]
+    return time.time() - max(path.stat().st_mtime for path in paths)
+
+
+def _start(row: dict[Any, Any]) -> RunStarted:
+    names = ("num_rounds", "num_params", "num_clients")
+    counts = {name: int(row[name]) for name in names}
+    return RunStarted(run_id=row["run_id"], round_idx=0, device=row["device"], notes=(), **counts)
+
+
+def _round(results: Results, round_idx: int) -> RoundRecorded:
+    rounds, clients, evaluations = (
+        table[table["round_idx"] == round_idx]
+        for table in (results.rounds, results.clients, results.evaluations)
+    )
+    row = rounds.iloc[0]
+    scores = list[ClipScore]()
+    for score in evaluations[list(ClipScore.__dataclass_fields__)].to_dict("records"):
+        values: dict[str, Any] = {str(k): None if pd.isna(v) else v for k, v in score.items()}
+        scores.append(ClipScore(**values))
+    return RoundRecorded(
+        round_idx,
+        clients.sort_values("position")["client_id"].tolist(),
+        None if pd.isna(row["loss"]) else float(row["loss"]),
+        scores,
+        float(_walls(rounds).iloc[0]),
+    )
+
+
+def _walls(rounds: pd.DataFrame) -> pd.Series[float]:
+    return rounds[["train_s", "aggregate_s", "evaluate_s"]].sum(axis=1)

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from safetensors import safe_open
+
+from fedvsr import cli, load_results, models
+from fedvsr.algorithms import reference
+from fedvsr.lookup import names
+from tests.conftest import moving_texture, write_video
+
+
+def fedvsr(*arguments: str) -> int:
+    """Run the command line in this process and return its exit code."""
+    before = sys.argv
+    sys.argv = ["fedvsr", *arguments]
+    try:
+        cli.main()
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 0
+    finally:
+        sys.argv = before
+    raise AssertionError("main() always exits")
+
+
+def test_help_names_every_command_and_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fedvsr("--help") == 0
+    text = capsys.readouterr().out
+    commands = ["run", "upscale", "evaluate", "data", "presets", "config", "show", "list"]
+    commands += ["algorithms", "submit", "jobs", "logs", "stop", "fetch", "doctor", "tune"]
+    commands += ["report", "watch", "export"]
+    for command in commands:
+        assert re.search(rf"\b{command}\b +[A-Z]", text), f"{command} has no help line"
+        assert fedvsr(command, "--help") == 0
+        assert "Usage" in capsys.readouterr().out
+    assert fedvsr("--version") == 0
+    assert capsys.readouterr().out.startswith("fedvsr ")
+
+
+def test_algorithms_are_listed_with_what_they_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fedvsr("algorithms") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines if not line.startswith(" ")} == {
+        "algorithm",
+        *names("fedvsr.algorithms"),
+    }
+    (scaffold,) = (line.split() for line in lines if line.startswith("scaffold"))
+    assert scaffold[1:5] == ["control", "control", "2x", "2x"]
+    assert fedvsr("algorithms", "--markdown") == 0
+    assert capsys.readouterr().out == reference()
+
+
+def test_presets_and_config(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fedvsr("presets") == 0
+    assert "demo" in capsys.readouterr().out
+    assert fedvsr("config", "demo", "--set", "local.lr=0.5") == 0
+    assert yaml.safe_load(capsys.readouterr().out)["local"]["lr"] == 0.5
+    assert fedvsr("config", "--schema") == 0
+    assert "local" in json.loads(capsys.readouterr().out)["properties"]
+
+
+def test_a_run_from_the_first_command_to_its_files(
+    small_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "results")
+    assert fedvsr("run", str(small_yaml), "--executor", "serial", "--out", out) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"round 3/3  clients \d,\d  loss 0\.\d+  PSNR \d+\.\d\d dB", printed)
+    (folder,) = Path(out).iterdir()
+    for name in ("config.yaml", "curves.png", "comparison.png"):
+        assert (folder / name).stat().st_size > 500, name
+    assert not list(folder.rglob("*.tmp"))
+
+    rounds = pd.read_parquet(folder / "rounds.parquet")
+    assert rounds["round_idx"].tolist() == [0, 1, 2, 3]
+    assert rounds["loss"].isna().tolist() == [True, False, False, False]
+    results = load_results(out)
+    assert len(results.clients) == 3 * 2
+    assert results.clients.groupby("round_idx")["weight"].sum().to_numpy() == pytest.approx(1)
+    scores = results.evaluations
+    first = scores[scores["round_idx"] == 0]
+    assert first["psnr_db"].to_numpy() == pytest.approx(first["bicubic_psnr_db"], abs=0.01)
+    assert scores["psnr_db"].iloc[-1] > scores["bicubic_psnr_db"].iloc[-1]
+    assert results.runs["status"].tolist() == ["finished"]
+    assert results.runs["psnr_db"].iloc[0] == pytest.approx(scores["psnr_db"].iloc[-1])
+
+    with safe_open(str(folder / "model.safetensors"), framework="pt") as file:
+        network = models.build(**json.loads(file.metadata()["fedvsr"])["model"])
+        network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+
+    assert fedvsr("list", "--out", out) == 0
+    assert folder.name in capsys.readouterr().out.replace("\n", "")
+    assert fedvsr("show", folder.name, "--out", out) == 0
+    assert "mean" not in capsys.readouterr().out, "one clip needs no mean"
+    assert fedvsr("show", str(folder)) == 0
+    assert fedvsr("run", str(small_yaml), "--executor", "serial", "--out", out, "--resume") == 2
+    assert "has finished with this configuration" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "dmeo"], "did you mean 'demo'"),
+        (["run", "demo", "--set", "local.stpes=1"], "local.stpes is not a setting"),
+        (["run", "demo", "--set", "data.videos=[nowhere.mp4]"], "there is no video"),
+        (["run", "demo", "--resume", "--out", "{tmp}"], "no run of this configuration"),
+        (["show", "nothing", "--out", "{tmp}"], "there is no run at"),
+        (["list", "--out", "{tmp}/nowhere"], "there is no folder"),
+    ],
+)
+def test_mistakes_cost_one_line_and_exit_code_2(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fedvsr(*(a.format(tmp=tmp_path) for a in arguments)) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+def test_usage_mistakes_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fedvsr("run", "--nonsense") == 2
+    assert "No such option" in capsys.readouterr().err
+
+
+def test_faults_of_ours_exit_with_1_and_debug_shows_them(
+    small_yaml: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("broken")
+
+    monkeypatch.setattr("fedvsr.runs.launch.prepare_data", fail)
+    assert fedvsr("run", str(small_yaml)) == 1
+    err = capsys.readouterr().err
+    assert err == "internal error: ZeroDivisionError: broken (--debug shows the traceback)\n"
+    assert fedvsr("--debug", "run", str(small_yaml)) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_failed_run_says_why_and_can_be_resumed(
+    small_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["run", str(small_yaml), "--executor", "serial", "--out", str(tmp_path)]
+    hot = ["--set", "local.lr=1", "--set", "algorithm.lambda_vsr=100", "--set", "local.steps=400"]
+    code = fedvsr(*arguments, *hot, "--set", "model.channels=64", "--set", "model.blocks=20")
+    err = capsys.readouterr().err
+    assert code == 2, err
+    assert re.search(r"error: the loss of client \d is (nan|inf) in round \d, step \d+; lower", err)
+    row = load_results(tmp_path).runs.iloc[0]
+    assert row["status"] == "failed"
+    assert "lower local.lr" in row["error"]
+
+
+def test_two_videos_two_means(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [str(tmp_path / f"{i}.mp4") for i in range(2)]
+    for i, name in enumerate(names):
+        write_video(Path(name), moving_texture(12, 32, 32, seed=i))
+    settings = [
+        f"data.videos=[{','.join(names)}]",
+        "data.clip_frames=4",
+        "data.num_clients=2",
+        f"data.cache_dir={tmp_path}/cache",
+        "federation.num_rounds=1",
+        "federation.clients_per_round=2",
+        "local.steps=1",
+        "local.num_frames=2",
+        "local.crop=16",
+        "evaluation.every_rounds=2",
+        "evaluation.luma=true",
+    ]
+    flags = [flag for setting in settings for flag in ("--set", setting)]
+    out = tmp_path / "out"
+    assert fedvsr("run", "demo", *flags, "--executor", "serial", "--out", str(out)) == 0
+    assert re.search(r"\nmean +\d+\.\d\d dB", capsys.readouterr().out)
+    scores = load_results(out).evaluations
+    assert set(scores["channel"]) == {"y"}
+    assert scores["round_idx"].tolist() == [0, 0, 1, 1], "the last round is always scored"
+    assert np.isfinite(scores["psnr_db"]).all()

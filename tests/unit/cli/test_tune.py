@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from rich.console import Console
+
+from fedvsr.cli.sweep_view import SweepView, trials_table
+from fedvsr.tuning.sweep import load_sweep, save_sweep
+from fedvsr.tuning.table import write_trials
+from tests.unit.cli.test_cli import fedvsr
+
+TUNE_CONFIGS = Path(__file__).parents[3] / "tune_configs"
+
+
+def test_a_dry_run_tells_trials_cost_and_concurrency(capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(TUNE_CONFIGS / "lambda_grid_rvrt.yaml")
+    assert fedvsr("tune", file, "--dry-run", "--max-concurrent", "1") == 0
+    printed = capsys.readouterr().out
+    assert "lambda_grid_rvrt: 100 trials; 1 at once on this machine; 3,680 GPU hours" in printed
+    assert "3,680 hours of time (The paper's 46 hours" in printed
+    lines = printed.splitlines()
+    assert lines[0].split() == ["trial", "lambda_vsr", "lambda_hifr", "rounds", "GPU", "hours"]
+    assert lines[13].split() == ["12", "0.2", "0.3", "20", "36.8"]
+
+
+def test_a_dry_run_of_a_searcher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "s.yaml"
+    sweep = {
+        "name": "s",
+        "base": "demo",
+        "space": {"local.lr": {"uniform": [0, 1]}},
+        "searcher": {"name": "optuna", "num_samples": 7},
+    }
+    path.write_text(yaml.safe_dump(sweep))
+    assert fedvsr("tune", str(path), "--dry-run") == 0
+    assert "7 trials, which optuna chooses" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{file}", "--set", "local.stpes=1"], "trial 0 (lambda_vsr=0.1 lambda_hifr=0.1): local.s"),
+        (["{file}", "--resume"], "there is no sweep at"),
+        (["{file}", "--resume", "--max-concurrent", "2"], "keeps what it was started with"),
+        (["{file}", "--address", "ray://h:1"], "must run on a machine of the cluster"),
+        (["nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (["{file}"], "there is no data set"),
+    ],
+)
+def test_mistakes_cost_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(TUNE_CONFIGS / "lambda_grid_rvrt.yaml")
+    filled = [a.format(file=file) for a in arguments]
+    assert fedvsr("tune", *filled, "--out", str(tmp_path)) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+ROWS: list[dict[str, Any]] = [
+    {
+        "sweep": "s",
+        "trial": i,
+        "run_id": f"r{i}",
+        "status": "finished",
+        "round_idx": 3,
+        "evaluated_round_idx": 3,
+        "num_rounds": 3,
+        "loss": 0.5,
+        "psnr_db": 30.0 + i,
+        "ssim": 0.8,
+        "bicubic_psnr_db": 29.0,
+        "rounds_s": 12.3,
+        "attempts": 1,
+        "algorithm.lambda_vsr": (i % 3) / 2,
+        "algorithm.lambda_hifr": (i // 3) / 2,
+    }
+    for i in range(9)
+]
+SWEPT = ["algorithm.lambda_vsr", "algorithm.lambda_hifr"]
+
+
+def test_a_report_prints_the_best_and_draws(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "sweeps" / "s"
+    folder.mkdir(parents=True)
+    source = tmp_path / "s.yaml"
+    space = {key: {"grid": [0.0, 0.5, 1.0]} for key in SWEPT}
+    source.write_text(
+        yaml.safe_dump({"name": "s", "base": "demo", "space": space}, sort_keys=False)
+    )
+    save_sweep(load_sweep(source), folder / "sweep.yaml")
+    pending = {"sweep": "s", "trial": 9, "run_id": "r9", "status": "pending", "round_idx": 0}
+    rows = [*ROWS, {**pending, "num_rounds": 3, "attempts": 0}]
+    write_trials(folder / "trials.parquet", rows, SWEPT)
+    assert fedvsr("tune-report", "s", "--out", str(tmp_path)) == 0
+    printed = capsys.readouterr().out
+    assert "9 finished, 1 pending" in printed
+    lines = printed.splitlines()
+    assert lines[1].split()[:3] == ["trial", "lambda_vsr", "lambda_hifr"]
+    assert [line.split()[0] for line in lines[2:7]] == ["8", "7", "6", "5", "4"]
+    for name in ("heat_map.png", "parallel.png"):
+        assert (folder / name).stat().st_size > 5000
+        assert name in printed
+    assert not (folder / "curve.png").exists(), "two free settings make no curve"
+    assert fedvsr("tune-report", "nothing", "--out", str(tmp_path)) == 2
+    assert "there is no sweep at" in capsys.readouterr().err
+
+
+def test_one_setting_makes_a_curve_and_so_do_bounded_ones(tmp_path: Path) -> None:
+    from fedvsr.report.sweep import draw
+
+    table = pd.DataFrame(ROWS)
+    one = table[table["algorithm.lambda_hifr"] == 0]
+    drawn = draw(one, SWEPT, "psnr_db", "max", tmp_path)
+    assert [path.name for path in drawn] == ["curve.png"]
+    bounded = table[table["algorithm.lambda_vsr"] + table["algorithm.lambda_hifr"] == 1]
+    drawn = draw(bounded, SWEPT, "psnr_db", "max", tmp_path)
+    assert [path.name for path in drawn] == ["heat_map.png", "curve.png", "parallel.png"]
+
+
+def test_what_is_seen_while_it_runs() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    running = {**ROWS[0], "status": "running", "round_idx": 2, "evaluated_round_idx": 1}
+    further = {**running, "round_idx": 3}
+    pending = {"trial": 1, "run_id": "p", "status": "pending", "round_idx": 0, "num_rounds": 3}
+    with SweepView(console, SWEPT) as view:
+        for rows in ([running, pending], [further, pending], [ROWS[0], pending]):
+            view(rows)
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().splitlines() == [
+        "trial 0  lambda_vsr=0 lambda_hifr=0  running  round 1/3  loss 0.5000  PSNR 30.00 dB  "
+        "over bicubic +1.00 dB  SSIM 0.8000  seconds 12",
+        "trial 0  lambda_vsr=0 lambda_hifr=0  finished  round 3/3  loss 0.5000  PSNR 30.00 dB  "
+        "over bicubic +1.00 dB  SSIM 0.8000  seconds 12",
+    ], "a line for each change, and none for what is the same or pending"
+    assert trials_table(ROWS, SWEPT).row_count == 9
+    terminal = Console(file=io.StringIO(), width=120, force_terminal=True)
+    with SweepView(terminal, SWEPT) as view:
+        view([running, pending])
+    assert isinstance(terminal.file, io.StringIO)
+    assert "2 trials: 1 running, 1 pending" in terminal.file.getvalue()

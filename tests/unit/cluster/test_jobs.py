@@ -1,0 +1,194 @@
+"""What needs no cluster; tests/integration/test_jobs.py has one."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fedvsr import config, environment
+from fedvsr.cluster import jobs
+from fedvsr.cluster import package as job_package
+from fedvsr.errors import UserError
+from tests.unit.cli.test_cli import fedvsr
+
+
+def test_a_package_runs_from_its_own_folder(small_yaml: Path, tmp_path: Path) -> None:
+    extra = tmp_path / "extra"
+    extra.mkdir()
+    (extra / "weights.pth").write_bytes(b"w")
+    experiment = config.load_config(str(small_yaml))
+    built = job_package.build(tmp_path / "package", experiment, [extra], source=True)
+    assert set(built.sizes) == {"fedvsr", "run.yaml", "extra"}
+    assert not list(built.folder.rglob("__pycache__"))
+    assert config.load_config(str(built.folder / "run.yaml")) == experiment
+    # Isolated from this checkout: what is shipped suffices, and knows its commit.
+    program = (
+        "import sys; sys.path.insert(0, '.'); import fedvsr.environment as e; "
+        "print(e.__file__, e.git_commit())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program],
+        cwd=built.folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    file, commit = done.stdout.split()
+    assert (built.folder / file).is_relative_to(built.folder)
+    assert commit == str(environment.git_commit())
+
+
+def test_what_is_installed_is_not_shipped(small_yaml: Path, tmp_path: Path) -> None:
+    experiment = config.load_config(str(small_yaml))
+    built = job_package.build(tmp_path / "package", experiment, [], source=False)
+    assert set(built.sizes) == {"run.yaml"}
+
+
+def test_a_package_that_is_too_large_names_what_is_large(
+    small_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, mib in {"big.npy": 99, "small.npy": 2}.items():
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(mib << 20)
+    include = [part for name in ("small.npy", "big.npy") for part in ("--include", name)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert fedvsr("submit", str(small_yaml), "--dry-run", *include) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: the job's package has 101.0 MiB, and Ray takes 100.0 MiB ")
+    assert "(largest: big.npy 99.0 MiB, small.npy 2.0 MiB)" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "data.videos=[a.mp4]"], "data.videos: a.mp4 is relative"),
+        (["--set", "model.weights=w.pth"], "model.weights: w.pth is relative"),
+        (["--include", "nowhere"], "--include nowhere: there is no such file"),
+        (["--include", "{tmp}/run.yaml"], "another run.yaml goes along"),
+        (["--package", "{tmp}"], "is there already; name a new folder"),
+        (["--out", "results"], "--out results: give an absolute path on the cluster"),
+        (["--set", "local.stpes=1"], "local.stpes is not a setting"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_sent(
+    small_yaml: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    (tmp_path / "run.yaml").write_text("x")
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
+    assert fedvsr("submit", str(small_yaml), "--dry-run", *arguments) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_what_is_shipped_may_be_named_relatively(
+    small_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"v")
+    arguments = ["--set", "data.videos=[a.mp4]", "--include", str(tmp_path / "a.mp4")]
+    assert fedvsr("submit", str(small_yaml), "--dry-run", *arguments) == 0
+    assert "a.mp4 0.0 KiB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("ray://head:10001", "--address ray://head:10001: jobs go to the job server"),
+        ("head:8265", "--address head:8265: jobs go to the job server"),
+        ("http://127.0.0.1:{free}", "no Ray job server answers at http://127.0.0.1:{free} "),
+        ("http://no.such.host.invalid:8265", "no Ray job server answers at http://no.such"),
+    ],
+)
+def test_an_address_where_nothing_answers(
+    address: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    assert fedvsr("jobs", "--address", address.format(free=port)) == 2
+    err = capsys.readouterr().err
+    assert message.format(free=port) in err
+    assert err.count("\n") == 1
+
+
+def test_where_jobs_go_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    assert jobs._resolve(None) == "http://127.0.0.1:8265"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert jobs._resolve(None) == "http://127.0.0.1:8265"
+    monkeypatch.setenv("RAY_ADDRESS", "http://a:1/")
+    assert jobs._resolve(None) == "http://a:1"
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "https://b")
+    assert jobs._resolve(None) == "https://b"
+    assert jobs._resolve("http://c:2") == "http://c:2"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        ("PENDING", None, None),
+        ("RUNNING", None, None),
+        ("SUCCEEDED", 0, 0),
+        ("STOPPED", None, 130),
+        ("FAILED", 2, 2),
+        ("FAILED", -9, 137),
+        ("FAILED", None, 1),
+    ],
+)
+def test_exit_codes_are_a_shells(status: str, code: int | None, expected: int | None) -> None:
+    assert jobs._exit_code(status, code) == expected
+
+
+def test_lines_for_a_shell_keep_odd_names_whole() -> None:
+    arguments = ["python", "-m", "fedvsr", "run", "--out", "~/my results; rm"]
+    assert jobs.shell_command(arguments) == "python -m fedvsr run --out ~/'my results; rm'"
+    line = jobs.ray_command("http://h:1", "a b", arguments)
+    assert "--working-dir 'a b'" in line
+    assert line.endswith("-- python -m fedvsr run --out '~/my results; rm'")
+
+
+def test_a_log_that_breaks_off_goes_on_where_it_broke(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs.time, "sleep", lambda _: None)
+    whole = "one\ntwo\nthree\nfour\n"
+    # How many characters each connection gives before it breaks.
+    connections = iter([5, 0, 0, 11, None])
+
+    class Client:
+        async def tail_job_logs(self, job_id: str):  # type: ignore[no-untyped-def]
+            end = next(connections)
+            for start in range(0, len(whole) if end is None else end, 3):
+                yield whole[start : min(start + 3, len(whole) if end is None else end)]
+            if end is not None:
+                raise RuntimeError("closed unexpectedly")
+
+        def get_job_info(self, job_id: str) -> SimpleNamespace:
+            return SimpleNamespace(
+                submission_id=job_id,
+                status="SUCCEEDED",
+                start_time=0,
+                end_time=0,
+                entrypoint="",
+                driver_exit_code=0,
+            )
+
+    server = jobs.Jobs.__new__(jobs.Jobs)
+    server.address, server._client = "http://h", Client()  # type: ignore[assignment]
+    said: list[str] = []
+    assert server.follow("job", said.append).exit_code == 0
+    assert "".join(said) == whole
+
+    connections = iter([5] + [0] * 9)
+    with pytest.raises(UserError, match="closed unexpectedly"):
+        server.follow("job", said.append)

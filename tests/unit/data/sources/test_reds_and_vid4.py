@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedvsr.data.clips import Store
+from fedvsr.data.prepare import prepare
+from fedvsr.data.request import Request
+from fedvsr.data.sources import reds, vid4
+from fedvsr.errors import UserError
+from tests.unit.data import trees
+
+
+def made(out: Path, source: str, found: tuple[list[Any], list[str]]) -> Store:
+    return prepare(Request(out, source, 4, "bi"), *found)
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_reds_is_regrouped(tmp_path: Path, unpacked: bool) -> None:
+    root = trees.reds(tmp_path / "REDS", train=(0, 11, 239), val=(0, 29), unpacked=unpacked)
+    store = made(tmp_path / "out", "reds", reds.recordings(root, num_frames=trees.FRAMES))
+    assert [clip.clip_id for clip in store.clips] == ["000", "011", "239", "240", "269"]
+    for clip, seed in zip(store.clips, (0, 11, 239, 240, 269), strict=True):
+        np.testing.assert_array_equal(clip.gt(), trees.texture(seed))
+        np.testing.assert_array_equal(clip.lq(), trees.reduced(trees.texture(seed)) // 2)
+    assert store.source == "reds"
+    assert {clip.label for clip in store.clips} == {"reds"}
+    assert "265 of the 270 clips are not in" in store.notes[0]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "manifest.json", *(f"{c.clip_id}_{kind}.npy" for c in store.clips for kind in ("gt", "lq"))
+    }  # fmt: skip
+
+
+def test_reds_low_resolution_is_made_where_it_is_not_given(tmp_path: Path) -> None:
+    root = trees.reds(tmp_path / "REDS", train=(0,), val=(), given=False)
+    store = made(tmp_path / "out", "reds", reds.recordings(root, num_frames=trees.FRAMES))
+    np.testing.assert_array_equal(store.clips[0].lq(), trees.reduced(trees.texture(0)))
+    root = trees.reds(tmp_path / "given", train=(0,), val=())
+    found = reds.recordings(root, num_frames=trees.FRAMES, make_lq=True)
+    again = made(tmp_path / "again", "reds", found)
+    np.testing.assert_array_equal(again.clips[0].lq(), trees.reduced(trees.texture(0)))
+
+
+def test_reds_that_others_regrouped(tmp_path: Path) -> None:
+    root = trees.reds(tmp_path / "REDS", train=(0, 240), val=(0,))
+    tasks, _ = reds.recordings(root, num_frames=trees.FRAMES)
+    assert [task.clip_id for task in tasks] == ["000", "240"]
+    assert tasks[1].gt.path == root / "train_sharp" / "240"
+
+
+def test_some_of_reds(tmp_path: Path) -> None:
+    root = trees.reds(tmp_path / "REDS", train=(0, 1, 11, 15, 20), val=())
+    tasks, notes = reds.recordings(root, num_frames=trees.FRAMES, only=reds.REDS4)
+    assert [task.clip_id for task in tasks] == ["000", "011", "015", "020"]
+    assert notes == []
+    with pytest.raises(UserError, match="no REDS clip 270, 4; its clips are 000 to 269"):
+        reds.recordings(root, only=("000", "270", "4"))
+
+
+def test_reds_that_is_not_whole(tmp_path: Path) -> None:
+    def refused(match: str, num_frames: int = trees.FRAMES) -> None:
+        with pytest.raises(UserError, match=match):
+            reds.recordings(root, num_frames=num_frames)
+
+    root = tmp_path / "nowhere"
+    refused("holds neither train_sharp/000 nor val_sharp/000")
+    root = trees.reds(tmp_path / "REDS")
+    refused(r"train_sharp/000 has 3 frames, not 100; copy it again", 100)
+    low = root / "train_sharp_bicubic/X4/011"
+    (low / "00000001.png").unlink()
+    refused(r"011 has 3 frames and .*X4/011 has 2 \(00000001 is only in the first\)")
+    shutil.rmtree(low)
+    refused("has low-resolution frames of other clips but not of 011; complete them")
+    shutil.copytree(root / "train_sharp/011", low)
+    refused(r"X4/011 has 24 x 16 pixels; x4 of .*train_sharp/011 wants 6 x 4")
+    (root / "train_sharp/000/00000000.png").rename(root / "train_sharp/000/00000003.png")
+    refused(r"train_sharp/000 begins at 00000001\.png, not at 0")
+
+
+@pytest.mark.parametrize("low", ["BIx4", None])
+def test_vid4(tmp_path: Path, low: str | None) -> None:
+    root = trees.vid4(tmp_path / "Vid4", low)
+    store = made(tmp_path / "out", "vid4", vid4.recordings(root))
+    found = {clip.clip_id: (clip.height, clip.width) for clip in store.clips}
+    assert found == trees.VID4_SIZES
+    assert [clip.num_frames for clip in store.clips] == [2, 3, 4, 5]
+    walk = trees.texture(3, 5, 12, 24)
+    np.testing.assert_array_equal(store.clips[3].gt(), walk)
+    expected = trees.reduced(walk) // (2 if low else 1)
+    np.testing.assert_array_equal(store.clips[3].lq(), expected)
+    assert "calendar has 2 frames, the published one 41" in store.notes[0]
+
+
+def test_vid4_of_the_other_degradation_is_taken_as_given(tmp_path: Path) -> None:
+    root = trees.vid4(tmp_path / "Vid4", "BDx4")
+    tasks, _ = vid4.recordings(root, degradation="bd")
+    assert [task.lq and task.lq.path.parent.name for task in tasks] == ["BDx4"] * 4
+    tasks, _ = vid4.recordings(root, degradation="bi")
+    assert [task.lq for task in tasks] == [None] * 4
+
+
+def test_vid4_that_is_not_whole(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds none of GT/calendar, GT/city"):
+        vid4.recordings(tmp_path)
+    root = trees.vid4(tmp_path / "Vid4")
+    shutil.rmtree(root / "BIx4" / "city")
+    with pytest.raises(UserError, match=r"BIx4 has no clip city, and .*GT has; complete it"):
+        vid4.recordings(root)
+    shutil.rmtree(root / "GT" / "city")
+    tasks, notes = vid4.recordings(root)
+    assert [task.clip_id for task in tasks] == ["calendar", "foliage", "walk"]
+    assert any("GT has no clip city" in note for note in notes)

@@ -1,0 +1,68 @@
+"""How a run begins."""
+
+from __future__ import annotations
+
+import fcntl
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from fedvsr import models
+from fedvsr.config import ExperimentConfig, load_config
+from fedvsr.data.split import Split
+from fedvsr.federation.executors import SerialExecutor
+from fedvsr.inference.evaluate import Evaluator
+from fedvsr.params import flatten
+from fedvsr.runs import execution
+from fedvsr.runs.events import RoundRecorded, RunStarted
+from fedvsr.runs.execution import execute
+from fedvsr.runs.launch import prepare_data
+from fedvsr.runs.run import create_run
+from fedvsr.training.checkpoint import save_model
+
+
+def test_a_run_starts_from_the_weights_it_is_given(small: ExperimentConfig, tmp_path: Path) -> None:
+    network = models.build_fresh(small.model)
+    network.to_pixels.weight.data.normal_(std=0.05)
+    save_model(tmp_path / "start.safetensors", network, small.model)
+    model = small.model.model_copy(update={"weights": str(tmp_path / "start.safetensors")})
+    config = small.model_copy(update={"model": model})
+    split = prepare_data(config, lambda *_: None)
+    run = create_run(config, tmp_path)
+    events = execute(run, split, SerialExecutor)
+    assert isinstance(next(events), RunStarted)
+    first = next(events)
+    events.close()
+    assert isinstance(first, RoundRecorded)
+    wanted = Evaluator(small.model, small.evaluation, split.test).score(flatten(network))
+    assert [score.psnr_db for score in first.scores] == [score.psnr_db for score in wanted]
+    assert np.isfinite(wanted[0].psnr_db)
+    assert wanted[0].psnr_db != wanted[0].bicubic_psnr_db
+
+
+def notes(config: ExperimentConfig, *overlap: str) -> tuple[str, ...]:
+    return execution._notes(config, Split((), (), (), overlap))
+
+
+def test_a_run_says_that_flow_starts_from_scratch() -> None:
+    video = "data.videos=[a.mp4]"
+    (note,) = notes(load_config("rvrt", [video]))
+    assert "model.flow_weights=PATH" in note
+    assert "local.freeze_steps = 30000 keeps it untrained" in note
+    (note,) = notes(load_config("rvrt", [video, "local.freeze_steps=0"]))
+    assert "freeze_steps" not in note
+    assert notes(load_config("rvrt", [video, "model.flow_weights=a.pth"])) == ()
+    assert notes(load_config("demo")) == ()
+
+
+def test_a_look_at_a_runs_status_does_not_keep_it_from_starting(
+    small: ExperimentConfig, tmp_path: Path
+) -> None:
+    run = create_run(small, tmp_path)
+    events = execute(run, prepare_data(small, lambda *_: None), SerialExecutor)
+    with (run.folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        threading.Timer(0.3, fcntl.flock, (file, fcntl.LOCK_UN)).start()
+        assert isinstance(next(events), RunStarted)
+    events.close()
