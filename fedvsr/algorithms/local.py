@@ -35,7 +35,5 @@ class Algorithm(FedAvg):
         server: Vectors,
         this: Round,
     ) -> Aggregated:
-        """Nothing; reading the uploads lets clients remember."""
-        for _ in uploads:
-            pass
+        """Keep the server's network: nothing is sent."""
         return Aggregated({"params": server["params"]}, None)

@@ -7,7 +7,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal, Protocol
 
 from fedvsr.data.clips import Clip, Frames
@@ -36,16 +35,24 @@ FaultKind = Literal[
 
 @dataclass(frozen=True)
 class ClientOutcome:
-    """A finished task. The parameters stay where they are until they are fetched."""
+    """How a client's task went."""
 
     report: ClientReport
-    fetch: Callable[[], ClientUpdate]
-    """Gives what the client sends and remembers, perhaps read-only."""
     attempts: int = 1
-    """Times the task was started: more than 1 where it failed before."""
+    """Starts of the task; more than 1 if it failed before."""
     node: str | None = None
-    """Ray node that trained it."""
+    """Ray node that trained it; None without Ray."""
     slot: int | None = None
+    """Slot that it took; None without Ray."""
+
+
+@dataclass(frozen=True)
+class TrainedClient:
+    """A finished task, with what the client sends and remembers."""
+
+    outcome: ClientOutcome
+    update: ClientUpdate
+    """Its vectors may be read-only views of shared memory."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,7 @@ class Executor(Protocol):
         shared: Vectors,
         states: ClientStates,
         upcoming: Sequence[int] = (),
-    ) -> Iterator[ClientOutcome | Fault]:
+    ) -> Iterator[TrainedClient | Fault]:
         """Train every task's client; outcomes as they finish, faults as they happen.
 
         Every task ends in an outcome or in a fault that is final.
@@ -172,7 +179,7 @@ class SerialExecutor:
         shared: Vectors,
         states: ClientStates,
         upcoming: Sequence[int] = (),
-    ) -> Iterator[ClientOutcome | Fault]:
+    ) -> Iterator[TrainedClient | Fault]:
         """Train in the order of `tasks`. What fails here would fail again, so it fails for good."""
         for task in tasks:
             clips, state = self._clients.clips[task.client_id], states.get(task.client_id)
@@ -191,7 +198,7 @@ class SerialExecutor:
                     error=error,
                 )
             else:
-                yield ClientOutcome(report, fetch=partial(_same, update))
+                yield TrainedClient(ClientOutcome(report), update)
 
     def start_scorer(self, make: Callable[[], Evaluator]) -> Scorer:
         """Scores are made at once, here."""
@@ -238,7 +245,3 @@ def first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     name = type(error).__name__
     return lines[0] if isinstance(error, UserError) else ": ".join([name, *lines[:1]])
-
-
-def _same(update: ClientUpdate) -> ClientUpdate:
-    return update

@@ -5,13 +5,11 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import ray
 import torch
 from ray.exceptions import (
@@ -24,6 +22,7 @@ from ray.exceptions import (
 )
 
 from fedvsr.errors import UserError
+from fedvsr.federation.actors import ActorPool, LiveActor
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.config import ClusterConfig
 from fedvsr.federation.executors import (
@@ -32,55 +31,15 @@ from fedvsr.federation.executors import (
     Fault,
     FaultKind,
     Scorer,
+    TrainedClient,
     first_line,
 )
 from fedvsr.federation.placement import Place, Placement, alive_nodes
-from fedvsr.federation.ray_scorer import POLL_S, RayScorer, keep_to_own_gpus
+from fedvsr.federation.ray_scorer import POLL_S, RayScorer
 from fedvsr.federation.schedule import Schedule
 from fedvsr.inference.evaluate import Evaluator
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
-from fedvsr.params import FloatVector
 from fedvsr.training.local import count_steps
-
-
-class ClientActor:
-    """One client: its clips and a network. What it returns is a report and a vector, no more."""
-
-    def __init__(self, clients: Clients, client_id: int) -> None:
-        keep_to_own_gpus()
-        # `clients` holds this client's clips alone; see RayExecutor._start.
-        self._clips = clients.clips[0]
-        self._client_id = client_id
-        self._trainer = clients.make_trainer()
-        self._vector: FloatVector | None = None
-        # While another client trains, rather than in this one's first step.
-        self._trainer.warm_up()
-
-    def ready(self) -> None:
-        """Return once the actor is built."""
-
-    def train(
-        self, task: ClientTask, shared: Vectors, state: Vectors
-    ) -> tuple[ClientReport, ClientUpdate]:
-        """One task of this client. `shared` is read-only memory, the same for all actors."""
-        assert task.client_id == self._client_id
-        if self._vector is None:
-            self._vector = np.empty_like(shared["params"])
-        try:
-            # What is returned is copied to the object store before the next task begins.
-            return self._trainer.train(task, shared, state, self._clips, self._vector)
-        finally:
-            if torch.cuda.is_available():
-                # The next client on this GPU needs what this one only keeps in reserve.
-                torch.cuda.empty_cache()
-
-
-@dataclass
-class _Actor:
-    handle: Any
-    place: Place
-    building: Any
-    """What `ready` will return; None once it has."""
 
 
 @dataclass
@@ -117,6 +76,7 @@ class RayExecutor:
     """
 
     name = "ray"
+    make_pool: ClassVar[type[ActorPool]] = ActorPool
 
     def __init__(
         self,
@@ -127,11 +87,10 @@ class RayExecutor:
     ) -> None:
         self._clients, self._config, self._placement = clients, config, placement
         self._stop = stop or threading.Event()
-        self._remote: Any = ray.remote(ClientActor)
-        self._places, self._looked = placement.places(), time.monotonic()
         self._schedule = Schedule(partial(_steps, clients))
-        # Least recently used first.
-        self._actors = OrderedDict[int, _Actor]()
+        self.pool = self.make_pool(clients, placement, config.max_live_clients)
+        self._places = list[Place]()
+        self._look_for_places()
         self._waiting = list[_Waiting]()
         self._running = dict[Any, _Running]()
         self._scorer: RayScorer | None = None
@@ -142,7 +101,7 @@ class RayExecutor:
         shared: Vectors,
         states: ClientStates,
         upcoming: Sequence[int] = (),
-    ) -> Iterator[ClientOutcome | Fault]:
+    ) -> Iterator[TrainedClient | Fault]:
         """Outcomes in the order of arrival."""
         self._look_for_places()
         shared_ref = ray.put(shared)
@@ -168,8 +127,7 @@ class RayExecutor:
 
     def close(self) -> None:
         """End the client processes."""
-        for client_id in list(self._actors):
-            self._discard(client_id)
+        self.pool.close()
         if self._scorer:
             self._scorer.close()
 
@@ -222,7 +180,8 @@ class RayExecutor:
         self, item: _Waiting, place: Place, slot: int, shared_ref: Any, states: ClientStates
     ) -> None:
         client_id = item.task.client_id
-        actor = self._actor(client_id, place, self._busy())
+        self._keep_room_for_scorer()
+        actor = self.pool.get(client_id, place, self._busy())
         state = states.get(client_id)
         report, update = actor.handle.train.options(num_returns=2).remote(
             item.task, shared_ref, state
@@ -236,8 +195,8 @@ class RayExecutor:
 
     def _wait(self) -> list[Any]:
         """Reports that are in; none if there is something else to do."""
-        building = [a.building for a in self._actors.values() if a.building is not None]
-        refs = [*self._running, *building, *(self._scorer.pending() if self._scorer else ())]
+        scoring = self._scorer.pending() if self._scorer else []
+        refs = [*self._running, *self.pool.building(), *scoring]
         if refs:
             done, _ = ray.wait(refs, num_returns=1, timeout=POLL_S)
         else:
@@ -246,18 +205,18 @@ class RayExecutor:
             done = []
         if self._stop.is_set():
             raise KeyboardInterrupt
-        for client_id, actor in list(self._actors.items()):
+        for client_id, actor in self.pool.items():
             if actor.building in done:
                 self._built(client_id, actor)
         return [ref for ref in done if ref in self._running]
 
-    def _built(self, client_id: int, actor: _Actor) -> None:
+    def _built(self, client_id: int, actor: LiveActor) -> None:
         try:
             ray.get(actor.building)
         except RayError:
             # Its task, if it has one, says why; built ahead, it is built again when it is needed.
             if client_id not in self._busy():
-                self._discard(client_id)
+                self.pool.discard(client_id)
         actor.building = None
         for running in self._running.values():
             if running.waiting.task.client_id == client_id:
@@ -266,7 +225,7 @@ class RayExecutor:
     def _busy(self) -> set[int]:
         return {running.waiting.task.client_id for running in self._running.values()}
 
-    def _collect(self, done: Any) -> Iterator[ClientOutcome | Fault]:
+    def _collect(self, done: Any) -> Iterator[TrainedClient | Fault]:
         running = self._running.pop(done)
         item, node = running.waiting, running.place.node_id
         try:
@@ -283,8 +242,8 @@ class RayExecutor:
             yield from self._failed(running, _kind(error, node), error)
         else:
             self._schedule.took(item.task.client_id, report.train_s)
-            fetch = partial(_same, update)
-            yield ClientOutcome(report, fetch, item.attempts, node, running.slot)
+            outcome = ClientOutcome(report, item.attempts, node, running.slot)
+            yield TrainedClient(outcome, update)
 
     def _failed(
         self, running: _Running, kind: FaultKind, error: Exception, trace: str | None = None
@@ -292,7 +251,7 @@ class RayExecutor:
         """Record a failure, and let the task wait for another start if it may have one."""
         item = running.waiting
         task = item.task
-        self._discard(task.client_id)
+        self.pool.discard(task.client_id)
         # A mistake in settings or data is the same the next time.
         final = isinstance(error, UserError) or item.attempts > self._config.max_retries
         if not final:
@@ -342,13 +301,12 @@ class RayExecutor:
         now = self._placement.places()
         lost = [place for place in self._places if place not in now]
         self._places = now
+        self.pool.num_slots = sum(len(place.slots) for place in now)
         return lost
 
     def _leave(self, lost: Sequence[Place]) -> Iterator[Fault]:
         """Take what was on lost places to others."""
-        for client_id in [i for i, actor in self._actors.items() if actor.place in lost]:
-            if client_id not in self._busy():
-                self._discard(client_id)
+        self.pool.leave(lost, self._busy())
         for ref, running in list(self._running.items()):
             if running.place in lost:
                 del self._running[ref]
@@ -363,71 +321,19 @@ class RayExecutor:
         self._waiting = [replace(i, place=plan[i.task.client_id]) for i in self._waiting]
 
     def _plan(self, client_ids: Sequence[int]) -> dict[int, Place]:
-        living = {client_id: actor.place for client_id, actor in self._actors.items()}
-        return self._schedule.plan(client_ids, self._places, living, self._taken_s())
-
-    # Actors
+        return self._schedule.plan(client_ids, self._places, self.pool.places(), self._taken_s())
 
     def _build_ahead(self, upcoming: Sequence[int]) -> None:
-        """Build the actors of those who wait, then the next round's, as far as there is room."""
+        """Build the actors of waiting clients, then the next round's, as far as there is room."""
         plan = {item.task.client_id: item.place for item in self._waiting}
         busy = self._busy() | plan.keys()
-        # One that trains now is built already, here or where it will not be needed.
+        # A client that trains now has an actor, here or in a place where it will not be needed.
         plan |= {i: place for i, place in self._plan(upcoming).items() if i not in busy}
-        needed = busy | set(upcoming)
-        building = sum(actor.building is not None for actor in self._actors.values())
-        for client_id, place in plan.items():
-            if building >= self._num_slots():
-                return
-            actor = self._actors.get(client_id)
-            if (actor is None or actor.place != place) and self._make_room(place, needed):
-                self._actor(client_id, place, needed)
-                building += 1
+        self._keep_room_for_scorer()
+        self.pool.build_ahead(plan, busy | set(upcoming))
 
-    def _actor(self, client_id: int, place: Place, busy: set[int]) -> _Actor:
-        """The client's actor in that place, a new one if need be."""
-        actor = self._actors.get(client_id)
-        if actor is not None and actor.place != place:
-            self._discard(client_id)
-            actor = None
-        if actor is None:
-            # Where there is no room but for those who are needed later, those go.
-            self._make_room(place, busy)
-            actor = self._actors[client_id] = self._start(client_id, place)
-        self._actors.move_to_end(client_id)
-        return actor
-
-    def _make_room(self, place: Place, needed: set[int]) -> bool:
-        """Discard idle actors until one more may live in the place; False if none can."""
-        while True:
-            here = [i for i, actor in self._actors.items() if actor.place == place]
-            crowded = len(here) >= self._max_live_in(place)
-            if not crowded and len(self._actors) < self._max_live():
-                return True
-            idle = [i for i in (here if crowded else self._actors) if i not in needed]
-            if not idle:
-                return False
-            self._discard(idle[0])
-
-    def _max_live(self) -> int:
-        return max(self._config.max_live_clients, self._num_slots())
-
-    def _max_live_in(self, place: Place) -> float:
-        evaluator = self._scorer is not None and self._scorer.place == place
-        return self._placement.max_live_per_place - evaluator
-
-    def _num_slots(self) -> int:
-        return sum(len(place.slots) for place in self._places)
-
-    def _start(self, client_id: int, place: Place) -> _Actor:
-        own = replace(self._clients, clips=(self._clients.clips[client_id],))
-        options = self._placement.options(place.bundles[0], self._placement.wanted.gpu_share)
-        handle = self._remote.options(**options).remote(own, client_id)
-        return _Actor(handle, place, handle.ready.remote())
-
-    def _discard(self, client_id: int) -> None:
-        if actor := self._actors.pop(client_id, None):
-            ray.kill(actor.handle)
+    def _keep_room_for_scorer(self) -> None:
+        self.pool.evaluator_place = self._scorer.place if self._scorer else None
 
 
 def _kind(error: RayError, node_id: str) -> FaultKind:
@@ -440,7 +346,3 @@ def _kind(error: RayError, node_id: str) -> FaultKind:
 
 def _steps(clients: Clients, client_id: int) -> int:
     return count_steps(clients.local, clients.clips[client_id])
-
-
-def _same(update: ClientUpdate) -> ClientUpdate:
-    return update

@@ -1,18 +1,22 @@
-"""The round loop, as a generator: sample, train, weigh, aggregate. What it yields is for others."""
+"""The round loop, a generator: sample, train, weigh, aggregate. Its events are for others to use.
+
+P is the number of parameters.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedvsr.algorithms.base import Aggregated, FedAvg
 from fedvsr.errors import UserError
 from fedvsr.federation.client_states import ClientStates
-from fedvsr.federation.executors import ClientOutcome, Executor, Fault
+from fedvsr.federation.executors import ClientOutcome, Executor, Fault, TrainedClient
 from fedvsr.federation.privacy import add_noise
 from fedvsr.federation.sampling import FederationConfig, sample_cohort
-from fedvsr.messages import ClientReport, ClientTask, Round, Vectors
+from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Round, Vectors
 from fedvsr.params import FloatVector
 from fedvsr.seeding import derive_seed
 from fedvsr.training.updates import UpdateConfig, incoming
@@ -23,7 +27,7 @@ class RunState:
     """All that a run carries from one round to the next."""
 
     round_idx: int
-    """Rounds finished."""
+    """RoundSetup finished."""
     server: Vectors
     """The server's vectors (P,): the global parameters, and what the algorithm keeps."""
     losses: Mapping[int, float]
@@ -37,7 +41,7 @@ class RunState:
 
 @dataclass(frozen=True)
 class ClientFinished:
-    """One client of the current round is done."""
+    """A client of the current round has finished its training."""
 
     report: ClientReport
     num_finished: int
@@ -51,20 +55,21 @@ class RoundFinished:
     state: RunState
     outcomes: list[ClientOutcome]
     weights: list[float] | None
-    """None where the algorithm gives no shares; 0 for a rejected client."""
+    """None if the algorithm gives no shares; 0 for a rejected client."""
     started_at: float
     """When the first task was sent, seconds since 1970."""
     num_failed: int
-    """Clients that were given up; they are in no list."""
+    """Clients that gave no update; they are in no list."""
     gap_s: float | None
-    """Wall seconds from the last update of the round before to the first step of this one."""
+    """Idle seconds between the previous round's last update and this round's first step."""
     train_s: float
     """Wall seconds from the first task to the last report."""
     aggregate_s: float
+    """Wall seconds of weighing and summing."""
     num_online: int
     """Clients that could be reached."""
     download_bytes: int
-    """Sent to the clients, all together."""
+    """Bytes sent to all clients together."""
 
     @property
     def reports(self) -> list[ClientReport]:
@@ -72,108 +77,191 @@ class RoundFinished:
         return [outcome.report for outcome in self.outcomes]
 
 
-def run_rounds(
-    state: RunState,
-    *,
-    algorithm: FedAvg,
-    executor: Executor,
-    config: FederationConfig,
-    sizes: Sequence[int],
-    tensors: tuple[slice, ...],
-    update: UpdateConfig,
-    seed: int,
-    states: ClientStates,
-) -> Iterator[ClientFinished | Fault | RoundFinished]:
-    """Run the rounds that `state` has still to go.
+@dataclass(frozen=True)
+class RoundSetup:
+    """Everything that stays the same from round to round.
 
-    A round depends on `state`, what the clients remember, the seed and its index alone, so a run
-    that was stopped and goes on from its last state ends in the same bits as one that never did.
-    `sizes` are the frames of each registered client, `tensors` the parts of a vector.
-
-    Raises:
-        UserError: no client of a round sent a finite update.
-        Exception: what a client failed of, where fewer than `min_updates` are left.
+    Args:
+        algorithm: weighs and aggregates the updates.
+        config: number of rounds and sampling.
+        update: clipping, noise, compression and rejection of updates.
+        sizes: frames that each registered client holds, by client id.
+        tensors: where in a vector (P,) each parameter tensor lies.
+        seed: root of every random draw.
     """
-    last_update_at: float | None = None
-    for round_idx in range(state.round_idx + 1, config.num_rounds + 1):
-        cohort = sample_cohort(config, seed, round_idx, sizes, state.losses)
-        tasks = [
+
+    algorithm: FedAvg
+    config: FederationConfig
+    update: UpdateConfig
+    sizes: Sequence[int]
+    tensors: tuple[slice, ...]
+    seed: int
+
+    def tasks(self, client_ids: Sequence[int], round_idx: int) -> list[ClientTask]:
+        """A task for each client of a round."""
+        return [
             ClientTask(
                 client_id=client_id,
                 round_idx=round_idx,
-                num_rounds=config.num_rounds,
-                seed=derive_seed(seed, "client", client_id, round_idx),
+                num_rounds=self.config.num_rounds,
+                seed=derive_seed(self.seed, "client", client_id, round_idx),
             )
-            for client_id in cohort.client_ids
+            for client_id in client_ids
         ]
-        upcoming = list[int]()
-        if round_idx < config.num_rounds and config.knows_cohorts:
-            upcoming = sample_cohort(config, seed, round_idx + 1, sizes, {}).client_ids
+
+    def upcoming(self, round_idx: int) -> list[int]:
+        """The clients of the round after this one, as far as they are known already."""
+        if round_idx >= self.config.num_rounds or not self.config.knows_cohorts:
+            return []
+        return sample_cohort(self.config, self.seed, round_idx + 1, self.sizes, {}).client_ids
+
+
+def run_rounds(
+    state: RunState, setup: RoundSetup, executor: Executor, states: ClientStates
+) -> Iterator[ClientFinished | Fault | RoundFinished]:
+    """Run the rounds that remain after `state`.
+
+    A round depends only on `state`, on what the clients remember, on the seed and on its index, so
+    a run that resumes from its last state ends with the bits of a run that was never stopped.
+
+    Args:
+        state: the state after the last finished round.
+        setup: what stays the same from round to round.
+        executor: trains the clients.
+        states: what clients remember between their rounds.
+
+    Raises:
+        UserError: a round has no finite update, or fewer than `federation.min_updates`.
+        Exception: the client's own error, if fewer than `federation.min_updates` clients remain.
+    """
+    last_update_at: float | None = None
+    for round_idx in range(state.round_idx + 1, setup.config.num_rounds + 1):
+        cohort = sample_cohort(setup.config, setup.seed, round_idx, setup.sizes, state.losses)
+        tasks = setup.tasks(cohort.client_ids, round_idx)
+        shared = {name: state.server[name] for name in setup.algorithm.broadcast}
         started_at, started = time.time(), time.perf_counter()
-        finished = dict[int, ClientOutcome]()
-        num_failed = 0
-        shared = {name: state.server[name] for name in algorithm.broadcast}
-        for outcome in executor.run_round(tasks, shared, states, upcoming):
-            if isinstance(outcome, Fault):
-                num_failed += outcome.final
-                yield outcome
-                if len(tasks) - num_failed < min(config.min_updates or len(tasks), len(tasks)):
-                    raise outcome.error or RuntimeError(outcome.message)
-                continue
-            finished[outcome.report.client_id] = outcome
-            if not outcome.report.finite:
-                yield _not_finite(outcome)
-            yield ClientFinished(outcome.report, len(finished), len(tasks))
-        trained = time.perf_counter()
-        first_step_at = min((o.report.started_at for o in finished.values()), default=started_at)
+        arrivals = executor.run_round(tasks, shared, states, setup.upcoming(round_idx))
+        trained = yield from _train(arrivals, tasks, setup.config)
+        train_s, summing = time.perf_counter() - started, time.perf_counter()
+        outcomes = [client.outcome for client in trained]
+        first_step_at = min((o.report.started_at for o in outcomes), default=started_at)
         gap_s = None if last_update_at is None else max(0.0, first_step_at - last_update_at)
         last_update_at = time.time()
-        # In sampled order, whatever the order of arrival: the sum must not depend on timing. All
-        # reports come first, because a weight may depend on every client's loss; the vectors wait
-        # where they are and are fetched one at a time.
-        outcomes = [finished[task.client_id] for task in tasks if task.client_id in finished]
-        accepted = [outcome for outcome in outcomes if outcome.report.finite]
-        if tasks and not accepted:
-            raise UserError(
-                f"no update of round {round_idx} is finite, of {len(tasks)} clients; lower local.lr"
-            )
-        needed = min(config.min_updates or 0, len(tasks))
-        if len(accepted) < needed:
-            raise UserError(
-                f"round {round_idx} has {len(accepted)} finite updates, fewer than "
-                f"federation.min_updates = {needed}; lower it, or local.lr"
-            )
-        reports = [outcome.report for outcome in accepted]
-        this = Round(round_idx, config.num_rounds, len(sizes), len(accepted), tensors)
-        aggregated = Aggregated({"params": state.params}, None)
-        if accepted:
-            weights = algorithm.weights(reports, config.num_rounds)
-            if update.noise_multiplier:
-                # A cohort that fell short must not make each of its clients count for more.
-                weights = [1 / config.clients_per_round] * len(accepted)
-            uploads = _uploads(accepted, state.params, states)
-            aggregated = algorithm.aggregate(uploads, weights, state.server, this)
-        vectors = aggregated.vectors
-        if update.noise_multiplier:
-            noisy = add_noise(vectors["params"], update, config.clients_per_round, seed, round_idx)
-            vectors = {**vectors, "params": noisy}
-        server = state.server
-        if accepted or update.noise_multiplier:
-            server = algorithm.server_step(server, vectors, this)
-        losses = {report.client_id: report.loss for report in reports}
-        state = RunState(round_idx, server, {**state.losses, **losses})
+        _require_updates(outcomes, len(tasks), round_idx, setup.config)
+        # The only reference to the updates from here on: their memory is freed as they are summed.
+        updates = _remembered(trained, states)
+        del trained
+        state, weights = _aggregate(state, updates, outcomes, round_idx, setup)
         yield RoundFinished(
             state=state,
             outcomes=outcomes,
-            weights=_shares(aggregated.weights, reports, outcomes),
+            weights=weights,
             started_at=started_at,
-            num_failed=num_failed,
+            num_failed=len(tasks) - len(outcomes),
             gap_s=gap_s,
-            train_s=trained - started,
-            aggregate_s=time.perf_counter() - trained,
+            train_s=train_s,
+            aggregate_s=time.perf_counter() - summing,
             num_online=cohort.num_online,
             download_bytes=len(tasks) * sum(vector.nbytes for vector in shared.values()),
         )
+
+
+def _train(
+    arrivals: Iterator[TrainedClient | Fault], tasks: Sequence[ClientTask], config: FederationConfig
+) -> Generator[ClientFinished | Fault, None, list[TrainedClient]]:
+    """Pass on what happens while a round trains, and return its clients in sampled order.
+
+    Sampled order, whatever the order of arrival: a sum must not depend on timing.
+
+    Raises:
+        Exception: the client's own error, if too few clients remain.
+    """
+    finished = dict[int, TrainedClient]()
+    num_failed = 0
+    needed = min(config.min_updates or len(tasks), len(tasks))
+    for arrival in arrivals:
+        if isinstance(arrival, Fault):
+            num_failed += arrival.final
+            yield arrival
+            if len(tasks) - num_failed < needed:
+                raise arrival.error or RuntimeError(arrival.message)
+            continue
+        report = arrival.outcome.report
+        finished[report.client_id] = arrival
+        if not report.finite:
+            yield _not_finite(arrival.outcome)
+        yield ClientFinished(report, len(finished), len(tasks))
+    return [finished[task.client_id] for task in tasks if task.client_id in finished]
+
+
+def _require_updates(
+    outcomes: Sequence[ClientOutcome], num_tasks: int, round_idx: int, config: FederationConfig
+) -> None:
+    """Raise UserError if too few of a round's updates are finite."""
+    num_finite = sum(outcome.report.finite for outcome in outcomes)
+    if num_tasks and not num_finite:
+        raise UserError(
+            f"no update of round {round_idx} is finite, of {num_tasks} clients; lower local.lr"
+        )
+    needed = min(config.min_updates or 0, num_tasks)
+    if num_finite < needed:
+        raise UserError(
+            f"round {round_idx} has {num_finite} finite updates, fewer than "
+            f"federation.min_updates = {needed}; lower it, or local.lr"
+        )
+
+
+def _remembered(trained: Sequence[TrainedClient], states: ClientStates) -> deque[ClientUpdate]:
+    """Store what the clients are to remember, and return the finite updates."""
+    accepted = [client for client in trained if client.outcome.report.finite]
+    for client in accepted:
+        report = client.outcome.report
+        states.put(report.client_id, report.round_idx, client.update.state)
+    return deque(client.update for client in accepted)
+
+
+def _aggregate(
+    state: RunState,
+    updates: deque[ClientUpdate],
+    outcomes: Sequence[ClientOutcome],
+    round_idx: int,
+    setup: RoundSetup,
+) -> tuple[RunState, list[float] | None]:
+    """Make the next state from a round's updates, which are used up.
+
+    Returns:
+        The state, and every client's share; None if the algorithm gives no shares.
+    """
+    algorithm, config, update = setup.algorithm, setup.config, setup.update
+    reports = [outcome.report for outcome in outcomes if outcome.report.finite]
+    round_info = Round(round_idx, config.num_rounds, len(setup.sizes), len(reports), setup.tensors)
+    aggregated = Aggregated({"params": state.params}, None)
+    if reports:
+        weights = algorithm.weights(reports, config.num_rounds)
+        if update.noise_multiplier:
+            # A cohort that fell short must not make each of its clients count for more.
+            weights = [1 / config.clients_per_round] * len(reports)
+        uploads = _uploads(updates, state.params)
+        aggregated = algorithm.aggregate(uploads, weights, state.server, round_info)
+    vectors = aggregated.vectors
+    if update.noise_multiplier:
+        noisy = add_noise(
+            vectors["params"], update, config.clients_per_round, setup.seed, round_idx
+        )
+        vectors = {**vectors, "params": noisy}
+    server = state.server
+    if reports or update.noise_multiplier:
+        server = algorithm.server_step(server, vectors, round_info)
+    losses = {report.client_id: report.loss for report in reports}
+    next_state = RunState(round_idx, server, {**state.losses, **losses})
+    return next_state, _shares(aggregated.weights, reports, outcomes)
+
+
+def _uploads(updates: deque[ClientUpdate], params: FloatVector) -> Iterator[Vectors]:
+    """Unpack one client's vectors (P,) at a time, and let go of each update once it is read."""
+    while updates:
+        upload = updates.popleft().upload
+        yield {name: incoming(vector, params) for name, vector in upload.items()}
 
 
 def _shares(
@@ -181,7 +269,7 @@ def _shares(
     reports: Sequence[ClientReport],
     outcomes: Sequence[ClientOutcome],
 ) -> list[float] | None:
-    """The weights of all who trained: those who were rejected have none."""
+    """The weights of all clients that trained; a rejected one has weight 0."""
     if weights is None:
         return None
     by_client = {r.client_id: weight for r, weight in zip(reports, weights, strict=True)}
@@ -190,24 +278,13 @@ def _shares(
 
 def _not_finite(outcome: ClientOutcome) -> Fault:
     report = outcome.report
-    message = f"client {report.client_id}'s loss or update is not finite; it does not count"
     return Fault(
         report.round_idx,
         report.client_id,
         "not_finite",
-        message,
+        f"the loss or the update of client {report.client_id} is not finite; it is left out",
         attempt=outcome.attempts,
         final=True,
         lost_s=report.train_s,
         node=outcome.node,
     )
-
-
-def _uploads(
-    outcomes: Sequence[ClientOutcome], params: FloatVector, states: ClientStates
-) -> Iterator[Vectors]:
-    """Fetch one client's update after the other, and keep what it is to remember."""
-    for outcome in outcomes:
-        update = outcome.fetch()
-        states.put(outcome.report.client_id, outcome.report.round_idx, update.state)
-        yield {name: incoming(vector, params) for name, vector in update.upload.items()}

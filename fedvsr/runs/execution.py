@@ -28,6 +28,7 @@ from fedvsr.federation.privacy import delta_of, epsilon
 from fedvsr.federation.rounds import (
     ClientFinished,
     RoundFinished,
+    RoundSetup,
     RunState,
     run_rounds,
 )
@@ -170,17 +171,15 @@ class Execution:
                 yield self._fault(fault)
             if saved.state is None or not self.records.has_scores(state.round_idx):
                 self._begin_scoring(state)
-            rounds = run_rounds(
-                state,
-                algorithm=self.algorithm,
-                executor=executor,
-                config=federation,
+            setup = RoundSetup(
+                self.algorithm,
+                federation,
+                config.update,
                 sizes=[sum(clip.num_frames for clip in own) for own in clients.clips],
                 tensors=self.table.slices(),
-                update=config.update,
                 seed=config.seed,
-                states=self.states,
             )
+            rounds = run_rounds(state, setup, executor, self.states)
             started = time.perf_counter()
             for event in rounds:
                 if self.unscored and self.unscored.ready():

@@ -23,7 +23,7 @@ from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.config import ClusterConfig
 from fedvsr.federation.executors import Clients, Executor, Fault, SerialExecutor
 from fedvsr.federation.ray_executor import RayExecutor
-from fedvsr.federation.rounds import RoundFinished, RunState, run_rounds
+from fedvsr.federation.rounds import RoundFinished, RoundSetup, RunState, run_rounds
 from fedvsr.federation.sampling import FederationConfig
 from fedvsr.messages import ClientTask
 from fedvsr.models import tiny
@@ -84,14 +84,16 @@ def rounds_of(
     state = RunState(0, {"params": np.zeros(options.params, np.float32)}, {})
     events = run_rounds(
         state,
-        algorithm=fedavg.Algorithm(fedavg.Config()),
-        executor=executor,
-        config=FederationConfig(num_rounds=num_rounds, clients_per_round=options.cohort),
-        sizes=[1] * options.clients,
-        tensors=tuple(map(slice, ends[:-1], ends[1:])),
-        update=UNCHANGED,
-        seed=0,
-        states=ClientStates(),
+        RoundSetup(
+            fedavg.Algorithm(fedavg.Config()),
+            FederationConfig(num_rounds=num_rounds, clients_per_round=options.cohort),
+            UNCHANGED,
+            sizes=[1] * options.clients,
+            tensors=tuple(map(slice, ends[:-1], ends[1:])),
+            seed=0,
+        ),
+        executor,
+        ClientStates(),
     )
     # Else the first parameters are held to the end.
     del state

@@ -21,7 +21,7 @@ from ray.cluster_utils import Cluster
 from fedvsr.config import ExperimentConfig, load_config
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.config import ClusterConfig
-from fedvsr.federation.executors import ClientOutcome, Clients
+from fedvsr.federation.executors import Clients, TrainedClient
 from fedvsr.federation.ray_executor import RayExecutor
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate
 from fedvsr.records import load_results
@@ -179,9 +179,9 @@ def test_no_gpu_idles_while_a_client_waits(small: ExperimentConfig) -> None:
         for _ in range(2):
             # In the first round processes start; the second finds them alive.
             outcomes = [
-                found
-                for found in executor.run_round(tasks, params, ClientStates(), range(10))
-                if isinstance(found, ClientOutcome)
+                client.outcome
+                for client in executor.run_round(tasks, params, ClientStates(), range(10))
+                if isinstance(client, TrainedClient)
             ]
         executor.close()
     assert len(outcomes) == len(lengths)
@@ -226,11 +226,11 @@ def test_an_actor_holds_its_share_of_its_slots_gpu(small: ExperimentConfig) -> N
         outcomes = list(
             executor.run_round(tasks, {"params": np.zeros(10, np.float32)}, ClientStates())
         )
-        asked = {i: actor.handle.__ray_call__.remote(gpus) for i, actor in executor._actors.items()}
+        asked = {i: actor.handle.__ray_call__.remote(gpus) for i, actor in executor.pool.items()}
         held = {i: ray.get(ref) for i, ref in asked.items()}
         executor.close()
     assert sorted(held.values()) == [(0.5, "0"), (0.5, "0"), (0.5, "1"), (0.5, "1")]
-    assert {o.slot for o in outcomes if isinstance(o, ClientOutcome)} == {0, 1, 2, 3}
+    assert {c.outcome.slot for c in outcomes if isinstance(c, TrainedClient)} == {0, 1, 2, 3}
 
 
 def gpus(_: Any) -> tuple[float, str]:

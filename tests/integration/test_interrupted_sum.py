@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fedvsr.config import load_config
-from fedvsr.federation.executors import ClientOutcome, Clients, Fault, SerialExecutor
+from fedvsr.federation.executors import Clients, Fault, SerialExecutor, TrainedClient
 from fedvsr.messages import ClientUpdate
 from fedvsr.runs.execution import execute
 from fedvsr.runs.run import create_run, run_status
@@ -19,20 +19,23 @@ from tests.integration.running import run_serially, split_of
 
 
 class Stopping(SerialExecutor):
-    """Ctrl-C comes when the second update of round 3 is fetched: the first client's is in."""
+    """Ctrl-C comes when the last update of round 3 is summed: the others are in."""
 
-    def run_round(self, *arguments: Any) -> Iterator[ClientOutcome | Fault]:
-        for outcome in super().run_round(*arguments):
-            assert isinstance(outcome, ClientOutcome)
-            report = outcome.report
+    def run_round(self, *arguments: Any) -> Iterator[TrainedClient | Fault]:
+        for client in super().run_round(*arguments):
+            assert isinstance(client, TrainedClient)
+            report = client.outcome.report
             if report.round_idx == 3 and report.client_id == arguments[0][-1].client_id:
-                yield replace(outcome, fetch=_interrupt)
+                yield replace(client, update=Interrupting({}, client.update.state))
             else:
-                yield outcome
+                yield client
 
 
-def _interrupt() -> ClientUpdate:
-    raise KeyboardInterrupt
+class Interrupting(ClientUpdate):
+    def __getattribute__(self, name: str) -> Any:
+        if name == "upload":
+            raise KeyboardInterrupt
+        return super().__getattribute__(name)
 
 
 def _stopping(clients: Clients) -> SerialExecutor:

@@ -11,9 +11,10 @@ import pytest
 import ray
 
 from fedvsr.config import ExperimentConfig
+from fedvsr.federation.actors import ActorPool
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.config import ClusterConfig
-from fedvsr.federation.executors import ClientOutcome
+from fedvsr.federation.executors import TrainedClient
 from fedvsr.federation.placement import Place
 from fedvsr.federation.ray_executor import RayExecutor
 from fedvsr.messages import ClientTask
@@ -53,13 +54,17 @@ def look_around(actor: Any) -> tuple[list[str], set[str]]:
     return opened, {name.decode() for name in named}
 
 
-class Watched(RayExecutor):
+class WatchedPool(ActorPool):
     """Watches every client's process before its first task."""
 
-    def _start(self, client_id: int, place: Place) -> Any:
-        actor = super()._start(client_id, place)
+    def start(self, client_id: int, place: Place) -> Any:
+        actor = super().start(client_id, place)
         actor.handle.__ray_call__.remote(watch)
         return actor
+
+
+class Watched(RayExecutor):
+    make_pool = WatchedPool
 
 
 def test_a_clients_process_opens_and_names_its_own_clips_alone(small: ExperimentConfig) -> None:
@@ -68,10 +73,10 @@ def test_a_clients_process_opens_and_names_its_own_clips_alone(small: Experiment
     tasks = [ClientTask(client_id=i, round_idx=1, num_rounds=1, seed=i) for i in (0, 2)]
     looked = 0
     with executor_of(clients, ClusterConfig(slots=2), Watched) as executor:
-        for outcome in executor.run_round(tasks, {"params": params}, ClientStates()):
-            assert isinstance(outcome, ClientOutcome)
-            client_id = outcome.report.client_id
-            handle = executor._actors[client_id].handle
+        for client in executor.run_round(tasks, {"params": params}, ClientStates()):
+            assert isinstance(client, TrainedClient)
+            client_id = client.outcome.report.client_id
+            handle = executor.pool[client_id].handle
             opened, named = ray.get(handle.__ray_call__.remote(look_around))
             own = {clip.clip_id for clip in clients.clips[client_id]}
             clips = {Path(path) for path in opened if path.endswith(".npy")}

@@ -21,9 +21,10 @@ from fedvsr.config import ExperimentConfig, load_config
 from fedvsr.data.clips import Clip
 from fedvsr.errors import UserError
 from fedvsr.federation import driver
+from fedvsr.federation.actors import ActorPool
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.config import ClusterConfig
-from fedvsr.federation.executors import ClientOutcome, Fault, SerialExecutor
+from fedvsr.federation.executors import Fault, SerialExecutor, TrainedClient
 from fedvsr.federation.placement import Place
 from fedvsr.federation.ray_executor import RayExecutor
 from fedvsr.messages import ClientTask
@@ -102,28 +103,28 @@ def test_a_client_killed_in_mid_round_costs_an_attempt_and_no_bit(
     states = ClientStates()
     tasks = [ClientTask(client_id=i, round_idx=1, num_rounds=1, seed=i) for i in (2, 0)]
     done = SerialExecutor(clients).run_round(tasks, params, states)
-    expected = {o.report.client_id: o for o in done if isinstance(o, ClientOutcome)}
+    expected = {c.outcome.report.client_id: c for c in done if isinstance(c, TrainedClient)}
     victim = 2
-    Killing.victim = victim
+    KillingPool.victim = victim
     with executor_of(clients, ClusterConfig(slots=2), Killing) as executor:
         found = list(executor.run_round(tasks, params, states))
-        executor.thread.join()
+        executor.pool.thread.join()
     (fault,) = (one for one in found if isinstance(one, Fault))
     assert (fault.client_id, fault.kind, fault.attempt, fault.final) == (victim, "died", 1, False)
-    outcomes = {o.report.client_id: o for o in found if not isinstance(o, Fault)}
-    assert executor.was_training, "the client was killed before or after its training"
-    assert outcomes[victim].attempts == 2
-    assert outcomes[0].attempts == 1
-    for client_id, outcome in outcomes.items():
-        assert params_of(outcome) == params_of(expected[client_id])
-        assert outcome.report.loss == expected[client_id].report.loss
+    trained = {c.outcome.report.client_id: c for c in found if isinstance(c, TrainedClient)}
+    assert executor.pool.was_training, "the client was killed before or after its training"
+    assert trained[victim].outcome.attempts == 2
+    assert trained[0].outcome.attempts == 1
+    for client_id, client in trained.items():
+        assert params_of(client) == params_of(expected[client_id])
+        assert client.outcome.report.loss == expected[client_id].outcome.report.loss
 
 
 def test_a_client_that_keeps_dying_is_given_up(small: ExperimentConfig) -> None:
     clients = clients_of(small, steps=60)
     params = {"params": flatten(build_fresh(small.model))}
     tasks = [ClientTask(client_id=1, round_idx=1, num_rounds=1, seed=0)]
-    Killing.victim = 1
+    KillingPool.victim = 1
     with executor_of(clients, ClusterConfig(slots=1, max_retries=0), Killing) as executor:
         (fault,) = executor.run_round(tasks, params, ClientStates())
     assert fault.final
@@ -143,8 +144,8 @@ def test_a_client_sees_its_own_clips_alone(small: ExperimentConfig) -> None:
             return MagicMock()
 
     with executor_of(clients, ClusterConfig()) as executor:
-        executor._remote = Spy()
-        executor._start(3, executor._places[0])
+        executor.pool._remote = Spy()
+        executor.pool.start(3, executor._places[0])
     ((own, client_id),) = sent
     assert client_id == 3
     assert own.clips == (clients.clips[3],)
@@ -167,15 +168,15 @@ def test_a_clients_process_knows_no_other_clip_and_only_numbers_leave_it(
     params = flatten(build_fresh(small.model))
     tasks = [ClientTask(client_id=i, round_idx=1, num_rounds=1, seed=i) for i in (0, 2)]
     with executor_of(clients, ClusterConfig(slots=2)) as executor:
-        for outcome in executor.run_round(tasks, {"params": params}, ClientStates()):
-            client_id = outcome.report.client_id
-            fields = dataclasses.asdict(outcome.report)
+        for client in executor.run_round(tasks, {"params": params}, ClientStates()):
+            client_id = client.outcome.report.client_id
+            fields = dataclasses.asdict(client.outcome.report)
             assert all(isinstance(value, int | float) for value in fields.values()), fields
-            update = outcome.fetch()
+            update = client.update
             assert set(update.upload) == {"params"}
             assert update.upload["params"].shape == params.shape
             assert update.state == {}
-            actor = executor._actors[client_id]
+            actor = executor.pool[client_id]
             known, mapped = ray.get(actor.handle.__ray_call__.remote(look_around))
             own = {clip.clip_id for clip in clients.clips[client_id]}
             assert known == own
@@ -238,7 +239,7 @@ def test_what_others_hold_is_said_after_a_while() -> None:
         pass
 
 
-class Killing(RayExecutor):
+class KillingPool(ActorPool):
     """Kills the process of one client with SIGKILL, once, while it trains."""
 
     victim = 0
@@ -248,8 +249,8 @@ class Killing(RayExecutor):
         self.was_training = False
         self.thread = threading.Thread(target=lambda: None)
 
-    def _start(self, client_id: int, place: Place) -> Any:
-        actor = super()._start(client_id, place)
+    def start(self, client_id: int, place: Place) -> Any:
+        actor = super().start(client_id, place)
         if client_id == self.victim and self.thread.ident is None:
             # Asked before the task is sent: an actor answers its calls in order.
             pid = ray.get(actor.handle.__ray_call__.remote(lambda _: os.getpid()))
@@ -267,5 +268,9 @@ class Killing(RayExecutor):
         os.kill(pid, 9)
 
 
-def params_of(outcome: ClientOutcome) -> bytes:
-    return outcome.fetch().upload["params"].tobytes()
+def params_of(client: TrainedClient) -> bytes:
+    return client.update.upload["params"].tobytes()
+
+
+class Killing(RayExecutor):
+    make_pool = KillingPool

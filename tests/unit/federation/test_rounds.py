@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import partial
 
 import numpy as np
 import pytest
@@ -11,10 +10,11 @@ from fedvsr import algorithms
 from fedvsr.algorithms import fedavg, fedvsr
 from fedvsr.errors import UserError
 from fedvsr.federation.client_states import ClientStates
-from fedvsr.federation.executors import ClientOutcome, Fault, Scorer
+from fedvsr.federation.executors import ClientOutcome, Fault, Scorer, TrainedClient
 from fedvsr.federation.rounds import (
     ClientFinished,
     RoundFinished,
+    RoundSetup,
     RunState,
     run_rounds,
 )
@@ -44,20 +44,20 @@ class Shuffling:
         shared: Vectors,
         states: ClientStates,
         upcoming: Sequence[int] = (),
-    ) -> Iterator[ClientOutcome | Fault]:
+    ) -> Iterator[TrainedClient | Fault]:
         for i in self.order:
             task = tasks[i]
             if i in self.broken:
                 report = ClientReport(
                     task.client_id, task.round_idx, 1, 1, math.nan, math.nan, 0.0, finite=False
                 )
-                yield ClientOutcome(report, partial(ClientUpdate, {}, {}))
+                yield TrainedClient(ClientOutcome(report), ClientUpdate({}, {}))
                 continue
             noise = np.random.default_rng(task.seed).standard_normal(50)
             update = (shared["params"] + 1e3 * noise).astype(np.float32)
             loss = 1 + task.client_id
             report = ClientReport(task.client_id, task.round_idx, 1, 1, loss, loss, 0.0)
-            yield ClientOutcome(report, partial(ClientUpdate, {"params": update}, {}))
+            yield TrainedClient(ClientOutcome(report), ClientUpdate({"params": update}, {}))
 
     def start_scorer(self, make: Callable[[], Evaluator]) -> Scorer:
         raise AssertionError("the round loop scores nothing")
@@ -76,14 +76,9 @@ def rounds(
     return list(
         run_rounds(
             state,
-            algorithm=algorithms.build(algorithm),
-            executor=Shuffling(order, broken),
-            config=CONFIG,
-            sizes=[4] * 10,
-            tensors=(),
-            update=update,
-            seed=7,
-            states=ClientStates(),
+            RoundSetup(algorithms.build(algorithm), CONFIG, update, [4] * 10, (), seed=7),
+            Shuffling(order, broken),
+            ClientStates(),
         )
     )
 
@@ -102,7 +97,7 @@ def test_order_of_arrival_changes_no_bit(algorithm: NamedSection) -> None:
     assert one[-1].reports == other[-1].reports, "reports come in sampled order"
 
 
-def test_going_on_from_a_state_equals_never_having_stopped() -> None:
+def test_resuming_from_a_state_equals_never_having_stopped() -> None:
     events = rounds([0, 1, 2], start(), fedvsr.Config())
     finished = [event for event in events if isinstance(event, RoundFinished)]
     assert [event.state.round_idx for event in finished] == [1, 2, 3, 4]
@@ -117,14 +112,14 @@ def test_events_count_the_clients_of_a_round() -> None:
     assert isinstance(events[3], RoundFinished)
 
 
-def test_a_round_goes_on_without_those_that_diverged() -> None:
+def test_a_round_goes_on_without_clients_that_diverged() -> None:
     events = [rounds([0, 1, 2], start(), fedavg.Config(), broken) for broken in ((), (1,))]
     all_three, two = ([e for e in each if isinstance(e, RoundFinished)] for each in events)
     assert two[0].weights == [0.5, 0.0, 0.5]
     assert [report.finite for report in two[0].reports] == [True, False, True]
     rejected = two[0].reports[1].client_id
     assert set(two[0].state.losses) == {r.client_id for r in two[0].reports} - {rejected}
-    # The mean of three, less the one that is missing.
+    # The mean of three, minus the missing one.
     whole, part = (found[0].state.params.astype(float) for found in (all_three, two))
     missing = 3 * whole - 2 * part
     seed = derive_seed(7, "client", rejected, 1)
@@ -137,7 +132,7 @@ def test_a_round_without_any_finite_update_is_an_error() -> None:
         rounds([0, 1, 2], start(), fedavg.Config(), broken=(0, 1, 2))
 
 
-def test_under_noise_a_client_that_is_missing_counts_as_one_that_did_not_move() -> None:
+def test_under_noise_a_missing_client_counts_as_one_that_did_not_move() -> None:
     private = UpdateConfig(clip_norm=1, noise_multiplier=1e-9)
     events = rounds([0, 1, 2], start(), fedavg.Config(weights="uniform"), (1,), private)
     first = next(event for event in events if isinstance(event, RoundFinished))

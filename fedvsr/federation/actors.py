@@ -1,0 +1,180 @@
+"""Client actors, each with one client's clips and a network, and the pool that keeps them alive."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from fedvsr.federation.executors import Clients
+from fedvsr.federation.placement import Place, Placement
+from fedvsr.federation.ray_scorer import keep_to_own_gpus
+from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
+from fedvsr.params import FloatVector
+
+
+class ClientActor:
+    """One client's process: its clips and a network. It returns a report and an update, no more.
+
+    Args:
+        clients: the shared settings, and the clips of this client alone.
+        client_id: the client.
+    """
+
+    def __init__(self, clients: Clients, client_id: int) -> None:
+        keep_to_own_gpus()
+        (self._clips,) = clients.clips
+        self._client_id = client_id
+        self._trainer = clients.make_trainer()
+        self._vector: FloatVector | None = None
+        # Done now, while another client trains, rather than in this one's first step.
+        self._trainer.warm_up()
+
+    def ready(self) -> None:
+        """Return once the actor is built."""
+
+    def train(
+        self, task: ClientTask, shared: Vectors, state: Vectors
+    ) -> tuple[ClientReport, ClientUpdate]:
+        """Train one task of this client; see `LocalTrainer.train`.
+
+        Args:
+            task: the work.
+            shared: the server's vectors (P,), in read-only memory that all actors share.
+            state: what the client remembers.
+        """
+        assert task.client_id == self._client_id
+        if self._vector is None:
+            self._vector = np.empty_like(shared["params"])
+        try:
+            # Ray copies the result to the object store before the next task begins.
+            return self._trainer.train(task, shared, state, self._clips, self._vector)
+        finally:
+            if torch.cuda.is_available():
+                # The next client on this GPU needs the memory that this one only keeps in reserve.
+                torch.cuda.empty_cache()
+
+
+@dataclass
+class LiveActor:
+    """An actor of the pool."""
+
+    handle: Any
+    place: Place
+    building: Any
+    """Reference to the result of `ready`; None once the actor is built."""
+
+
+class ActorPool:
+    """Keeps client actors alive between their rounds, because starting one costs seconds.
+
+    The least recently used actor makes room for a new one. Actors hold no state between tasks, so
+    losing one costs time and no bit.
+
+    Args:
+        clients: all that any client needs.
+        placement: where actors may run.
+        max_live: actors to keep alive at most, if there are fewer slots than that.
+    """
+
+    def __init__(self, clients: Clients, placement: Placement, max_live: int) -> None:
+        self._clients, self._placement, self._max_live = clients, placement, max_live
+        self._remote: Any = ray.remote(ClientActor)
+        # Least recently used first.
+        self._actors = OrderedDict[int, LiveActor]()
+        self.num_slots = 0
+        """Slots of the run that are on living nodes; the executor keeps it true."""
+        self.evaluator_place: Place | None = None
+        """Place that the run's evaluator lives in, if it takes a client's room."""
+
+    def __getitem__(self, client_id: int) -> LiveActor:
+        """The client's actor, which must be alive."""
+        return self._actors[client_id]
+
+    def items(self) -> Iterator[tuple[int, LiveActor]]:
+        """Actors by client, as they are now: they may be discarded meanwhile."""
+        return iter(list(self._actors.items()))
+
+    def places(self) -> dict[int, Place]:
+        """Where each client with an actor has it."""
+        return {client_id: actor.place for client_id, actor in self._actors.items()}
+
+    def building(self) -> list[Any]:
+        """References that become ready when an actor is built."""
+        return [a.building for a in self._actors.values() if a.building is not None]
+
+    def get(self, client_id: int, place: Place, needed: Set[int]) -> LiveActor:
+        """The client's actor in a place; it is started there if need be.
+
+        Args:
+            client_id: the client.
+            place: where it is to train.
+            needed: clients whose actors should stay.
+        """
+        actor = self._actors.get(client_id)
+        if actor is not None and actor.place != place:
+            self.discard(client_id)
+            actor = None
+        if actor is None:
+            # Even if there is no room: this client trains now, those that are needed train later.
+            self._make_room(place, needed)
+            actor = self._actors[client_id] = self.start(client_id, place)
+        self._actors.move_to_end(client_id)
+        return actor
+
+    def build_ahead(self, plan: Mapping[int, Place], needed: Set[int]) -> None:
+        """Start the actors of clients that train later, as far as there is room.
+
+        Args:
+            plan: where each client is to train, the most urgent first.
+            needed: clients whose actors should stay.
+        """
+        num_building = len(self.building())
+        for client_id, place in plan.items():
+            if num_building >= self.num_slots:
+                return
+            actor = self._actors.get(client_id)
+            if (actor is None or actor.place != place) and self._make_room(place, needed):
+                self.get(client_id, place, needed)
+                num_building += 1
+
+    def start(self, client_id: int, place: Place) -> LiveActor:
+        """Start a client's process in a place. It is sent the clips of this client alone."""
+        own = replace(self._clients, clips=(self._clients.clips[client_id],))
+        options = self._placement.options(place.bundles[0], self._placement.wanted.gpu_share)
+        handle = self._remote.options(**options).remote(own, client_id)
+        return LiveActor(handle, place, handle.ready.remote())
+
+    def discard(self, client_id: int) -> None:
+        """End a client's process, if there is one."""
+        if actor := self._actors.pop(client_id, None):
+            ray.kill(actor.handle)
+
+    def leave(self, places: Sequence[Place], busy: Set[int]) -> None:
+        """End the idle processes in places that are lost."""
+        for client_id, actor in self.items():
+            if actor.place in places and client_id not in busy:
+                self.discard(client_id)
+
+    def close(self) -> None:
+        """End all client processes."""
+        for client_id, _ in self.items():
+            self.discard(client_id)
+
+    def _make_room(self, place: Place, needed: Set[int]) -> bool:
+        """Discard idle actors until one more may live in the place; False if none can."""
+        while True:
+            here = [i for i, actor in self._actors.items() if actor.place == place]
+            most = self._placement.max_live_per_place - (self.evaluator_place == place)
+            crowded = len(here) >= most
+            if not crowded and len(self._actors) < max(self._max_live, self.num_slots):
+                return True
+            idle = [i for i in (here if crowded else self._actors) if i not in needed]
+            if not idle:
+                return False
+            self.discard(idle[0])
