@@ -1,16 +1,16 @@
-"""A run's identity: its folder, its lock, and its status."""
+"""A run's identity: its folder, its lock and its status."""
 
 from __future__ import annotations
 
-import fcntl
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from itertools import count
 from pathlib import Path
 
 import yaml
+from filelock import FileLock, Timeout
 
 from fedvsr.config import ExperimentConfig
 from fedvsr.errors import UserError
@@ -28,24 +28,35 @@ class Run:
 
 
 def create_run(config: ExperimentConfig, out: Path) -> Run:
-    """Make the folder of a new run and write the resolved configuration into it."""
+    """Make the folder of a new run, with the resolved configuration in it.
+
+    The run's id is the configuration's name, the time and the configuration's hash; runs of the
+    same second are numbered.
+    """
     now = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
-    run_id = stem = f"{config.name}-{now}-{config.config_hash()[:6]}"
+    stem = f"{config.name}-{now}-{config.config_hash()[:6]}"
     out.mkdir(parents=True, exist_ok=True)
-    for attempt in range(1, 100):
+    for number in count():
+        run_id = f"{stem}-{number}" if number else stem
         try:
             (out / run_id).mkdir()
-            break
         except FileExistsError:
-            run_id = f"{stem}-{attempt}"
-    run = Run(run_id, (out / run_id).resolve(), config)
-    with replacing(run.folder / "config.yaml") as aside:
-        aside.write_text(config.to_yaml())
-    return run
+            continue
+        break
+    return open_run(config, out / run_id)
+
+
+def open_run(config: ExperimentConfig, folder: Path) -> Run:
+    """The run in a folder. The folder and its `config.yaml` are made if they are missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "config.yaml").exists():
+        with replacing(folder / "config.yaml") as aside:
+            aside.write_text(config.to_yaml())
+    return Run(folder.name, folder.resolve(), config)
 
 
 def find_run(config: ExperimentConfig, out: Path) -> Run:
-    """The newest run of this configuration under `out` that has not finished.
+    """The newest unfinished run of a configuration under `out`.
 
     Raises:
         UserError: there is none.
@@ -62,7 +73,8 @@ def find_run(config: ExperimentConfig, out: Path) -> Run:
             finished.append(folder.name)
     if finished:
         raise UserError(
-            f"{finished[0]} has finished with this configuration; leave --resume out to run it anew"
+            f"the run {finished[0]} of this configuration has finished; leave --resume out to "
+            "start a new one"
         )
     raise UserError(
         f"no run of this configuration under {out}/ to resume; leave --resume out to start one"
@@ -70,7 +82,7 @@ def find_run(config: ExperimentConfig, out: Path) -> Run:
 
 
 def run_status(folder: Path) -> str:
-    """`finished`, `failed`, `interrupted`, `running`, or `stopped`, if its process died."""
+    """`finished`, `failed`, `interrupted`, `running`, or `stopped` if its process died."""
     row = read_run(folder)
     status = str(row["status"]) if row else "stopped"
     if status != "running":
@@ -84,20 +96,23 @@ def run_status(folder: Path) -> str:
 
 @contextmanager
 def locked(folder: Path, patience_s: float = 0.0) -> Iterator[None]:
-    """Hold the run's lock, which the system drops when the process ends, however it ends.
+    """Hold a run's lock. The system releases it when the process ends, however it ends.
 
-    Whoever asks for a run's status holds it for an instant: `patience_s` outlasts that.
+    Args:
+        folder: the run's.
+        patience_s: how long to wait for the lock. `run_status` holds it for an instant, which a
+            process that wants to execute the run must outlast.
+
+    Raises:
+        UserError: another process holds the lock.
     """
-    deadline = time.monotonic() + patience_s
-    with (folder / ".lock").open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise UserError(
-                        f"another process is writing {folder}; wait for it, or stop it"
-                    ) from None
-            time.sleep(0.02)
+    # Not per thread: a driver actor may be asked for the next event by another thread.
+    lock = FileLock(folder / ".lock", thread_local=False)
+    try:
+        lock.acquire(timeout=patience_s, poll_interval=0.02)
+    except Timeout:
+        raise UserError(f"another process is writing {folder}; wait for it, or stop it") from None
+    try:
         yield
+    finally:
+        lock.release()

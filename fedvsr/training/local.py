@@ -1,4 +1,7 @@
-"""Local training of one client: the only inner loop. B clips, T frames, values in [0, 1]."""
+"""Local training of one client: the only inner loop.
+
+B clips, T frames, C channels, H x W pixels, values in [0, 1]. P parameters.
+"""
 
 from __future__ import annotations
 
@@ -55,18 +58,24 @@ _Frames = tuple[Tensor, Tensor]
 
 @dataclass
 class _Course:
-    """What a round's steps were, one after the other."""
+    """What the steps of a round gave, in their order."""
 
     losses: list[float] = field(default_factory=list)
     vsr_losses: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     num_samples: int = 0
     gradient_norm: float = 0.0
-    """Of the first gradient that is finite; 0 until there is one."""
+    """L2 norm of the first finite gradient; 0 until there is one."""
 
 
 class LocalTrainer:
-    """Trains clients one at a time on one device; holds nothing that outlasts a task.
+    """Trains clients one at a time on one device. Nothing in it outlasts a task but its memory.
+
+    Args:
+        model: the network's section.
+        algorithm: the algorithm's section.
+        local: how to train.
+        update: clipping, compression and rejection of the update.
 
     Raises:
         UserError: `local.slow_params` names no parameter.
@@ -86,20 +95,20 @@ class LocalTrainer:
         self.network = models.build_fresh(model).to(self.device).train()
         if local.compile:
             _compile(self.network)
-        # Of the global network and of the client's last one, for losses that compare with them.
+        # The global network and the client's last one, for losses that compare with them.
         self._references = [
             models.build_fresh(model).to(self.device).eval().requires_grad_(False)
             for _ in range(2 if self.algorithm.contrasts else 0)
         ]
         self._slow = list[torch.nn.Parameter]()
         for part in local.slow_params:
-            found = [p for name, p in self.network.named_parameters() if part in name]
-            if not found:
+            matches = [p for name, p in self.network.named_parameters() if part in name]
+            if not matches:
                 raise UserError(f"local.slow_params: {part!r} is in no parameter of {model.name}")
-            self._slow += found
+            self._slow += matches
 
     def warm_up(self) -> None:
-        """Load what PyTorch loads with its first optimiser: seconds of a processor."""
+        """Make PyTorch import what its first optimiser needs, which costs seconds of CPU time."""
         make_optimiser(self.local, list(self.network.parameters()), self._slow)
 
     def train(
@@ -114,17 +123,17 @@ class LocalTrainer:
 
         Args:
             task: the work.
-            shared: what the server sends, `Algorithm.broadcast`; only read.
-            state: what the client remembers, empty in its first round; only read.
+            shared: the server's vectors (P,), those of `Algorithm.broadcast`; only read.
+            state: vectors (P,) that the client remembers, empty in its first round; only read.
             clips: the client's own.
-            out: memory (P,) for the parameters that are sent, where the caller has some to use
-                again: new pages cost as much as filling them.
+            out: memory (P,) to write the client's parameters to, reused from round to round: new
+                pages cost as much time as filling them.
 
         Returns:
             What happened, and what the client sends and remembers.
 
         Raises:
-            UserError: the loss or the update is not finite, and that is not to be passed over.
+            UserError: the loss or the update is not finite and `update.reject_nonfinite` is off.
         """
         started_at, started = time.time(), time.perf_counter()
         with scoped_torch(derive_seed(task.seed, "torch"), self.local.num_threads):
@@ -148,14 +157,14 @@ class LocalTrainer:
         waited_s = 0.0
         if hooks and algorithm.wants_first_gradient:
             waited_s = self._gather_first_gradient(task, clips, hooks)
-        # Made anew each round: the moments start from zero, unless the client kept them.
+        # A new one each round: the moments start from zero, unless the client remembers them.
         optimiser = make_optimiser(self.local, list(self.network.parameters()), self._slow)
         if "moments" in state:
             restore_moments(optimiser, state["moments"])
         with self._loader(task, clips) as batches:
             course = self._descend(task, clips, batches, optimiser, hooks, compared)
         waited_s += batches.wait_s
-        update, norm, finite = self._leave(task, course, optimiser, hooks, state, begin, out)
+        update, norm, finite = self._make_update(task, course, optimiser, hooks, state, begin, out)
         lr = fmean(course.rates)
         report = ClientReport(
             client_id=task.client_id,
@@ -185,49 +194,62 @@ class LocalTrainer:
         hooks: LocalRound | None,
         compared: Mapping[str, torch.nn.Module],
     ) -> _Course:
-        """Take the steps of a round. Ends early where a loss that is not finite is to be reported.
+        """Take the steps of a round; `update.reject_nonfinite` ends them at a non-finite loss.
 
         Raises:
-            UserError: a loss is not finite.
+            UserError: a loss is not finite and `update.reject_nonfinite` is off.
         """
-        local, num_steps, course = self.local, count_steps(self.local, clips), _Course()
-        scaler = torch.amp.GradScaler(self.device.type, enabled=local.precision == "fp16")
+        num_steps, course = count_steps(self.local, clips), _Course()
+        scaler = torch.amp.GradScaler(self.device.type, enabled=self.local.precision == "fp16")
         for batch in batches:
-            # Where in the whole training this step stands, as if every client trained in every
-            # round: a schedule must not depend on who was drawn before.
+            # This step's place in the whole training, as if every client trained in every round: a
+            # schedule must not depend on which clients were drawn before.
             step = (task.round_idx - 1) * num_steps + len(course.losses)
             self._thaw(step)
-            lr = learning_rate(local, step / (task.num_rounds * num_steps))
+            lr = learning_rate(self.local, step / (task.num_rounds * num_steps))
             for group in optimiser.param_groups:
                 group["lr"] = lr * group["factor"]
-            loss, vsr_loss = self._loss(batch, compared)
-            optimiser.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            if course.gradient_norm == 0:
-                norm = _gradient_norm(self.network.parameters()) / scaler.get_scale()
-                course.gradient_norm = norm if math.isfinite(norm) else 0.0
-            added = 0.0
-            if hooks:
-                scaler.unscale_(optimiser)
-                # A step that the scaler will skip must leave no trace in what hooks gather.
-                if not scaler.is_enabled() or math.isfinite(_gradient_norm(hooks.params)):
-                    added = self.algorithm.correct_gradients(hooks, len(course.losses))
-            scaler.step(optimiser)
-            scaler.update()
-            course.losses.append(loss.item() + added)
-            course.vsr_losses.append(vsr_loss.item())
+            loss, vsr_loss = self._step(batch, optimiser, scaler, hooks, compared, course)
+            course.losses.append(loss)
+            course.vsr_losses.append(vsr_loss)
             course.rates.append(lr)
             course.num_samples += len(batch[0])
-            if not math.isfinite(course.losses[-1]):
+            if not math.isfinite(loss):
                 if self.update.reject_nonfinite:
                     break
                 raise UserError(
-                    f"the loss of client {task.client_id} is {course.losses[-1]} in round "
-                    f"{task.round_idx}, step {len(course.losses)}; {_way_out(local)}"
+                    f"the loss of client {task.client_id} is {loss} in round {task.round_idx}, "
+                    f"step {len(course.losses)}; {_way_out(self.local)}"
                 )
         return course
 
-    def _leave(
+    def _step(
+        self,
+        batch: _Frames,
+        optimiser: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        hooks: LocalRound | None,
+        compared: Mapping[str, torch.nn.Module],
+        course: _Course,
+    ) -> tuple[float, float]:
+        """Take one step; returns the local loss and the network's own part of it."""
+        loss, vsr_loss = self._loss(batch, compared)
+        optimiser.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if course.gradient_norm == 0:
+            norm = _gradient_norm(self.network.parameters()) / scaler.get_scale()
+            course.gradient_norm = norm if math.isfinite(norm) else 0.0
+        added = 0.0
+        if hooks:
+            scaler.unscale_(optimiser)
+            # A step that the scaler will skip must leave no trace in what the hooks sum up.
+            if not scaler.is_enabled() or math.isfinite(_gradient_norm(hooks.params)):
+                added = self.algorithm.correct_gradients(hooks, len(course.losses))
+        scaler.step(optimiser)
+        scaler.update()
+        return loss.item() + added, vsr_loss.item()
+
+    def _make_update(
         self,
         task: ClientTask,
         course: _Course,
@@ -237,47 +259,53 @@ class LocalTrainer:
         begin: FloatVector,
         out: FloatVector | None,
     ) -> tuple[ClientUpdate, float, bool]:
-        """What goes to the server and what the client remembers; nothing where not all is finite.
+        """Make what the client sends and remembers; empty if any value is not finite.
 
         Returns:
-            That, the L2 norm of the change of the parameters, and whether all is finite.
+            The update, the L2 norm of the parameters' change, and whether every value is finite.
 
         Raises:
-            UserError: the update is not finite, and that is not to be passed over.
+            UserError: a value is not finite and `update.reject_nonfinite` is off.
         """
-        algorithm = self.algorithm
-        extra, kept = algorithm.finish(hooks) if hooks else ({}, {})
+        extra, kept = self.algorithm.finish(hooks) if hooks else ({}, {})
         params = flatten(self.network, out)
         norm = distance(params, begin)
-        has = {"params": params} | _joined(extra)
-        # A change of finite norm has no value that is not; another look at it is not needed.
-        doubtful = [v for name, v in has.items() if name != "params" or not math.isfinite(norm)]
-        if not math.isfinite(course.losses[-1]) or not all(map(all_finite, doubtful)):
+        vectors = {"params": params} | _joined(extra)
+        # A change of finite norm holds finite values only, so `params` needs no second look then.
+        unchecked = [v for n, v in vectors.items() if n != "params" or not math.isfinite(norm)]
+        if not math.isfinite(course.losses[-1]) or not all(map(all_finite, unchecked)):
             if self.update.reject_nonfinite:
                 return ClientUpdate({}, {}), norm, False
             raise UserError(
                 f"the update of client {task.client_id} is not finite in round {task.round_idx}; "
                 + _way_out(self.local)
             )
-        left = _joined(kept)
-        if "params" in algorithm.client_state:
-            left["params"] = params
-        if "moments" in algorithm.client_state:
-            left["moments"] = moments(optimiser)
-        upload: dict[str, FloatVector | Packed] = {name: has[name] for name in algorithm.upload}
+        upload: dict[str, FloatVector | Packed] = {n: vectors[n] for n in self.algorithm.upload}
+        remembered = self._remembered(params, optimiser, _joined(kept))
         if self.update.active:
             upload["params"], residual = outgoing(params, begin, state.get("residual"), self.update)
             if residual is not None:
-                left["residual"] = residual
-        return ClientUpdate(upload, left), norm, True
+                remembered["residual"] = residual
+        return ClientUpdate(upload, remembered), norm, True
+
+    def _remembered(
+        self, params: FloatVector, optimiser: torch.optim.Optimizer, kept: Vectors
+    ) -> Vectors:
+        """What the client remembers until it is drawn again, but for what compression left out."""
+        remembered = dict(kept)
+        if "params" in self.algorithm.client_state:
+            remembered["params"] = params
+        if "moments" in self.algorithm.client_state:
+            remembered["moments"] = moments(optimiser)
+        return remembered
 
     def _gather_first_gradient(
         self, task: ClientTask, clips: Sequence[Clip], hooks: LocalRound
     ) -> float:
-        """The mean gradient of the round's batches where the client begins, one more pass.
+        """Gather the mean gradient of the round's batches at the initial parameters: one more pass.
 
         Returns:
-            Wall seconds that it waited for samples.
+            Wall seconds of waiting for samples.
         """
         self._thaw((task.round_idx - 1) * hooks.num_steps)
         # Gradients add up in float32 even where the network computes in halves; fp16 scales them.
@@ -289,7 +317,7 @@ class LocalTrainer:
                 loss, _ = self._loss(batch, {})
                 scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 if scaler.is_enabled() and not math.isfinite(_gradient_norm(hooks.params)):
-                    # Halves what it scales by, and this batch counts as none.
+                    # Halve the scale, and leave this batch out.
                     scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
                     continue
                 for total, parameter in zip(gathered, hooks.params, strict=True):
@@ -300,7 +328,7 @@ class LocalTrainer:
     def _loss(
         self, batch: _Frames, compared: Mapping[str, torch.nn.Module]
     ) -> tuple[Tensor, Tensor]:
-        """The client's loss, and the network's own part of it."""
+        """The client's loss and the network's own part of it, both scalars."""
         lq_BTCHW, gt_BTCHW = (to_float(frames, self.device) for frames in batch)
         with autocast(self.device, self.local.precision):
             sr_BTCHW, features = self._forward(lq_BTCHW, compared)
@@ -328,7 +356,7 @@ class LocalTrainer:
         )
 
     def _load_references(self, shared: Vectors, state: Vectors) -> dict[str, torch.nn.Module]:
-        """The networks that the algorithm compares with; a client's first round has no last."""
+        """The networks that the algorithm compares with; none in a client's first round."""
         if not self._references or "params" not in state:
             return {}
         vectors = {"global": shared["params"], "previous": state["params"]}
@@ -351,7 +379,7 @@ class LocalTrainer:
         return sr_BTCHW, features
 
     def _loader(self, task: ClientTask, clips: Sequence[Clip]) -> Loader[list[Draw], _Frames]:
-        """The round's batches of uint8 frames; the same each time it is called."""
+        """The round's batches of uint8 frames; every call gives the same ones."""
         draws = passes(clips, derive_seed(task.seed, "samples"), self.local.batch_size)
         pin = self.device.type == "cuda"
         return Loader(
@@ -362,9 +390,9 @@ class LocalTrainer:
 
 
 def _compile(network: torch.nn.Module) -> None:
-    """Compile the layers that the network repeats, once for all of them.
+    """Compile each kind of layer that the network repeats once.
 
-    A whole clip's recurrence as one graph takes many minutes to compile and gains nothing over it.
+    Compiling a whole clip's recurrence as one graph takes many minutes and runs no faster.
     """
     kinds: Any = network.compiled_layers
     layers = [module for module in network.modules() if isinstance(module, kinds)]
@@ -391,7 +419,7 @@ def _joined(tensors: Mapping[str, Sequence[Tensor]]) -> Vectors:
 
 
 def _gradient_norm(params: Iterable[Tensor]) -> float:
-    """L2 norm of all gradients; not finite where one of them is not."""
+    """L2 norm of all gradients; not finite if one of them is not."""
     norms = torch._foreach_norm([g for p in params if (g := p.grad) is not None])
     return float(torch.linalg.vector_norm(torch.stack(norms)).item())
 

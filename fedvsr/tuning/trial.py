@@ -21,11 +21,10 @@ from fedvsr.errors import UserError
 from fedvsr.federation.executors import Clients, Executor, SerialExecutor
 from fedvsr.federation.placement import Placement, Slots, ask
 from fedvsr.federation.ray_executor import RayExecutor
-from fedvsr.files import replacing
 from fedvsr.runs.events import RoundRecorded
 from fedvsr.runs.execution import execute
 from fedvsr.runs.launch import prepare_data
-from fedvsr.runs.run import Run, run_status
+from fedvsr.runs.run import Run, open_run, run_status
 from fedvsr.tuning.population import fork, pack
 from fedvsr.tuning.sweep import SweepConfig, Trial, load_sweep, make_trial
 from fedvsr.tuning.table import RUNS, SWEEP_FILE, Note, history, newest_runs, sets_of
@@ -115,7 +114,7 @@ def _executor(sweep: SweepConfig, config: ExperimentConfig) -> Callable[[Clients
 
 def _own_run(trial: Trial, runs: Path) -> Run:
     """The trial's run, found by its settings, so that nothing of Tune's is needed to go on."""
-    return _open(trial, runs / trial.run_id)
+    return open_run(trial.config, runs / trial.run_id)
 
 
 def _population_run(trial: Trial, runs: Path) -> Run:
@@ -124,25 +123,16 @@ def _population_run(trial: Trial, runs: Path) -> Run:
     own, name = newest_runs(runs).get(tune_id), f"{trial.config.name}-{tune_id}"
     checkpoint = tune.get_checkpoint()
     if checkpoint is None:
-        return _open(trial, own or runs / name)
+        return open_run(trial.config, own or runs / name)
     with checkpoint.as_directory() as path:
         pointer = _pointer(Path(path))
         target = runs / f"{name}-from-{pointer['round_idx']:04d}"
         if own and (own.name == pointer["run_id"] or own == target):
-            return _open(trial, own)
-        run, parent = _open(trial, target), runs / pointer["run_id"]
+            return open_run(trial.config, own)
+        run, parent = open_run(trial.config, target), runs / pointer["run_id"]
         from_round = fork(parent, Path(path), run.folder, trial.config)
         replace(_note(trial), parent_run_id=parent.name, from_round=from_round).write(run.folder)
         return run
-
-
-def _open(trial: Trial, folder: Path) -> Run:
-    """A run in a folder, which is made if need be."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "config.yaml").exists():
-        with replacing(folder / "config.yaml") as aside:
-            aside.write_text(trial.config.to_yaml())
-    return Run(folder.name, folder.resolve(), trial.config)
 
 
 def _note(trial: Trial) -> Note:

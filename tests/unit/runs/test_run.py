@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import threading
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from fedvsr import models
 from fedvsr.config import ExperimentConfig, load_config
@@ -14,10 +16,10 @@ from fedvsr.data.split import Split
 from fedvsr.federation.executors import SerialExecutor
 from fedvsr.inference.evaluate import Evaluator
 from fedvsr.params import flatten
-from fedvsr.runs import execution
 from fedvsr.runs.events import RoundRecorded, RunStarted
 from fedvsr.runs.execution import execute
 from fedvsr.runs.launch import prepare_data
+from fedvsr.runs.notes import notes_of
 from fedvsr.runs.run import create_run
 from fedvsr.training.checkpoint import save_model
 
@@ -42,14 +44,14 @@ def test_a_run_starts_from_the_weights_it_is_given(small: ExperimentConfig, tmp_
 
 
 def notes(config: ExperimentConfig, *overlap: str) -> tuple[str, ...]:
-    return execution._notes(config, Split((), (), (), overlap))
+    return notes_of(config, Split((), (), (), overlap))
 
 
 def test_a_run_says_that_flow_starts_from_scratch() -> None:
     video = "data.videos=[a.mp4]"
     (note,) = notes(load_config("rvrt", [video]))
     assert "model.flow_weights=PATH" in note
-    assert "local.freeze_steps = 30000 keeps it untrained" in note
+    assert "untrained for local.freeze_steps = 30000 steps" in note
     (note,) = notes(load_config("rvrt", [video, "local.freeze_steps=0"]))
     assert "freeze_steps" not in note
     assert notes(load_config("rvrt", [video, "model.flow_weights=a.pth"])) == ()
@@ -66,3 +68,17 @@ def test_a_look_at_a_runs_status_does_not_keep_it_from_starting(
         threading.Timer(0.3, fcntl.flock, (file, fcntl.LOCK_UN)).start()
         assert isinstance(next(events), RunStarted)
     events.close()
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own(
+    small: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Clock:
+            return cls(2026, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr("fedvsr.runs.run.datetime", Clock)
+    folders = {create_run(small, tmp_path).folder for _ in range(102)}
+    assert len(folders) == 102
+    assert all((folder / "config.yaml").is_file() for folder in folders)

@@ -1,0 +1,35 @@
+"""What a person who starts a run should know about it."""
+
+from __future__ import annotations
+
+from fedvsr import models
+from fedvsr.config import ExperimentConfig
+from fedvsr.data.split import Split
+from fedvsr.federation.privacy import delta_of, epsilon
+
+
+def notes_of(config: ExperimentConfig, split: Split) -> tuple[str, ...]:
+    """Notes on a run, a sentence each; empty if there is nothing to say."""
+    notes: tuple[str, ...] = config.algorithm.notes()
+    if split.overlap:
+        notes += (
+            f"clients train on {len(split.overlap)} of the test clips: the scores say nothing "
+            "about other videos",
+        )
+    if config.update.noise_multiplier:
+        num_clients = config.data.num_clients
+        spent = epsilon(config.update, config.federation, num_clients, config.federation.num_rounds)
+        notes += (
+            f"after all rounds a client is protected with epsilon = {spent:.3g} at delta = "
+            f"{delta_of(config.update, num_clients):.2g}; the noise follows from the seed, so keep "
+            "the seed, this record and the reported losses to yourself",
+        )
+    if not models.flow_from_scratch(config.model):
+        return notes
+    note = "optical flow starts from scratch; model.flow_weights=PATH loads released SpyNet weights"
+    if config.local.freeze_steps:
+        note += (
+            f". Without them it stays untrained for local.freeze_steps = "
+            f"{config.local.freeze_steps} steps: set that to 0"
+        )
+    return (note, *notes)

@@ -1,0 +1,109 @@
+"""Rows of a run's tables, made from what a run knows. Columns: `fedvsr.records.SCHEMAS`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedvsr.config import ExperimentConfig
+from fedvsr.data.split import Split
+from fedvsr.environment import versions
+from fedvsr.federation.rounds import RoundFinished
+from fedvsr.records import Row
+
+
+def run_row(config: ExperimentConfig) -> Row:
+    """The columns of `runs` that the configuration and the installation decide."""
+    return {
+        "name": config.name,
+        "model": config.model.name,
+        "algorithm": config.algorithm.name,
+        "num_rounds": config.federation.num_rounds,
+        "versions": json.dumps(versions()),
+        "config": config.model_dump_json(),
+    }
+
+
+def partition_rows(split: Split) -> list[Row]:
+    """The rows of `partition`: which client holds which clip."""
+    return [
+        {
+            "client_id": client_id,
+            "clip_id": clip.clip_id,
+            "label": clip.label,
+            "num_frames": clip.num_frames,
+            "height": clip.height,
+            "width": clip.width,
+            "sha256": clip.sha256 or None,
+        }
+        for client_id, own in enumerate(split.clients)
+        for clip in own
+    ]
+
+
+def round_row(finished: RoundFinished, epsilon: float | None) -> Row:
+    """A round's row of `rounds`, but for its scores.
+
+    Args:
+        finished: the round.
+        epsilon: privacy loss so far; None without noise.
+    """
+    sampled = finished.reports
+    accepted = [report for report in sampled if report.finite]
+    return {
+        "num_sampled": len(sampled) + finished.num_failed,
+        "num_rejected": len(sampled) - len(accepted),
+        "num_failed": finished.num_failed,
+        "num_online": finished.num_online,
+        "loss": mean([report.loss for report in accepted]),
+        "vsr_loss": mean([report.vsr_loss for report in accepted]),
+        "download_bytes": finished.download_bytes,
+        "upload_bytes": sum(report.upload_bytes for report in sampled),
+        "epsilon": epsilon,
+        "gap_s": finished.gap_s,
+        "train_s": finished.train_s,
+        "aggregate_s": finished.aggregate_s,
+    }
+
+
+def client_rows(finished: RoundFinished) -> list[Row]:
+    """A round's rows of `clients`, in sampled order."""
+    return [
+        {
+            "client_id": report.client_id,
+            "position": position,
+            "num_samples": report.num_samples,
+            "num_steps": report.num_steps,
+            "loss": report.loss if report.finite else None,
+            "vsr_loss": report.vsr_loss if report.finite else None,
+            "rejected": not report.finite,
+            "weight": finished.weights[position] if finished.weights else None,
+            "first_loss": report.first_loss,
+            "lr": report.lr,
+            "update_norm": report.update_norm if report.finite else None,
+            "upload_bytes": report.upload_bytes,
+            "attempts": outcome.attempts,
+            "node": outcome.node,
+            "slot": outcome.slot,
+            "started_s": report.started_at - finished.started_at,
+            "train_s": report.train_s,
+            "input_wait_s": report.input_wait_s,
+        }
+        for position, (outcome, report) in enumerate(
+            zip(finished.outcomes, finished.reports, strict=True)
+        )
+    ]
+
+
+def slot_utilisation(finished: RoundFinished) -> float | None:
+    """Share of the training time in which the slots that were used trained; None without slots."""
+    slots = {outcome.slot for outcome in finished.outcomes} - {None}
+    busy_s = sum(report.train_s for report in finished.reports)
+    return busy_s / (len(slots) * finished.train_s) if slots else None
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Mean of the values; None if there are none."""
+    return float(np.mean(values)) if values else None
