@@ -1,4 +1,4 @@
-"""What travels between the driver and the clients. P is the length of a flat parameter vector."""
+"""What travels between the driver and the clients. P is the number of parameters."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ class Packed(Protocol):
         ...
 
     def unpack(self) -> FloatVector:
-        """The vector, or what is left of it."""
+        """The vector (P,), as exactly as the packing kept it."""
         ...
 
 
 @dataclass(frozen=True)
 class ClientTask:
-    """One client's work in one round. Equal tasks give equal bits, wherever they are run."""
+    """One client's work in one round. Equal tasks give equal bits, wherever they run."""
 
     client_id: int
     round_idx: int
     """From 1."""
     num_rounds: int
-    """Of the whole run: schedules go by it."""
+    """Rounds of the whole run, which learning rate schedules depend on."""
     seed: int
-    """Seeds this client's draws in this round: samples, crops, dropout."""
+    """Seed of this client's draws in this round: samples, crops, dropout."""
 
 
 @dataclass(frozen=True)
 class ClientReport:
-    """What a client tells of its local training: numbers, no frame and no path."""
+    """A client's report on its local training: numbers only, no frame and no path."""
 
     client_id: int
     round_idx: int
@@ -53,8 +53,7 @@ class ClientReport:
     vsr_loss: float
     """Mean of the network's own term L_VSR alone."""
     train_s: float
-    """Wall seconds of local training. This and the two other times alone differ between equal
-    tasks."""
+    """Wall seconds of local training. Only the three times differ between equal tasks."""
     first_loss: float = 0.0
     """Local loss of the first batch, under the global parameters."""
     lr: float = 0.0
@@ -64,11 +63,11 @@ class ClientReport:
     lipschitz: float = 0.0
     """q-FFL's L: a change of the parameters times this is a gradient."""
     update_norm: float = 0.0
-    """L2 norm of the client's parameters less the global ones."""
+    """L2 norm of the client's parameters minus the global ones."""
     upload_bytes: int = 0
-    """Size of what goes to the server."""
+    """Size of the upload."""
     finite: bool = True
-    """Whether the loss and all that was sent is; if not, nothing was."""
+    """Whether the loss and every uploaded value are finite; if not, nothing was uploaded."""
     input_wait_s: float = 0.0
     """Wall seconds of `train_s` in which training waited for samples."""
     started_at: float = 0.0
@@ -77,18 +76,18 @@ class ClientReport:
 
 @dataclass(frozen=True)
 class ClientUpdate:
-    """What a client's training leaves behind."""
+    """The result of a client's training."""
 
     upload: Mapping[str, FloatVector | Packed]
-    """For the server: `params`, the client's parameters or their packed change, and what else the
-    algorithm sends."""
+    """For the server: `params`, the client's parameters (P,) or their packed change, and the
+    algorithm's other vectors."""
     state: Vectors
-    """What the client remembers until it is drawn again."""
+    """Vectors that the client remembers until it is drawn again."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """What the server's half of an algorithm knows of a round."""
+    """What the server's half of an algorithm knows about a round."""
 
     round_idx: int
     """From 1."""
@@ -98,4 +97,4 @@ class Round:
     num_sampled: int
     """Clients that trained in this round."""
     tensors: tuple[slice, ...]
-    """Where in a vector each parameter tensor lies."""
+    """Where in a vector (P,) each parameter tensor lies."""

@@ -1,4 +1,4 @@
-"""Every random draw has a scope, so none depends on the number or the order of workers."""
+"""Seeds by scope, so that no random draw depends on the number or the order of workers."""
 
 from __future__ import annotations
 

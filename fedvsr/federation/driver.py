@@ -1,4 +1,4 @@
-"""The driver actor: it holds a run's event stream, so that the run outlives a terminal's pace."""
+"""The driver actor, which holds a run's event stream: a slow terminal does not hold up the run."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from fedvsr.federation.placement import Placement, alive_nodes
 
 EventT = TypeVar("EventT")
 Start = Callable[[threading.Event], Iterator[EventT]]
-"""Begins a stream of events that ends by KeyboardInterrupt soon after the event is set."""
+"""Starts a stream of events, which ends with KeyboardInterrupt soon after the argument is set."""
 Measure = Callable[[EventT], Mapping[str, float]]
-"""What an event tells a monitor, by metric; those named `*_total` are added up."""
+"""Values of an event for a monitor, by metric; those named `*_total` are added up."""
 
 _DONE = None
-# To save the state of the last finished round.
+# Time to save the state of the last finished round.
 _GRACE_S = 60.0
 
 
@@ -33,7 +33,7 @@ class Driver(Generic[EventT]):
     """Runs an iterator of events inside an actor, one event a call."""
 
     def __init__(self, start: Start[EventT], measure: Measure[EventT], run_id: str) -> None:
-        # Without a share of its own Ray would show it every GPU of the node.
+        # Ray shows an actor without a GPU share every GPU of its node.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self._stop = threading.Event()
         self._events = start(self._stop)
@@ -54,7 +54,7 @@ class Driver(Generic[EventT]):
         return event
 
     def stop(self) -> None:
-        """Ask the stream to end; called while `next_event` runs."""
+        """Ask the stream to end; may be called while `next_event` runs."""
         self._stop.set()
 
     def _export(self, name: str, value: float) -> None:
@@ -76,17 +76,16 @@ def drive(
     run_id: str = "",
     max_restarts: int = 0,
 ) -> Iterator[EventT]:
-    """Run `start(stop)` in a driver actor of the connected cluster and pass its events on.
+    """Run `start(stop)` in a driver actor of the connected cluster, and yield its events.
 
-    When whoever reads the events breaks off, the stream is asked to stop and given time to save its
-    state.
+    If the consumer stops reading, the stream is asked to stop and given time to save its state.
 
     Args:
-        start: begins the stream, or goes on with it where the driver died.
+        start: starts the stream, or resumes it after the driver died.
         placement: its first bundle is the driver's.
         measure: what to export to Ray's metrics.
         run_id: tag of the metrics.
-        max_restarts: times a driver that died is started again.
+        max_restarts: how often a dead driver is replaced.
     """
     make: Any = ray.remote(concurrency_groups={"control": 1})  # type: ignore[call-overload]
     remote = make(Driver)
@@ -115,7 +114,7 @@ def _stop(driver: Any) -> None:
         while ray.get(driver.next_event.remote(), timeout=_GRACE_S) is not _DONE:
             pass
     except (RayTaskError, RayActorError, GetTimeoutError):
-        # It ends all the same; its checkpoints are whole.
+        # The driver is killed next; its checkpoints are whole.
         pass
 
 
@@ -123,13 +122,13 @@ def connect(address: str | None, object_store_bytes: int, num_drivers: int = 1) 
     """Connect to a Ray cluster, or start one on this machine for `local`.
 
     Args:
-        address: `local`, `auto` (the cluster this machine belongs to), or `ray://HOST:PORT`; None
-            is what RAY_ADDRESS says (Ray sets it inside a submitted job), else `local`.
-        object_store_bytes: shared memory that a local cluster needs for a round's vectors.
-        num_drivers: runs that a local cluster is to have at once.
+        address: `local`, `auto` (the cluster this machine belongs to), or `ray://HOST:PORT`. None:
+            the value of RAY_ADDRESS (Ray sets it inside a submitted job), or else `local`.
+        object_store_bytes: shared memory that a local cluster gets for a round's vectors.
+        num_drivers: runs that a local cluster executes at once.
 
     Raises:
-        UserError: there is no cluster at that address.
+        UserError: no cluster answers at that address.
     """
     with _sigterm_kept():
         _connect(address, object_store_bytes, num_drivers)
@@ -150,14 +149,14 @@ def _connect(address: str | None, object_store_bytes: int, num_drivers: int) -> 
     common: dict[str, Any] = {"log_to_driver": False, "configure_logging": True}
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
-        # The cluster's processes inherit these. Ray lowers its workers' priority by default, which
-        # starves clients on a busy machine.
+        # The cluster's processes inherit these settings. By default Ray lowers its workers'
+        # priority, which starves clients on a busy machine.
         let_threads_sleep()
         os.environ.setdefault("RAY_worker_niceness", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(
             address="local",
-            # One more for each driver, which waits while clients train.
+            # One more per driver, because a driver waits while clients train.
             num_cpus=(os.cpu_count() or 1) + num_drivers,
             include_dashboard=False,
             object_store_memory=object_store_bytes,
@@ -170,16 +169,16 @@ def _connect(address: str | None, object_store_bytes: int, num_drivers: int) -> 
     except ConnectionError as error:
         raise UserError(
             f"no Ray cluster answers at {address!r}: {error}; if it asks for a token, set "
-            "RAY_AUTH_MODE=token and, unless it is in ~/.ray/auth_token, RAY_AUTH_TOKEN_PATH"
+            "RAY_AUTH_MODE=token and, unless the token is in ~/.ray/auth_token, RAY_AUTH_TOKEN_PATH"
         ) from None
 
 
 def here() -> str:
-    """Address of the node that this process is on: the driver must see the same files."""
+    """Address of this process's node, where the driver must run: it needs the same files."""
     node = alive_nodes()[ray.get_runtime_context().get_node_id()]
     return str(node["NodeManagerAddress"])
 
 
 def disconnect() -> None:
-    """Leave the cluster; one that `connect` started on this machine ends."""
+    """Leave the cluster; a cluster that `connect` started on this machine ends."""
     ray.shutdown()

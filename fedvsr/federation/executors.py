@@ -1,4 +1,7 @@
-"""The executor contract, and its reference: clients trained one after another in this process."""
+"""The executor contract, and its reference implementation, which trains one client after another.
+
+P is the number of parameters.
+"""
 
 from __future__ import annotations
 
@@ -57,35 +60,38 @@ class TrainedClient:
 
 @dataclass(frozen=True)
 class Fault:
-    """A failure that a run met."""
+    """A failure during a run, recovered or not."""
 
     round_idx: int
     client_id: int | None
-    """None for the driver's own."""
+    """None for a failure of the driver or the evaluator."""
     kind: FaultKind
     message: str
     """One line."""
     attempt: int = 1
+    """Which start of the task failed, from 1."""
     final: bool = False
-    """The task is given up; else it is started again."""
+    """Whether the task is given up; otherwise it is retried."""
     lost_s: float | None = None
+    """Wall seconds of work that are lost."""
     node: str | None = None
+    """Ray node; None if unknown."""
     traceback: str | None = None
     error: Exception | None = None
-    """What to raise where the run cannot do without the task."""
+    """The exception to raise if the run cannot do without this task."""
 
 
 class Scorer(Protocol):
-    """Scores parameter vectors (P,) on the held-out clips, perhaps beside other work."""
+    """Scores parameter vectors (P,) on the held-out clips, perhaps while clients train."""
 
     device_name: str
 
     def score(self, params: FloatVector) -> Pending:
-        """Begin to score; the result waits in what is returned."""
+        """Start to score, and return a handle to the result."""
         ...
 
     def take_faults(self) -> list[str]:
-        """What went wrong since this was asked last, and was mended."""
+        """Recovered failures since the last call, a line each."""
         ...
 
     def pictures(self, params: FloatVector, clip: Clip, frame_idx: int) -> dict[str, Frames]:
@@ -94,19 +100,19 @@ class Scorer(Protocol):
 
 
 class Pending(Protocol):
-    """Scores that are being made."""
+    """A handle to scores that are being computed."""
 
     def ready(self) -> bool:
         """Whether `result` returns at once."""
         ...
 
     def result(self) -> tuple[list[ClipScore], float]:
-        """The scores and the wall seconds they took; waits for them."""
+        """Wait for the scores; returns them and the wall seconds that they took."""
         ...
 
 
 class Executor(Protocol):
-    """Runs a round's clients. Every executor gives the same bits for the same tasks."""
+    """Trains a round's clients. Every executor gives the same bits for the same tasks."""
 
     name: str
 
@@ -117,15 +123,15 @@ class Executor(Protocol):
         states: ClientStates,
         upcoming: Sequence[int] = (),
     ) -> Iterator[TrainedClient | Fault]:
-        """Train every task's client; outcomes as they finish, faults as they happen.
+        """Train every task's client. Yields clients as they finish and faults as they happen.
 
-        Every task ends in an outcome or in a fault that is final.
+        Every task ends in a trained client or in a final fault.
 
         Args:
-            tasks: one a client.
-            shared: what the server sends to each, `params` and more.
+            tasks: a task per client.
+            shared: the server's vectors (P,) for all clients: `params`, and the algorithm's.
             states: what the clients remember; only read.
-            upcoming: clients of the next round, as far as known.
+            upcoming: clients of the next round, as far as they are known.
         """
         ...
 
@@ -134,13 +140,13 @@ class Executor(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what the executor holds."""
+        """Release what the executor holds."""
         ...
 
 
 @dataclass(frozen=True)
 class Clients:
-    """All that is needed to train any client: the shared settings and each client's own clips."""
+    """What is needed to train any client: the shared settings, and each client's own clips."""
 
     model: ModelConfig
     algorithm: NamedSection
@@ -150,7 +156,7 @@ class Clients:
     update: UpdateConfig = UNCHANGED
 
     def pooled(self, clients_per_round: int) -> Clients:
-        """One client with the clips of all, and with as many steps as a cohort of mean clients."""
+        """A single client with all clips, which takes as many steps as a cohort of mean clients."""
         each = [count_steps(self.local, clips) for clips in self.clips]
         steps = round(clients_per_round * math.fsum(each) / len(each))
         return replace(
@@ -160,12 +166,12 @@ class Clients:
         )
 
     def make_trainer(self) -> LocalTrainer:
-        """A trainer with a network of its own."""
+        """A trainer with its own network."""
         return LocalTrainer(self.model, self.algorithm, self.local, self.update)
 
 
 class SerialExecutor:
-    """One client at a time in this process: the reference that Ray must equal bit for bit."""
+    """Trains one client at a time in this process. Ray must equal it bit for bit."""
 
     name = "serial"
 
@@ -180,7 +186,7 @@ class SerialExecutor:
         states: ClientStates,
         upcoming: Sequence[int] = (),
     ) -> Iterator[TrainedClient | Fault]:
-        """Train in the order of `tasks`. What fails here would fail again, so it fails for good."""
+        """Train in the order of `tasks`. A failure is final: the same work would fail again."""
         for task in tasks:
             clips, state = self._clients.clips[task.client_id], states.get(task.client_id)
             started = time.perf_counter()
@@ -201,11 +207,11 @@ class SerialExecutor:
                 yield TrainedClient(ClientOutcome(report), update)
 
     def start_scorer(self, make: Callable[[], Evaluator]) -> Scorer:
-        """Scores are made at once, here."""
+        """Make a scorer that computes at once, in this process."""
         return _SerialScorer(make())
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there is nothing to release."""
 
 
 class _SerialScorer:
@@ -234,7 +240,7 @@ class _Scored:
 
 
 def timed_score(evaluator: Evaluator, params: FloatVector) -> tuple[list[ClipScore], float]:
-    """The scores, and the wall seconds they took."""
+    """The scores of parameters (P,), and the wall seconds that they took."""
     started = time.perf_counter()
     scores = evaluator.score(params)
     return scores, time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""Where actors may run: a placement group of one bundle for the driver and one a slot."""
+"""Where actors may run: a placement group with a bundle for the driver and one for each slot."""
 
 from __future__ import annotations
 
@@ -28,51 +28,51 @@ Resources = dict[str, float]
 
 @dataclass(frozen=True)
 class Place:
-    """Where an actor may take any slot: a GPU's bundle or, without GPUs, a node."""
+    """A set of slots that an actor may take any of: a GPU's or, without GPUs, a node's."""
 
     node_id: str
     device: str
-    """`CPU`, or the GPU's kind."""
+    """`CPU`, or the kind of GPU."""
     bundles: tuple[int, ...]
-    """Of the placement group; an actor is pinned to the first."""
+    """Bundles of the placement group; actors are pinned to the first."""
     slots: tuple[int, ...]
-    """Numbers of its slots in the run, from 0: so many clients train here at once."""
+    """Numbers of its slots in the run, from 0. Each trains one client at a time."""
 
 
 @dataclass(frozen=True)
 class Slots:
-    """What a run asks a cluster for."""
+    """What a run requests from a cluster."""
 
     num_bundles: int
-    """Beside the driver's."""
+    """Bundles besides the driver's."""
     per_bundle: int
-    """Clients that train in a bundle at once."""
+    """Clients that train in a bundle at the same time."""
     gpu_share: float
-    """Of a client's actor; 0 without GPUs."""
+    """GPU share of a client's actor; 0 without GPUs."""
     bundle: Mapping[str, float]
     accelerator: str | None = None
 
     @property
     def bundles(self) -> list[Resources]:
-        """The placement group's: the driver's, then one a slot."""
+        """Resources of each bundle: the driver's, then those with slots."""
         return [{"CPU": 1.0}, *(dict(self.bundle) for _ in range(self.num_bundles))]
 
     @property
     def selectors(self) -> list[dict[str, str]]:
-        """Labels of the nodes that each bundle needs."""
+        """Labels that the node of each bundle must have."""
         needed = {_LABEL: self.accelerator} if self.accelerator else {}
         return [{}, *(needed for _ in range(self.num_bundles))]
 
 
 @dataclass(frozen=True)
 class Placement:
-    """A reserved placement group and how actors lie in it."""
+    """A reserved placement group, and where actors go in it."""
 
     group: PlacementGroup
     wanted: Slots
 
     def places(self) -> list[Place]:
-        """The places on nodes that are alive now, in order of their bundles."""
+        """The places on living nodes, in the order of their bundles."""
         alive = alive_nodes()
         nodes = placement_group_table(self.group)["bundles_to_node_id"]
         where = [(i, nodes.get(i)) for i in range(1, 1 + self.wanted.num_bundles)]
@@ -92,13 +92,13 @@ class Placement:
 
     @property
     def max_live_per_place(self) -> float:
-        """Actors that a place can hold."""
+        """Number of actors that a place can hold."""
         share = self.wanted.gpu_share
-        # In ten-thousandths, as Ray counts: 1 / 0.1 must be 10.
+        # In units of 1/10,000, as Ray counts: 1 / 0.1 must give 10.
         return 10_000 // round(share * 10_000) if share else math.inf
 
     def options(self, bundle: int, num_gpus: float) -> dict[str, Any]:
-        """Options of an actor in a bundle. Slots bound what runs at once, so it takes no CPU."""
+        """Ray options of an actor in a bundle. It requests no CPU: slots limit the load."""
         strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle)
         return {
             "num_cpus": 0,
@@ -108,20 +108,20 @@ class Placement:
         }
 
     def release(self) -> None:
-        """Give the resources back."""
+        """Release the reserved resources."""
         remove_placement_group(self.group)
 
 
 def ask(config: ClusterConfig, num_threads: int, cohort: int) -> Slots:
-    """What a run asks the connected cluster for.
+    """Work out what a run requests from the connected cluster.
 
     Args:
-        config: the wishes.
+        config: the settings.
         num_threads: CPU threads of a client.
-        cohort: clients of a round; more slots would idle.
+        cohort: clients of a round; more slots would stay idle.
 
     Raises:
-        UserError: it has no such GPU.
+        UserError: the cluster has no such GPU.
     """
     nodes = list(alive_nodes().values())
     fitting = [n for n in nodes if config.accelerator in (None, n["Labels"].get(_LABEL))]
@@ -136,7 +136,7 @@ def ask(config: ClusterConfig, num_threads: int, cohort: int) -> Slots:
             value = config.accelerator or f"{share:g}"
             raise UserError(
                 f"cluster.{name} = {value}, but this Ray cluster has no {kind} ({_describe(nodes)})"
-                "; set it to what there is"
+                "; set it to one that it has"
             )
         per_bundle = config.clients_per_gpu
         slots = config.slots or min(cohort, num_gpus * per_bundle)
@@ -144,22 +144,22 @@ def ask(config: ClusterConfig, num_threads: int, cohort: int) -> Slots:
         return Slots(math.ceil(slots / per_bundle), per_bundle, share, bundle, config.accelerator)
     cpus = [int(node["Resources"].get("CPU", 0)) for node in nodes]
     fits = sum(n // num_threads for n in cpus)
-    # The driver takes a processor that is left over, or one of theirs.
+    # The driver takes a processor that no slot uses, or else one of a slot.
     fits -= all(n % num_threads == 0 for n in cpus)
     fits = max(1, fits)
     return Slots(config.slots or min(cohort, fits), 1, 0.0, {"CPU": float(num_threads)})
 
 
 def reserve(wanted: Slots, timeout_s: float, driver_address: str | None = None) -> Placement:
-    """Make a run's placement group.
+    """Reserve a run's placement group.
 
     Args:
-        wanted: see `ask`.
-        timeout_s: how long to wait for what others hold.
-        driver_address: node of the driver's bundle, by its address (default: any).
+        wanted: the result of `ask`.
+        timeout_s: how long to wait for resources that others hold.
+        driver_address: address of the node for the driver's bundle (default: any).
 
     Raises:
-        UserError: the cluster does not have it, or not in time.
+        UserError: the cluster lacks the resources, or they are not free in time.
     """
     bundles = wanted.bundles
     if driver_address:
@@ -182,7 +182,7 @@ def reserve(wanted: Slots, timeout_s: float, driver_address: str | None = None) 
 
 
 def alive_nodes() -> dict[str, dict[str, Any]]:
-    """What Ray tells of the cluster's nodes, by their id."""
+    """Ray's description of every living node, by node id."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return {node["NodeID"]: node for node in nodes if node["Alive"]}
 
@@ -192,7 +192,7 @@ def _fits(
     selectors: Sequence[Mapping[str, str]],
     nodes: Iterable[Mapping[str, Any]],
 ) -> bool:
-    """Whether the empty cluster could hold the bundles, by first fit."""
+    """Whether the cluster could hold the bundles if it were empty, by first fit."""
     left = [(Counter(node["Resources"]), node["Labels"]) for node in nodes]
     for bundle, selector in zip(bundles, selectors, strict=True):
         for resources, labels in left:

@@ -1,4 +1,4 @@
-"""Clients as Ray actors: each sees its own clips alone and is pinned to a slot of the run."""
+"""Clients as Ray actors: each sees only its own clips, and is pinned to a slot of the run."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class _Waiting:
     place: Place
     attempts: int = 0
     shunned: str | None = None
-    """The node on which its last process was lost, which may be dying."""
+    """Node on which its last process was lost; the node itself may be dying."""
 
 
 @dataclass
@@ -59,20 +59,19 @@ class _Running:
     slot: int
     sent: float = field(default_factory=time.monotonic)
     began: float | None = None
-    """When its actor was there to train; None while it is built."""
+    """When its actor was ready to train; None while the actor is built."""
 
 
 class RayExecutor:
-    """Trains a round's clients side by side in slots; a freed slot takes the next waiting client.
+    """Trains a round's clients side by side in slots. A freed slot takes the next waiting client.
 
-    An actor is kept after its round, as starting one costs seconds; the one unused for longest
-    makes room for a new one. Actors hold no state between tasks: losing one costs time, no bits.
+    Actors stay alive after their round, in `pool`.
 
     Args:
-        clients: all that a client needs.
-        config: retries, deadlines, live actors.
-        placement: where actors go.
-        stop: set from another thread, ends a round by KeyboardInterrupt.
+        clients: what is needed to train any client.
+        config: retries, deadlines and the number of live actors.
+        placement: where actors may run.
+        stop: ends a round with KeyboardInterrupt once another thread sets it.
     """
 
     name = "ray"
@@ -102,7 +101,7 @@ class RayExecutor:
         states: ClientStates,
         upcoming: Sequence[int] = (),
     ) -> Iterator[TrainedClient | Fault]:
-        """Outcomes in the order of arrival."""
+        """Train the round's clients; see `Executor.run_round`."""
         self._look_for_places()
         shared_ref = ray.put(shared)
         plan = self._plan([task.client_id for task in tasks])
@@ -118,7 +117,7 @@ class RayExecutor:
                 yield from self._leave(lost)
 
     def start_scorer(self, make: Callable[[], Evaluator]) -> Scorer:
-        """An actor beside the driver or, with GPUs, in the last slot."""
+        """Start the scorer's actor: beside the driver or, with GPUs, in the last slot."""
         self._scorer = RayScorer(make, self._placement, self._scorers_place, self._stop)
         return self._scorer
 
@@ -147,20 +146,20 @@ class RayExecutor:
                 self._send(item, place, slot, shared_ref, states)
 
     def _next_for(self, place: Place) -> _Waiting | None:
-        """The first client that waits for this place, else one that would wait longer elsewhere."""
+        """The next client for a free slot: the first that waits for it, or one better off here."""
         own = [item for item in self._waiting if item.place == place]
         if own:
             return own[0]
         others = {item.place for item in self._waiting}
         slow = [p for p in others if self._schedule.worth_moving(self._left_s(p))]
-        # The last of the queue: those before it have their actors there first.
+        # The last in the queue, because the actors of those before it are ready sooner.
         moved = [
             item for item in self._waiting if item.place in slow and item.shunned != place.node_id
         ]
         return moved[-1] if moved else None
 
     def _left_s(self, place: Place) -> float:
-        """Seconds until a slot of the place is free, by what its clients took before."""
+        """Expected seconds until a slot of the place is free."""
         now = time.monotonic()
         running = [r for r in self._running.values() if r.place == place]
         left_s = [
@@ -170,7 +169,7 @@ class RayExecutor:
         return min(left_s) if len(left_s) >= len(place.slots) else 0.0
 
     def _taken_s(self) -> dict[Place, float]:
-        """Seconds for which the evaluator holds a slot."""
+        """Expected seconds for which the evaluator still holds a slot, by place."""
         scorer = self._scorer
         if scorer is None or scorer.place is None or not scorer.occupies(scorer.place):
             return {}
@@ -194,7 +193,7 @@ class RayExecutor:
     # Results
 
     def _wait(self) -> list[Any]:
-        """Reports that are in; none if there is something else to do."""
+        """Wait a moment; returns the reports that have arrived, possibly none."""
         scoring = self._scorer.pending() if self._scorer else []
         refs = [*self._running, *self.pool.building(), *scoring]
         if refs:
@@ -214,7 +213,7 @@ class RayExecutor:
         try:
             ray.get(actor.building)
         except RayError:
-            # Its task, if it has one, says why; built ahead, it is built again when it is needed.
+            # If it has a task, the task says why. If it was built ahead, it is built again later.
             if client_id not in self._busy():
                 self.pool.discard(client_id)
         actor.building = None
@@ -230,7 +229,7 @@ class RayExecutor:
         item, node = running.waiting, running.place.node_id
         try:
             report: ClientReport = ray.get(done)
-            # Now, not when it is summed: its node may be gone by then. On this node it is a view.
+            # Fetched now: its node may be gone when it is summed. On this node it is a view.
             update: ClientUpdate = ray.get(running.update)
         except RayTaskError as error:
             kind: FaultKind = "raised"
@@ -248,15 +247,15 @@ class RayExecutor:
     def _failed(
         self, running: _Running, kind: FaultKind, error: Exception, trace: str | None = None
     ) -> Iterator[Fault]:
-        """Record a failure, and let the task wait for another start if it may have one."""
+        """Report a failure, and queue the task again if it may be retried."""
         item = running.waiting
         task = item.task
         self.pool.discard(task.client_id)
-        # A mistake in settings or data is the same the next time.
+        # A mistake in settings or data would fail again.
         final = isinstance(error, UserError) or item.attempts > self._config.max_retries
         if not final:
             if kind in ("died", "node_lost"):
-                # The cluster learns of a node's death later than of its processes'.
+                # Ray notices the death of a process earlier than that of its node.
                 node = running.place.node_id
                 others = [p for p in self._places if p.node_id != node]
                 if others:
@@ -290,13 +289,13 @@ class RayExecutor:
         for ref, running in list(self._running.items()):
             if now - running.sent > limit_s:
                 del self._running[ref]
-                error = TimeoutError(f"no result in cluster.client_timeout_s = {limit_s:g} s")
+                error = TimeoutError(f"no result within cluster.client_timeout_s = {limit_s:g} s")
                 yield from self._failed(running, "timeout", error)
 
     # Places
 
     def _look_for_places(self) -> list[Place]:
-        """Learn which nodes are alive; returns the places that are gone."""
+        """Update the places to those on living nodes; returns the places that are lost."""
         self._looked = time.monotonic()
         now = self._placement.places()
         lost = [place for place in self._places if place not in now]
@@ -305,7 +304,11 @@ class RayExecutor:
         return lost
 
     def _leave(self, lost: Sequence[Place]) -> Iterator[Fault]:
-        """Take what was on lost places to others."""
+        """Move the work of lost places to the others.
+
+        Raises:
+            RuntimeError: no place came back within `cluster.placement_timeout_s`.
+        """
         self.pool.leave(lost, self._busy())
         for ref, running in list(self._running.items()):
             if running.place in lost:

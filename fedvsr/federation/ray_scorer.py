@@ -18,25 +18,25 @@ from fedvsr.federation.placement import Place, Placement
 from fedvsr.inference.evaluate import ClipScore, Evaluator
 from fedvsr.params import FloatVector
 
-# Between two looks at deadlines, at nodes, and at whether to stop.
+# Seconds between two checks of deadlines, of nodes, and of whether to stop.
 POLL_S = 1.0
 
 
 def keep_to_own_gpus() -> None:
-    """Ray hides nothing from an actor that holds no share: it would see every GPU of its node."""
+    """Hide all GPUs from an actor that holds no share: Ray shows it every GPU of its node."""
     if not ray.get_gpu_ids():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 class EvaluatorActor:
-    """The run's evaluator."""
+    """The run's evaluator in a process of its own."""
 
     def __init__(self, make: Callable[[], Evaluator]) -> None:
         keep_to_own_gpus()
         self._evaluator = make()
 
     def score(self, params: FloatVector) -> tuple[list[ClipScore], float]:
-        """Scores, and the wall seconds they took."""
+        """The scores of parameters (P,), and the wall seconds that they took."""
         return timed_score(self._evaluator, params)
 
     def pictures(self, params: FloatVector, clip: Clip, frame_idx: int) -> dict[str, Frames]:
@@ -45,7 +45,14 @@ class EvaluatorActor:
 
 
 class RayScorer:
-    """Scores in an actor while clients train. One that dies is made again: it holds no state."""
+    """Scores in an actor while clients train. A dead actor is replaced: it holds no state.
+
+    Args:
+        make: makes the evaluator, in the actor.
+        placement: where actors may run.
+        choose_place: the place whose slot it takes; None if it takes none.
+        stop: when set, waiting ends with KeyboardInterrupt.
+    """
 
     def __init__(
         self,
@@ -64,34 +71,34 @@ class RayScorer:
         self.device_name = self.place.device if self.place else "CPU"
 
     def take_faults(self) -> list[str]:
-        """What happened to the actor since this was asked last."""
+        """Deaths of the actor since the last call, a line each."""
         lost, self._lost = self._lost, []
         return lost
 
     def score(self, params: FloatVector) -> Pending:
-        """Begin to score; see `Scorer.score`."""
+        """Start to score; see `Scorer.score`."""
         pending = _RayPending(self, ray.put(params))
         self._scoring = [*(p for p in self._scoring if not p.ready()), pending]
         return pending
 
     def pictures(self, params: FloatVector, clip: Clip, frame_idx: int) -> dict[str, Frames]:
         """See `Evaluator.pictures`."""
-        found: dict[str, Frames] = ray.get(self._actor.pictures.remote(params, clip, frame_idx))
-        return found
+        pictures: dict[str, Frames] = ray.get(self._actor.pictures.remote(params, clip, frame_idx))
+        return pictures
 
     def left_s(self) -> float:
-        """Seconds that it is expected to compute still: as long as last time, unknown at first."""
+        """Seconds until it is expected to be done, by its last time; infinite before its first."""
         begun = min((p.begun for p in self._scoring if not p.ready()), default=None)
         if begun is None:
             return 0.0
         return abs(self.last_s - (time.monotonic() - begun))
 
     def occupies(self, place: Place) -> bool:
-        """Whether it computes there now."""
+        """Whether it computes in that place now."""
         return place == self.place and any(not pending.ready() for pending in self._scoring)
 
     def pending(self) -> list[Any]:
-        """What a wait for a free slot must wait for too."""
+        """References that become ready when it gives its slot back."""
         return [p.ref for p in self._scoring if not p.ready()] if self.place else []
 
     def close(self) -> None:
@@ -99,17 +106,21 @@ class RayScorer:
         ray.kill(self._actor)
 
     def send(self, params_ref: Any) -> Any:
-        """Have parameters scored; gives the reference to the scores."""
+        """Send parameters to the actor; returns the reference to the scores."""
         return self._actor.score.remote(params_ref)
 
     def wait(self, ref: Any) -> None:
-        """Wait for scores, unless the run is to stop."""
+        """Wait for scores.
+
+        Raises:
+            KeyboardInterrupt: the run is to stop.
+        """
         while not ray.wait([ref], timeout=POLL_S)[0]:
             if self._stop.is_set():
                 raise KeyboardInterrupt
 
     def restart(self, error: RayError) -> None:
-        """Make the actor anew."""
+        """Replace the actor, and record why."""
         self._lost.append(f"the evaluator died: {first_line(error)}")
         ray.kill(self._actor)
         self._actor = self._start()
@@ -135,11 +146,11 @@ class _RayPending:
         for last in (False, False, True):
             self._scorer.wait(self.ref)
             try:
-                found: tuple[list[ClipScore], float] = ray.get(self.ref)
-                self._scorer.last_s = found[1]
-                # Scores of personal networks are kept for rounds; their vectors must not be.
+                scores: tuple[list[ClipScore], float] = ray.get(self.ref)
+                self._scorer.last_s = scores[1]
+                # Scores of personal networks are kept for many rounds; their vectors need not be.
                 self._params_ref = None
-                return found
+                return scores
             except RayTaskError as error:
                 raise error.cause from error
             except RayError as error:

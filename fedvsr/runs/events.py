@@ -18,7 +18,7 @@ from fedvsr.inference.evaluate import ClipScore
 
 @dataclass(frozen=True)
 class RunStarted:
-    """The network is built; training starts or goes on after `round_idx`."""
+    """The network is built. Training starts, or resumes after `round_idx`."""
 
     run_id: str
     round_idx: int
@@ -27,12 +27,12 @@ class RunStarted:
     num_clients: int
     device: str
     notes: tuple[str, ...]
-    """What a person should know of this run."""
+    """What a person should know about this run, a sentence each."""
 
 
 @dataclass(frozen=True)
 class RoundRecorded:
-    """A round is in the tables; round 0 is the network before training."""
+    """A round is recorded in the tables. Round 0 is the network before training."""
 
     round_idx: int
     client_ids: list[int]
@@ -40,33 +40,38 @@ class RoundRecorded:
     scores: list[ClipScore]
     wall_s: float
     slot_utilisation: float | None = None
-    """Share of the round that slots trained, of those that trained anybody; None without slots."""
+    """Share of the training time in which the slots that were used trained; None without slots."""
 
 
 Event = RunStarted | ClientFinished | Fault | RoundRecorded
 
 
 def measure(event: Event) -> dict[str, float]:
-    """What an event tells a monitor, by metric."""
+    """An event's values for a monitor, by metric name."""
     if isinstance(event, Fault):
         return {"fedvsr_faults_total": 1.0}
     if isinstance(event, ClientFinished):
         report = event.report
         return {"fedvsr_step_seconds": report.train_s / max(1, report.num_steps)}
     if isinstance(event, RoundRecorded):
-        found = {"fedvsr_round": float(event.round_idx)}
+        metrics = {"fedvsr_round": float(event.round_idx)}
         if event.loss is not None:
-            found["fedvsr_loss"] = event.loss
+            metrics["fedvsr_loss"] = event.loss
         if event.slot_utilisation is not None:
-            found["fedvsr_slot_utilisation"] = event.slot_utilisation
+            metrics["fedvsr_slot_utilisation"] = event.slot_utilisation
         if event.scores:
-            found["fedvsr_psnr_db"] = fmean(score.psnr_db for score in event.scores)
-        return found
+            metrics["fedvsr_psnr_db"] = fmean(score.psnr_db for score in event.scores)
+        return metrics
     return {}
 
 
 class EventLog:
-    """Appends to a file. A line that was cut off by a crash is ended first."""
+    """Appends events to a file, a JSON object per line. A line that a crash cut off is ended first.
+
+    Args:
+        path: the file.
+        run_id: goes into every line.
+    """
 
     def __init__(self, path: Path, run_id: str) -> None:
         self._run_id = run_id
@@ -78,7 +83,7 @@ class EventLog:
                 self._file.write(b"\n")
 
     def write(self, event: Any) -> None:
-        """Add an event, a dataclass: its name, when it came, the run, and its fields."""
+        """Append an event, a dataclass: its time, its class, the run and its fields."""
         assert is_dataclass(event)
         assert not isinstance(event, type)
         line = {
@@ -100,13 +105,13 @@ class EventLog:
 
 
 def _flat(fields: dict[str, Any]) -> dict[str, Any]:
-    """A client's report stands among the event's own fields, so that `client_id` is one."""
+    """Put a client's report among the event's own fields, so that `client_id` is one of them."""
     report = fields.pop("report", {})
     return {**fields, **report}
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no NaN and no infinity: they become null."""
+    """Replace NaN and infinity, which JSON does not have, by null."""
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Launch a run: its data, its executor, and the stream of events that it gives."""
+"""Launch a run: prepare its data, choose its executor, and yield its events."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def prepare_data(config: ExperimentConfig, progress: Progress) -> Split:
-    """Cut the videos, or find them cut, and check that the crop fits.
+    """Cut the videos, unless that has been done, and check that the training crop fits into them.
 
     Raises:
         UserError: see `fedvsr.data.split.prepare` and `require_room`.
@@ -34,7 +34,7 @@ def prepare_data(config: ExperimentConfig, progress: Progress) -> Split:
 
 
 def object_store_bytes(config: ExperimentConfig) -> int:
-    """Room for a round's vectors: the global one, and each client's, twice over, and some spare."""
+    """Shared memory that a local cluster needs for a round's vectors."""
     size = 4 * ParamTable.of(models.build_fresh(config.model)).size
     federation = config.federation
     poisson = federation.sampling == "poisson"

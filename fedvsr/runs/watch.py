@@ -1,4 +1,4 @@
-"""Follow a run from outside, through its records alone: also from another machine."""
+"""Follow a run from outside, even from another machine, by reading its tables."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from fedvsr.records import Results, load_results
 from fedvsr.runs.events import Event, RoundRecorded, RunStarted
 from fedvsr.runs.run import run_status
 
-# Silence after which a run whose lock is free is taken for dead: locks do not reach over every
-# shared file system, so a free one alone says nothing. In rounds, but not under a minute.
+# A run is considered dead if its lock is free and its tables have not changed for this long. Locks
+# do not work over every shared file system, so a free lock alone proves nothing.
 _SILENT_ROUNDS, _SILENT_S = 5, 60.0
-# Before the first round, when client processes start and videos are cut.
+# The same before the first round, when videos are cut and client processes start.
 _STARTING_S = 600.0
 
 
 def watch(
     folder: Path, poll_s: float = 1.0, sleep: Callable[[float], None] = time.sleep
 ) -> Iterator[Event]:
-    """A run's events as its tables tell them, from the first round on, until it ends.
+    """Yield a run's events from its tables, from the first round until the run ends.
 
-    What is known of a round is known when it is over: there are no events of single clients.
+    Tables tell about a round only when it is over, so there are no events of single clients.
 
     Args:
-        folder: the run's.
-        poll_s: seconds between two looks at the tables.
-        sleep: waits.
+        folder: the run's folder.
+        poll_s: seconds between two reads of the tables.
+        sleep: how to wait.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: the folder is missing, or holds no run.
     """
     if not folder.is_dir():
-        raise UserError(f"there is no run at {folder}; `fedvsr list` shows those there are")
+        raise UserError(f"there is no run at {folder}; `fedvsr list` shows all runs")
     started, shown = False, -1
     while True:
-        # Before the tables are read: a run that ends in between is seen whole at the next look.
+        # Read before the tables: if the run ends in between, the next look sees all of it.
         status = _status(folder)
         results = _read(folder)
         if results is not None and not results.runs.empty:
@@ -51,7 +51,7 @@ def watch(
                 yield _start(row)
             rounds = results.rounds
             if status == "running":
-                # The scores of a round follow its row.
+                # A round's scores are added after its row.
                 rounds = rounds[rounds["evaluate_s"].notna()]
             for round_idx in sorted(rounds["round_idx"]):
                 if round_idx > shown:
@@ -59,7 +59,9 @@ def watch(
                     yield _round(results, shown)
         if status not in ("running", "starting"):
             if not started:
-                raise UserError(f"{folder} has no tables, and nothing writes any; is it a run?")
+                raise UserError(
+                    f"{folder} has no tables and no process writes any; is it a run's folder?"
+                )
             return
         if status == "running" and _is_dead(folder, results):
             return
@@ -67,7 +69,7 @@ def watch(
 
 
 def ending(folder: Path) -> tuple[str, str | None]:
-    """How a watched run ended: `finished`, `failed`, `interrupted` or `stopped`, and why."""
+    """How a run ended (`finished`, `failed`, `interrupted` or `stopped`), and its error if any."""
     results = load_results(folder)
     row = results.runs.iloc[0].to_dict()
     status = "stopped" if row["status"] == "running" else str(row["status"])
@@ -86,7 +88,7 @@ def _read(folder: Path) -> Results | None:
     try:
         return load_results(folder)
     except OSError:
-        # A shared file system may lose a file for a moment while another takes its place.
+        # On a shared file system a file can be missing for a moment while it is replaced.
         return None
 
 
