@@ -41,6 +41,17 @@ def test_every_page_has_its_entry() -> None:
     )
 
 
+def test_readme_lists_every_folder() -> None:
+    (tree,) = re.findall(
+        r"^```text\n(fedvsr/ .*?)^```", (ROOT / "README.md").read_text(), re.M | re.S
+    )
+    inner = re.findall(r"^  (\w+)/ ", tree, flags=re.M)
+    packages = sorted(path.parent.name for path in (ROOT / "fedvsr").glob("*/__init__.py"))
+    assert sorted(inner) == packages
+    outer = re.findall(r"^(\w+)/ ", tree, flags=re.M)
+    assert all((ROOT / name).is_dir() for name in outer)
+
+
 def test_the_citation_names_this_release() -> None:
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert cited["version"] == fedvsr.__version__
