@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from fedvsr import models
+from fedvsr import algorithms, models
 from fedvsr.config import ExperimentConfig
 from fedvsr.data.split import Split, prepare
 from fedvsr.data.videos import Progress
@@ -34,12 +34,20 @@ def prepare_data(config: ExperimentConfig, progress: Progress) -> Split:
 
 
 def object_store_bytes(config: ExperimentConfig) -> int:
-    """Shared memory that a local cluster needs for a round's vectors."""
-    size = 4 * ParamTable.of(models.build_fresh(config.model)).size
-    federation = config.federation
+    """Shared memory that a local cluster needs for a round's vectors.
+
+    At once it holds what the server sends, the parameters being scored and the next ones to score,
+    and what each client of the round sends and remembers. Some is spare, for Ray's own objects.
+    """
+    algorithm, federation = algorithms.build(config.algorithm), config.federation
     poisson = federation.sampling == "poisson"
-    most = config.data.num_clients if poisson else federation.clients_per_round
-    return 2 * size * (1 + most) + (256 << 20)
+    cohort = config.data.num_clients if poisson else federation.clients_per_round
+    # Adam's moments are two vectors in one.
+    per_client = len(algorithm.upload) + len(algorithm.client_state)
+    per_client += ("moments" in algorithm.client_state) + config.update.active
+    num_vectors = len(algorithm.broadcast) + 2 + cohort * per_client
+    size = 4 * ParamTable.of(models.build_fresh(config.model)).size
+    return num_vectors * size + (256 << 20)
 
 
 def launch(
