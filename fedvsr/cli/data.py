@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
@@ -219,7 +220,6 @@ def info(
 ) -> None:
     """Print what a store holds: clips, frames, sizes, bytes, labels and checksum."""
     from fedvsr.data import inspection
-    from fedvsr.data.prepare import gigabytes
 
     store = inspection.require_store(path)
     sizes = Counter(f"{clip.width} x {clip.height}" for clip in store.clips)
@@ -232,7 +232,7 @@ def info(
         "clips": f"{len(store.clips):,}",
         "frames": f"{sum(clip.num_frames for clip in store.clips):,} ({_counts(lengths)})",
         "sizes": _counts(sizes),
-        "data": gigabytes(sum(inspection.num_bytes(clip) for clip in store.clips)),
+        "data": decimal(sum(inspection.num_bytes(clip) for clip in store.clips)),
         "labels": f"{len(labels):,}: {_counts(labels)}",
         "checksum": inspection.fingerprint(store) if store.format > 1 else "none (format 1)",
     }
@@ -351,7 +351,6 @@ def _making(request: Request) -> Iterator[Progress]:
     from fedvsr.cli.views import FramesView
     from fedvsr.data.clips import open_store
     from fedvsr.data.inspection import num_bytes
-    from fedvsr.data.prepare import gigabytes
 
     started = time.monotonic()
     try:
@@ -363,7 +362,7 @@ def _making(request: Request) -> Iterator[Progress]:
     store = open_store(request.out)
     assert store is not None
     frames = sum(clip.num_frames for clip in store.clips)
-    size = gigabytes(sum(num_bytes(clip) for clip in store.clips))
+    size = decimal(sum(num_bytes(clip) for clip in store.clips))
     say(
         f"{request.out}: {len(store.clips)} clips, {frames:,} frames, x{request.scale} "
         f"{request.degradation}, {size} in {time.monotonic() - started:.1f} s"

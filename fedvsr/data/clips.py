@@ -9,10 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
@@ -153,54 +151,6 @@ def write_manifest(
     }
     with replacing(folder / _MANIFEST) as aside:
         aside.write_text(json.dumps(manifest, indent=1))
-
-
-@contextmanager
-def write_store(
-    folder: Path, source: str = "video", degradation: Degradation = "bi"
-) -> Iterator[StoreWriter]:
-    """Write a store aside and rename it into place; after an error nothing is left behind."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        writer = StoreWriter(aside, degradation)
-        yield writer
-        write_manifest(aside, writer.entries, source, degradation, {})
-        try:
-            aside.rename(folder)
-        except OSError:
-            # Somebody else finished the same store meanwhile; theirs is as good.
-            if read_store(folder) is None:
-                raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-class StoreWriter:
-    """Adds clips to a store that is being written."""
-
-    def __init__(self, folder: Path, degradation: Degradation = "bi") -> None:
-        self.folder, self.degradation = folder, degradation
-        self.entries: list[dict[str, Any]] = []
-
-    def add(
-        self, clip_id: str, label: str, gt: Frames, scale: int, lq: Frames | None = None
-    ) -> None:
-        """Add a clip from its ground truth, uint8 RGB (T, H, W, 3), H and W multiples of `scale`.
-
-        Without `lq`, uint8 RGB (T, H / scale, W / scale, 3), the low-resolution frames are made by
-        the store's degradation and quantised to uint8, as the field's data sets have them.
-
-        Raises:
-            UserError: `lq` has another number of frames, or another size.
-        """
-        if lq is not None and len(lq) != len(gt):
-            raise UserError(
-                f"clip {clip_id} has {len(gt)} frames of ground truth and {len(lq)} of low "
-                "resolution; each needs its own"
-            )
-        pairs = zip(gt, [None] * len(gt) if lq is None else lq, strict=True)
-        self.entries.append(write_clip(self.folder, clip_id, label, pairs, scale, self.degradation))
 
 
 def write_clip(

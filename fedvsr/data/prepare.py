@@ -1,12 +1,13 @@
-"""Make a clip store of a data set: on all cores, gone on with after a stop, whole or not there.
+"""Make a clip store of a data set on all cores; a stopped preparation can be resumed.
 
 Finished clips gather in a hidden folder beside the store, `.<name>-partial`, each with a record
-that is written last; the whole is renamed at the end. The same request goes on from there.
+that is written last. When all clips are done, the folder is renamed to the store's name, so a store
+is complete or missing. The same request resumes from the partial folder.
 """
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import json
 import os
 import shutil
@@ -14,12 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any, TypeVar
 
 import torch
+from filelock import FileLock, Timeout
+from rich.filesize import decimal
 
 from fedvsr.data.clips import (
     Frames,
@@ -28,7 +31,7 @@ from fedvsr.data.clips import (
     write_clip,
     write_manifest,
 )
-from fedvsr.data.recordings import Task, fingerprint, pairs_of
+from fedvsr.data.recordings import Task, fingerprint, pairs_of, too_short
 from fedvsr.data.request import Request, difference, existing
 from fedvsr.errors import UserError
 from fedvsr.files import DISK_FULL, replacing
@@ -43,6 +46,8 @@ _REQUEST = "request.json"
 _RECORD = ".done.json"
 # Room for headers, records and the manifest.
 _SPARE_BYTES = 16 << 20
+# What file systems without locks answer.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP}
 
 
 @dataclass(frozen=True)
@@ -59,20 +64,35 @@ def prepare(
     notes: Iterable[str] = (),
     workers: int | None = None,
     progress: Progress | None = None,
+    *,
+    wait: bool = False,
 ) -> Store:
-    """Make a store of all tasks' clips, in their order.
+    """Make a store of all tasks' clips, in the order of the tasks.
+
+    Args:
+        request: the store; if it exists, it is returned as it is.
+        tasks: the recordings to make clips of.
+        notes: notes for the manifest.
+        workers: clips made at the same time; None: as many as there are cores.
+        progress: called after each frame.
+        wait: if another process is making the same store, wait for it instead of raising.
 
     Raises:
-        UserError: a recording cannot be read, the disk is too small or full, or `out` is taken.
+        UserError: a recording cannot be read, the disk is too small or full, or `out` is in use.
     """
     store = existing(request)
     if store is not None:
         return store
-    with workshop(request, workers, progress) as work:
-        left = [task for task in tasks if work.find(task) is None]
+    if wait and progress is not None:
+        # Something to show while another process has the lock.
+        progress(0, sum(task.num_frames for task in tasks))
+    with workshop(request, workers, progress, wait=wait) as work:
+        if work.finished is not None:
+            return work.finished
+        unfinished = [task for task in tasks if work.find(task) is None]
         work.expect(
-            sum(task.num_frames for task in left),
-            sum(task.num_bytes(request.scale) for task in left),
+            sum(task.num_frames for task in unfinished),
+            sum(task.num_bytes(request.scale) for task in unfinished),
         )
         made = work.each(work.make, tasks)
         return work.finish(made, notes)
@@ -80,36 +100,41 @@ def prepare(
 
 @contextmanager
 def workshop(
-    request: Request, workers: int | None = None, progress: Progress | None = None
+    request: Request,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    *,
+    wait: bool = False,
 ) -> Iterator[Workshop]:
-    """The folder where the request's clips gather, for this process alone.
+    """Lock the folder in which the request's clips gather, and yield what makes them.
 
-    An error or an interruption leaves the finished clips there, or nothing if there are none.
+    After an error or an interruption the finished clips stay in the folder; without finished clips
+    the folder is deleted.
+
+    Args:
+        request: the store to make.
+        workers: see `prepare`.
+        progress: see `prepare`.
+        wait: see `prepare`.
 
     Raises:
-        UserError: another process is at it, or has left another request unfinished; and for
-            whatever goes wrong on the disk in the meantime.
+        UserError: another process is making this store, or another request was left unfinished in
+            the folder; also for every error of the file system inside the context.
     """
     out = request.out
     folder = out.with_name(f".{out.name}-partial")
     try:
-        existing(request)
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / _REQUEST).open("a+") as file:
-            _lock(file.fileno(), out)
-            file.seek(0)
-            before = file.read()
-            _begin(folder, before, request)
-            file.truncate(0)
-            file.write(json.dumps(request.as_dict()))
-            file.flush()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(out, wait):
+            folder.mkdir(exist_ok=True)
+            _begin(folder, request)
             try:
                 yield Workshop(request, folder, workers or num_cores(), progress)
             finally:
                 if folder.exists() and not any(folder.glob(f"*{_RECORD}")):
                     shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
-        raise UserError(explain(error, out, ", the finished clips are kept")) from error
+        raise UserError(_explain(error, out)) from error
 
 
 class Workshop:
@@ -122,6 +147,8 @@ class Workshop:
         self._folder, self._workers, self._progress = folder, workers, progress
         self._stop, self._lock = Event(), Lock()
         self._done = self._total = 0
+        self.finished = existing(request)
+        """The store, if another process finished it before this one had the lock."""
 
     def expect(self, num_frames: int, num_bytes: int) -> None:
         """Announce what is still to be made.
@@ -130,7 +157,7 @@ class Workshop:
             UserError: there is not so much room on the disk.
         """
         self._total = num_frames
-        require_disk(self.request.out, self._folder, num_bytes)
+        _require_disk(self.request.out, self._folder, num_bytes)
 
     def each(self, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
         """The function of every item, in their order, computed on all cores.
@@ -196,36 +223,34 @@ class Workshop:
         return made
 
     def _write(self, task: Task, made: Made) -> None:
-        request, counted = self.request, 0
+        request, num_read = self.request, 0
 
-        def counting() -> Iterator[tuple[Frames, Frames | None]]:
-            nonlocal counted
+        def counted() -> Iterator[tuple[Frames, Frames | None]]:
+            nonlocal num_read
             for pair in pairs_of(task, request.scale, made.notes):
                 if self._stop.is_set():
                     raise _StoppedError
-                yield pair
-                counted += 1
+                num_read += 1
                 self._advance(1)
+                yield pair
 
-        pairs = counting()
+        pairs = counted()
+        min_frames = task.cut or (task.num_frames if task.limit else task.min_frames)
+        max_clips = task.max_clips if task.cut else 1
         try:
-            for number in range(1 << 30 if task.cut else 1):
+            for number in count() if max_clips is None else range(max_clips):
                 clip_id = f"{task.clip_id}-{number:03d}" if task.cut else task.clip_id
                 part = islice(pairs, task.cut)
                 how = (request.scale, request.degradation)
                 entry = write_clip(self._folder, clip_id, task.label, part, *how)
-                wanted = task.cut or (task.num_frames if task.limit else task.min_frames)
-                if entry["num_frames"] < wanted:
+                if entry["num_frames"] < min_frames:
                     self._remove(entry)
                     break
                 made.entries.append(entry)
             if not made.entries:
-                raise UserError(
-                    f"{task.gt.path} has {_count(counted)}, fewer than the {wanted} asked for; "
-                    "remove it, or ask for fewer"
-                )
+                raise too_short(task, num_read)
         except UserError:
-            self._advance(-counted)
+            self._advance(-num_read)
             raise
 
     def _remove(self, entry: dict[str, Any]) -> None:
@@ -281,13 +306,13 @@ class _StoppedError(Exception):
     """Another task has failed, or the user has stopped all of it."""
 
 
-def require_disk(out: Path, folder: Path, num_bytes: int) -> None:
-    """Raise UserError if the disk of a folder that is there has no room for so much of `out`."""
+def _require_disk(out: Path, folder: Path, num_bytes: int) -> None:
+    """Raise UserError if the disk of an existing folder has too little space for `out`."""
     needed, free = num_bytes + _SPARE_BYTES, shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"{out} needs {gigabytes(needed)}, and its disk has {gigabytes(free)} free; make room, "
-            "or have it made elsewhere (--out, data.cache_dir)"
+            f"{out} needs {decimal(needed)} and its disk has {decimal(free)} free; free some, or "
+            "choose another folder (--out, data.cache_dir)"
         )
 
 
@@ -296,31 +321,40 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def gigabytes(num_bytes: float) -> str:
-    """E.g. 12.3 GB; of less than a tenth, in MB."""
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
-
-
 def _one_thread() -> None:
     # A clip a core; threads below that would only stand in each other's way.
     torch.set_num_threads(1)
 
 
-def _count(num_frames: int) -> str:
-    return f"{num_frames} frame" if num_frames == 1 else f"{num_frames} frames"
-
-
-def _lock(descriptor: int, out: Path) -> None:
+@contextmanager
+def _locked(out: Path, wait: bool) -> Iterator[None]:
+    """Hold the lock of a store that is being made; the system drops it if the process dies."""
+    lock = FileLock(out.with_name(f".{out.name}.lock"))
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
         raise UserError(f"another process is preparing {out}; wait for it") from None
-    except OSError:
-        pass  # a file system without locks
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            # Deleted while it is held. filelock (from 3.24) notices if it has locked a deleted file
+            # and tries again, so two processes never hold two locks of one store.
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
 
 
-def _begin(folder: Path, before: str, request: Request) -> None:
-    """Clear what was left by a process that was killed, or by another request."""
+def _begin(folder: Path, request: Request) -> None:
+    """Delete leftovers of a killed process, and clips of another request if it may be replaced.
+
+    Raises:
+        UserError: the folder holds another request's clips.
+    """
+    path = folder / _REQUEST
+    before = path.read_text() if path.exists() else ""
     settings = request.as_dict() if not before else {}
     with suppress(json.JSONDecodeError):
         settings = settings or json.loads(before)
@@ -330,15 +364,16 @@ def _begin(folder: Path, before: str, request: Request) -> None:
             f"{folder} holds an unfinished store with other settings "
             f"({difference(settings, request)}); finish it, or begin anew with --overwrite"
         )
-    for path in folder.iterdir():
-        leftover = path.name.startswith(".") and path.name.endswith(".tmp")
-        if (leftover or not same) and path.name != _REQUEST:
-            path.unlink()
+    for file in folder.iterdir():
+        leftover = file.name.startswith(".") and file.name.endswith(".tmp")
+        if leftover or not same:
+            file.unlink()
+    path.write_text(json.dumps(request.as_dict()))
 
 
-def explain(error: OSError, out: Path, kept: str = "") -> str:
-    """What to tell of an error of the system's while a store is written."""
+def _explain(error: OSError, out: Path) -> str:
+    """The message for an error of the file system while `out` is made."""
     if error.errno in DISK_FULL:
-        return f"the disk of {out} is full; make room and give the same command again{kept}"
+        return f"no space left on the disk of {out}; free some and retry, finished clips are kept"
     where = error.filename or out
-    return f"{where} cannot be used: {error.strerror or error}; see to it, then try again"
+    return f"cannot access {where}: {error.strerror or error}; check its permissions and retry"

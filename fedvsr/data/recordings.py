@@ -8,11 +8,12 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice, pairwise, repeat
 from pathlib import Path
 
+import av
 from PIL import Image
 
 from fedvsr.data.clips import Frames
@@ -37,12 +38,73 @@ class Task:
     """Use the first `num_frames` only, and refuse a recording that has fewer."""
     min_frames: int = 1
     cut: int | None = None
-    """Cut the recording into clips of so many frames, named `<clip_id>-000`; the rest is left."""
+    """Frames per clip if the recording is cut into clips, named `<clip_id>-000` and so on; frames
+    at the end that do not fill a clip are dropped."""
+    max_clips: int | None = None
+    """At most as many clips are cut, from the start of the recording; None: all."""
 
     def num_bytes(self, scale: int) -> int:
         """Disk that its clips take."""
         height, width = (n // scale for n in (self.gt.height, self.gt.width))
         return self.num_frames * height * width * 3 * (scale * scale + 1)
+
+
+def recording(
+    path: Path,
+    clip_id: str,
+    label: str,
+    *,
+    clip_frames: int | None = None,
+    min_frames: int = 1,
+    max_clips: int | None = None,
+) -> Task:
+    """The task for a video or a folder of pictures, whole or cut into clips.
+
+    Args:
+        path: the video, or the folder.
+        clip_id: the clip's name, or the start of its clips' names.
+        label: its label.
+        clip_frames: frames per clip if it is cut; None: it is one clip.
+        min_frames: frames that it must have at least; with `clip_frames`, one clip's.
+        max_clips: see `Task.max_clips`.
+
+    Raises:
+        UserError: it cannot be read, or its header gives too few frames.
+    """
+    gt: Source = Video.open(path) if path.is_file() else picture_folder(path)
+    num_frames = gt.num_frames or _estimate(path, gt)
+    min_frames = clip_frames or min_frames
+    task = Task(clip_id, label, gt, None, num_frames, False, min_frames, clip_frames, max_clips)
+    if 0 < gt.num_frames < min_frames:
+        raise too_short(task, gt.num_frames)
+    if clip_frames and max_clips:
+        task = replace(task, num_frames=min(num_frames, clip_frames * max_clips))
+    return task
+
+
+def too_short(task: Task, num_frames: int) -> UserError:
+    """The error for a recording that has only `num_frames` frames."""
+    if task.cut:
+        needed, setting = task.cut, "--clip-frames or data.clip_frames"
+    elif task.limit:
+        needed, setting = task.num_frames, "--frames"
+    else:
+        needed, setting = task.min_frames, "--min-frames"
+    frames = "1 frame" if num_frames == 1 else f"{num_frames} frames"
+    return UserError(
+        f"{task.gt.path} has {frames} and needs at least {needed}; remove it, or lower {setting}"
+    )
+
+
+def _estimate(path: Path, video: Source) -> int:
+    """Frames of a video by its duration, if its header gives no count; 1 if that is unknown too."""
+    assert isinstance(video, Video)
+    try:
+        with av.open(str(path)) as container:
+            seconds = (container.duration or 0) / av.time_base
+    except av.FFmpegError as error:
+        raise UserError(f"{path} is not a readable video: {error.strerror}") from None
+    return max(1, round(seconds * video.rate))
 
 
 def picture_folder(path: Path) -> Folder:

@@ -126,13 +126,14 @@ def _cut_folder(folder: Path, config: DataConfig, progress: Progress) -> list[Cl
         _cache(config) / f"{folder.name}-{key}", "folder", config.scale, "bi", settings
     )
     name = f"{folder.name} (not prepared; this takes a while, once)"
-    made = make_store(
+    store = make_store(
         request,
         tasks,
         notes,
         progress=lambda done, total: progress(name, int(done), total),
+        wait=True,
     )
-    return list(made.clips)
+    return list(store.clips)
 
 
 def _cache(config: DataConfig) -> Path:

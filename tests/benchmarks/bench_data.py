@@ -32,7 +32,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.io import decode_png, read_file
 
-from fedvsr.data.clips import Clip, Frames, read_store, write_store
+from fedvsr.data.clips import Clip, Frames, read_store, write_clip, write_manifest
 from fedvsr.data.degrade import bicubic_upscale
 from fedvsr.data.loader import Loader
 from fedvsr.data.sampling import Draw, SampleShape, passes, read_batch, to_float
@@ -325,9 +325,12 @@ def write_frames(folder: Path, num_frames: int, height: int, width: int) -> None
     """Four clips in the store; the first one also as PNG and in the other layouts."""
     if (folder / "store").exists():
         return
-    with write_store(folder / "store") as writer:
-        for i in range(4):
-            writer.add(f"c{i}", "texture", textured(num_frames, height, width, i), SCALE)
+    (folder / "store").mkdir(parents=True)
+    entries = []
+    for i in range(4):
+        pairs = ((frame, None) for frame in textured(num_frames, height, width, i))
+        entries.append(write_clip(folder / "store", f"c{i}", "texture", pairs, SCALE, "bi"))
+    write_manifest(folder / "store", entries, "video", "bi", {})
     (clip, *_) = read_store(folder / "store") or []
     (folder / "layouts").mkdir()
     for what, frames in (("gt", clip.gt()), ("lq", clip.lq())):

@@ -11,11 +11,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import av
-
-from fedvsr.data.frames import PICTURES, Source, Video, natural
+from fedvsr.data.frames import PICTURES, natural
 from fedvsr.data.prepare import num_cores
-from fedvsr.data.recordings import Task, picture_folder
+from fedvsr.data.recordings import Task, recording
 from fedvsr.errors import UserError
 
 VIDEOS = frozenset(
@@ -63,15 +61,7 @@ def recordings(
 
     def task(item: tuple[str, list[Path]]) -> Task:
         clip_id, (path,) = item
-        gt: Source = Video.open(path) if path.is_file() else picture_folder(path)
-        num_frames = gt.num_frames or _estimate(path, gt)
-        least = clip_frames or min_frames
-        if gt.num_frames and gt.num_frames < least:
-            raise UserError(
-                f"{path} has {gt.num_frames} of at least {least} frames; remove it, or lower "
-                f"{'--clip-frames' if clip_frames else '--min-frames'}"
-            )
-        return Task(clip_id, paths[path], gt, None, num_frames, min_frames=least, cut=clip_frames)
+        return recording(path, clip_id, paths[path], clip_frames=clip_frames, min_frames=min_frames)
 
     with ThreadPoolExecutor(num_cores()) as pool:
         return list(pool.map(task, by_id.items())), notes
@@ -90,14 +80,3 @@ def _entries(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{folder} is not a readable folder: {error.strerror}") from None
     return (path for path in inside if not path.name.startswith("."))
-
-
-def _estimate(path: Path, video: Source) -> int:
-    """Frames of a video whose header does not say, by its duration; 1 where that is unknown too."""
-    assert isinstance(video, Video)
-    try:
-        with av.open(str(path)) as container:
-            seconds = (container.duration or 0) / av.time_base
-    except av.FFmpegError as error:
-        raise UserError(f"{path} is not a readable video: {error.strerror}") from None
-    return max(1, round(seconds * video.rate))

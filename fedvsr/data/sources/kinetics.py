@@ -161,6 +161,8 @@ def prepare(
     there = {label: sum(c.path is not None for c in row) for label, row in tried.items()}
     _require_enough(there, choice, f"videos in {source}")
     with workshop(request, workers, progress) as work:
+        if work.finished is not None:
+            return work.finished
         total = len(tried) * choice.clips_per_class
         made_before = sum(1 for row in tried.values() for c in row if work.has(c.clip_id))
         left = max(0, total - made_before) * choice.num_frames

@@ -36,7 +36,7 @@ def test_from_the_data_set_to_the_contact_sheet(
     command = ("data", "prepare", "vid4", "--source", str(root), "--out", out)
     assert fedvsr(*command) == 0
     text = capsys.readouterr().out
-    assert re.search(r"store: 4 clips, 14 frames, x4 bi, 0\.0 MB in \d", text)
+    assert re.search(r"store: 4 clips, 14 frames, x4 bi, 13\.4 kB in \d", text)
     assert "note: " in text
     assert fedvsr(*command) == 0
     assert capsys.readouterr().out == f"{out} is there already: 4 clips\n"

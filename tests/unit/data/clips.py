@@ -11,15 +11,30 @@ from typing import Any
 
 import av
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
-from fedvsr.data.clips import Frames
+from fedvsr.data import clips
+from fedvsr.data.clips import Clip, Frames
 from fedvsr.data.colour import Colour
 from tests.conftest import moving_texture
 
 # What shutil.disk_usage returns.
 Usage = namedtuple("Usage", "total used free")
 SOFT = (moving_texture(12, 32, 48) * 0.5 + 60).astype(np.uint8)
+
+
+def write_store(folder: Path, frames: dict[str, Frames], scale: int = 4) -> list[Clip]:
+    """A store of clips by their ids; a clip's label is what precedes "-" in its id."""
+    folder.mkdir(parents=True)
+    entries = [
+        clips.write_clip(
+            folder, clip_id, clip_id.partition("-")[0], ((rgb, None) for rgb in gt), scale, "bi"
+        )
+        for clip_id, gt in frames.items()
+    ]
+    clips.write_manifest(folder, entries, "video", "bi", {})
+    return clips.read_store(folder) or []
 
 
 def write_clip(
@@ -60,6 +75,55 @@ def write_clip(
                 out.mux(audio.encode(part))
             out.mux(audio.encode())
     return path
+
+
+def frame_of(planes: Sequence[npt.NDArray[Any]]) -> av.VideoFrame:
+    """A frame of luma, Cb and Cr codes; chroma of half the size makes it 4:2:0."""
+    height, width = planes[0].shape
+    pixels = "yuv444p" if planes[1].shape == planes[0].shape else "yuv420p"
+    frame = av.VideoFrame(width, height, pixels)
+    for plane, codes in zip(frame.planes, planes, strict=True):
+        padded = np.zeros((plane.height, plane.line_size), np.uint8)
+        padded[:, : plane.width] = codes
+        plane.update(padded.tobytes())
+    return frame
+
+
+def write_codes(path: Path, frames: Sequence[Sequence[npt.NDArray[Any]]]) -> Path:
+    """A lossless H.264 video of such planes that does not say how it codes colour."""
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=25, options={"qp": "0"})
+        stream.height, stream.width = frames[0][0].shape
+        stream.pix_fmt = "yuv420p"
+        for planes in frames:
+            out.mux(stream.encode(frame_of(planes)))
+        out.mux(stream.encode())
+    return path
+
+
+# R - Y by Cr, G - Y by Cb and Cr, B - Y by Cb, for Cb and Cr of -0.5 to 0.5: ITU-R BT.601, BT.709
+# and BT.2020, by their numbers in H.273.
+TO_RGB = {
+    6: (1.402, -0.344136, -0.714136, 1.772),
+    1: (1.5748, -0.187324, -0.468124, 1.8556),
+    9: (1.4746, -0.164553, -0.571353, 1.8814),
+}
+
+
+def by_hand(
+    luma: npt.NDArray[np.float64],
+    cb: npt.NDArray[np.float64],
+    cr: npt.NDArray[np.float64],
+    *,
+    matrix: int,
+    full_range: bool = False,
+) -> npt.NDArray[np.float64]:
+    """RGB of codes by the standards' matrices, 0 to 255, not rounded; arrays of one shape."""
+    y = luma / 255 if full_range else (luma - 16) / 219
+    u, v = ((code - 128) / (255 if full_range else 224) for code in (cb, cr))
+    red_v, green_u, green_v, blue_u = TO_RGB[matrix]
+    rgb = np.stack([y + red_v * v, y + green_u * u + green_v * v, y + blue_u * u], axis=-1)
+    return (rgb * 255).clip(0, 255)
 
 
 def garble(path: Path, begin: float = 0.5, count: int = 400) -> Path:

@@ -7,27 +7,38 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedvsr.data.clips import Clip, checksum, open_store, read_store, write_clip, write_store
+from fedvsr.data.clips import (
+    Clip,
+    checksum,
+    open_store,
+    read_store,
+    write_clip,
+    write_manifest,
+)
 from fedvsr.errors import UserError
+from tests.unit.data.clips import write_store
 from tests.unit.data.trees import reduced, texture
 
 
 def test_a_store_says_what_it_holds(tmp_path: Path) -> None:
     gt = texture(0)
-    with write_store(tmp_path / "s") as writer:
-        writer.add("a", "grass", gt, 4)
-        writer.add("b", "grass", gt, 4, reduced(gt) // 2)
-    store = open_store(tmp_path / "s")
+    low = reduced(gt) // 2
+    made = write_clip(tmp_path, "a", "grass", ((frame, None) for frame in gt), 4, "bi")
+    given = write_clip(tmp_path, "b", "grass", zip(gt, low, strict=True), 4, "bi")
+    assert open_store(tmp_path) is None, "it has no manifest yet"
+    write_manifest(tmp_path, [made, given], "folder", "bi", {"scale": 4}, ["a note"])
+    store = open_store(tmp_path)
     assert store is not None
-    assert (store.format, store.source, store.degradation) == (2, "video", "bi")
+    assert (store.format, store.source, store.degradation) == (2, "folder", "bi")
+    assert (store.request, store.notes) == ({"scale": 4}, ("a note",))
     a, b = store.clips
-    assert a == Clip("a", "grass", str(tmp_path / "s"), 3, 16, 24, 4, a.sha256)
+    assert a == Clip("a", "grass", str(tmp_path), 3, 16, 24, 4, a.sha256)
     assert a.sha256 == b.sha256 == hashlib.sha256(gt.tobytes()).hexdigest() == checksum(a.gt())
     np.testing.assert_array_equal(a.lq(), reduced(gt))
-    np.testing.assert_array_equal(b.lq(), reduced(gt) // 2)
-    assert store.lq_sha256["b"] == hashlib.sha256((reduced(gt) // 2).tobytes()).hexdigest()
+    np.testing.assert_array_equal(b.lq(), low)
+    assert store.lq_sha256["b"] == hashlib.sha256(low.tobytes()).hexdigest()
     assert isinstance(a.gt(), np.memmap)
-    assert read_store(tmp_path / "s") == [a, b]
+    assert read_store(tmp_path) == [a, b]
 
 
 def test_files_are_what_numpy_writes(tmp_path: Path) -> None:
@@ -62,23 +73,14 @@ def test_stores_that_are_none(tmp_path: Path) -> None:
 
 def test_given_frames_must_fit(tmp_path: Path) -> None:
     gt = texture(0)
-    with (
-        pytest.raises(UserError, match="3 frames of ground truth and 2 of low resolution"),
-        write_store(tmp_path / "s") as writer,
-    ):
-        writer.add("a", "", gt, 4, reduced(gt)[:2])
-    with (
-        pytest.raises(UserError, match=r"24 x 16 pixels and 12 x 8 at low.*x4 wants 6 x 4"),
-        write_store(tmp_path / "s") as writer,
-    ):
-        writer.add("a", "", gt, 4, reduced(gt, 2))
+    pairs = zip(gt, reduced(gt, 2), strict=True)
+    with pytest.raises(UserError, match=r"24 x 16 pixels and 12 x 8 at low.*x4 wants 6 x 4"):
+        write_clip(tmp_path, "a", "", pairs, 4, "bi")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
-    with write_store(tmp_path / "s") as writer:
-        writer.add("a", "", texture(0), 4)
-    (clip,) = read_store(tmp_path / "s") or []
+    (clip,) = write_store(tmp_path / "s", {"a": texture(0)})
     path = tmp_path / "s" / "a_gt.npy"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"a_gt\.npy is damaged"):

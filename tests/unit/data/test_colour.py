@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import av
 import numpy as np
 import pytest
 
 from fedvsr.data.clips import Frames
 from fedvsr.data.colour import Colour
-from tests.unit.data.clips import SOFT
+from tests.conftest import moving_texture
+from tests.unit.data.clips import SOFT, by_hand, frame_of
 
 
 def coded(colour: Colour, rgb: tuple[int, int, int]) -> list[int]:
@@ -67,3 +70,72 @@ def test_luma_alone(full_range: bool) -> None:
     frame = av.VideoFrame.from_ndarray(coded.round().astype(np.uint8), format="gray")
     back = Colour(6, full_range).to_rgb(frame)
     assert np.abs(back.astype(float) - luma[..., None]).max() <= 1.1
+
+
+# Codes of luma, Cb and Cr, in range and near its ends.
+PATCHES = [
+    (16, 128, 128), (235, 128, 128), (126, 128, 128), (81, 90, 240), (145, 54, 34),
+    (41, 240, 110), (100, 150, 90), (180, 100, 140), (60, 128, 160), (210, 120, 120),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("matrix", [6, 1, 9])
+@pytest.mark.parametrize("full_range", [False, True])
+def test_flat_patches_have_the_colours_of_the_standards(matrix: int, full_range: bool) -> None:
+    for codes in PATCHES:
+        planes = [np.full((8, 8), codes[0]), *(np.full((4, 4), code) for code in codes[1:])]
+        rgb = Colour(matrix, full_range).to_rgb(frame_of(planes))
+        expected = by_hand(*map(np.float64, codes), matrix=matrix, full_range=full_range)
+        assert np.abs(rgb - expected).max() <= 0.51, codes
+
+
+def scaled(frame: av.VideoFrame, matrix: int, full_range: bool) -> Frames:
+    """RGB by ffmpeg's scaler, with its precise and not its fast arithmetic."""
+    name = {6: "bt601", 1: "bt709", 9: "bt2020"}[matrix]
+    options = [
+        f"in_color_matrix={name}",
+        f"in_range={'pc' if full_range else 'tv'}",
+        "out_range=pc",
+        "flags=bilinear+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact",
+    ]
+    if frame.format.name == "yuv420p":
+        # Chroma lies on the even columns and half-way between the rows.
+        options += ["in_h_chr_pos=0", "in_v_chr_pos=128"]
+    graph = av.filter.Graph()
+    size = f"video_size={frame.width}x{frame.height}"
+    nodes = [
+        graph.add("buffer", f"{size}:pix_fmt={frame.format.name}:time_base=1/25:pixel_aspect=1/1"),
+        graph.add("scale", ":".join(options)),
+        graph.add("format", "pix_fmts=gbrp"),
+        graph.add("buffersink"),
+    ]
+    for node, following in pairwise(nodes):
+        node.link_to(following)
+    graph.configure()
+    frame.pts = 0
+    graph.push(frame)
+    out = graph.pull()
+    assert isinstance(out, av.VideoFrame)
+    return out.to_ndarray().astype(np.uint8)
+
+
+@pytest.mark.parametrize("matrix", [6, 1, 9])
+@pytest.mark.parametrize("full_range", [False, True])
+@pytest.mark.parametrize("halved", [False, True])
+def test_a_texture_has_the_colours_of_ffmpegs_scaler(
+    matrix: int, full_range: bool, halved: bool
+) -> None:
+    texture = moving_texture(1, 64, 96)[0].astype(float)
+    low, high = (0, 255) if full_range else (16, 235)
+    planes = [
+        low + texture[..., 0] / 255 * (high - low),
+        *(128 + (texture[..., i] - 128) * 0.6 for i in (1, 2)),
+    ]
+    if halved:
+        planes[1:] = [plane[::2, ::2] for plane in planes[1:]]
+    frame = frame_of([plane.astype(np.uint8) for plane in planes])
+    difference = Colour(matrix, full_range).to_rgb(frame).astype(int) - scaled(
+        frame, matrix, full_range
+    )
+    assert np.abs(difference).max() <= 1
+    assert np.abs(difference).mean() < 0.02

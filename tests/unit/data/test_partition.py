@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedvsr.data.clips import Clip, read_store, write_store
+from fedvsr.data.clips import Clip, Frames
 from fedvsr.data.partition import Partition, deal, motion, texture
 from fedvsr.errors import UserError
+from tests.unit.data.clips import write_store
 
 
 def clips(num_labels: int = 10, each: int = 6) -> list[Clip]:
@@ -85,14 +86,12 @@ def test_neighbours_in_motion_and_texture_come_together(tmp_path: Path) -> None:
     """Noise of strength s that flickers by m: texture follows s, motion m."""
     rng = np.random.default_rng(0)
     strengths, flickers = [5, 80, 20, 40], [40, 20, 5, 80]
-    with write_store(tmp_path / "store") as store:
-        for i, (strength, flicker) in enumerate(zip(strengths, flickers, strict=True)):
-            still = rng.uniform(-strength, strength, (1, 32, 32, 3))
-            level = flicker * (np.arange(6) % 2)[:, None, None, None]
-            frames = (100 + still + level).clip(0, 255).astype(np.uint8)
-            store.add(f"c{i}", "", frames, 4)
-    found = read_store(tmp_path / "store")
-    assert found is not None
+    frames = dict[str, Frames]()
+    for i, (strength, flicker) in enumerate(zip(strengths, flickers, strict=True)):
+        still = rng.uniform(-strength, strength, (1, 32, 32, 3))
+        level = flicker * (np.arange(6) % 2)[:, None, None, None]
+        frames[f"c{i}"] = (100 + still + level).clip(0, 255).astype(np.uint8)
+    found = write_store(tmp_path / "store", frames)
     assert np.argsort([texture(clip) for clip in found]).tolist() == [0, 2, 3, 1]
     moved = [motion(clip) for clip in found]
     assert np.argsort(moved).tolist() == [2, 1, 0, 3]

@@ -5,8 +5,10 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
-from threading import Event
+from threading import Barrier, Event
 from typing import Any
 
 import numpy as np
@@ -88,9 +90,7 @@ def test_a_stopped_preparation_goes_on(
         with pytest.raises((UserError, KeyboardInterrupt)) as raised:
             make(source)
     if isinstance(error, OSError):
-        assert str(raised.value).endswith(
-            "out is full; make room and give the same command again, the finished clips are kept"
-        )
+        assert str(raised.value).endswith("out; free some and retry, finished clips are kept")
     aside = source.with_name(".out-partial")
     assert sorted(path.name for path in source.parent.iterdir()) == [".out-partial", "in"]
     assert not [path for path in aside.iterdir() if path.name.startswith((".", "c2", "c3"))]
@@ -200,7 +200,7 @@ def test_the_disk_is_looked_at_first(source: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, needed - 1))
     begun = failing_after(monkeypatch, 99, KeyboardInterrupt())
     with pytest.raises(
-        UserError, match=r"out needs 16\.8 MB, and its disk has 16\.8 MB free; make"
+        UserError, match=r"out needs 16\.8 MB and its disk has 16\.8 MB free; free some, or"
     ):
         make(source)
     assert begun() == 0
@@ -214,7 +214,7 @@ def test_a_full_disk_while_a_file_is_closed(source: Path, monkeypatch: pytest.Mo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="out is full; make room") as error:
+    with pytest.raises(UserError, match=r"no space left on the disk of .*out; free") as error:
         make(source)
     assert "\n" not in str(error.value)
     assert [path.name for path in source.parent.iterdir()] == ["in"]
@@ -225,7 +225,7 @@ def test_a_folder_that_cannot_be_written(source: Path, monkeypatch: pytest.Monke
         raise PermissionError(errno.EACCES, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "mkdir", denied)
-    with pytest.raises(UserError, match=r"\.out-partial cannot be used: Permission denied; see to"):
+    with pytest.raises(UserError, match=r"^cannot access .*: Permission denied; check its perm"):
         make(source)
 
 
@@ -264,6 +264,54 @@ def test_one_process_at_a_time(source: Path) -> None:
     ):
         make(source)
     assert make(source).clips
+
+
+def at_the_same_time(source: Path) -> list[Store | UserError]:
+    """What two preparations that wait for each other return or raise."""
+    request, barrier = request_for(source), Barrier(2)
+
+    def waiting(_: int) -> Store | UserError:
+        found = folder.recordings(source)
+        barrier.wait(60)
+        try:
+            return prepare(request, *found, 1, wait=True)
+        except UserError as error:
+            return error
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(waiting, range(2)))
+
+
+def test_who_waits_gets_the_store_of_the_other(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = failing_after(monkeypatch, 99, KeyboardInterrupt())
+    one, other = at_the_same_time(source)
+    assert isinstance(one, Store)
+    assert one == other
+    assert begun() == 4, "every clip is made once"
+    assert sorted(path.name for path in source.parent.iterdir()) == ["in", "out"]
+
+
+def test_who_waits_makes_the_store_if_the_other_fails(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = OSError(errno.ENOSPC, "No space left on device")
+    write, calls = clips.write_clip, count()
+
+    def fails_once(*arguments: Any) -> Any:
+        if next(calls) == 2:
+            raise error
+        return write(*arguments)
+
+    monkeypatch.setattr(preparation, "write_clip", fails_once)
+    results = at_the_same_time(source)
+    (store,) = (result for result in results if isinstance(result, Store))
+    (failure,) = (result for result in results if isinstance(result, UserError))
+    assert "no space left" in str(failure)
+    assert len(store.clips) == 4
+    assert next(calls) == 3 + 2, "the clips that the other finished are kept"
+    assert sorted(path.name for path in source.parent.iterdir()) == ["in", "out"]
 
 
 def test_memory_does_not_grow_with_a_clip(tmp_path: Path) -> None:

@@ -9,21 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from fedvsr.data.clips import Clip, read_store, write_store
+from fedvsr.data.clips import Clip
 from fedvsr.data.degrade import bicubic_upscale
 from fedvsr.data.sampling import Draw, SampleShape, pages_of, passes, read_batch, to_float
 from tests.conftest import moving_texture
+from tests.unit.data.clips import write_store
 
 SHAPE = SampleShape(num_frames=3, crop=16, augment=True)
 
 
 def store(tmp_path: Path) -> list[Clip]:
-    with write_store(tmp_path / "store") as writer:
-        for i in range(2):
-            writer.add(f"c{i}", "texture", moving_texture(5, 32, 40, seed=i), 4)
-    clips = read_store(tmp_path / "store")
-    assert clips is not None
-    return clips
+    frames = {f"c{i}": moving_texture(5, 32, 40, seed=i) for i in range(2)}
+    return write_store(tmp_path / "store", frames)
 
 
 def numbered(tmp_path: Path, num_frames: int = 10) -> Clip:
@@ -31,9 +28,7 @@ def numbered(tmp_path: Path, num_frames: int = 10) -> Clip:
     gt = np.broadcast_to(
         np.arange(num_frames, dtype=np.uint8)[:, None, None, None], (num_frames, 16, 16, 3)
     )
-    with write_store(tmp_path / "numbered") as writer:
-        writer.add("n", "numbers", gt, 4)
-    (clip,) = read_store(tmp_path / "numbered") or []
+    (clip,) = write_store(tmp_path / "numbered", {"n": gt})
     return clip
 
 
@@ -102,9 +97,7 @@ def test_input_and_target_show_the_same_place_under_every_augmentation(tmp_path:
 def test_augmentation_draws_every_orientation(tmp_path: Path) -> None:
     # A frame of distinct corners, cropped whole: 2 x 2 flips x transposition are 8 orientations.
     gt = moving_texture(4, 16, 16)
-    with write_store(tmp_path / "one") as writer:
-        writer.add("c", "x", gt, 4)
-    clips = read_store(tmp_path / "one") or []
+    clips = write_store(tmp_path / "one", {"c": gt})
     whole = replace(SHAPE, num_frames=4)
     seen = {
         read_batch(draws, whole)[1][0, 0].numpy().tobytes()

@@ -8,7 +8,6 @@ import pytest
 from pydantic import ValidationError
 
 from fedvsr.config import ExperimentConfig
-from fedvsr.data.clips import write_store
 from fedvsr.data.config import REDS4, DataConfig
 from fedvsr.data.split import Split, prepare
 from fedvsr.errors import UserError
@@ -19,13 +18,12 @@ from fedvsr.runs.execution import execute
 from fedvsr.runs.launch import prepare_data
 from fedvsr.runs.run import create_run
 from tests.conftest import moving_texture, write_video
+from tests.unit.data.clips import write_store
 
 
 def data_set(folder: Path, *names: str, scale: int = 4, frames: int = 6, seed: int = 0) -> str:
-    with write_store(folder) as store:
-        for i, name in enumerate(names):
-            label = name.partition("-")[0]
-            store.add(name, label, moving_texture(frames, 48, 64, seed=seed + i), scale)
+    textures = {name: moving_texture(frames, 48, 64, seed=seed + i) for i, name in enumerate(names)}
+    write_store(folder, textures, scale)
     return str(folder)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,15 @@ import numpy as np
 import pytest
 
 from fedvsr.data import videos
-from fedvsr.data.clips import Clip
+from fedvsr.data.clips import Clip, Frames, checksum, read_store
 from fedvsr.data.config import DataConfig
 from fedvsr.data.degrade import bicubic_downscale, quantise
+from fedvsr.data.frames import open_clip
 from fedvsr.data.split import Split, prepare
-from fedvsr.data.videos import decode
 from fedvsr.errors import UserError
 from tests.conftest import moving_texture, write_video
-from tests.unit.data.clips import Usage, garble, turn, write_clip
+from tests.unit.cli.test_cli import fedvsr
+from tests.unit.data.clips import Usage, by_hand, garble, turn, write_clip, write_codes
 
 
 def prepared(tmp_path: Path, *paths: Path, **settings: Any) -> Split:
@@ -27,11 +29,15 @@ def prepared(tmp_path: Path, *paths: Path, **settings: Any) -> Split:
     return prepare(DataConfig(videos=names, **{**base, **settings}), 0, lambda *_: None)
 
 
+def decode(path: Path) -> Frames:
+    return np.stack([rgb for rgb, _ in open_clip(path).frames()])
+
+
 def test_clips_hold_every_frame_once_and_nothing_is_in_both_sets(
     tmp_path: Path, video: Path
 ) -> None:
     split = prepared(tmp_path, video, clip_frames=7, test_clips_per_video=2)
-    frames = np.stack(list(decode(video)))
+    frames = decode(video)
     assert frames.shape == (40, 48, 64, 3)
     clips = [*split.train, *split.test]
     assert [clip.clip_id for clip in clips] == [f"texture-00{i}" for i in range(5)]
@@ -40,21 +46,85 @@ def test_clips_hold_every_frame_once_and_nothing_is_in_both_sets(
     np.testing.assert_array_equal(np.concatenate([c.lq() for c in clips]), quantise(low))
 
 
-def test_the_store_is_reused_until_video_or_cut_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_video_is_cut_again_if_it_or_the_cut_changes(tmp_path: Path) -> None:
     path = tmp_path / "v.mp4"
     write_video(path, moving_texture(12, 32, 32))
-    calls = list[Path]()
-    cut = videos._cut
-    monkeypatch.setattr(videos, "_cut", lambda p, *rest: (calls.append(p), cut(p, *rest)))
-    prepared(tmp_path, path)
-    prepared(tmp_path, path, num_clients=1)
-    assert len(calls) == 1
-    prepared(tmp_path, path, clip_frames=3)
+
+    def num_stores(**settings: Any) -> int:
+        prepared(tmp_path, path, **settings)
+        return len(list((tmp_path / "c").iterdir()))
+
+    assert num_stores() == 1
+    path.touch()
+    assert num_stores(num_clients=1) == 1
+    assert num_stores(clip_frames=3) == 2
+    assert num_stores(scale=2) == 3
+    assert num_stores(max_clips_per_video=3) == 4
     write_video(path, moving_texture(12, 32, 32, seed=1))
-    prepared(tmp_path, path)
-    assert len(calls) == 3
+    assert num_stores() == 5
+
+
+def test_a_store_is_not_made_twice(
+    tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = prepared(tmp_path, video)
+    monkeypatch.setattr(videos, "prepare", lambda *_, **__: pytest.fail("cut again"))
+    assert prepared(tmp_path, video) == first
+
+
+def test_a_store_of_an_earlier_decoding_is_not_used(
+    tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = prepared(tmp_path, video)
+    monkeypatch.setattr(videos, "_DECODING", videos._DECODING + 1)
+    assert prepared(tmp_path, video).train[0].folder != first.train[0].folder
+
+
+def test_progress_counts_frames(tmp_path: Path, video: Path) -> None:
+    told = list[tuple[str, int, int]]()
+    settings: dict[str, Any] = {"clip_frames": 4, "num_clients": 2, "max_clips_per_video": 3}
+    config = DataConfig(videos=[str(video)], cache_dir=str(tmp_path), **settings)
+    prepare(config, 0, lambda *step: told.append(step))
+    assert told == [("texture.mp4", i, 12) for i in range(13)]
+
+
+def checksums(clips: Iterable[Clip]) -> dict[str, str]:
+    return {clip.clip_id: checksum(clip.gt()) + checksum(clip.lq()) for clip in clips}
+
+
+@pytest.mark.parametrize(("width", "matrix"), [(96, 6), (1280, 1)], ids=["SD", "HD"])
+def test_every_command_takes_the_same_clips_from_a_video(
+    tmp_path: Path, width: int, matrix: int
+) -> None:
+    """Of an untagged video, which is BT.601 if it is small and BT.709 if it is wide."""
+    rng = np.random.default_rng(0)
+    # Flat patches of 16 x 16 pixels, 4 frames.
+    codes = rng.integers((40, 100, 100), (210, 157, 157), (4, 2, width // 16, 3))
+    planes = [
+        [frame[..., i].repeat(size, 0).repeat(size, 1) for i, size in enumerate((16, 8, 8))]
+        for frame in codes
+    ]
+    folder = tmp_path / "own"
+    folder.mkdir()
+    path = write_codes(folder / "v.mp4", planes)
+    named = prepared(tmp_path, path, clip_frames=2, num_clients=1)
+    settings = {"clip_frames": 2, "num_clients": 1, "cache_dir": str(tmp_path / "c")}
+    unprepared = prepare(
+        DataConfig(train=[str(folder)], held_out=["v-001"], **settings), 0, lambda *_: None
+    )
+    arguments = ("--source", str(folder), "--out", str(tmp_path / "store"), "--clip-frames", "2")
+    assert fedvsr("data", "prepare", "folder", *arguments) == 0
+    commanded = read_store(tmp_path / "store")
+    assert commanded is not None
+    # `upscale` and `evaluate` read these frames.
+    frames = decode(path)
+    expected = by_hand(*np.moveaxis(codes.astype(float), -1, 0), matrix=matrix)
+    assert np.abs(frames[:, 8::16, 8::16] - expected).max() <= 1
+    np.testing.assert_array_equal(np.concatenate([clip.gt() for clip in commanded]), frames)
+    sums = checksums(commanded)
+    assert list(sums) == ["v-000", "v-001"]
+    assert checksums([*named.train, *named.test]) == sums
+    assert checksums([*unprepared.train, *unprepared.test]) == sums
 
 
 def test_odd_sizes_are_cropped_to_the_scale(tmp_path: Path) -> None:
@@ -100,7 +170,7 @@ def test_a_truncated_stream_is_noticed(tmp_path: Path, video: Path) -> None:
     fast = data[:mdat] + bytes(shifted) + data[mdat:moov]
     path = tmp_path / "fast.mp4"
     path.write_bytes(fast)
-    assert len(list(decode(path))) == 40
+    assert len(decode(path)) == 40
     path.write_bytes(fast[: len(data[:mdat]) + len(shifted) + (moov - mdat) // 2])
     with pytest.raises(UserError, match=r"fast\.mp4 is (truncated|damaged)"):
         prepared(tmp_path, path)
@@ -109,7 +179,7 @@ def test_a_truncated_stream_is_noticed(tmp_path: Path, video: Path) -> None:
 
 def test_frames_that_the_decoder_made_up_are_refused(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "v.mp4", moving_texture(40, 96, 128))
-    whole = list(decode(path))
+    whole = decode(path)
     garble(path)
     with av.open(str(path)) as container:
         made_up = list(container.decode(video=0))
@@ -121,7 +191,7 @@ def test_frames_that_the_decoder_made_up_are_refused(tmp_path: Path) -> None:
 
 def test_a_video_is_turned_as_it_says(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "v.mp4", moving_texture(12, 32, 48))
-    flat = np.stack(list(decode(path)))
+    flat = decode(path)
     clip = prepared(tmp_path, turn(path)).train[0]
     assert (clip.height, clip.width) == (48, 32)
     np.testing.assert_array_equal(clip.gt(), np.rot90(flat, -1, (1, 2))[:4])
@@ -133,7 +203,9 @@ def test_the_disk_is_looked_at_before_a_video_is_cut(
     # 10 clips of 4 frames, and 16 MiB for the rest.
     needed = 10 * 4 * 3 * (48 * 64 + 12 * 16) + (16 << 20)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, needed - 1))
-    with pytest.raises(UserError, match=r"texture-\w+ needs 17\.2 MB, and its disk has 17\.2 MB"):
+    with pytest.raises(
+        UserError, match=r"texture-\w+ needs 17\.2 MB and its disk has 17\.2 MB free"
+    ):
         prepared(tmp_path, video)
     assert list((tmp_path / "c").iterdir()) == []
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, needed))
@@ -143,8 +215,11 @@ def test_the_disk_is_looked_at_before_a_video_is_cut(
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (errno.ENOSPC, r"the disk of .*c is full; make room and give the same command again$"),
-        (errno.EACCES, r"v\.npy cannot be used: Permission denied; see to it, then try again$"),
+        (errno.ENOSPC, r"^no space left on the disk of .*/texture-\w+; free some and retry"),
+        (
+            errno.EACCES,
+            r"^cannot access v\.npy: Permission denied; check its permissions and retry$",
+        ),
     ],
 )
 def test_what_the_system_refuses_is_one_line(
@@ -160,7 +235,9 @@ def test_what_the_system_refuses_is_one_line(
 
 
 def test_too_little_video(tmp_path: Path, video: Path) -> None:
-    with pytest.raises(UserError, match=r"has only 40 frames, fewer than data\.clip_frames = 50"):
+    with pytest.raises(
+        UserError, match=r"has 40 frames and needs at least 50; .* data\.clip_frames"
+    ):
         prepared(tmp_path, video, clip_frames=50)
     with pytest.raises(UserError, match="gives 1 clips of 30 frames, of which 1 would be held"):
         prepared(tmp_path, video, clip_frames=30)
