@@ -10,13 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedvsr.mirror import mirrored
+
 # The cubic reaches 2 input pixels when enlarging, and 2 output pixels when shrinking.
 _SUPPORT = 2
 
 
 def downscale_planes(planes: Tensor, scale: int) -> Tensor:
     """`(N, C, H, W)` float to `(N, C, H / scale, W / scale)`; H and W are multiples of `scale`."""
-    padded = _mirror(planes, _SUPPORT * scale)
+    padded = _padded(planes, _SUPPORT * scale)
     small = F.interpolate(
         padded, scale_factor=1 / scale, mode="bicubic", align_corners=False, antialias=True
     )
@@ -25,7 +27,7 @@ def downscale_planes(planes: Tensor, scale: int) -> Tensor:
 
 def upscale_planes(planes: Tensor, scale: int) -> Tensor:
     """`(N, C, H, W)` float to `(N, C, scale * H, scale * W)`."""
-    padded = _mirror(planes, _SUPPORT)
+    padded = _padded(planes, _SUPPORT)
     # antialias has nothing to smooth here; it selects a = -0.5 (without it torch takes -0.75).
     large = F.interpolate(
         padded, scale_factor=scale, mode="bicubic", align_corners=False, antialias=True
@@ -34,10 +36,10 @@ def upscale_planes(planes: Tensor, scale: int) -> Tensor:
     return large[..., edge:-edge, edge:-edge]
 
 
-def _mirror(planes: Tensor, pad: int) -> Tensor:
-    """Mirror with the edge repeated; an image smaller than `pad` is mirrored several times over."""
+def _padded(planes: Tensor, pad: int) -> Tensor:
+    """Continue both axes by `pad` pixels on either side; see `mirrored`."""
     for axis in (-2, -1):
         n = planes.shape[axis]
-        position = torch.arange(-pad, n + pad, device=planes.device) % (2 * n)
-        planes = planes.index_select(axis, torch.minimum(position, 2 * n - 1 - position))
+        positions = torch.arange(-pad, n + pad, device=planes.device)
+        planes = planes.index_select(axis, mirrored(positions, n))
     return planes

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedvsr.errors import UserError
+from fedvsr.mirror import mirrored
 
 
 @lru_cache(maxsize=16)
@@ -64,7 +65,8 @@ def _filter(x: Tensor, axis: int, *filters: tuple[float, ...]) -> list[Tensor]:
     num_out = (n + taps - 1) // 2
     before, after = taps - 2, 2 * num_out - n
     if before or after:
-        x = x.index_select(axis, _symmetric_index(n, before, after).to(x.device))
+        positions = mirrored(torch.arange(-before, n + after), n)
+        x = x.index_select(axis, positions.to(x.device))
     phases = [_every_second(x, axis, before + 1 - j, num_out) for j in range(taps)]
     outputs = []
     for f in filters:
@@ -79,9 +81,3 @@ def _every_second(x: Tensor, axis: int, start: int, num_out: int) -> Tensor:
     index = [slice(None)] * x.ndim
     index[axis] = slice(start, start + 2 * num_out - 1, 2)
     return x[tuple(index)]
-
-
-def _symmetric_index(n: int, before: int, after: int) -> Tensor:
-    """Positions 0..n-1 continued by mirroring, the edge repeated: ... 1 0 | 0 1 ... n-1 | n-1."""
-    position = torch.arange(-before, n + after) % (2 * n)
-    return torch.minimum(position, 2 * n - 1 - position)

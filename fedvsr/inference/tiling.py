@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedvsr.data.clips import Frames
+from fedvsr.mirror import mirrored
 from fedvsr.models.spec import ModelSpec
 from fedvsr.precision import Precision, autocast
 from fedvsr.section import Section
@@ -191,14 +192,13 @@ class _Clip:
                 self.padded = padded(self.spec, (1, *self.size))[1:]
             if self.size != frame.shape[:2]:
                 raise ValueError(f"frame {self.num_read} is {frame.shape[:2]}, not {self.size}")
-            self.frames.append(_mirrored(torch.from_numpy(np.array(frame)), self.padded))
+            self.frames.append(_extended(torch.from_numpy(np.array(frame)), self.padded))
             self.num_read += 1
         return self.num_read >= num_frames
 
     def window(self, times: range) -> Tensor:
         """uint8 (T, H, W, 3). Past the clip's end it is mirrored, the last frame repeated."""
-        positions = (t % (2 * self.num_read) for t in times)
-        indices = (min(p, 2 * self.num_read - 1 - p) for p in positions)
+        indices = (mirrored(t, self.num_read) for t in times)
         # The newest frame is the last of the queue.
         return torch.stack([self.frames[i - self.num_read] for i in indices])
 
@@ -300,14 +300,12 @@ def _steps(spec: ModelSpec) -> tuple[int, int, int]:
     return spec.frames_multiple, spec.size_multiple, spec.size_multiple
 
 
-def _mirrored(frame: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _extended(frame: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Extend (H, W, 3) at the end of both axes to `shape` by mirroring, the edge repeated."""
     for axis, n in enumerate(shape):
         have = frame.shape[axis]
         if n > have:
-            position = torch.arange(n) % (2 * have)
-            index = torch.minimum(position, 2 * have - 1 - position)
-            frame = frame.index_select(axis, index)
+            frame = frame.index_select(axis, mirrored(torch.arange(n), have))
     return frame
 
 
