@@ -73,11 +73,12 @@ def reds(
     workers: WorkersOption = None,
 ) -> None:
     """REDS: train_sharp and val_sharp, regrouped to clips 000 to 269."""
+    from fedvsr.data.config import REDS4
     from fedvsr.data.request import Request
     from fedvsr.data.sources import reds
 
     source, out = _paths(source, out)
-    only = sorted({i for name in clips or () for i in (reds.REDS4 if name == "reds4" else [name])})
+    only = sorted({i for name in clips or () for i in (REDS4 if name == "reds4" else [name])})
     settings = {"directory": str(source), "clips": only, "frames": frames, "make_lq": make_lq}
     request = Request(out, "reds", scale, degradation, settings, ("clips",), overwrite)
     _prepare(

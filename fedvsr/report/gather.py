@@ -23,10 +23,10 @@ from typing import Any
 
 import pandas as pd
 
+from fedvsr.data.config import REDS4
 from fedvsr.errors import UserError
 from fedvsr.records import Results
 
-REDS4 = ("000", "011", "015", "020")
 VID4 = ("calendar", "city", "foliage", "walk")
 METRICS = ("psnr_db", "ssim", "lpips")
 METRIC_NAMES = {"psnr_db": "PSNR", "ssim": "SSIM", "lpips": "LPIPS"}

@@ -16,8 +16,6 @@ from fedvsr.data.recordings import Task, picture_folder, require_match
 from fedvsr.errors import UserError
 
 NUM_TRAIN, NUM_VAL = 240, 30
-# The customary test set.
-REDS4 = ("000", "011", "015", "020")
 
 
 def recordings(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fedvsr.data.clips import Store
+from fedvsr.data.config import REDS4
 from fedvsr.data.prepare import prepare
 from fedvsr.data.request import Request
 from fedvsr.data.sources import reds, vid4
@@ -54,7 +55,7 @@ def test_reds_that_others_regrouped(tmp_path: Path) -> None:
 
 def test_some_of_reds(tmp_path: Path) -> None:
     root = trees.reds(tmp_path / "REDS", train=(0, 1, 11, 15, 20), val=())
-    tasks, notes = reds.recordings(root, num_frames=trees.FRAMES, only=reds.REDS4)
+    tasks, notes = reds.recordings(root, num_frames=trees.FRAMES, only=REDS4)
     assert [task.clip_id for task in tasks] == ["000", "011", "015", "020"]
     assert notes == []
     with pytest.raises(UserError, match="no REDS clip 270, 4; its clips are 000 to 269"):
