@@ -6,9 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from fedvsr.data.partition import Partition
 from fedvsr.errors import UserError
 from fedvsr.section import Section
+
+Partition = Literal["less", "more", "by_folder", "dirichlet", "quantity", "motion", "texture"]
 
 # Wang et al. 2019 (EDVR): the four clips of REDS that the field scores on.
 REDS4 = ("000", "011", "015", "020")

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from fedvsr.data.clips import Clip, Frames
+from fedvsr.data.config import Partition
 from fedvsr.data.frames import natural
 from fedvsr.errors import UserError
 from fedvsr.seeding import generator
-
-Partition = Literal["less", "more", "by_folder", "dirichlet", "quantity", "motion", "texture"]
 
 # Pairs of frames of a clip that its statistics are taken from, spread over it.
 _PAIRS = 8

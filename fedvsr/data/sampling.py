@@ -10,35 +10,15 @@ import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedvsr.data.clips import Clip, Frames
+from fedvsr.data.shape import SampleShape
 from fedvsr.seeding import derive_seed, generator
-
-Ends = Literal["redraw", "mirror"]
-
-
-@dataclass(frozen=True)
-class SampleShape:
-    """What a sample is made of; see `LocalConfig` for the keys."""
-
-    num_frames: int
-    crop: int
-    """Height and width of the ground-truth crop, a multiple of the clips' scale."""
-    interval: int = 1
-    ends: Ends = "redraw"
-    augment: bool = False
-    random_reverse: bool = False
-    mirror: bool = False
-
-    @property
-    def span(self) -> int:
-        """Frames of a clip from a sample's first to its last."""
-        return (self.num_frames - 1) * self.interval + 1
 
 
 @dataclass(frozen=True)

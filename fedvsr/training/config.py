@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedvsr.data.sampling import Ends, SampleShape
+from fedvsr.data.shape import Ends, SampleShape
 from fedvsr.precision import Precision
 from fedvsr.section import Section
 

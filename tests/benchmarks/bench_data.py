@@ -35,7 +35,8 @@ from torchvision.io import decode_png, read_file
 from fedvsr.data.clips import Clip, Frames, read_store, write_clip, write_manifest
 from fedvsr.data.degrade import bicubic_upscale
 from fedvsr.data.loader import Loader
-from fedvsr.data.sampling import Draw, SampleShape, passes, read_batch, to_float
+from fedvsr.data.sampling import Draw, passes, read_batch, to_float
+from fedvsr.data.shape import SampleShape
 
 CPU = torch.device("cpu")
 SHAPE = SampleShape(num_frames=30, crop=256, augment=True)

@@ -11,7 +11,8 @@ import torch
 
 from fedvsr.data.clips import Clip
 from fedvsr.data.degrade import bicubic_upscale
-from fedvsr.data.sampling import Draw, SampleShape, pages_of, passes, read_batch, to_float
+from fedvsr.data.sampling import Draw, pages_of, passes, read_batch, to_float
+from fedvsr.data.shape import SampleShape
 from tests.conftest import moving_texture
 from tests.unit.data.clips import write_store
 
