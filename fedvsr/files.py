@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Write files and folders so that they are either complete or missing."""
 
 from __future__ import annotations
 
@@ -16,44 +16,45 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path to write aside; on success it is fsynced and takes the place of `path`.
+    """Yield a temporary path to write to; on success, sync it to disk and rename it to `path`.
 
     Raises:
-        OSError: it cannot be written, whatever the library that wrote made of that.
+        OSError: the file cannot be written; also if the library that wrote it raised an exception
+            of its own for an error of the system.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
-            yield aside
+            yield temporary
         except Exception as error:
-            # safetensors has an exception of its own for what the system refuses.
-            if not isinstance(error, OSError) and (found := _OS_ERROR.search(str(error))):
-                number = int(found[1])
+            # safetensors wraps the system's errors in an exception of its own.
+            if not isinstance(error, OSError) and (match := _OS_ERROR.search(str(error))):
+                number = int(match[1])
                 raise OSError(number, os.strerror(number), str(path)) from error
             raise
-        with aside.open("rb") as file:
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        aside.replace(path)
-        # The rename itself is only on disk when the folder is.
+        temporary.replace(path)
+        # The rename is on disk only after the folder is synced too.
         descriptor = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder to fill aside; on success it takes the place of `path`."""
-    aside, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
-    aside.mkdir(parents=True)
+    """Yield a new temporary folder to fill; on success, rename it to `path`."""
+    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    temporary.mkdir(parents=True)
     try:
-        yield aside
+        yield temporary
         if path.exists():
             path.rename(old)
-        aside.rename(path)
+        temporary.rename(path)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

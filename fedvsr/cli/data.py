@@ -1,4 +1,4 @@
-"""The commands of `fedvsr data`, which make and look at clip stores: parse, call, print."""
+"""The commands of `fedvsr data`, which make clip stores and look into them: parse, call, print."""
 
 from __future__ import annotations
 
@@ -25,30 +25,49 @@ if TYPE_CHECKING:
     from fedvsr.data.recordings import Task
     from fedvsr.data.request import Request
 
-# Modules that load torch are imported by the commands: `--help` stays quick.
+# Modules that load torch are imported inside the commands, so that `--help` is quick.
 
-app = typer.Typer(help="Prepare data sets for training, and look at what is prepared.")
+app = typer.Typer(help="Prepare data sets for training, and look into prepared ones.")
 prepare = typer.Typer(help="Make a clip store of a data set.")
 app.add_typer(prepare, name="prepare", no_args_is_help=True)
 _LINES_SHOWN = 20
 
 SourceOption = Annotated[
-    Path, typer.Option("--source", metavar="DIR", help="The data set as it is published.")
+    Path,
+    typer.Option(
+        "--source", metavar="DIR", help="Folder of the data set, laid out as it is published."
+    ),
 ]
-OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="The store to make.")]
-ScaleOption = Annotated[int, typer.Option("--scale", min=2, max=8, help="Reduction.")]
+OutOption = Annotated[
+    Path, typer.Option("--out", metavar="DIR", help="Folder of the new clip store.")
+]
+ScaleOption = Annotated[
+    int,
+    typer.Option(
+        "--scale", min=2, max=8, help="Factor by which low-resolution frames are smaller."
+    ),
+]
 DegradationOption = Annotated[
     Literal["bi", "bd"],
-    typer.Option("--degradation", help="bi: MATLAB's bicubic; bd: blur, then every n-th pixel."),
+    typer.Option(
+        "--degradation", help="bi: MATLAB's bicubic; bd: Gaussian blur, then every n-th pixel."
+    ),
 ]
 MakeLqOption = Annotated[
-    bool, typer.Option("--make-lq", help="Make low-resolution frames even where they are given.")
+    bool,
+    typer.Option("--make-lq", help="Make low-resolution frames even if the data set has them."),
 ]
 OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Replace the store, or one left unfinished.")
+    bool,
+    typer.Option(
+        "--overwrite", help="Replace an existing store, or an unfinished one with other settings."
+    ),
 ]
 WorkersOption = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Clips at a time (default: all cores).")
+    int | None,
+    typer.Option(
+        "--workers", min=1, help="Clips prepared at the same time (default: one per core)."
+    ),
 ]
 StoreArgument = Annotated[Path, typer.Argument(metavar="PATH", help="A clip store.")]
 
@@ -62,17 +81,17 @@ def reds(
     clips: Annotated[
         list[str] | None,
         typer.Option(
-            "--clip", metavar="ID", help="Only this clip, e.g. 011, or reds4; repeatable."
+            "--clip", metavar="ID", help="Prepare only this clip, e.g. 011, or reds4; repeatable."
         ),
     ] = None,
     frames: Annotated[
-        int, typer.Option("--frames", min=1, help="Frames that every clip must have.")
+        int, typer.Option("--frames", min=1, help="Number of frames that every clip must have.")
     ] = 100,
     make_lq: MakeLqOption = False,
     overwrite: OverwriteOption = False,
     workers: WorkersOption = None,
 ) -> None:
-    """REDS: train_sharp and val_sharp, regrouped to clips 000 to 269."""
+    """Prepare REDS: train_sharp and val_sharp, regrouped into clips 000 to 269."""
     from fedvsr.data.config import REDS4
     from fedvsr.data.request import Request
     from fedvsr.data.sources import reds
@@ -105,7 +124,7 @@ def vid4(
     overwrite: OverwriteOption = False,
     workers: WorkersOption = None,
 ) -> None:
-    """Vid4: GT and BIx4 (or BDx4), or the four clips' folders alone."""
+    """Prepare Vid4: GT and BIx4 (or BDx4), or the four clips' folders alone."""
     from fedvsr.data.request import Request
     from fedvsr.data.sources import vid4
 
@@ -124,32 +143,41 @@ def kinetics(
     source: SourceOption,
     out: OutOption,
     annotations: Annotated[
-        Path, typer.Option("--annotations", metavar="CSV", help="The official table.")
+        Path,
+        typer.Option(
+            "--annotations", metavar="CSV", help="Kinetics' official table of videos and classes."
+        ),
     ],
     classes: Annotated[
         list[str] | None,
         typer.Option(
-            "--class", metavar="NAME", help="A class; repeatable. Default: the paper's 40."
+            "--class", metavar="NAME", help="Class to use; repeatable (default: the paper's 40)."
         ),
     ] = None,
-    clips_per_class: Annotated[int, typer.Option("--clips-per-class", min=1)] = 6,
-    frames: Annotated[int, typer.Option("--frames", min=1, help="The first so many.")] = 100,
+    clips_per_class: Annotated[
+        int, typer.Option("--clips-per-class", min=1, help="Clips chosen from each class.")
+    ] = 6,
+    frames: Annotated[
+        int, typer.Option("--frames", min=1, help="Frames kept from the start of each video.")
+    ] = 100,
     size: Annotated[
-        str, typer.Option("--size", metavar="WxH", help="Only videos of this size.")
+        str, typer.Option("--size", metavar="WxH", help="Use only videos of this size.")
     ] = "1280x720",
     fps: Annotated[
-        float | None, typer.Option("--fps", min=1, help="Only videos of this frame rate.")
+        float | None, typer.Option("--fps", min=1, help="Use only videos of this frame rate.")
     ] = None,
     split: Annotated[
-        str | None, typer.Option("--split", help="Only rows of this split, e.g. train.")
+        str | None, typer.Option("--split", help="Use only rows of this split, e.g. train.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the choice.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Seed of the random choice of clips.")
+    ] = 0,
     scale: ScaleOption = 4,
     degradation: DegradationOption = "bi",
     overwrite: OverwriteOption = False,
     workers: WorkersOption = None,
 ) -> None:
-    """Kinetics-400: some clips of some classes, chosen by seed."""
+    """Prepare Kinetics-400: a few clips of some classes, chosen at random."""
     from fedvsr.data.request import Request, existing
     from fedvsr.data.sources import kinetics
 
@@ -168,7 +196,7 @@ def kinetics(
     table = str(annotations.resolve())
     settings = {"directory": str(source), "annotations": table, **choice.settings()}
     request = Request(out, "kinetics", scale, degradation, settings, kinetics.PICKS, overwrite)
-    if _is_there(existing(request)):
+    if _report_existing(existing(request)):
         return
     try:
         with _making(request) as progress:
@@ -191,16 +219,16 @@ def folder(
         typer.Option(
             "--clip-frames",
             min=1,
-            help="Cut recordings into clips of so many frames; drop the rest.",
+            help="Frames per clip if recordings are cut; frames that remain are dropped.",
         ),
     ] = None,
     min_frames: Annotated[
-        int, typer.Option("--min-frames", min=1, help="Refuse recordings of fewer frames.")
+        int, typer.Option("--min-frames", min=1, help="Stop if a recording has fewer frames.")
     ] = 2,
     overwrite: OverwriteOption = False,
     workers: WorkersOption = None,
 ) -> None:
-    """Your own videos and folders of pictures; a sub-folder's name is their label."""
+    """Prepare your own videos and folders of pictures; a sub-folder's name is a label."""
     from fedvsr.data.request import Request
     from fedvsr.data.sources import folder
 
@@ -219,7 +247,7 @@ def info(
     path: StoreArgument,
     clips: Annotated[bool, typer.Option("--clips", help="List every clip.")] = False,
 ) -> None:
-    """Print what a store holds: clips, frames, sizes, bytes, labels and checksum."""
+    """Print a store's contents: clips, frames, sizes, bytes, labels and checksum."""
     from fedvsr.data import inspection
 
     store = inspection.require_store(path)
@@ -255,7 +283,7 @@ def info(
 
 @app.command()
 def verify(path: StoreArgument) -> None:
-    """Check every clip of a store against its checksums."""
+    """Compare every clip of a store with its checksums."""
     from fedvsr.cli.views import FramesView
     from fedvsr.data import inspection
 
@@ -266,10 +294,10 @@ def verify(path: StoreArgument) -> None:
         say(f"{clip_id}: {fault}")
     if wrong:
         raise UserError(
-            f"{len(wrong)} of {len(store.clips)} clips of {path} are not as they were prepared; "
+            f"{len(wrong)} of {len(store.clips)} clips of {path} differ from what was prepared; "
             "prepare them again"
         )
-    say(f"{path}: {len(store.clips)} clips are as they were prepared")
+    say(f"{path}: {len(store.clips)} clips match their checksums")
 
 
 @app.command()
@@ -277,13 +305,20 @@ def preview(
     path: StoreArgument,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE.png", help="Default: PATH-preview.png beside it."),
+        typer.Option(
+            "--out",
+            metavar="FILE.png",
+            help="Picture to write (default: PATH-preview.png beside the store).",
+        ),
     ] = None,
     max_clips: Annotated[
-        int, typer.Option("--max-clips", min=1, help="Of more, evenly spread ones are shown.")
+        int,
+        typer.Option(
+            "--max-clips", min=1, help="Most clips on the sheet; of more, evenly spread ones."
+        ),
     ] = 120,
 ) -> None:
-    """Write a contact sheet: every clip's middle frame, name and label."""
+    """Write a contact sheet with the middle frame, name and label of every clip."""
     from fedvsr.data import inspection
 
     store = inspection.require_store(path)
@@ -302,10 +337,13 @@ def partition(
         typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable."),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="PNG", help="Draw clients by labels.")
+        Path | None,
+        typer.Option(
+            "--plot", metavar="PNG", help="Also draw clients by labels into this picture."
+        ),
     ] = None,
 ) -> None:
-    """Show which client of an experiment would hold which clips; nothing is trained."""
+    """Show how an experiment deals its clips to clients; nothing is trained."""
     from fedvsr.cli.views import PreparationView
     from fedvsr.config import load_config
     from fedvsr.report.partition import draw_partition
@@ -338,7 +376,7 @@ def _prepare(
     from fedvsr.data.prepare import prepare as make
     from fedvsr.data.request import existing
 
-    if _is_there(existing(request)):
+    if _report_existing(existing(request)):
         return
     with _making(request) as progress:
         tasks, notes = find()
@@ -348,7 +386,7 @@ def _prepare(
 
 @contextmanager
 def _making(request: Request) -> Iterator[Progress]:
-    """Show progress; say what was made, or how to go on after an interruption."""
+    """Show progress, then a summary, or after an interruption how to resume."""
     from fedvsr.cli.views import FramesView
     from fedvsr.data.clips import open_store
     from fedvsr.data.inspection import num_bytes
@@ -358,7 +396,7 @@ def _making(request: Request) -> Iterator[Progress]:
         with interruptible(), FramesView(console) as view:
             yield view.begin(f"preparing {request.source}")
     except KeyboardInterrupt:
-        say(f"\nstopped; give the same command again to go on with {request.out}")
+        say(f"\nstopped; repeat the command to resume {request.out}")
         raise typer.Exit(130) from None
     store = open_store(request.out)
     assert store is not None
@@ -372,19 +410,19 @@ def _making(request: Request) -> Iterator[Progress]:
 
 def _require_png(path: Path, option: str) -> None:
     if path.suffix.lower() != ".png" or not path.resolve().parent.is_dir():
-        raise UserError(f"{option} {path} is no .png file in a folder that is there")
+        raise UserError(f"{option} {path} is not a .png file in an existing folder")
 
 
-def _is_there(store: Store | None) -> bool:
+def _report_existing(store: Store | None) -> bool:
     if store is not None:
-        say(f"{store.folder} is there already: {len(store.clips)} clips")
+        say(f"{store.folder} exists already: {len(store.clips)} clips")
     return store is not None
 
 
 def _rejected(rows: Sequence[dict[str, str]]) -> None:
     if not rows:
         return
-    table = Table(box=None, pad_edge=False, title="left out", title_justify="left")
+    table = Table(box=None, pad_edge=False, title="videos left out", title_justify="left")
     for name in ("class", "video", "reason"):
         table.add_column(name, overflow="fold")
     for row in rows:
@@ -414,12 +452,12 @@ def _paths(source: Path, out: Path) -> tuple[Path, Path]:
     if not source.is_dir():
         raise UserError(f"there is no folder {source} (--source)")
     if out == source or source in out.parents:
-        raise UserError(f"--out {out} lies in the data set; choose a folder outside {source}")
+        raise UserError(f"--out {out} is inside the data set; choose a folder outside {source}")
     return source, out
 
 
 def _size(text: str) -> tuple[int, int]:
     width, _, height = text.partition("x")
     if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise UserError(f"--size {text} is no size; write e.g. 1280x720")
+        raise UserError(f"--size {text} is not a size; write e.g. 1280x720")
     return int(width), int(height)

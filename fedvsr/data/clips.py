@@ -1,7 +1,7 @@
-"""The clip store: cut clips as memory-mapped uint8 arrays, so that a sample reads its own bytes.
+"""The clip store: clips as memory-mapped uint8 arrays, so that a sample reads only its own bytes.
 
 A store is a folder of `<clip>_gt.npy` (T, H, W, 3) and `<clip>_lq.npy` (T, H / scale, W / scale, 3)
-files and a `manifest.json`, which is written last: a folder with a manifest is whole.
+files and a `manifest.json`. The manifest is written last, so a folder that has one is complete.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ Frames = npt.NDArray[np.uint8]
 Degradation: TypeAlias = Literal["bi", "bd"]
 
 _MANIFEST = "manifest.json"
-# 1 has no checksums, and does not say what it was made from.
+# Format 1 has no checksums and no record of what the store was made from.
 _FORMAT, _READABLE = 2, (1, 2)
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """Where one clip lies and how large it is. Sizes are those of the ground truth."""
+    """One clip of a store: its place and its size. Sizes are those of the ground truth."""
 
     clip_id: str
     label: str
-    """What kind of content it is: a class, a folder, or the video it was cut from."""
+    """Its kind of content: a class, a folder's name, or the video that it was cut from."""
     folder: str
     num_frames: int
     height: int
     width: int
     scale: int
     sha256: str = ""
-    """Checksum of the ground truth's bytes (see `checksum`); empty in a store of format 1."""
+    """Checksum of the ground truth (see `checksum`); empty in a store of format 1."""
 
     def gt(self) -> Frames:
         """Ground truth, uint8 RGB (T, H, W, 3), memory-mapped and read-only."""
@@ -59,8 +59,8 @@ class Clip:
             frames: Frames = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
             raise UserError(
-                f"clip {self.clip_id} is not at {path}; on a cluster, data.cache_dir must be a "
-                "folder that every node sees"
+                f"clip {self.clip_id} is not at {path}; on a cluster, set data.cache_dir to a "
+                "folder that every node can read"
             ) from None
         except (OSError, ValueError, EOFError):
             raise UserError(f"{path} is damaged or not readable; prepare it again") from None
@@ -69,42 +69,45 @@ class Clip:
 
 @dataclass(frozen=True)
 class Store:
-    """A finished store: its clips, and what its manifest says of them all."""
+    """A finished store: its clips and the other contents of its manifest."""
 
     folder: Path
     clips: tuple[Clip, ...]
     format: int
     source: str = "video"
-    """What it was made from: reds, vid4, kinetics, folder or video."""
+    """The kind of data set that it was made from: reds, vid4, kinetics, folder or video."""
     degradation: str = "bi"
-    """How its low-resolution frames came about."""
+    """How its low-resolution frames were made, `bi` or `bd`."""
     request: dict[str, Any] = field(default_factory=dict)
-    """The settings it was prepared with; empty where `fedvsr data prepare` did not make it."""
+    """The settings that it was made with; empty in stores of earlier versions."""
     notes: tuple[str, ...] = ()
-    """What was changed on the way, e.g. clips that were cropped."""
+    """What a user should know about the clips, e.g. which were cropped."""
     rejected: tuple[dict[str, str], ...] = ()
-    """Videos that others took the place of: label, video, reason."""
+    """Videos that could not be used and were replaced: label, video, reason."""
     lq_sha256: dict[str, str] = field(default_factory=dict)
-    """Checksums of the low-resolution frames by clip."""
+    """Checksum of each clip's low-resolution frames, by clip id."""
 
 
 def read_store(folder: Path) -> list[Clip] | None:
-    """The clips of a finished store, or None where there is none."""
+    """The clips of a finished store; None if the folder is not a store."""
     store = open_store(folder)
     return None if store is None else list(store.clips)
 
 
 def open_store(folder: Path) -> Store | None:
-    """A finished store, or None where there is none.
+    """Read a store's manifest; None if the folder has none.
 
     Raises:
-        UserError: the manifest cannot be read, is damaged, or of a format that is not known.
+        UserError: the manifest cannot be read, is damaged, or has an unknown format.
     """
     path = folder / _MANIFEST
     try:
         manifest = json.loads(path.read_text())
         if manifest["format"] not in _READABLE:
-            raise UserError(f"{folder} is of store format {manifest['format']}; delete it")
+            raise UserError(
+                f"{folder} has store format {manifest['format']}, which this version cannot read; "
+                "delete it and prepare it again"
+            )
         entries: list[dict[str, Any]] = manifest["clips"]
         known = {f.name for f in fields(Clip)}
         clips = [
@@ -114,9 +117,9 @@ def open_store(folder: Path) -> Store | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is no manifest of a clip store; delete {folder}") from None
+        raise UserError(f"{path} is not a clip store's manifest; delete {folder}") from None
     return Store(
         folder,
         tuple(clips),
@@ -139,7 +142,17 @@ def write_manifest(
     notes: Iterable[str] = (),
     rejected: Iterable[dict[str, str]] = (),
 ) -> None:
-    """Make a folder of clips a finished store. `entries` are what `write_clip` returned."""
+    """Write the manifest, which makes a folder of clips a finished store.
+
+    Args:
+        folder: the folder that holds the clips' files.
+        entries: what `write_clip` returned, in the order of the clips.
+        source: see `Store`, as for the rest.
+        degradation: how low-resolution frames were made.
+        request: the settings.
+        notes: what a user should know.
+        rejected: videos that were replaced.
+    """
     manifest = {
         "format": _FORMAT,
         "source": source,
@@ -149,8 +162,8 @@ def write_manifest(
         "rejected": list(rejected),
         "clips": list(entries),
     }
-    with replacing(folder / _MANIFEST) as aside:
-        aside.write_text(json.dumps(manifest, indent=1))
+    with replacing(folder / _MANIFEST) as temporary:
+        temporary.write_text(json.dumps(manifest, indent=1))
 
 
 def write_clip(
@@ -161,32 +174,34 @@ def write_clip(
     scale: int,
     degradation: Degradation,
 ) -> dict[str, Any]:
-    """Write one clip's two files, each aside, frame by frame, then renamed; its manifest entry.
+    """Write one clip's two files, frame by frame, and return its entry for the manifest.
+
+    Both files are written under temporary names and renamed at the end.
 
     Args:
-        folder: where they are written.
+        folder: the store's folder.
         clip_id: the clip's name.
         label: its label.
-        pairs: ground truth, uint8 RGB (H, W, 3), H and W multiples of `scale`, and the
+        pairs: ground truth, uint8 RGB (H, W, 3) with H and W multiples of `scale`, and the
             low-resolution frame, uint8 RGB (H / scale, W / scale, 3), or None to make it.
-        scale: the factor between them.
-        degradation: how it is made.
+        scale: the reduction.
+        degradation: how low-resolution frames are made.
 
     Raises:
-        UserError: a given low-resolution frame is not of the size that belongs to its ground truth.
+        UserError: a given low-resolution frame has the wrong size for its ground truth.
     """
     with ExitStack() as stack:
         gt_file, lq_file = (
             _ArrayFile(stack, stack.enter_context(replacing(folder / f"{clip_id}_{kind}.npy")))
             for kind in ("gt", "lq")
         )
-        for gt, given in pairs:
+        for gt, given_lq in pairs:
             height, width = gt.shape[:2]
-            lq = reduce(gt, scale, degradation) if given is None else given
+            lq = reduce(gt, scale, degradation) if given_lq is None else given_lq
             if lq.shape != (height // scale, width // scale, 3):
                 raise UserError(
                     f"clip {clip_id}: frame {gt_file.num_frames} has {width} x {height} pixels and "
-                    f"{lq.shape[1]} x {lq.shape[0]} at low resolution; x{scale} wants "
+                    f"{lq.shape[1]} x {lq.shape[0]} at low resolution; x{scale} needs "
                     f"{width // scale} x {height // scale}"
                 )
             gt_file.append(gt)
@@ -199,13 +214,13 @@ def write_clip(
 
 
 def reduce(gt: Frames, scale: int, degradation: Degradation) -> Frames:
-    """A ground-truth frame, uint8 RGB (H, W, 3), at low resolution; see `degrade`."""
+    """Reduce one ground-truth frame, uint8 RGB (H, W, 3), by `degrade`."""
     lq: Frames = degrade(gt[None], degradation, scale)[0]
     return lq
 
 
 def checksum(frames: Frames) -> str:
-    """SHA-256 of an array's raw bytes in C order: the same content, the same checksum."""
+    """SHA-256 of an array's raw bytes in C order: equal frames have equal checksums."""
     digest = hashlib.sha256()
     for frame in frames:
         digest.update(np.ascontiguousarray(frame).data)
@@ -213,7 +228,7 @@ def checksum(frames: Frames) -> str:
 
 
 class _ArrayFile:
-    """A `.npy` file of uint8 frames, written one by one, as many as may come."""
+    """A `.npy` file of uint8 frames that are written one by one; their number is not yet known."""
 
     def __init__(self, stack: ExitStack, path: Path) -> None:
         self._file: IO[bytes] = stack.enter_context(path.open("wb"))
@@ -232,14 +247,14 @@ class _ArrayFile:
         self.num_frames += 1
 
     def finish(self) -> tuple[tuple[int, int, int], str]:
-        """Frames, height and width, and the checksum."""
+        """Close the file; return frames, height and width, and the checksum."""
         self._write_header()
         self._file.close()
         height, width, _ = self._shape
         return (self.num_frames, height, width), self._digest.hexdigest()
 
     def _write_header(self) -> None:
-        # NumPy leaves room in the header for the first axis to grow, so the length is the same.
+        # NumPy pads the header so that the first axis can grow: the header's length stays equal.
         shape = (self.num_frames, *self._shape)
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         self._file.seek(0)
@@ -247,5 +262,5 @@ class _ArrayFile:
 
 
 def default_cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/fedvsr`, by default `~/.cache/fedvsr`."""
+    """The folder for cut clips: `$XDG_CACHE_HOME/fedvsr`, by default `~/.cache/fedvsr`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedvsr"

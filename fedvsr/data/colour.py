@@ -1,7 +1,7 @@
-"""Video frames to RGB and back, with the matrix and range that the video says.
+"""Convert video frames to RGB and back, with the matrix and range that the video is tagged with.
 
-Written out, as libswscale's own conversion rounds down (by 1 level on average with its default
-flags) and, in some versions, takes BT.601 for whatever is tagged otherwise.
+libswscale is not used, because its conversion rounds down (by 1 level on average with its default
+flags) and because some of its versions take BT.601 for videos that are tagged otherwise.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MATRICES = {
     10: (0.2627, 0.0593),
 }
 _BT601, _BT709 = 6, 1
-# What players take an untagged video of more than this for is BT.709.
+# Players take an untagged video that is larger than this for BT.709.
 _SD_WIDTH, _SD_HEIGHT = 1279, 576
 
 
@@ -44,7 +44,7 @@ class Colour:
 
     @classmethod
     def of(cls, stream: av.VideoStream) -> Colour:
-        """What a video's stream is tagged with; an untagged matrix is guessed as players do."""
+        """How a stream codes colour, by its tags; an untagged matrix is guessed as players do."""
         context = stream.codec_context
         matrix = context.colorspace
         if matrix not in _MATRICES:
@@ -54,7 +54,7 @@ class Colour:
         return cls(matrix, full, context.color_primaries, context.color_trc)
 
     def tag(self, stream: av.VideoStream) -> None:
-        """Tag a stream that is to be encoded."""
+        """Tag a stream before it is encoded."""
         context = stream.codec_context
         context.colorspace = self.matrix
         context.color_range = _FULL if self.full_range else 1
@@ -62,7 +62,7 @@ class Colour:
         context.color_trc = self.transfer
 
     def to_rgb(self, frame: av.VideoFrame) -> Frames:
-        """A decoded frame as uint8 RGB (H, W, 3); deeper samples are reduced to 8 bits."""
+        """Convert a decoded frame to uint8 RGB (H, W, 3); deeper samples are reduced to 8 bits."""
         if frame.format.is_rgb or frame.format.has_palette:
             return np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
         components = frame.format.components
@@ -70,12 +70,12 @@ class Colour:
         halved = not grey and (
             components[1].width < frame.width and components[1].height < frame.height
         )
-        wanted = "gray" if grey else "yuv420p" if halved else "yuv444p"
-        if frame.format.name not in {wanted, wanted.replace("yuv", "yuvj")}:
-            # The same matrix and range on both sides: samples are moved and cut to 8 bits, no more.
+        layout = "gray" if grey else "yuv420p" if halved else "yuv444p"
+        if frame.format.name not in {layout, layout.replace("yuv", "yuvj")}:
+            # Matrix and range are the same on both sides, so only layout and depth change.
             space, extent = self.matrix, _FULL if self.full_range else 1
             frame = frame.reformat(
-                format=wanted,
+                format=layout,
                 src_colorspace=space,
                 dst_colorspace=space,
                 src_color_range=extent,
@@ -95,7 +95,7 @@ class Colour:
         return np.ascontiguousarray(_to_uint8(torch.stack([red, green, blue], dim=-1)).numpy())
 
     def from_rgb(self, rgb: Frames) -> av.VideoFrame:
-        """uint8 RGB (H, W, 3) as a frame to encode: 4:2:0, or 4:4:4 where a side is odd."""
+        """Convert uint8 RGB (H, W, 3) to a frame to encode: 4:2:0, or 4:4:4 if a side is odd."""
         height, width = rgb.shape[:2]
         halved = height % 2 == width % 2 == 0
         y_low, y_span, c_span = self._ranges()
@@ -114,7 +114,7 @@ class Colour:
         return frame
 
     def _ranges(self) -> tuple[int, int, int]:
-        """Code of black, and the spans of luma and chroma."""
+        """The code of black, and the spans of the codes of luma and of chroma."""
         return (0, 255, 255) if self.full_range else (16, 219, 224)
 
 
@@ -127,10 +127,11 @@ def _to_uint8(values: Tensor) -> Tensor:
     return values.round_().clamp_(0, 255).to(torch.uint8)
 
 
-# Chroma samples of 4:2:0 lie on the even columns and between the rows, as MPEG-2 and H.264 have it.
+# Chroma samples of 4:2:0 lie on the even columns and between the rows, as in MPEG-2 and H.264.
 
 
 def _enlarged(chroma: Tensor, height: int, width: int) -> Tensor:
+    """Interpolate chroma of half the size to (height, width), linearly."""
     padded = F.pad(chroma[None], (0, 1, 1, 1), mode="replicate")[0]
     above, here, below = padded[:-2], padded[1:-1] * 0.75, padded[2:]
     rows = torch.stack([here.add(above, alpha=0.25), here.add(below, alpha=0.25)], dim=1)
@@ -140,6 +141,7 @@ def _enlarged(chroma: Tensor, height: int, width: int) -> Tensor:
 
 
 def _reduced(chroma: Tensor) -> Tensor:
+    """Halve both sides of chroma: rows by the mean of two, columns by weights 1, 2, 1."""
     short = (chroma[::2] + chroma[1::2]).mul_(0.5)
     before = torch.cat([short[:, :1], short[:, 1:-1:2]], dim=1)
     return (short[:, ::2] * 0.5).add_(before + short[:, 1::2], alpha=0.25)

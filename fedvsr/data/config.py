@@ -1,4 +1,4 @@
-"""The `data` section: which clips there are, and how they are dealt to clients."""
+"""The `data` section: the clips, and how they are dealt to clients."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fedvsr.section import Section
 
 Partition = Literal["less", "more", "by_folder", "dirichlet", "quantity", "motion", "texture"]
 
-# Wang et al. 2019 (EDVR): the four clips of REDS that the field scores on.
+# The four clips of REDS that are customarily scored on (Wang et al. 2019, EDVR).
 REDS4 = ("000", "011", "015", "020")
 
 
 class DataConfig(Section):
-    """Which clips, and how they are dealt to clients."""
+    """The clips, and how they are dealt to clients."""
 
     videos: list[str] = Field(
         [],
@@ -25,51 +25,63 @@ class DataConfig(Section):
     )
     train: list[str] = Field(
         [],
-        description="Or data sets to train on: folders that `fedvsr data prepare` wrote, or of "
-        "videos or frames, which are then cut at the first run.",
+        description="Data sets to train on, instead of `videos`: clip stores that `fedvsr data "
+        "prepare` made, or folders of videos or pictures, which are cut at the first run.",
     )
-    test: list[str] = Field([], description="Data sets to score on, prepared alike.")
+    test: list[str] = Field(
+        [], description="Data sets to score on, of the same kinds as in `train`."
+    )
     held_out: list[str] | Literal["reds4"] = Field(
         [],
-        description="Clips of `train` to score on instead of training on them, by id; reds4 is "
+        description="Ids of clips of `train` that are scored on and not trained on; reds4 means "
         f"{', '.join(REDS4)}.",
     )
     max_train_clips: int | None = Field(
-        None, ge=1, description="Train on the first so many clips, in order of their ids."
+        None, ge=1, description="Train on at most this many clips, the first by their ids."
     )
-    scale: int = Field(4, ge=2, le=8, description="Reduction of the training input.")
+    scale: int = Field(
+        4, ge=2, le=8, description="Factor by which low-resolution frames are smaller."
+    )
     clip_frames: int = Field(
-        11, ge=1, le=1000, description="videos: frames of a clip; no frame is in two."
+        11,
+        ge=1,
+        le=1000,
+        description="Frames per clip when videos or folders are cut; no frame is in two clips.",
     )
     max_clips_per_video: int | None = Field(
-        None, ge=1, description="videos: cut no more clips than this from one (default: all)."
+        None, ge=1, description="Cut at most this many clips from each of `videos` (default: all)."
     )
     test_clips_per_video: int = Field(
-        1, ge=1, description="videos: the last clips of each, held out for evaluation."
+        1, ge=1, description="Clips held out for scoring at the end of each of `videos`."
     )
-    num_clients: int = Field(8, ge=1, le=1_000_000, description="Clients the rest is dealt to.")
+    num_clients: int = Field(
+        8, ge=1, le=1_000_000, description="Clients that the training clips are dealt to."
+    )
     partition: Partition = Field(
         "less",
-        description="How: less, at random; more, a label a client (the paper's two settings); "
-        "by_folder, a client for every label, in the labels' order; dirichlet, labels by "
-        "Dirichlet(alpha); quantity, counts by Dirichlet(alpha); motion or texture, clips alike in "
-        "that to the same client.",
+        description="How clips are dealt to clients: less, at random; more, one label per client "
+        "(the paper's two settings); by_folder, one client per label, in the labels' order; "
+        "dirichlet, shares of each label by Dirichlet(alpha); quantity, numbers of clips by "
+        "Dirichlet(alpha); motion or texture, clips with similar motion or texture together.",
     )
     alpha: float = Field(
-        0.5, gt=0, le=1e6, description="Of Dirichlet; smaller is more heterogeneous."
+        0.5,
+        gt=0,
+        le=1e6,
+        description="Concentration of `dirichlet` and `quantity`; smaller is more heterogeneous.",
     )
     clips_per_client: int | None = Field(
-        None, ge=1, description="Deal so many clips to each client (default: all there are)."
+        None, ge=1, description="Clips per client, drawn at random from its share (default: all)."
     )
     allow_overlap: bool = Field(
-        False, description="Train on test clips all the same; every record then says so."
+        False, description="Allow training on test clips; every record then shows it."
     )
     cache_dir: str | None = Field(
-        None, description="Where cut clips are kept (default: ~/.cache/fedvsr)."
+        None, description="Folder for cut clips (default: ~/.cache/fedvsr)."
     )
 
     def model_post_init(self, _: object) -> None:
-        """Check what one field alone cannot show."""
+        """Check settings that depend on each other."""
         if not self.videos and not self.train:
             raise UserError(
                 "data.videos is missing: give files to cut by --set data.videos=[...], or prepared "

@@ -1,8 +1,9 @@
-"""How low-resolution frames are made (BI, BD), and the baseline: bicubic resizing of frames.
+"""Make low-resolution frames (BI, BD), and enlarge frames by bicubic resizing, the baseline.
 
-BI is MATLAB's antialiased bicubic. BD is a Gaussian of sigma 1.6, then every `scale`-th pixel, as
-the inputs of Vid4 and Vimeo-90K are made on which VRT, RVRT and IART are published: centred in the
-low-resolution pixel's own block, 12 taps at even scales (RDN's 7 at x3), edge pixels repeated.
+BI is MATLAB's antialiased bicubic reduction. BD is a Gaussian blur of sigma 1.6, of which every
+`scale`-th pixel is taken. It is centred in the low-resolution pixel's block, has 12 taps at even
+scales (RDN's 7 at x3) and repeats edge pixels, as in the inputs of Vid4 and Vimeo-90K on which VRT,
+RVRT and IART report results.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ FloatFrames = npt.NDArray[np.floating]
 Kind = Literal["bi", "bd"]
 
 _SIGMA = 1.6
-# By scale. An even number of taps has its middle between two pixels, as an even block has.
+# Number of taps by scale. Even numbers have their middle between two pixels, as even blocks have.
 _TAPS = {2: 12, 3: 7, 4: 12, 8: 12}
 
 
 def degrade(frames: npt.NDArray[np.uint8], kind: Kind, scale: int) -> npt.NDArray[np.uint8]:
-    """Low-resolution frames as the field's data sets store them: `(T, H, W, 3)` uint8 to uint8.
+    """Reduce `(T, H, W, 3)` uint8 frames to uint8, as published data sets store them.
 
-    Frame by frame, so that memory does not grow with T. H and W are first cropped (bottom, right)
-    to multiples of `scale`.
+    H and W are first cropped (bottom, right) to multiples of `scale`. Frames are reduced one by
+    one, so that memory does not grow with T.
 
     Raises:
-        UserError: the frames are smaller than one output pixel, or BD is not made at this scale.
+        UserError: the frames are smaller than one output pixel, or BD has no such scale.
     """
     shrink = bicubic_downscale if kind == "bi" else gaussian_downscale
     return np.stack([quantise(shrink(rgb.astype(np.float32) / 255, scale)) for rgb in frames])
@@ -42,8 +43,8 @@ def degrade(frames: npt.NDArray[np.uint8], kind: Kind, scale: int) -> npt.NDArra
 def bicubic_downscale(frames: FloatFrames, scale: int = 4) -> FloatFrames:
     """Shrink `(..., H, W, 3)` float frames by an integer factor, antialiased.
 
-    H and W are first cropped (bottom, right) to multiples of `scale`. The dtype is kept; values may
-    leave the input's range slightly, as the cubic has negative lobes.
+    H and W are first cropped (bottom, right) to multiples of `scale`. The dtype is kept. Values may
+    leave the input's range slightly, because the cubic has negative lobes.
 
     Raises:
         UserError: the frames are smaller than one output pixel.
@@ -52,16 +53,16 @@ def bicubic_downscale(frames: FloatFrames, scale: int = 4) -> FloatFrames:
 
 
 def gaussian_downscale(frames: FloatFrames, scale: int = 4) -> FloatFrames:
-    """Blur `(..., H, W, 3)` float frames and take every `scale`-th pixel (BD). The dtype is kept.
+    """Blur `(..., H, W, 3)` float frames and take every `scale`-th pixel (BD).
 
-    H and W are first cropped (bottom, right) to multiples of `scale`.
+    H and W are first cropped (bottom, right) to multiples of `scale`. The dtype is kept.
 
     Raises:
         UserError: the frames are smaller than one output pixel, or the scale is not 2, 3, 4 or 8.
     """
     if scale not in _TAPS:
         raise UserError(
-            f"blur and subsampling (bd) is for x{', x'.join(map(str, _TAPS))}, not x{scale}"
+            f"degradation bd exists for x{', x'.join(map(str, _TAPS))}, not x{scale}; choose bi"
         )
     taps = _TAPS[scale]
     planes = _to_planes(_cropped(frames, scale))
@@ -81,14 +82,16 @@ def bicubic_upscale(frames: FloatFrames, scale: int = 4) -> FloatFrames:
 
 
 def quantise(frames: FloatFrames) -> npt.NDArray[np.uint8]:
-    """Float frames in [0, 1] to uint8: clamped, times 255, rounded."""
+    """Convert float frames in [0, 1] to uint8: clamp, multiply by 255, round."""
     return np.rint(np.clip(frames, 0, 1) * 255).astype(np.uint8)
 
 
 def _cropped(frames: FloatFrames, scale: int) -> FloatFrames:
     height, width = (n - n % scale for n in frames.shape[-3:-1])
     if not height or not width:
-        raise UserError(f"frames of {frames.shape[-3]} x {frames.shape[-2]} are below x{scale}")
+        raise UserError(
+            f"frames of {frames.shape[-2]} x {frames.shape[-3]} pixels are too small for x{scale}"
+        )
     return frames[..., :height, :width, :]
 
 

@@ -1,4 +1,4 @@
-"""Write a clip frame by frame: a video with its source's sound, times and colours, or pictures."""
+"""Write a clip frame by frame, as a video (with its source's sound, times, colours) or pictures."""
 
 from __future__ import annotations
 
@@ -18,53 +18,55 @@ from fedvsr.data.frames import Source
 from fedvsr.errors import UserError
 from fedvsr.files import replacing, replacing_folder
 
-# Containers that keep times in fractions of a second and take H.264.
+# Containers, by suffix, that can hold H.264 and times in fractions of a second.
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 PICTURE_NAMES = "%08d.png"
 
 
 @dataclass(frozen=True)
 class VideoCodec:
-    """How a video is encoded."""
+    """Encoder of a video and its quality."""
 
     name: str = "libx264"
     crf: int = 14
-    """Constant quality; lower is better and larger, 0 the best."""
+    """Constant rate factor: 0 is the best quality; higher values make smaller files."""
 
 
 class Writer(Protocol):
-    """Takes frames in order."""
+    """Writes frames in order."""
 
     def write(self, rgb: Frames, time: int) -> None:
-        """Add a frame, uint8 RGB (H, W, 3), shown at `time` in the source's unit."""
+        """Add a frame, uint8 RGB (H, W, 3), that is shown at `time`, in the source's unit."""
 
 
 @contextmanager
 def write_video(
     path: Path, like: Source, codec: VideoCodec, sound: Path | None
 ) -> Iterator[Writer]:
-    """Write a video with the times, colours and pixel shape of a source, aside, then rename it.
+    """Write a video with the times, colours and pixel shape of a source.
+
+    It is written under a temporary name and renamed at the end.
 
     Args:
         path: the video; its suffix is one of `CONTAINERS`.
         like: the source.
-        codec: the codec.
-        sound: the file whose sound is copied, as it is, or None.
+        codec: the encoder.
+        sound: the file whose sound is copied unchanged, or None.
 
     Raises:
-        UserError: there is no such codec, or the container cannot hold it or the sound.
+        UserError: the encoder does not exist, or the container cannot hold the video or the sound.
     """
     try:
         kind = av.Codec(codec.name, "w").type
     except ValueError:
         raise UserError(f"--codec {codec.name} is no encoder of this PyAV; try libx264") from None
     if kind != "video":
-        raise UserError(f"--codec {codec.name} encodes no video; try libx264")
+        raise UserError(f"--codec {codec.name} is not a video encoder; try libx264")
     container = CONTAINERS[path.suffix.lower()]
     try:
         with ExitStack() as stack:
-            aside = stack.enter_context(replacing(path))
-            out = stack.enter_context(av.open(str(aside), "w", container))
+            temporary = stack.enter_context(replacing(path))
+            out = stack.enter_context(av.open(str(temporary), "w", container))
             writer = _VideoWriter(out, like, codec)
             if sound is not None:
                 source = stack.enter_context(av.open(str(sound)))
@@ -72,11 +74,11 @@ def write_video(
             yield writer
             writer.finish()
     except av.FFmpegError as error:
-        raise UserError(f"{path} cannot be written with {codec.name}: {error.strerror}") from None
+        raise UserError(f"cannot write {path} with {codec.name}: {error.strerror}") from None
 
 
 def takes_sound(suffix: str, source: Path) -> bool:
-    """Whether a container, by its suffix, holds a video's sound as it is."""
+    """Whether the container with this suffix can hold a video's sound unchanged."""
     with (
         av.open(io.BytesIO(), "w", CONTAINERS[suffix]) as out,
         av.open(str(source)) as container,
@@ -125,7 +127,7 @@ class _VideoWriter:
 
 
 class _Sound:
-    """Copies audio packets, no further than the picture is."""
+    """Copies audio packets, no further than the video has been written."""
 
     def __init__(
         self, source: av.container.InputContainer, out: av.container.OutputContainer, path: Path
@@ -135,19 +137,19 @@ class _Sound:
         for stream in source.streams.audio:
             if stream.codec_context.name not in out.supported_codecs:
                 raise UserError(
-                    f"{path.suffix} cannot hold the sound ({stream.codec_context.name}) as it is; "
+                    f"{path.suffix} cannot hold sound of the codec {stream.codec_context.name}; "
                     "write a .mkv, or leave the sound out with --no-sound"
                 )
             self.streams[stream.index] = out.add_stream_from_template(stream)
-        # Without a stream named, all would come.
+        # demux() without a stream would return the packets of all streams.
         self.packets = source.demux(*source.streams.audio) if self.streams else iter(())
         self.waiting: av.Packet[Any] | None = None
 
     def copy_until(self, time_s: Fraction | None) -> None:
-        """Copy what sounds before a time, or all there is."""
+        """Copy the packets up to a time; None: all that remain."""
         while (packet := self.waiting or next(self.packets, None)) is not None:
             self.waiting = None
-            if packet.dts is None:  # marks the end of a stream
+            if packet.dts is None:  # the end of a stream
                 continue
             if time_s is not None and packet.dts * packet.time_base > time_s:
                 self.waiting = packet
@@ -158,9 +160,9 @@ class _Sound:
 
 @contextmanager
 def write_pictures(folder: Path, names: Iterator[str]) -> Iterator[Writer]:
-    """Write PNG files of these names into a folder that is made aside, then takes its place."""
-    with replacing_folder(folder) as aside:
-        yield _PictureWriter(aside, names)
+    """Write PNG files with these names into a new folder, which replaces `folder` at the end."""
+    with replacing_folder(folder) as temporary:
+        yield _PictureWriter(temporary, names)
 
 
 class _PictureWriter:
@@ -168,5 +170,5 @@ class _PictureWriter:
         self.folder, self.names = folder, names
 
     def write(self, rgb: Frames, time: int) -> None:
-        # The lightest compression: pictures of this size take longer to compress than to compute.
+        # Lightest compression: at the default, large pictures take longer to compress than to make.
         Image.fromarray(rgb).save(self.folder / next(self.names), compress_level=1)

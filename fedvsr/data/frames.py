@@ -1,4 +1,4 @@
-"""A clip to read frame by frame: a video, or a folder of pictures."""
+"""Read a clip frame by frame, from a video or from a folder of pictures."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from fedvsr.data.colour import Colour
 from fedvsr.errors import UserError
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp"})
-# 1 in a display matrix.
+# The number 1 in a display matrix, which has 16 binary places.
 _ONE = 1 << 16
 
 
 @dataclass(frozen=True)
 class Video:
-    """A video file. Rotation that its metadata asks for is applied."""
+    """A video file. Frames are rotated as its metadata asks."""
 
     path: Path
     num_frames: int
-    """As its header has it; 0 where it does not say."""
+    """By its header; 0 if the header gives no number."""
     height: int
     width: int
     time_base: Fraction
-    """Unit of the times in seconds."""
+    """Unit of the frames' times, in seconds."""
     rate: Fraction
-    """Frames a second, the mean if they vary."""
+    """Frames per second; the mean if it varies."""
     colour: Colour
     aspect: Fraction | None
     """Width of a pixel over its height; None if square or unknown."""
@@ -45,19 +45,19 @@ class Video:
         """Read a video's header and first frame.
 
         Raises:
-            UserError: it cannot be read, or is no video.
+            UserError: the file cannot be read, or is not a video.
         """
         try:
             with av.open(str(path)) as container:
                 if not container.streams.video:
-                    raise UserError(f"{path} holds no video")
+                    raise UserError(f"{path} has no video stream")
                 stream = container.streams.video[0]
                 first = next(container.decode(stream), None)
                 if first is None:
-                    raise UserError(f"{path} holds no frames that can be decoded")
+                    raise UserError(f"{path} has no frames that can be decoded")
                 rate = stream.average_rate or stream.guessed_rate or Fraction(25)
                 colour = Colour.of(stream)
-                height, width = upright(colour.to_rgb(first), first).shape[:2]
+                height, width = _upright(colour.to_rgb(first), first).shape[:2]
                 aspect = stream.sample_aspect_ratio
                 if aspect and (height, width) != (first.height, first.width):
                     aspect = 1 / aspect
@@ -76,16 +76,20 @@ class Video:
             raise UserError(f"{path} is not a readable video: {error.strerror}") from None
 
     def frames(self, *, intact: bool = False) -> Iterator[tuple[Frames, int]]:
-        """uint8 RGB (H, W, 3) and the time that it is shown at, in order; anew at each call.
+        """Decode all frames in order; each call starts from the first.
 
         Args:
-            intact: refuse a frame that the decoder had to make up in part.
+            intact: raise if a frame is damaged and the decoder had to make up parts of it.
+
+        Yields:
+            A frame, uint8 RGB (H, W, 3), and the time at which it is shown, in `time_base`.
 
         Raises:
-            UserError: a frame cannot be read, or is not as large as the first.
+            UserError: a frame cannot be decoded or differs in size from the first, or the file ends
+                before the number of frames in its header.
         """
         done, last = 0, -1
-        # Where a frame has no time of its own, it follows the one before by a mean frame's time.
+        # A frame without a time of its own follows its predecessor by the mean frame time.
         step = max(1, round(1 / self.rate / self.time_base))
         try:
             with av.open(str(self.path)) as container:
@@ -95,7 +99,7 @@ class Video:
                         raise UserError(
                             f"{self.path} is damaged in frame {done}; copy or encode it again"
                         )
-                    rgb = upright(self.colour.to_rgb(frame), frame)
+                    rgb = _upright(self.colour.to_rgb(frame), frame)
                     _require_size(rgb, self, f"frame {done}")
                     time = frame.pts
                     if time is None or (done and time <= last):
@@ -109,8 +113,8 @@ class Video:
             ) from None
         if done < self.num_frames:
             raise UserError(
-                f"{self.path} is truncated: its header promises {self.num_frames} frames and "
-                f"{done} are there; copy or encode it again"
+                f"{self.path} is truncated: its header promises {self.num_frames} frames and it "
+                f"has {done}; copy or encode it again"
             )
 
 
@@ -128,14 +132,14 @@ class Folder:
 
     @classmethod
     def open(cls, path: Path, rate: Fraction = Fraction(25)) -> Folder:
-        """List a folder's pictures and read the first.
+        """List a folder's pictures and read the first one.
 
         Raises:
-            UserError: there are none, or the first cannot be read.
+            UserError: the folder has no pictures, or the first cannot be read.
         """
         files = tuple(sorted(_pictures(path), key=lambda file: natural(file.name)))
         if not files:
-            raise UserError(f"{path} holds no pictures ({', '.join(sorted(PICTURES))})")
+            raise UserError(f"{path} has no pictures ({', '.join(sorted(PICTURES))})")
         height, width = _picture(files[0]).shape[:2]
         return cls(path, files, height, width, rate)
 
@@ -146,11 +150,11 @@ class Folder:
 
     @property
     def time_base(self) -> Fraction:
-        """The time of a frame."""
+        """Time between two frames, in seconds."""
         return 1 / self.rate
 
     def frames(self) -> Iterator[tuple[Frames, int]]:
-        """See `Video.frames`."""
+        """Read all pictures in order; see `Video.frames`."""
         for index, file in enumerate(self.files):
             rgb = _picture(file)
             _require_size(rgb, self, file.name)
@@ -161,10 +165,10 @@ Source: TypeAlias = Video | Folder
 
 
 def open_clip(path: Path, rate: Fraction = Fraction(25)) -> Source:
-    """Open a video, or a folder of pictures, which are shown at `rate` a second.
+    """Open a video, or a folder of pictures that are shown at `rate` per second.
 
     Raises:
-        UserError: there is no such file or folder, or no clip in it.
+        UserError: the path is missing, or is neither a video nor a folder of pictures.
     """
     path = path.expanduser()
     if path.is_dir():
@@ -175,10 +179,10 @@ def open_clip(path: Path, rate: Fraction = Fraction(25)) -> Source:
 
 
 def clips_in(path: Path) -> list[Path]:
-    """The clips that a path names: itself, or those in a folder of videos and picture folders.
+    """The clips that a path names: itself, or the videos and picture folders in it.
 
     Raises:
-        UserError: there are none.
+        UserError: the folder has no clips.
     """
     path = path.expanduser()
     if not path.is_dir() or any(_pictures(path)):
@@ -189,12 +193,12 @@ def clips_in(path: Path) -> list[Path]:
     )
     clips = [entry for entry in inside if entry.is_file() or any(_pictures(entry))]
     if not clips:
-        raise UserError(f"{path} holds neither pictures nor videos nor folders of pictures")
+        raise UserError(f"{path} has neither pictures nor videos nor folders of pictures")
     return clips
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:
-    """Sorting key by which 2 comes before 10."""
+    """Sorting key for names with numbers: 2 comes before 10."""
     parts = re.split(r"(\d+)", name)
     return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts if part]
 
@@ -208,8 +212,8 @@ def _pictures(folder: Path) -> Iterator[Path]:
 
 
 def unreadable(file: Path, error: OSError | SyntaxError) -> UserError:
-    """What to tell of a picture that Pillow cannot read."""
-    # The system's own errors repeat the path, Pillow's have nothing but a text.
+    """The error for a picture that Pillow cannot read."""
+    # The text of a system's error repeats the path; Pillow's errors have only a text.
     reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     return UserError(f"{file} is not a readable picture: {reason.splitlines()[0]}")
 
@@ -218,7 +222,7 @@ def _picture(file: Path) -> Frames:
     try:
         with Image.open(file) as picture:
             if picture.mode.startswith(("I", "F")):
-                raise UserError(f"{file} has more than 8 bits a sample; convert it to 8 bits")
+                raise UserError(f"{file} has more than 8 bits per sample; convert it to 8 bits")
             return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
     except (OSError, SyntaxError) as error:
         raise unreadable(file, error) from None
@@ -229,12 +233,12 @@ def _require_size(rgb: Frames, source: Video | Folder, name: str) -> None:
     if (height, width) != (source.height, source.width):
         raise UserError(
             f"{source.path}: {name} has {width} x {height} pixels, the first "
-            f"{source.width} x {source.height}; a clip's frames are of one size"
+            f"{source.width} x {source.height}; all frames of a clip need one size"
         )
 
 
-def upright(rgb: Frames, frame: av.VideoFrame) -> Frames:
-    """Turn and flip a frame, uint8 RGB (H, W, 3), by quarters, as its display matrix says."""
+def _upright(rgb: Frames, frame: av.VideoFrame) -> Frames:
+    """Rotate by quarter turns and flip a frame, uint8 RGB (H, W, 3), by its display matrix."""
     data = cast("bytes | None", frame.side_data.get("DISPLAYMATRIX"))
     if data is None:
         return rgb

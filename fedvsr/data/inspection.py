@@ -1,4 +1,4 @@
-"""What is in a clip store: its size and labels, whether it is whole, and how it looks."""
+"""Look into a clip store: its contents, its checksums, and a sheet of pictures."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ _MARGIN, _CAPTION = 6, 14
 
 
 def require_store(path: Path) -> Store:
-    """The store at a path.
+    """Open the store at a path.
 
     Raises:
-        UserError: there is none.
+        UserError: the path is not a finished store.
     """
     store = open_store(path)
     if store is None:
         unfinished = path.resolve().with_name(f".{path.resolve().name}-partial")
         hint = (
-            f"its preparation is unfinished ({unfinished}), give the command again to go on"
+            f"its preparation is unfinished ({unfinished}); repeat the command to resume it"
             if unfinished.is_dir()
             else "`fedvsr data prepare` makes one"
         )
-        raise UserError(f"{path} is no clip store; {hint}")
+        raise UserError(f"{path} is not a clip store; {hint}")
     return store
 
 
 def num_bytes(clip: Clip) -> int:
-    """Bytes of a clip's samples, both resolutions."""
+    """Bytes of a clip's frames, both resolutions together."""
     pixels = clip.height * clip.width + (clip.height // clip.scale) * (clip.width // clip.scale)
     return 3 * clip.num_frames * pixels
 
 
 def fingerprint(store: Store) -> str:
-    """SHA-256 of all clips' names, labels and checksums: two stores of one are the same data."""
+    """SHA-256 of all clips' names, labels and checksums: equal fingerprints mean equal data."""
     lines = [
         f"{clip.clip_id}\t{clip.label}\t{clip.sha256}\t{store.lq_sha256[clip.clip_id]}\n"
         for clip in store.clips
@@ -53,7 +53,7 @@ def fingerprint(store: Store) -> str:
 
 
 def duplicates(store: Store) -> list[list[str]]:
-    """Names of clips whose ground truths are the same, together."""
+    """Groups of clips, by their ids, that have the same ground truth."""
     same = defaultdict[str, list[str]](list)
     for clip in store.clips:
         if clip.sha256:
@@ -62,18 +62,18 @@ def duplicates(store: Store) -> list[list[str]]:
 
 
 def verify(store: Store, progress: Callable[[float, int], None] | None = None) -> dict[str, str]:
-    """Read every clip and compare it with its checksums, on all cores; what is wrong, by clip.
+    """Compare every clip with its checksums, on all cores; return what is wrong by clip id.
 
     Raises:
-        UserError: the store is of format 1, which has no checksums.
+        UserError: the store has format 1, which has no checksums.
     """
     if store.format == 1:
-        raise UserError(f"{store.folder} is of format 1, without checksums; prepare it again")
+        raise UserError(f"{store.folder} has format 1, without checksums; prepare it again")
     total, done = sum(clip.num_frames for clip in store.clips), 0
     wrong = dict[str, str]()
     with ThreadPoolExecutor(num_cores()) as pool:
-        found = pool.map(lambda clip: _fault(clip, store.lq_sha256[clip.clip_id]), store.clips)
-        for clip, fault in zip(store.clips, found, strict=True):
+        faults = pool.map(lambda clip: _fault(clip, store.lq_sha256[clip.clip_id]), store.clips)
+        for clip, fault in zip(store.clips, faults, strict=True):
             done += clip.num_frames
             if fault:
                 wrong[clip.clip_id] = fault
@@ -86,12 +86,12 @@ def _fault(clip: Clip, lq_sha256: str) -> str | None:
     shape = (clip.num_frames, clip.height, clip.width, 3)
     small = (shape[0], clip.height // clip.scale, clip.width // clip.scale, 3)
     try:
-        for name, frames, wanted, digest in (
+        for name, frames, expected, digest in (
             ("ground truth", clip.gt(), shape, clip.sha256),
             ("low resolution", clip.lq(), small, lq_sha256),
         ):
-            if frames.dtype != np.uint8 or frames.shape != wanted:
-                return f"{name} is {frames.dtype} {frames.shape}, not uint8 {wanted}"
+            if frames.dtype != np.uint8 or frames.shape != expected:
+                return f"{name} is {frames.dtype} {frames.shape}, not uint8 {expected}"
             if checksum(frames) != digest:
                 return f"{name} differs from its checksum"
     except UserError as error:
@@ -100,22 +100,22 @@ def _fault(clip: Clip, lq_sha256: str) -> str | None:
 
 
 def contact_sheet(store: Store, path: Path, *, max_clips: int = 120, width: int = 1920) -> int:
-    """Write a PNG of the clips' middle frames, names and labels; how many are on it.
+    """Write a PNG with clips' middle frames, names and labels; return the number of clips on it.
 
     Args:
         store: the store.
-        path: the PNG, written aside and renamed.
-        max_clips: of more clips, so many are taken, evenly spread.
-        width: of the sheet, in pixels.
+        path: the PNG.
+        max_clips: if the store has more clips, this many are shown, evenly spread.
+        width: the sheet's width in pixels.
     """
     count = min(max_clips, len(store.clips))
     clips = [store.clips[i * len(store.clips) // count] for i in range(count)]
     columns = max(1, min(count, 8, round((count * 16 / 9) ** 0.5)))
-    # As few as the rows that it takes need: 2 x 2 rather than 3 + 1.
+    # Fill the rows evenly: 2 x 2 rather than 3 + 1.
     columns = -(-count // -(-count // columns))
     cell = width // columns
     inner = cell - 2 * _MARGIN
-    # All are as wide as a cell; a row is as high as its highest, so one portrait spares the others.
+    # All frames are as wide as a cell. A row is as high as its highest frame, not the sheet's.
     sizes = [(inner, max(1, round(inner * clip.height / clip.width))) for clip in clips]
     starts = range(0, count, columns)
     heights = [max(height for _, height in sizes[i : i + columns]) for i in starts]
@@ -130,6 +130,6 @@ def contact_sheet(store: Store, path: Path, *, max_clips: int = 120, width: int 
         while caption and draw.textlength(caption) > inner:
             caption = caption[:-1]
         draw.text((x, y + size[1] + 1), caption, fill=(220, 220, 220))
-    with replacing(path) as aside:
-        sheet.save(aside, "PNG")
+    with replacing(path) as temporary:
+        sheet.save(temporary, "PNG")
     return count

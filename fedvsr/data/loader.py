@@ -1,4 +1,4 @@
-"""Reading ahead: what comes next is read by threads while the present is computed with."""
+"""Read ahead: threads read the next results while the current one is used."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Result = TypeVar("Result")
 
 
 class Loader(Generic[Job, Result]):
-    """Results of `read`, in the order of `jobs`, and how long they were waited for.
+    """Iterates over the results of `read` for all jobs, in their order, and measures the waiting.
 
-    At most `num_workers` results are held in advance, so memory depends on nothing else; with none,
-    each is read when it is asked for. Threads are enough: copying frames lets other threads run.
-    An error in `read` is raised where its result is asked for. Leaving the context, in whatever
-    way, ends the threads.
+    At most `num_workers` results are held in advance, which bounds the memory; with 0 workers, each
+    result is read when it is requested. Threads are enough, because copying frames lets other
+    threads run. An error in `read` is raised when its result is requested. Leaving the context ends
+    the threads, also after an error.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Loader(Generic[Job, Result]):
         self._read, self._jobs, self._num_workers = read, jobs, num_workers
         self._pool: ThreadPoolExecutor | None = None
         self.wait_s = 0.0
-        """Wall seconds that the iteration has waited for results so far."""
+        """Wall-clock seconds that the iteration has waited for results so far."""
 
     def __enter__(self) -> Loader[Job, Result]:
         """Start the threads."""
@@ -42,12 +42,12 @@ class Loader(Generic[Job, Result]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End the threads, once they have finished what they are at: a result each at most."""
+        """End the threads after the results that they are reading, at most one each."""
         if self._pool:
             self._pool.shutdown()
 
     def __iter__(self) -> Iterator[Result]:
-        """The results. To be gone through once, inside the context."""
+        """Yield the results; iterate once only, inside the context."""
         results = self._ahead() if self._pool else map(self._read, self._jobs)
         while True:
             asked = time.perf_counter()

@@ -1,4 +1,4 @@
-"""How clips are dealt to clients. Client i holds the i-th tuple; every clip goes to one at most."""
+"""Deal clips to clients, each clip to at most one client."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedvsr.data.frames import natural
 from fedvsr.errors import UserError
 from fedvsr.seeding import generator
 
-# Pairs of frames of a clip that its statistics are taken from, spread over it.
+# Pairs of frames, spread over a clip, that its motion and texture are measured on.
 _PAIRS = 8
 
 
@@ -26,21 +26,21 @@ def deal(
     alpha: float = 0.5,
     clips_per_client: int | None = None,
 ) -> list[tuple[Clip, ...]]:
-    """Deal clips to clients.
+    """Deal clips to clients; client i gets the i-th tuple.
 
     Args:
-        clips: those to deal, of distinct ids.
-        num_clients: clients, each of which gets a clip at least.
-        seed: of every draw.
-        partition: `less`: at random, counts differ by one at most (the paper's less heterogeneous
-            setting). `more`: one label a client (its more heterogeneous one), or as many as it
-            takes to deal all labels out. `by_folder`: client i has all clips of the i-th label, as
-            one's own folders are labels. `dirichlet`: each label's clips by shares drawn from
-            Dirichlet(alpha) over clients (Hsu et al. 2019). `quantity`: at random, with shares of
-            all clips from Dirichlet(alpha). `motion`, `texture`: neighbours in the clips' strength
-            of motion or texture together, from the least (client 0) to the most.
-        alpha: of Dirichlet; smaller is more skewed.
-        clips_per_client: keep so many of each client's, drawn at random; None keeps all.
+        clips: the clips, with distinct ids.
+        num_clients: number of clients; each gets at least one clip.
+        seed: seed of all random draws.
+        partition: `less`: at random, numbers of clips differ by at most one (the paper's less
+            heterogeneous setting). `more`: one label per client (its more heterogeneous setting),
+            or several if there are more labels than clients. `by_folder`: client i has all clips of
+            the i-th label; a sub-folder's name is a label. `dirichlet`: shares of each label's
+            clips are drawn from Dirichlet(alpha) over clients (Hsu et al. 2019). `quantity`: at
+            random, with shares of all clips from Dirichlet(alpha). `motion`, `texture`: clips are
+            sorted by the strength of their motion or texture, and client 0 gets the weakest.
+        alpha: concentration of the Dirichlet distribution; smaller is more skewed.
+        clips_per_client: keep this many clips of each client, drawn at random; None: all.
 
     Raises:
         UserError: there are too few clips or labels.
@@ -48,7 +48,7 @@ def deal(
     if len(clips) < num_clients:
         raise UserError(
             f"data.num_clients = {num_clients}, but there are only {len(clips)} training clips; "
-            "lower it, or give more clips"
+            "lower it, or add clips"
         )
     rng = generator(seed, "partition")
     if partition == "less":
@@ -85,7 +85,10 @@ def texture(clip: Clip) -> float:
 
 
 def _luma(clip: Clip) -> npt.NDArray[np.float32]:
-    """Pairs of neighbouring frames `(pairs, 2, H, W)`, or single ones of a clip of one frame."""
+    """Low-resolution luma of pairs of neighbouring frames, (pairs, 2, H, W).
+
+    Of a clip with one frame: (1, 1, H, W).
+    """
     lq = clip.lq()
     last = max(clip.num_frames - 2, 0)
     starts = sorted(set(np.linspace(0, last, _PAIRS).astype(int).tolist()))
@@ -119,7 +122,7 @@ def _by_folder(clips: Sequence[Clip], num_clients: int) -> list[list[int]]:
     if len(labels) != num_clients:
         raise UserError(
             f"data.partition = by_folder makes a client of each of the {len(labels)} folders "
-            f"(labels) that clips are trained on from; set data.num_clients = {len(labels)}"
+            f"(labels) of the training clips; set data.num_clients = {len(labels)}"
         )
     return [[j for j, clip in enumerate(clips) if clip.label == label] for label in labels]
 
@@ -133,7 +136,7 @@ def _dirichlet(
         parts = _split(own, _sizes(len(own), rng.dirichlet([alpha] * num_clients)))
         for share, part in zip(shares, parts, strict=True):
             share += part
-    # A client without clips cannot train: it gets one of whoever has most.
+    # A client without clips cannot train, so it gets one from the client that has most.
     for share in shares:
         if not share:
             richest = max(shares, key=len)
@@ -142,13 +145,13 @@ def _dirichlet(
 
 
 def _sizes(total: int, parts: npt.NDArray[np.float64]) -> list[int]:
-    """Whole numbers that add up to `total`, near its `parts` (largest remainders)."""
+    """Split `total` into whole numbers in proportion to `parts`, by largest remainders."""
     exact = total * parts
     sizes = np.floor(exact).astype(int)
     most = np.argsort(sizes - exact, kind="stable")[: total - sizes.sum()]
     sizes[most] += 1
-    found: list[int] = sizes.tolist()
-    return found
+    whole: list[int] = sizes.tolist()
+    return whole
 
 
 def _at_least_one(sizes: list[int]) -> list[int]:
@@ -167,7 +170,7 @@ def _keep(share: list[int], count: int, client_id: int, seed: int) -> list[int]:
     if len(share) < count:
         raise UserError(
             f"data.clips_per_client = {count}, but client {client_id} gets only {len(share)}; "
-            "lower it, or give more clips"
+            "lower it, or add clips"
         )
     drawn = generator(seed, "partition", client_id).permutation(len(share))[:count]
     return [share[i] for i in sorted(drawn.tolist())]

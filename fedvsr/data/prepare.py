@@ -36,7 +36,7 @@ from fedvsr.data.request import Request, difference, existing
 from fedvsr.errors import UserError
 from fedvsr.files import DISK_FULL, replacing
 
-# Takes the frames done and the frames in all.
+# Called with the number of frames done and the number of all frames.
 Progress = Callable[[float, int], None]
 
 _Item = TypeVar("_Item")
@@ -44,15 +44,15 @@ _Result = TypeVar("_Result")
 
 _REQUEST = "request.json"
 _RECORD = ".done.json"
-# Room for headers, records and the manifest.
+# Space for headers, records and the manifest.
 _SPARE_BYTES = 16 << 20
 # What file systems without locks answer.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP}
 
 
 @dataclass(frozen=True)
-class Made:
-    """The manifest's entries of a task's clips, and what there is to say of them."""
+class TaskClips:
+    """The clips made of a task: their entries for the manifest, and notes."""
 
     entries: list[dict[str, Any]]
     notes: list[str]
@@ -94,8 +94,8 @@ def prepare(
             sum(task.num_frames for task in unfinished),
             sum(task.num_bytes(request.scale) for task in unfinished),
         )
-        made = work.each(work.make, tasks)
-        return work.finish(made, notes)
+        clips = work.each(work.make, tasks)
+        return work.finish(clips, notes)
 
 
 @contextmanager
@@ -138,7 +138,7 @@ def workshop(
 
 
 class Workshop:
-    """Makes clips in the folder of one request; see `workshop`."""
+    """Makes the clips of one request in its partial folder; see `workshop`."""
 
     def __init__(
         self, request: Request, folder: Path, workers: int, progress: Progress | None
@@ -151,18 +151,18 @@ class Workshop:
         """The store, if another process finished it before this one had the lock."""
 
     def expect(self, num_frames: int, num_bytes: int) -> None:
-        """Announce what is still to be made.
+        """Set the total for progress and check the disk for the clips that are still to be made.
 
         Raises:
-            UserError: there is not so much room on the disk.
+            UserError: the disk has too little space.
         """
         self._total = num_frames
         _require_disk(self.request.out, self._folder, num_bytes)
 
     def each(self, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
-        """The function of every item, in their order, computed on all cores.
+        """Call a function for every item, on all cores; return the results in the items' order.
 
-        The first error, or an interruption, stops all of it.
+        The first error, or an interruption, stops all calls.
         """
 
         def stopping(item: _Item) -> _Result:
@@ -188,46 +188,46 @@ class Workshop:
         return [future.result() for future in futures]
 
     def has(self, clip_id: str) -> bool:
-        """Whether something was made of a recording before."""
+        """Whether the folder has a record of a finished recording."""
         return (self._folder / f"{clip_id}{_RECORD}").exists()
 
-    def find(self, task: Task) -> Made | None:
-        """What was made of a task before, unless its files have changed since."""
+    def find(self, task: Task) -> TaskClips | None:
+        """The clips that were made of a task earlier; None if its files have changed since."""
         with suppress(FileNotFoundError, json.JSONDecodeError):
             record = json.loads((self._folder / f"{task.clip_id}{_RECORD}").read_text())
             if record.pop("fingerprint") == fingerprint(task):
-                return Made(**record)
+                return TaskClips(**record)
         return None
 
-    def make(self, task: Task) -> Made:
-        """Write a task's clips, unless they are there.
+    def make(self, task: Task) -> TaskClips:
+        """Write a task's clips, or return those that were made earlier.
 
         Raises:
             UserError: the recording cannot be read, or is too short.
         """
         if self._stop.is_set():
             raise _StoppedError
-        if (made := self.find(task)) is not None:
-            return made
+        if (clips := self.find(task)) is not None:
+            return clips
         before = fingerprint(task)
-        made = Made([], [])
+        clips = TaskClips([], [])
         try:
-            self._write(task, made)
+            self._write(task, clips)
         except BaseException:
-            for entry in made.entries:
+            for entry in clips.entries:
                 self._remove(entry)
             raise
-        with replacing(self._folder / f"{task.clip_id}{_RECORD}") as aside:
-            record = {"entries": made.entries, "notes": made.notes, "fingerprint": before}
-            aside.write_text(json.dumps(record))
-        return made
+        with replacing(self._folder / f"{task.clip_id}{_RECORD}") as temporary:
+            record = {"entries": clips.entries, "notes": clips.notes, "fingerprint": before}
+            temporary.write_text(json.dumps(record))
+        return clips
 
-    def _write(self, task: Task, made: Made) -> None:
+    def _write(self, task: Task, clips: TaskClips) -> None:
         request, num_read = self.request, 0
 
         def counted() -> Iterator[tuple[Frames, Frames | None]]:
             nonlocal num_read
-            for pair in pairs_of(task, request.scale, made.notes):
+            for pair in pairs_of(task, request.scale, clips.notes):
                 if self._stop.is_set():
                     raise _StoppedError
                 num_read += 1
@@ -246,8 +246,8 @@ class Workshop:
                 if entry["num_frames"] < min_frames:
                     self._remove(entry)
                     break
-                made.entries.append(entry)
-            if not made.entries:
+                clips.entries.append(entry)
+            if not clips.entries:
                 raise too_short(task, num_read)
         except UserError:
             self._advance(-num_read)
@@ -265,21 +265,21 @@ class Workshop:
 
     def finish(
         self,
-        made: Iterable[Made],
+        clips: Iterable[TaskClips],
         notes: Iterable[str] = (),
         rejected: Iterable[dict[str, str]] = (),
     ) -> Store:
-        """Write the manifest and rename the folder to its place.
+        """Write the manifest and rename the folder to the store's name.
 
         Args:
-            made: what was made, in the order that the store is to have.
-            notes: what else there is to say.
-            rejected: the videos that others took the place of: label, video, reason.
+            clips: the clips of all tasks, in the order of the store.
+            notes: more notes for the manifest.
+            rejected: videos that were replaced: label, video, reason.
         """
-        made, request = list(made), self.request
-        entries = [entry for each in made for entry in each.entries]
-        notes = [*notes, *(note for each in made for note in each.notes)]
-        wanted = {f"{entry['clip_id']}_{kind}.npy" for entry in entries for kind in ("gt", "lq")}
+        clips, request = list(clips), self.request
+        entries = [entry for part in clips for entry in part.entries]
+        notes = [*notes, *(note for part in clips for note in part.notes)]
+        files = {f"{entry['clip_id']}_{kind}.npy" for entry in entries for kind in ("gt", "lq")}
         write_manifest(
             self._folder,
             entries,
@@ -290,7 +290,7 @@ class Workshop:
             rejected,
         )
         for path in self._folder.iterdir():
-            if path.name not in wanted and path.name != "manifest.json":
+            if path.name not in files and path.name != "manifest.json":
                 path.unlink()
         old = request.out.with_name(f".{request.out.name}-old")
         if request.overwrite and request.out.exists():
@@ -303,7 +303,7 @@ class Workshop:
 
 
 class _StoppedError(Exception):
-    """Another task has failed, or the user has stopped all of it."""
+    """Another task has failed, or the user has stopped the preparation."""
 
 
 def _require_disk(out: Path, folder: Path, num_bytes: int) -> None:
@@ -317,12 +317,12 @@ def _require_disk(out: Path, folder: Path, num_bytes: int) -> None:
 
 
 def num_cores() -> int:
-    """The cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def _one_thread() -> None:
-    # A clip a core; threads below that would only stand in each other's way.
+    # Each core makes a clip of its own, so torch's threads would only compete with each other.
     torch.set_num_threads(1)
 
 
@@ -362,7 +362,7 @@ def _begin(folder: Path, request: Request) -> None:
     if not same and not request.overwrite:
         raise UserError(
             f"{folder} holds an unfinished store with other settings "
-            f"({difference(settings, request)}); finish it, or begin anew with --overwrite"
+            f"({difference(settings, request)}); finish it, or start over with --overwrite"
         )
     for file in folder.iterdir():
         leftover = file.name.startswith(".") and file.name.endswith(".tmp")

@@ -1,4 +1,4 @@
-"""Recordings to make clips of: checked before they are read, and read frame by frame in pairs."""
+"""Check and read the recordings that clips are made of: videos and folders of pictures."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ _NUMBERED = re.compile(r"(.*?)(\d+)(\D*)")
 
 @dataclass(frozen=True)
 class Task:
-    """A recording to make a clip of, or several."""
+    """A recording, and how clips are made of it."""
 
     clip_id: str
     label: str
     gt: Source
     lq: Folder | None
-    """The given low-resolution frames, as many as the ground truth has; None to make them."""
+    """Low-resolution frames that the data set has, one per frame of `gt`; None to make them."""
     num_frames: int
-    """How many frames are expected: a bound with `limit`, else an estimate."""
+    """The number of frames to use if `limit` is set, else an estimate of the recording's length."""
     limit: bool = False
-    """Use the first `num_frames` only, and refuse a recording that has fewer."""
+    """Use only the first `num_frames`, and raise if the recording has fewer."""
     min_frames: int = 1
+    """Raise if the recording has fewer frames."""
     cut: int | None = None
     """Frames per clip if the recording is cut into clips, named `<clip_id>-000` and so on; frames
     at the end that do not fill a clip are dropped."""
@@ -44,7 +45,7 @@ class Task:
     """At most as many clips are cut, from the start of the recording; None: all."""
 
     def num_bytes(self, scale: int) -> int:
-        """Disk that its clips take."""
+        """Bytes of disk space that its clips take."""
         height, width = (n // scale for n in (self.gt.height, self.gt.width))
         return self.num_frames * height * width * 3 * (scale * scale + 1)
 
@@ -108,10 +109,11 @@ def _estimate(path: Path, video: Source) -> int:
 
 
 def picture_folder(path: Path) -> Folder:
-    """A folder of pictures, none missing in their numbering; only the first one's header is read.
+    """Open a folder of pictures; only the header of the first picture is read.
 
     Raises:
-        UserError: there are none, the first is unreadable, or a number is missing.
+        UserError: the folder has no pictures, the first is unreadable, or the pictures' numbers
+            have a gap.
     """
     try:
         names = [f for f in path.iterdir() if f.suffix.lower() in PICTURES and f.name[0] != "."]
@@ -119,12 +121,12 @@ def picture_folder(path: Path) -> Folder:
         raise UserError(f"{path} is not a readable folder: {error.strerror}") from None
     files = tuple(sorted(names, key=lambda file: natural(file.name)))
     if not files:
-        raise UserError(f"{path} holds no pictures ({', '.join(sorted(PICTURES))})")
+        raise UserError(f"{path} has no pictures ({', '.join(sorted(PICTURES))})")
     _require_all_numbers(path, files)
     try:
         with Image.open(files[0]) as picture:
             width, height = picture.size
-            # Of the EXIF orientations, those from 5 on stand on their side.
+            # EXIF orientations from 5 on swap width and height.
             if picture.getexif().get(0x0112, 1) >= 5:
                 width, height = height, width
     except (OSError, SyntaxError) as error:
@@ -137,13 +139,13 @@ def _require_all_numbers(path: Path, files: tuple[Path, ...]) -> None:
     numbers = [int(part[2]) for part in parts if part]
     around = {(part[1], part[3]) for part in parts if part}
     if len(numbers) < len(files) or len(around) > 1:
-        return  # names that do not count
+        return  # the names are not numbered
     steps = [after - before for before, after in pairwise(numbers)]
-    # Every second frame, say, is a numbering too.
+    # A folder may also hold every second frame, say.
     usual = min(filter(None, steps), default=1)
     for step, number, file in zip(steps, numbers, files, strict=False):
         if step == 0:
-            raise UserError(f"{path} has two pictures of the number {number}; keep one of them")
+            raise UserError(f"{path} has two pictures with the number {number}; keep one of them")
         if step != usual:
             raise UserError(
                 f"{path}: frame {number + usual} is missing after {file.name} (the next is "
@@ -152,71 +154,81 @@ def _require_all_numbers(path: Path, files: tuple[Path, ...]) -> None:
 
 
 def require_match(gt: Folder, lq: Folder, scale: int) -> None:
-    """Raise UserError unless the low-resolution folder has the pictures and the size for the other.
+    """Raise UserError unless `lq` has as many pictures as `gt`, of its size over the scale.
 
-    Sizes are compared after the ground truth is cropped to multiples of the scale.
+    `gt` counts as cropped to multiples of the scale.
     """
     if gt.num_frames != lq.num_frames:
         difference = Counter(f.stem for f in gt.files) - Counter(f.stem for f in lq.files)
-        first = f" ({min(difference)} is only in the first)" if difference else ""
+        example = f" ({min(difference)} is only in the first)" if difference else ""
         raise UserError(
-            f"{gt.path} has {gt.num_frames} frames and {lq.path} has {lq.num_frames}{first}; "
-            "each frame needs its low-resolution one"
+            f"{gt.path} has {gt.num_frames} frames and {lq.path} has {lq.num_frames}{example}; "
+            "each frame needs a low-resolution one"
         )
     if (lq.height, lq.width) != (gt.height // scale, gt.width // scale):
         raise UserError(
-            f"{lq.path} has {lq.width} x {lq.height} pixels; x{scale} of {gt.path} wants "
+            f"{lq.path} has {lq.width} x {lq.height} pixels; x{scale} of {gt.path} needs "
             f"{gt.width // scale} x {gt.height // scale}"
         )
 
 
 def pairs_of(task: Task, scale: int, notes: list[str]) -> Iterator[tuple[Frames, Frames | None]]:
-    """A task's frames, cropped to multiples of the scale, and the low-resolution ones or None.
+    """Read a task's frames, cropped to multiples of the scale, and its low-resolution frames.
 
-    Both are uint8 RGB. What was changed is added to the notes.
+    Args:
+        task: the recording.
+        scale: the reduction.
+        notes: what was changed, e.g. by cropping, is appended here.
+
+    Yields:
+        Ground truth, uint8 RGB (H, W, 3), and the low-resolution frame, or None if the data set
+        has none.
 
     Raises:
-        UserError: a frame cannot be read, or is not as large as the first.
+        UserError: a frame cannot be read, or differs in size from the first.
     """
     gt = task.gt
     height, width = (n - n % scale for n in (gt.height, gt.width))
     if not height or not width:
-        raise UserError(f"{gt.path} is {gt.width} x {gt.height} pixels, below x{scale}; remove it")
+        raise UserError(
+            f"{gt.path} is {gt.width} x {gt.height} pixels, too small for x{scale}; remove it"
+        )
     if (height, width) != (gt.height, gt.width):
         notes.append(f"{gt.path}: {gt.width} x {gt.height} is cropped to {width} x {height}")
     if isinstance(gt, Folder):
         notes += _modes(gt)
     times = list[int]()
-    given = repeat(None) if task.lq is None else (rgb for rgb, _ in task.lq.frames())
+    low = repeat(None) if task.lq is None else (rgb for rgb, _ in task.lq.frames())
     limit = task.num_frames if task.limit else None
-    # A frame that the decoder patched is nothing to learn from.
+    # A frame that the decoder made up in part must not be trained on.
     frames = gt.frames(intact=True) if isinstance(gt, Video) else gt.frames()
-    for (rgb, time), lq in zip(islice(frames, limit), given, strict=False):
+    for (rgb, time), lq in zip(islice(frames, limit), low, strict=False):
         times.append(time)
         yield rgb[:height, :width], lq
-    # Where the header does not count frames, a file that was cut off shows by its duration alone.
+    # If the header does not count frames, only the duration shows that a file was cut off.
     if isinstance(gt, Video) and not gt.num_frames and len(times) < 0.9 * task.num_frames:
         notes.append(f"{gt.path} has {len(times)} frames; its duration promises {task.num_frames}")
     steps = [after - before for before, after in pairwise(times)]
-    # A clock that does not divide the frame time makes steps that differ by one.
+    # Steps differ by one if the unit of time does not divide the time of a frame.
     if isinstance(gt, Video) and steps and max(steps) - min(steps) > 1 + min(steps) // 10:
-        notes.append(f"{gt.path}: its frame rate varies; frames are taken one by one as they are")
+        notes.append(f"{gt.path}: its frame rate varies; every frame is used once")
 
 
 def _modes(folder: Folder) -> Iterator[str]:
+    """Notes on pictures that are not RGB."""
     modes = set[str]()
     for file in folder.files:
-        # Where it cannot be read, reading its frame says so.
+        # An unreadable picture raises later, when its frame is read.
         with suppress(OSError, SyntaxError), Image.open(file) as picture:
             modes.add(picture.mode)
     if modes & {"1", "L", "LA"}:
-        yield f"{folder.path}: grey pictures are made RGB"
+        yield f"{folder.path}: grey pictures are converted to RGB"
     if modes & {"LA", "RGBA", "PA", "La", "RGBa"}:
         yield f"{folder.path}: transparency is dropped"
 
 
 def fingerprint(task: Task) -> str:
-    """Changes with the task and with its files."""
+    """A hash of how the recording is cut and of its files' names, sizes and times."""
     files = [*_files(task.gt), *(_files(task.lq) if task.lq else ())]
     stats = [(str(file), *_stat(file)) for file in files]
     how = (task.label, task.limit and task.num_frames, task.min_frames, task.cut)

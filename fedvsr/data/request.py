@@ -1,4 +1,4 @@
-"""What a clip store is asked for, and whether it is there."""
+"""The request for a clip store, and the check whether the store already exists."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from fedvsr.errors import UserError
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for. Two requests with equal settings make the same store."""
+    """A clip store to make. Requests with equal settings make equal stores."""
 
     out: Path
     source: str
-    """The kind of data set: reds, vid4, kinetics or folder."""
+    """The kind of data set: reds, vid4, kinetics, folder or video."""
     scale: int
     degradation: Degradation
     settings: dict[str, Any] = field(default_factory=dict)
-    """Whatever else decides the result, as JSON has it."""
+    """All other settings that decide the result; values that JSON can hold."""
     picks: tuple[str, ...] = ()
-    """Those of the settings that pick clips and change none: what another pick left unfinished is
-    gone on from."""
+    """Names of settings that choose clips but do not change them. An unfinished preparation with
+    another choice can be resumed."""
     overwrite: bool = False
-    """Replace a store that is there, and begin anew where another request was left unfinished."""
+    """Replace an existing store, and delete what another request left unfinished."""
 
     def as_dict(self) -> dict[str, Any]:
-        """What is kept with the store, and compared with another request."""
+        """The settings as the store's manifest keeps them, to compare with another request."""
         common = {"source": self.source, "scale": self.scale, "degradation": self.degradation}
         return json.loads(json.dumps(common | self.settings))  # type: ignore[no-any-return]
 
     def makes_the_clips_of(self, before: dict[str, Any]) -> bool:
-        """Whether clips made by settings of before are as this request would make them."""
+        """Whether clips made with earlier settings equal those that this request would make."""
         settings = self.as_dict()
         return all(
             before.get(name) == settings.get(name)
@@ -43,10 +43,10 @@ class Request:
 
 
 def existing(request: Request) -> Store | None:
-    """The store that the request asks for, where it is finished already.
+    """The requested store if it is already finished, else None.
 
     Raises:
-        UserError: `out` is something else, which is not to be replaced.
+        UserError: `out` is a store of other settings, or not a store; it is not replaced.
     """
     out = request.out
     if not out.exists():
@@ -55,19 +55,21 @@ def existing(request: Request) -> Store | None:
     if store is None:
         if out.is_dir() and not any(out.iterdir()):
             return None
-        raise UserError(f"{out} is there and is no clip store; choose another --out")
+        raise UserError(
+            f"{out} exists and is not a clip store; choose another folder (--out, data.cache_dir)"
+        )
     if request.overwrite:
         return None
     if store.request != request.as_dict():
         raise UserError(
-            f"{out} is a store made with other settings ({difference(store.request, request)}); "
+            f"{out} was made with other settings ({difference(store.request, request)}); "
             "choose another --out, or replace it with --overwrite"
         )
     return store
 
 
 def difference(before: dict[str, Any], request: Request) -> str:
-    """Which settings differ from those of before, for a message."""
+    """The settings that differ from earlier ones, for a message."""
     now = request.as_dict()
     differing = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
     return ", ".join(

@@ -1,7 +1,7 @@
-"""Training samples: crops of a clip's frames, augmented. B samples, T frames, uint8 until used.
+"""Read training samples: augmented crops of a clip's frames, uint8. B samples, T frames.
 
-What a sample shows follows from its own seed, so samples can be read by any number of threads in
-any order.
+Each sample has a seed of its own that decides its crop and augmentation, so samples can be read by
+any number of threads in any order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fedvsr.seeding import derive_seed, generator
 
 @dataclass(frozen=True)
 class Draw:
-    """One sample to read: the frame it starts from, and the seed of its other draws."""
+    """One sample to read: its clip, its first frame, and the seed of its random draws."""
 
     clip: Clip
     start: int
@@ -31,9 +31,10 @@ class Draw:
 
 
 def passes(clips: Sequence[Clip], seed: int, batch_size: int) -> Iterator[list[Draw]]:
-    """Batches of one pass over a client's clips after another, without end.
+    """Yield the batches of endless passes over a client's clips.
 
-    Every frame of every clip names one sample. The last batch of a pass may be smaller.
+    In a pass, one sample starts from every frame of every clip, in random order. The last batch of
+    a pass may be smaller.
     """
     samples = [(clip, start) for clip in clips for start in range(clip.num_frames)]
     assert samples, "a client without clips"
@@ -50,12 +51,13 @@ def passes(clips: Sequence[Clip], seed: int, batch_size: int) -> Iterator[list[D
 def read_batch(
     draws: Sequence[Draw], shape: SampleShape, pin: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Read samples: `(lq_BTCHW, gt_BTCHW)`, uint8, in pinned memory for a GPU if asked for.
+    """Read the samples of a batch: `(lq_BTCHW, gt_BTCHW)`, uint8.
 
     Args:
-        draws: of clips of one scale, each of at least `shape.span` frames and `shape.crop` pixels.
-        shape: what to make of them.
-        pin: page-locked memory, from which a GPU copies by itself.
+        draws: samples of clips of one scale, each with at least `shape.span` frames and
+            `shape.crop` pixels a side.
+        shape: what the samples are made of.
+        pin: use page-locked memory, from which a GPU can copy without waiting.
     """
     time = shape.num_frames * (2 if shape.mirror else 1)
     sizes = shape.crop // draws[0].clip.scale, shape.crop
@@ -69,7 +71,7 @@ def read_batch(
 
 
 def to_float(frames: Tensor, device: torch.device) -> Tensor:
-    """Frames of uint8 as float32 in [0, 1] on a device; a GPU copies pinned ones by itself."""
+    """Convert uint8 frames to float32 in [0, 1] on a device; pinned ones without waiting."""
     return frames.to(device, non_blocking=frames.is_pinned()).float().div_(255)
 
 
@@ -81,7 +83,7 @@ def _read(draw: Draw, shape: SampleShape, lq_TCHW: Frames, gt_TCHW: Frames) -> N
         start = int(rng.integers(latest + 1))
     top = int(rng.integers(clip.height // scale - size + 1))
     left = int(rng.integers(clip.width // scale - size + 1))
-    # One decision for all frames of both.
+    # One decision for all frames, of both resolutions.
     flip_x, flip_y, transpose, backwards = rng.random(4) < 0.5
     last = clip.num_frames - 1
     frames = [last - abs(last - start - k * shape.interval) for k in range(shape.num_frames)]
@@ -93,7 +95,7 @@ def _read(draw: Draw, shape: SampleShape, lq_TCHW: Frames, gt_TCHW: Frames) -> N
         rows, columns = (slice(by * first, by * (first + size)) for first in (top, left))
         _announce(stored, frames, rows)
         for frame, crop_CHW in zip(frames, crop_TCHW, strict=False):
-            # Copied as it lies, then turned: half the time of turning it in the file's pages.
+            # Copying first and then turning takes half the time of turning in the file's pages.
             crop_HWC = np.ascontiguousarray(stored[frame, rows, columns])
             crop_HWC = _augmented(crop_HWC, flip_x, flip_y, transpose)
             crop_CHW[...] = crop_HWC.transpose(2, 0, 1)
@@ -102,9 +104,9 @@ def _read(draw: Draw, shape: SampleShape, lq_TCHW: Frames, gt_TCHW: Frames) -> N
 
 
 def _announce(stored: Frames, frames: Sequence[int], rows: slice) -> None:
-    """Ask for the rows that are to be read, all at once; left alone, the system reads whole frames.
+    """Ask the system to load the rows of all frames; its own read-ahead loads whole frames.
 
-    Where they are in memory already, this costs nothing.
+    If they are in memory already, this costs nothing.
     """
     mapped: object = stored.base
     if isinstance(stored, np.memmap) and isinstance(mapped, mmap.mmap):
@@ -115,7 +117,7 @@ def _announce(stored: Frames, frames: Sequence[int], rows: slice) -> None:
 def pages_of(
     stored: np.memmap[Any, Any], frames: Sequence[int], rows: slice
 ) -> Iterator[tuple[int, int]]:
-    """Where in the mapping the rows of each frame lie, from the beginning of a page on."""
+    """Begin and end of each frame's rows in the mapping, in bytes; begins are those of pages."""
     first = stored.offset % mmap.ALLOCATIONGRANULARITY
     frame_bytes, row_bytes = stored.strides[:2]
     for frame in frames:

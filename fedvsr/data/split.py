@@ -1,4 +1,4 @@
-"""Which clips clients train on, and which are held out to score on."""
+"""Split clips into those that clients train on and those that are held out for scoring."""
 
 from __future__ import annotations
 
@@ -21,23 +21,29 @@ from fedvsr.errors import UserError
 
 @dataclass(frozen=True)
 class Split:
-    """Clips to train and to score on."""
+    """The clips of a run."""
 
     train: tuple[Clip, ...]
-    """All that clients hold."""
+    """The training clips of all clients."""
     clients: tuple[tuple[Clip, ...], ...]
-    """Each client's own, by its id."""
+    """The training clips of each client; client i has the i-th tuple."""
     test: tuple[Clip, ...]
+    """The clips to score on."""
     overlap: tuple[str, ...]
-    """Ids of test clips that clients train on; none unless `data.allow_overlap`."""
+    """Ids of test clips that clients also train on; empty unless `data.allow_overlap` is set."""
 
 
 def prepare(config: DataConfig, seed: int, progress: Progress) -> Split:
-    """Find the clips, cutting videos where that has not been done, and deal them to clients.
+    """Find the clips and deal them to clients; videos are cut if that has not been done yet.
+
+    Args:
+        config: the `data` section.
+        seed: seed of the partition.
+        progress: called while videos are cut.
 
     Raises:
-        UserError: data are missing, damaged, too few or of another scale, or test clips are among
-            those to train on.
+        UserError: clips are missing, damaged, too few or of another scale, or test clips are also
+            training clips.
     """
     how = _of_videos if config.videos else _of_data_sets
     train, test = how(config, progress)
@@ -50,7 +56,7 @@ def prepare(config: DataConfig, seed: int, progress: Progress) -> Split:
         raise UserError(
             f"clients would train on {len(overlap)} of the test clips ({_some(overlap)}), by their "
             "ids or their content; name them in data.held_out, or set data.allow_overlap=true, "
-            "which every record will say"
+            "which every record then shows"
         )
     dealt = deal(
         train,
@@ -76,7 +82,8 @@ def _of_videos(config: DataConfig, progress: Progress) -> tuple[list[Clip], list
         if len(clips) <= held_out:
             raise UserError(
                 f"{path} gives {len(clips)} clips of {config.clip_frames} frames, of which "
-                f"{held_out} would be held out; lower data.clip_frames"
+                f"{held_out} would be held out (data.test_clips_per_video), so none is left to "
+                "train on; lower data.clip_frames"
             )
         train += clips[:-held_out]
         test += clips[-held_out:]
@@ -100,24 +107,23 @@ def _read(names: Iterable[str], key: str, config: DataConfig, progress: Progress
     clips = list[Clip]()
     for name in names:
         folder = Path(name).expanduser().resolve()
-        found = read_store(folder)
-        if found is None and not folder.is_dir():
+        own = read_store(folder)
+        if own is None and not folder.is_dir():
             raise UserError(f"there is no data set {folder} (data.{key})")
-        if found is None:
-            found = _cut_folder(folder, config, progress)
-        wrong = next((clip for clip in found if clip.scale != config.scale), None)
-        if wrong is not None:
+        if own is None:
+            own = _cut_folder(folder, config, progress)
+        other = next((clip.scale for clip in own if clip.scale != config.scale), None)
+        if other is not None:
             raise UserError(
-                f"{folder} was prepared with --scale {wrong.scale}, and data.scale = "
-                f"{config.scale}; make "
-                "them equal"
+                f"{folder} was prepared with --scale {other}, and data.scale = {config.scale}; "
+                "make them equal"
             )
-        clips += found
+        clips += own
     return clips
 
 
 def _cut_folder(folder: Path, config: DataConfig, progress: Progress) -> list[Clip]:
-    """The clips of a folder of videos or frames, cut unless the cache has them as they are now."""
+    """The clips of a folder of videos or pictures, from the cache if its files are unchanged."""
     tasks, notes = recordings(folder, clip_frames=config.clip_frames)
     state = json.dumps([config.scale, *map(fingerprint, tasks)])
     key = hashlib.sha256(state.encode()).hexdigest()[:16]
@@ -145,19 +151,19 @@ def _keys(clips: Iterable[Clip]) -> set[str]:
 
 
 def _key(clip: Clip) -> set[str]:
-    """What makes two clips the same: their id, whatever was cut from them, or what they show."""
+    """Two clips are the same if they share one of these: their id, or the sum of their content."""
     return {f"id {clip.clip_id}", *([clip.sha256] if clip.sha256 else [])}
 
 
 def _require_own_ids(clips: Iterable[Clip], use: str) -> None:
-    """Raise UserError if two clips have one id, by which all records tell clips apart."""
+    """Raise UserError if two clips have the same id, because records name clips by their ids."""
     seen = dict[str, Clip]()
     for clip in clips:
         if clip.clip_id in seen:
             places = " and ".join(dict.fromkeys((seen[clip.clip_id].folder, clip.folder)))
             raise UserError(
-                f"there are two clips {clip.clip_id} to {use}, of {places}; rename what one of "
-                "them was made of, or leave it out"
+                f"there are two clips {clip.clip_id} to {use}, in {places}; rename the video or "
+                "folder that one of them is made of, or leave it out"
             )
         seen[clip.clip_id] = clip
 

@@ -1,7 +1,7 @@
-"""Your own clips: a folder of videos and picture folders, each sub-folder of which is a label.
+"""Find the recordings in a user's own folder of videos and picture folders.
 
-`DIR/<label>/<video>` and `DIR/<label>/<pictures>/*.png`; a video or a folder of pictures that lies
-directly in `DIR` has its own name for a label.
+They lie at `DIR/<label>/<video>` and `DIR/<label>/<pictures>/*.png`. The label of a video or a
+folder of pictures that lies directly in `DIR` is its own name.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ VIDEOS = frozenset(
 def recordings(
     source: Path, *, clip_frames: int | None = None, min_frames: int = 2
 ) -> tuple[list[Task], list[str]]:
-    """The clips there are, by label and name, and what there is to note.
+    """The recordings of a folder, sorted by label and name, and notes.
 
     Args:
         source: the folder.
-        clip_frames: cut each recording into clips of so many frames; None takes it whole.
-        min_frames: refuse a recording that has fewer.
+        clip_frames: frames per clip if recordings are cut; None: each is one clip.
+        min_frames: raise if a recording has fewer; with `clip_frames`, that number counts.
 
     Raises:
-        UserError: there is no clip, or one cannot be read.
+        UserError: the folder has no recordings, or one cannot be read or is too short.
     """
     paths, notes = dict[Path, str](), list[str]()
     for entry in _entries(source):
@@ -43,13 +43,11 @@ def recordings(
             inside = [path for path in _entries(entry) if is_recording(path)]
             paths |= dict.fromkeys(inside, entry.name)
             if not inside:
-                notes.append(f"{entry} holds neither videos nor folders of pictures; left out")
+                notes.append(f"{entry} has neither videos nor folders of pictures; left out")
         else:
-            notes.append(f"{entry} is no video by its name; left out")
+            notes.append(f"{entry} is not a video by its name; left out")
     if not paths:
-        raise UserError(
-            f"{source} holds neither videos nor folders of pictures, nor has a sub-folder that does"
-        )
+        raise UserError(f"{source} and its sub-folders have neither videos nor folders of pictures")
     by_id = defaultdict[str, list[Path]](list)
     for path in paths:
         name = path.stem if path.is_file() else path.name
@@ -57,7 +55,7 @@ def recordings(
     for clip_id, same in by_id.items():
         if len(same) > 1:
             names = " and ".join(str(path) for path in same)
-            raise UserError(f"{names} would both be the clip {clip_id}; rename one of them")
+            raise UserError(f"{names} would both become clip {clip_id}; rename one of them")
 
     def task(item: tuple[str, list[Path]]) -> Task:
         clip_id, (path,) = item
@@ -68,7 +66,7 @@ def recordings(
 
 
 def is_recording(path: Path) -> bool:
-    """Whether a path is a video, by its suffix, or a folder that holds pictures."""
+    """Whether a path is a video, by its suffix, or a folder that contains pictures."""
     if path.is_dir():
         return any(p.suffix.lower() in PICTURES and p.name[0] != "." for p in _entries(path))
     return path.suffix.lower() in VIDEOS

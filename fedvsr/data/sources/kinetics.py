@@ -1,8 +1,8 @@
-"""Kinetics-400 (Kay et al. 2017): a few clips of some classes, chosen by seed from what is there.
+"""Prepare a few clips of some classes of Kinetics-400 (Kay et al. 2017), chosen at random by seed.
 
-The official annotations have the columns label, youtube_id, time_start, time_end and split; videos
-are named `<youtube_id>_<start>_<end>.mp4` (both of six digits) or `<youtube_id>.mp4`, in any
-folder.
+The official annotations have the columns label, youtube_id, time_start, time_end and split. Videos
+are named `<youtube_id>_<start>_<end>.mp4` (with six digits each) or `<youtube_id>.mp4` and may lie
+in any folder.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fedvsr.data.clips import Store
 from fedvsr.data.frames import Video
-from fedvsr.data.prepare import Made, Progress, Workshop, workshop
+from fedvsr.data.prepare import Progress, TaskClips, Workshop, workshop
 from fedvsr.data.recordings import Task
 from fedvsr.data.request import Request, existing
 from fedvsr.data.sources.folder import VIDEOS
@@ -68,35 +68,36 @@ CLASSES = (
     "swinging on something",
     "decorating the christmas tree",
 )
-# Settings that pick clips and change none.
+# Settings that choose clips but do not change them.
 PICKS = ("annotations", "classes", "clips_per_class", "fps", "height", "seed", "split", "width")
 _YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which clips are wanted."""
+    """The clips to choose."""
 
     classes: Sequence[str] = CLASSES
     clips_per_class: int = 6
     num_frames: int = 100
-    """The first so many frames of a video make its clip."""
+    """Frames kept from the start of each video."""
     height: int = 720
     width: int = 1280
     fps: float | None = None
-    """Only videos of this frame rate; None for any."""
+    """Use only videos of this frame rate; None: any."""
     split: str | None = None
-    """Only rows of this split of the annotations; None for all."""
+    """Use only rows of this split of the annotations; None: all."""
     seed: int = 0
+    """Seed of the random choice."""
 
     def settings(self) -> dict[str, object]:
-        """What decides the result, for the request."""
+        """All settings of the choice, for the request."""
         return {**vars(self), "classes": list(self.classes)}
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A row of the annotations, and its video if it is there."""
+    """A row of the annotations, and its video if the source has it."""
 
     clip_id: str
     label: str
@@ -104,7 +105,7 @@ class Candidate:
 
 
 class TooFewError(UserError):
-    """Some classes have too few clips; `rejected` says why, as in a store."""
+    """Some classes have too few clips; `rejected` gives the reasons, as in a store."""
 
     def __init__(self, rejected: Sequence[dict[str, str]], message: str) -> None:
         super().__init__(message)
@@ -112,13 +113,13 @@ class TooFewError(UserError):
 
 
 def candidates(source: Path, annotations: Path, choice: Choice) -> dict[str, list[Candidate]]:
-    """The rows of each wanted class, in the seeded order in which they are tried.
+    """The rows of each chosen class, in the random order in which they are tried.
 
-    A class's order depends on the seed and its rows, not on their order in the file nor on the
-    videos that are there.
+    A class's order depends on the seed and on its rows, but not on their order in the file or on
+    which videos exist.
 
     Raises:
-        UserError: the annotations cannot be read, or have no such class.
+        UserError: the annotations cannot be read, or lack a class.
     """
     rows = _rows(annotations, choice)
     if unknown := [label for label in choice.classes if label not in rows]:
@@ -127,7 +128,7 @@ def candidates(source: Path, annotations: Path, choice: Choice) -> dict[str, lis
     videos = _videos(source)
     tried, seen = {}, set[str]()
     for label in choice.classes:
-        # A video of two classes is the first one's.
+        # A video of two classes belongs to the first one.
         names = sorted(set(rows[label]) - seen)
         seen.update(names)
         order = generator(choice.seed, "kinetics", label).permutation(len(names))
@@ -146,46 +147,47 @@ def prepare(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Store:
-    """Make a store of the chosen clips, by class and, in a class, in the order they were tried.
+    """Make a store of the chosen clips, sorted by class and then in the order they were tried.
 
-    A video that is missing, unreadable, too short or of another size is left to the next candidate.
+    A video that is missing, unreadable, too short or of another size is replaced by the next
+    candidate.
 
     Raises:
-        TooFewError: there are too few of some classes.
+        TooFewError: some classes have too few usable videos.
         UserError: see `fedvsr.data.prepare.prepare`.
     """
     store = existing(request)
     if store is not None:
         return store
     tried = candidates(source, annotations, choice)
-    there = {label: sum(c.path is not None for c in row) for label, row in tried.items()}
-    _require_enough(there, choice, f"videos in {source}")
+    existing_videos = {label: sum(c.path is not None for c in row) for label, row in tried.items()}
+    _require_enough(existing_videos, choice, f"videos in {source}")
     with workshop(request, workers, progress) as work:
         if work.finished is not None:
             return work.finished
         total = len(tried) * choice.clips_per_class
         made_before = sum(1 for row in tried.values() for c in row if work.has(c.clip_id))
-        left = max(0, total - made_before) * choice.num_frames
+        num_frames = max(0, total - made_before) * choice.num_frames
         one_frame = choice.height * choice.width * 3
-        work.expect(left, left * (one_frame + one_frame // request.scale**2))
+        work.expect(num_frames, num_frames * (one_frame + one_frame // request.scale**2))
         results = work.each(lambda label: _make_class(work, tried[label], choice), tried)
-        counts = {label: len(made) for label, (made, _) in zip(tried, results, strict=True)}
-        made = [each for of_class, _ in results for each in of_class]
-        rejected = [each for _, of_class in results for each in of_class]
+        counts = {label: len(finished) for label, (finished, _) in zip(tried, results, strict=True)}
+        finished = [each for class_made, _ in results for each in class_made]
+        rejected = [each for _, class_rejected in results for each in class_rejected]
         size = f"{choice.width} x {choice.height}"
-        _require_enough(counts, choice, f"of {size} that can be used", rejected)
-        return work.finish(made, rejected=rejected)
+        _require_enough(counts, choice, f"usable videos of {size}", rejected)
+        return work.finish(finished, rejected=rejected)
 
 
 def _make_class(
     work: Workshop, row: Sequence[Candidate], choice: Choice
-) -> tuple[list[Made], list[dict[str, str]]]:
-    made, rejected = list[Made](), list[dict[str, str]]()
+) -> tuple[list[TaskClips], list[dict[str, str]]]:
+    finished, rejected = list[TaskClips](), list[dict[str, str]]()
     for candidate in row:
-        if len(made) == choice.clips_per_class:
+        if len(finished) == choice.clips_per_class:
             break
         try:
-            made.append(work.make(_task(candidate, choice)))
+            finished.append(work.make(_task(candidate, choice)))
         except UserError as error:
             reason = str(error)
             if candidate.path is not None:
@@ -193,7 +195,7 @@ def _make_class(
             rejected.append(
                 {"label": candidate.label, "video": candidate.clip_id, "reason": reason}
             )
-    return made, rejected
+    return finished, rejected
 
 
 def _task(candidate: Candidate, choice: Choice) -> Task:
@@ -203,31 +205,33 @@ def _task(candidate: Candidate, choice: Choice) -> Task:
     if (video.width, video.height) != (choice.width, choice.height):
         raise UserError(f"is {video.width} x {video.height}")
     if choice.fps is not None and abs(float(video.rate) - choice.fps) > 1e-3:
-        raise UserError(f"has {float(video.rate):.5g} frames a second")
+        raise UserError(f"has {float(video.rate):.5g} frames per second")
     if 0 < video.num_frames < choice.num_frames:
         raise UserError(f"has {video.num_frames} frames")
     return Task(candidate.clip_id, candidate.label, video, None, choice.num_frames, limit=True)
 
 
 def _rows(annotations: Path, choice: Choice) -> dict[str, dict[str, str]]:
-    """The rows by class: the video's YouTube id by the name of its cut."""
+    """The YouTube ids of the rows, by class and by `<youtube_id>_<start>_<end>`."""
     rows = defaultdict[str, dict[str, str]](dict)
     try:
         with annotations.open(newline="", encoding="utf-8-sig") as file:
             for number, row in enumerate(csv.DictReader(file), start=2):
                 youtube_id, label = row["youtube_id"].strip(), row["label"].strip()
                 if not _YOUTUBE_ID.fullmatch(youtube_id):
-                    raise UserError(f"{annotations}, line {number}: {youtube_id!r} is no video id")
+                    raise UserError(
+                        f"{annotations}, line {number}: {youtube_id!r} is not a video id"
+                    )
                 if choice.split not in {None, row["split"].strip()}:
                     continue
                 start, end = (int(float(row[name])) for name in ("time_start", "time_end"))
                 rows[label][f"{youtube_id}_{start:06d}_{end:06d}"] = youtube_id
     except OSError as error:
-        raise UserError(f"{annotations} cannot be read: {error.strerror}") from None
+        raise UserError(f"cannot read {annotations}: {error.strerror}") from None
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError, csv.Error):
         raise UserError(
-            f"{annotations} is not Kinetics' table of label, youtube_id, time_start, time_end and "
-            "split"
+            f"{annotations} is not Kinetics' table with the columns label, youtube_id, time_start, "
+            "time_end and split"
         ) from None
     except ValueError as error:
         if isinstance(error, UserError):
@@ -237,27 +241,27 @@ def _rows(annotations: Path, choice: Choice) -> dict[str, dict[str, str]]:
 
 
 def _videos(source: Path) -> dict[str, Path]:
-    """All videos below a folder, by name without suffix; of equal names the first path's."""
+    """All videos below a folder, by name without suffix; of equal names, the first by path."""
     if not source.is_dir():
-        raise UserError(f"there is no folder {source}; name the one that holds Kinetics' videos")
-    found = dict[str, Path]()
+        raise UserError(f"there is no folder {source}; name the folder of Kinetics' videos")
+    videos = dict[str, Path]()
     # A class's folder is often a link.
     inside = (
         Path(at, name) for at, _, files in os.walk(source, followlinks=True) for name in files
     )
     for path in sorted(inside):
         if path.suffix.lower() in VIDEOS:
-            found.setdefault(path.stem, path)
-    return found
+            videos.setdefault(path.stem, path)
+    return videos
 
 
 def _require_enough(
     counts: dict[str, int], choice: Choice, what: str, rejected: Sequence[dict[str, str]] = ()
 ) -> None:
-    wanted = choice.clips_per_class
-    if few := [f"{label} ({n} of {wanted})" for label, n in counts.items() if n < wanted]:
+    needed = choice.clips_per_class
+    if few := [f"{label} ({n} of {needed})" for label, n in counts.items() if n < needed]:
         raise TooFewError(
             rejected,
             f"too few {what} in {len(few)} of {len(counts)} classes: {', '.join(few)}; add videos, "
-            "or ask for fewer with --clips-per-class or for others with --class",
+            "lower --clips-per-class, or choose other classes with --class",
         )

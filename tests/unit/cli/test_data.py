@@ -39,7 +39,7 @@ def test_from_the_data_set_to_the_contact_sheet(
     assert re.search(r"store: 4 clips, 14 frames, x4 bi, 13\.4 kB in \d", text)
     assert "note: " in text
     assert fedvsr(*command) == 0
-    assert capsys.readouterr().out == f"{out} is there already: 4 clips\n"
+    assert capsys.readouterr().out == f"{out} exists already: 4 clips\n"
 
     assert fedvsr("data", "info", out, "--clips") == 0
     text = capsys.readouterr().out
@@ -58,7 +58,7 @@ def test_from_the_data_set_to_the_contact_sheet(
     assert all(clip.sha256[:16] in text for clip in store.clips)
 
     assert fedvsr("data", "verify", out) == 0
-    assert "4 clips are as they were prepared" in capsys.readouterr().out
+    assert "4 clips match their checksums" in capsys.readouterr().out
 
     assert fedvsr("data", "preview", out) == 0
     path = tmp_path / "store-preview.png"
@@ -66,11 +66,13 @@ def test_from_the_data_set_to_the_contact_sheet(
     with Image.open(path) as sheet:
         pixels = np.asarray(sheet)
     assert pixels.shape[1] == 1920
-    # Each of the four cells shows its clip: it is brighter than the ground, and not flat.
+    # Each cell shows its clip: it is not flat like the background.
     assert all(cell.std() > 20 for cell in np.array_split(pixels[:100], 3, axis=1))
 
 
-def test_damage_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_names_every_damaged_clip(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root, out = trees.vid4(tmp_path / "Vid4"), tmp_path / "store"
     fedvsr("data", "prepare", "vid4", "--source", str(root), "--out", str(out))
     for name, change in (("city_gt", 1), ("walk_lq", 1), ("calendar_gt", 0)):
@@ -88,11 +90,11 @@ def test_damage_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         "walk: low resolution differs from its checksum",
     ]
     assert printed.err == (
-        f"error: 3 of 4 clips of {out} are not as they were prepared; prepare them again\n"
+        f"error: 3 of 4 clips of {out} differ from what was prepared; prepare them again\n"
     )
 
 
-def test_kinetics_reports_what_it_left_out(
+def test_kinetics_lists_the_videos_it_replaced(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, table = trees.kinetics(tmp_path / "k", videos=3)
@@ -111,12 +113,12 @@ def test_kinetics_reports_what_it_left_out(
     assert fedvsr(*command, "--clips-per-class", "3", "--overwrite") == 2
     printed = capsys.readouterr()
     assert re.search(r"yoga +-yog_0_000000_000010 +is not a readable video", printed.out)
-    assert printed.err.startswith("error: too few of 24 x 16 that can be used in 1 of 2 classes: ")
+    assert printed.err.startswith("error: too few usable videos of 24 x 16 in 1 of 2 classes: ")
     assert fedvsr(*command, "--size", "large") == 2
-    assert "--size large is no size; write e.g. 1280x720" in capsys.readouterr().err
+    assert "--size large is not a size; write e.g. 1280x720" in capsys.readouterr().err
 
 
-def test_mistakes_cost_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_pictures(tmp_path / "in" / "a", trees.texture(0))
 
     def refused(line: str, *arguments: str) -> None:
@@ -131,30 +133,30 @@ def test_mistakes_cost_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
             *("prepare", name, "--source", f"{here}/no", "--out", f"{here}/out"),
         )
     refused(
-        f"--out {here}/in/out lies in the data set; choose a folder outside {here}/in",
+        f"--out {here}/in/out is inside the data set; choose a folder outside {here}/in",
         *("prepare", "folder", "--source", f"{here}/in", "--out", f"{here}/in/out"),
     )
-    refused(f"{here}/in is no clip store; `fedvsr data prepare` makes one", "info", f"{here}/in")
+    refused(f"{here}/in is not a clip store; `fedvsr data prepare` makes one", "info", f"{here}/in")
     (tmp_path / ".in-partial").mkdir()
     refused(
-        f"{here}/in is no clip store; its preparation is unfinished ({here}/.in-partial), give the "
-        "command again to go on",
+        f"{here}/in is not a clip store; its preparation is unfinished ({here}/.in-partial); "
+        "repeat the command to resume it",
         *("verify", f"{here}/in"),
     )
     (tmp_path / ".in-partial").rmdir()
     fedvsr("data", "prepare", "folder", "--source", f"{here}/in", "--out", f"{here}/out")
     refused(
-        f"--out {here}/x.jpg is no .png file in a folder that is there",
+        f"--out {here}/x.jpg is not a .png file in an existing folder",
         *("preview", f"{here}/out", "--out", f"{here}/x.jpg"),
     )
     refused(
-        f"--plot {here}/no/x.png is no .png file in a folder that is there",
+        f"--plot {here}/no/x.png is not a .png file in an existing folder",
         *("partition", "demo", "--plot", f"{here}/no/x.png"),
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
-def test_a_stop_says_how_to_go_on(
+def test_an_interrupted_preparation_says_how_to_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for seed in range(3):
@@ -173,14 +175,16 @@ def test_a_stop_says_how_to_go_on(
     with monkeypatch.context() as patched:
         patched.setattr(preparation, "write_clip", stopped)
         assert fedvsr(*command) == 130
-    expected = f"stopped; give the same command again to go on with {tmp_path}/out\n"
+    expected = f"stopped; repeat the command to resume {tmp_path}/out\n"
     assert expected in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     assert fedvsr(*command) == 0
     assert fedvsr("data", "verify", str(tmp_path / "out")) == 0
 
 
-def test_the_same_content_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_names_clips_of_equal_content(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("a", "b", "c"):
         write_pictures(tmp_path / "in" / name, trees.texture(name == "c"))
     out = str(tmp_path / "out")

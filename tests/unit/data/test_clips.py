@@ -63,18 +63,20 @@ def test_stores_that_are_none(tmp_path: Path) -> None:
     assert read_store(tmp_path) is None
     path = tmp_path / "manifest.json"
     path.write_text('{"format": 3, "clips": []}')
-    with pytest.raises(UserError, match="of store format 3; delete it"):
+    with pytest.raises(
+        UserError, match="has store format 3, which this version cannot read; delete it"
+    ):
         read_store(tmp_path)
     for damaged in ('{"format": 2', "[]", '{"format": 2}', '{"format": 2, "clips": [{}]}'):
         path.write_text(damaged)
-        with pytest.raises(UserError, match=r"manifest\.json is no manifest of a clip store"):
+        with pytest.raises(UserError, match=r"manifest\.json is not a clip store's manifest"):
             read_store(tmp_path)
 
 
 def test_given_frames_must_fit(tmp_path: Path) -> None:
     gt = texture(0)
     pairs = zip(gt, reduced(gt, 2), strict=True)
-    with pytest.raises(UserError, match=r"24 x 16 pixels and 12 x 8 at low.*x4 wants 6 x 4"):
+    with pytest.raises(UserError, match=r"24 x 16 pixels and 12 x 8 at low.*x4 needs 6 x 4"):
         write_clip(tmp_path, "a", "", pairs, 4, "bi")
     assert not list(tmp_path.iterdir())
 

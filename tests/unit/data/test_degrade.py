@@ -48,7 +48,7 @@ def test_leading_axes_and_cropping() -> None:
     small = bicubic_downscale(frames)
     assert small.shape == (2, 3, 4, 5, 3)
     np.testing.assert_allclose(small[1, 2], bicubic_downscale(frames[1, 2, :16, :20]), atol=1e-12)
-    with pytest.raises(UserError, match="below x4"):
+    with pytest.raises(UserError, match="too small for x4"):
         bicubic_downscale(frames[..., :3, :, :])
 
 
@@ -117,7 +117,9 @@ def test_degrade_gives_the_stored_frames(case: str) -> None:
     )
 
 
-@pytest.mark.parametrize(("kind", "scale", "message"), [("bd", 5, "not x5"), ("bi", 8, "below x8")])
+@pytest.mark.parametrize(
+    ("kind", "scale", "message"), [("bd", 5, "not x5"), ("bi", 8, "too small for x8")]
+)
 def test_degrade_refuses(kind: Kind, scale: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         degrade(np.zeros((2, 7, 7, 3), np.uint8), kind, scale)

@@ -45,14 +45,14 @@ def test_pictures_of_other_kinds(tmp_path: Path) -> None:
     assert {rgb.shape for rgb in frames} == {(32, 48, 3)}
     np.testing.assert_array_equal(frames[1], SOFT[1])
     Image.fromarray(np.zeros((32, 48), np.uint16)).save(folder / "4.png")
-    with pytest.raises(UserError, match=r"4\.png has more than 8 bits a sample"):
+    with pytest.raises(UserError, match=r"4\.png has more than 8 bits per sample"):
         list(open_clip(folder).frames())
 
 
 def test_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no video or folder .*nowhere"):
         open_clip(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"holds no pictures \(\.bmp, \.jpeg, \.jpg, \.png\)"):
+    with pytest.raises(UserError, match=r"has no pictures \(\.bmp, \.jpeg, \.jpg, \.png\)"):
         open_clip(tmp_path)
     folder = write_pictures(tmp_path / "p", SOFT)
     Image.fromarray(SOFT[0, :16]).save(folder / "7.png")
@@ -114,7 +114,7 @@ def test_files_that_are_no_videos(tmp_path: Path) -> None:
         tone = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")
         tone.sample_rate = 8000
         out.mux([*stream.encode(tone), *stream.encode()])
-    with pytest.raises(UserError, match=r"s\.wav holds no video"):
+    with pytest.raises(UserError, match=r"s\.wav has no video"):
         open_clip(tmp_path / "s.wav")
 
 
@@ -126,5 +126,5 @@ def test_clips_in(tmp_path: Path) -> None:
     names = [path.name for path in clips_in(tmp_path / "set")]
     assert names == ["2", "3.mp4", "10"]
     assert clips_in(tmp_path / "set" / "2") == [tmp_path / "set" / "2"]
-    with pytest.raises(UserError, match="holds neither pictures nor videos"):
+    with pytest.raises(UserError, match="has neither pictures nor videos"):
         clips_in(tmp_path / "set" / "empty")

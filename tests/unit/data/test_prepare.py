@@ -240,7 +240,7 @@ def test_what_is_there_is_not_lost(source: Path) -> None:
         make(source, scale=2)
     assert make(source, scale=2, overwrite=True).clips[0].scale == 2
     assert sorted(path.name for path in source.parent.iterdir()) == ["in", "out"]
-    with pytest.raises(UserError, match="in is there and is no clip store; choose another --out"):
+    with pytest.raises(UserError, match="in exists and is not a clip store; choose another"):
         prepare(Request(source, "folder", 4, "bi", overwrite=True), *folder.recordings(source))
 
 

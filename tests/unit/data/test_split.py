@@ -70,9 +70,9 @@ def test_training_on_test_clips_is_refused(tmp_path: Path, same: str) -> None:
 def test_two_clips_of_one_id_are_refused(tmp_path: Path) -> None:
     one, other = (data_set(tmp_path / name, "a", "b", seed=i) for i, name in enumerate("xy"))
     third = data_set(tmp_path / "third", "c", "d", seed=9)
-    with pytest.raises(UserError, match=r"two clips a to train on, of .*/x and .*/y; rename what"):
+    with pytest.raises(UserError, match=r"two clips a to train on, in .*/x and .*/y; rename the"):
         split(one, other, test=[third])
-    with pytest.raises(UserError, match=r"two clips a to score on, of .*/x and .*/y; rename what"):
+    with pytest.raises(UserError, match=r"two clips a to score on, in .*/x and .*/y; rename the"):
         split(third, test=[one, other])
 
 

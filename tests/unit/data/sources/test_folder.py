@@ -45,8 +45,8 @@ def test_sub_folders_are_labels(tmp_path: Path) -> None:
     error = store.clips[2].gt().astype(int) - texture(1)
     assert np.abs(error).mean() < 12
     dogs, readme = store.notes
-    assert "dogs holds neither videos nor folders of pictures; left out" in dogs
-    assert "readme.txt is no video by its name; left out" in readme
+    assert "dogs has neither videos nor folders of pictures; left out" in dogs
+    assert "readme.txt is not a video by its name; left out" in readme
 
 
 def test_recordings_are_cut(tmp_path: Path) -> None:
@@ -75,7 +75,9 @@ def test_odd_sizes_grey_and_transparent_pictures(tmp_path: Path) -> None:
     np.testing.assert_array_equal(grey, grey[..., :1].repeat(3, -1))
     np.testing.assert_array_equal(kinds.gt()[1], rgb[1])
     assert [note.rpartition(": ")[2] for note in store.notes] == [
-        "grey pictures are made RGB", "transparency is dropped", "27 x 17 is cropped to 24 x 16",
+        "grey pictures are converted to RGB",
+        "transparency is dropped",
+        "27 x 17 is cropped to 24 x 16",
     ]  # fmt: skip
 
 
@@ -164,15 +166,15 @@ def same_name(root: Path) -> None:
         (break_picture, r"p/2\.png is not a readable picture: "),
         (break_first_picture, r"p/0\.png is not a readable picture: "),
         (lose_picture, r"p: frame 2 is missing after 1\.png \(the next is 3\); restore it"),
-        (double_picture, r"p has two pictures of the number 2; keep one"),
+        (double_picture, r"p has two pictures with the number 2; keep one"),
         (change_size, r"p: 2\.png has 28 x 16 pixels, the first 24 x 16"),
         (one_frame, r"p has 1 frame and needs at least 2; remove it, or lower --min-frames"),
         (one_frame_video, r"p\.mp4 has 1 frame and needs at least 2"),
-        (too_small, r"p is 24 x 3 pixels, below x4; remove it"),
+        (too_small, r"p is 24 x 3 pixels, too small for x4; remove it"),
         (no_video, r"p\.mp4 is not a readable video"),
         (damaged_video, r"p\.mp4 is (damaged after|truncated)"),
         (garbled_video, r"p\.mp4 is damaged in frame \d+; copy or encode it again"),
-        (same_name, r"p\.mkv and .*p\.mp4 would both be the clip p; rename one"),
+        (same_name, r"p\.mkv and .*p\.mp4 would both become clip p; rename one"),
     ],
 )  # fmt: skip
 def test_broken_material_costs_one_line(tmp_path: Path, spoil, match: str) -> None:
@@ -200,7 +202,7 @@ def test_one_frame_is_taken_if_asked_for(tmp_path: Path) -> None:
 
 
 def test_folders_without_clips(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds neither videos nor folders of pictures, nor"):
+    with pytest.raises(UserError, match="and its sub-folders have neither videos nor folders"):
         folder.recordings(tmp_path)
     with pytest.raises(UserError, match="nowhere is not a readable folder: No such file"):
         folder.recordings(tmp_path / "nowhere")

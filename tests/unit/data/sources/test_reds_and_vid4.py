@@ -30,7 +30,7 @@ def test_reds_is_regrouped(tmp_path: Path, unpacked: bool) -> None:
         np.testing.assert_array_equal(clip.lq(), trees.reduced(trees.texture(seed)) // 2)
     assert store.source == "reds"
     assert {clip.label for clip in store.clips} == {"reds"}
-    assert "265 of the 270 clips are not in" in store.notes[0]
+    assert "265 of the 270 clips are missing in" in store.notes[0]
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "manifest.json", *(f"{c.clip_id}_{kind}.npy" for c in store.clips for kind in ("gt", "lq"))
     }  # fmt: skip
@@ -68,18 +68,18 @@ def test_reds_that_is_not_whole(tmp_path: Path) -> None:
             reds.recordings(root, num_frames=num_frames)
 
     root = tmp_path / "nowhere"
-    refused("holds neither train_sharp/000 nor val_sharp/000")
+    refused("has neither train_sharp/000 nor val_sharp/000")
     root = trees.reds(tmp_path / "REDS")
     refused(r"train_sharp/000 has 3 frames, not 100; copy it again", 100)
     low = root / "train_sharp_bicubic/X4/011"
     (low / "00000001.png").unlink()
     refused(r"011 has 3 frames and .*X4/011 has 2 \(00000001 is only in the first\)")
     shutil.rmtree(low)
-    refused("has low-resolution frames of other clips but not of 011; complete them")
+    refused("lacks the low-resolution frames of 011, and has those of other clips; complete them")
     shutil.copytree(root / "train_sharp/011", low)
-    refused(r"X4/011 has 24 x 16 pixels; x4 of .*train_sharp/011 wants 6 x 4")
+    refused(r"X4/011 has 24 x 16 pixels; x4 of .*train_sharp/011 needs 6 x 4")
     (root / "train_sharp/000/00000000.png").rename(root / "train_sharp/000/00000003.png")
-    refused(r"train_sharp/000 begins at 00000001\.png, not at 0")
+    refused(r"train_sharp/000 starts at 00000001\.png, not at 0")
 
 
 @pytest.mark.parametrize("low", ["BIx4", None])
@@ -93,7 +93,7 @@ def test_vid4(tmp_path: Path, low: str | None) -> None:
     np.testing.assert_array_equal(store.clips[3].gt(), walk)
     expected = trees.reduced(walk) // (2 if low else 1)
     np.testing.assert_array_equal(store.clips[3].lq(), expected)
-    assert "calendar has 2 frames, the published one 41" in store.notes[0]
+    assert "calendar has 2 frames, the published clip 41" in store.notes[0]
 
 
 def test_vid4_of_the_other_degradation_is_taken_as_given(tmp_path: Path) -> None:
@@ -105,11 +105,11 @@ def test_vid4_of_the_other_degradation_is_taken_as_given(tmp_path: Path) -> None
 
 
 def test_vid4_that_is_not_whole(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds none of GT/calendar, GT/city"):
+    with pytest.raises(UserError, match="has none of GT/calendar, GT/city"):
         vid4.recordings(tmp_path)
     root = trees.vid4(tmp_path / "Vid4")
     shutil.rmtree(root / "BIx4" / "city")
-    with pytest.raises(UserError, match=r"BIx4 has no clip city, and .*GT has; complete it"):
+    with pytest.raises(UserError, match=r"BIx4 has no clip city, but .*GT has; complete it"):
         vid4.recordings(root)
     shutil.rmtree(root / "GT" / "city")
     tasks, notes = vid4.recordings(root)
