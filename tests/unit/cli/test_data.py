@@ -126,32 +126,32 @@ def test_a_mistake_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert fedvsr("data", *arguments) == 2
         assert capsys.readouterr().err == f"error: {line}\n"
 
-    here = str(tmp_path)
+    root = str(tmp_path)
     for name in ("reds", "vid4", "folder"):
         refused(
-            f"there is no folder {here}/no (--source)",
-            *("prepare", name, "--source", f"{here}/no", "--out", f"{here}/out"),
+            f"there is no folder {root}/no (--source)",
+            *("prepare", name, "--source", f"{root}/no", "--out", f"{root}/out"),
         )
     refused(
-        f"--out {here}/in/out is inside the data set; choose a folder outside {here}/in",
-        *("prepare", "folder", "--source", f"{here}/in", "--out", f"{here}/in/out"),
+        f"--out {root}/in/out is inside the data set; choose a folder outside {root}/in",
+        *("prepare", "folder", "--source", f"{root}/in", "--out", f"{root}/in/out"),
     )
-    refused(f"{here}/in is not a clip store; `fedvsr data prepare` makes one", "info", f"{here}/in")
+    refused(f"{root}/in is not a clip store; `fedvsr data prepare` makes one", "info", f"{root}/in")
     (tmp_path / ".in-partial").mkdir()
     refused(
-        f"{here}/in is not a clip store; its preparation is unfinished ({here}/.in-partial); "
+        f"{root}/in is not a clip store; its preparation is unfinished ({root}/.in-partial); "
         "repeat the command to resume it",
-        *("verify", f"{here}/in"),
+        *("verify", f"{root}/in"),
     )
     (tmp_path / ".in-partial").rmdir()
-    fedvsr("data", "prepare", "folder", "--source", f"{here}/in", "--out", f"{here}/out")
+    fedvsr("data", "prepare", "folder", "--source", f"{root}/in", "--out", f"{root}/out")
     refused(
-        f"--out {here}/x.jpg is not a .png file in an existing folder",
-        *("preview", f"{here}/out", "--out", f"{here}/x.jpg"),
+        f"--out {root}/x.jpg is not a .png file in an existing folder",
+        *("preview", f"{root}/out", "--out", f"{root}/x.jpg"),
     )
     refused(
-        f"--plot {here}/no/x.png is not a .png file in an existing folder",
-        *("partition", "demo", "--plot", f"{here}/no/x.png"),
+        f"--plot {root}/no/x.png is not a .png file in an existing folder",
+        *("partition", "demo", "--plot", f"{root}/no/x.png"),
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 

@@ -1,4 +1,4 @@
-"""Clips to read: real files, encoded here."""
+"""Write real files for tests: videos, pictures and clip stores."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SOFT = (moving_texture(12, 32, 48) * 0.5 + 60).astype(np.uint8)
 
 
 def write_store(folder: Path, frames: dict[str, Frames], scale: int = 4) -> list[Clip]:
-    """A store of clips by their ids; a clip's label is what precedes "-" in its id."""
+    """Write a store of clips by their ids; a clip's label is the part of its id before "-"."""
     folder.mkdir(parents=True)
     entries = [
         clips.write_clip(
@@ -49,7 +49,7 @@ def write_clip(
     aspect: Fraction | None = None,
     **options: Any,
 ) -> Path:
-    """A near-lossless H.264 video, with a second of sound if a codec is named."""
+    """Write a near-lossless H.264 video, with a second of sound if `sound` names a codec."""
     with av.open(str(path), "w", **options) as out:
         rate = Fraction(25) if times else 1 / time_base
         stream = out.add_stream("libx264", rate=rate, options={"crf": "2"})
@@ -78,7 +78,7 @@ def write_clip(
 
 
 def frame_of(planes: Sequence[npt.NDArray[Any]]) -> av.VideoFrame:
-    """A frame of luma, Cb and Cr codes; chroma of half the size makes it 4:2:0."""
+    """Make a frame of luma, Cb and Cr codes; it is 4:2:0 if chroma has half the size."""
     height, width = planes[0].shape
     pixels = "yuv444p" if planes[1].shape == planes[0].shape else "yuv420p"
     frame = av.VideoFrame(width, height, pixels)
@@ -90,7 +90,7 @@ def frame_of(planes: Sequence[npt.NDArray[Any]]) -> av.VideoFrame:
 
 
 def write_codes(path: Path, frames: Sequence[Sequence[npt.NDArray[Any]]]) -> Path:
-    """A lossless H.264 video of such planes that does not say how it codes colour."""
+    """Write a lossless, untagged H.264 video of frames of luma, Cb and Cr codes (4:2:0)."""
     with av.open(str(path), "w") as out:
         stream = out.add_stream("libx264", rate=25, options={"qp": "0"})
         stream.height, stream.width = frames[0][0].shape
@@ -101,8 +101,8 @@ def write_codes(path: Path, frames: Sequence[Sequence[npt.NDArray[Any]]]) -> Pat
     return path
 
 
-# R - Y by Cr, G - Y by Cb and Cr, B - Y by Cb, for Cb and Cr of -0.5 to 0.5: ITU-R BT.601, BT.709
-# and BT.2020, by their numbers in H.273.
+# Factors of Cr in R - Y, of Cb and Cr in G - Y, and of Cb in B - Y, with Cb and Cr in [-0.5, 0.5]:
+# ITU-R BT.601, BT.709 and BT.2020, by their numbers in H.273.
 TO_RGB = {
     6: (1.402, -0.344136, -0.714136, 1.772),
     1: (1.5748, -0.187324, -0.468124, 1.8556),
@@ -118,7 +118,7 @@ def by_hand(
     matrix: int,
     full_range: bool = False,
 ) -> npt.NDArray[np.float64]:
-    """RGB of codes by the standards' matrices, 0 to 255, not rounded; arrays of one shape."""
+    """Convert codes, arrays of one shape, to RGB (0 to 255) by the matrices of the standards."""
     y = luma / 255 if full_range else (luma - 16) / 219
     u, v = ((code - 128) / (255 if full_range else 224) for code in (cb, cr))
     red_v, green_u, green_v, blue_u = TO_RGB[matrix]
@@ -127,7 +127,7 @@ def by_hand(
 
 
 def garble(path: Path, begin: float = 0.5, count: int = 400) -> Path:
-    """Overwrite bytes in the middle of a video: it decodes, with frames that are made up."""
+    """Overwrite bytes in the middle of a video; its decoder makes up parts of some frames."""
     data = bytearray(path.read_bytes())
     at = int(len(data) * begin)
     data[at : at + count] = np.random.default_rng(0).bytes(count)
@@ -136,7 +136,7 @@ def garble(path: Path, begin: float = 0.5, count: int = 400) -> Path:
 
 
 def turn(path: Path) -> Path:
-    """Write a quarter of a turn into an mp4's track header: players show it on its side."""
+    """Write a rotation by 90 degrees into an mp4's track header."""
     one = 1 << 16
     upright = struct.pack(">9i", one, 0, 0, 0, one, 0, 0, 0, 1 << 30)
     turned = struct.pack(">9i", 0, one, 0, -one, 0, 0, 0, 0, 1 << 30)

@@ -20,13 +20,13 @@ from tests.unit.data.clips import write_store
 from tests.unit.data.trees import reduced, texture
 
 
-def test_a_store_says_what_it_holds(tmp_path: Path) -> None:
+def test_a_manifest_describes_its_store(tmp_path: Path) -> None:
     gt = texture(0)
     low = reduced(gt) // 2
     made = write_clip(tmp_path, "a", "grass", ((frame, None) for frame in gt), 4, "bi")
-    given = write_clip(tmp_path, "b", "grass", zip(gt, low, strict=True), 4, "bi")
+    published = write_clip(tmp_path, "b", "grass", zip(gt, low, strict=True), 4, "bi")
     assert open_store(tmp_path) is None, "it has no manifest yet"
-    write_manifest(tmp_path, [made, given], "folder", "bi", {"scale": 4}, ["a note"])
+    write_manifest(tmp_path, [made, published], "folder", "bi", {"scale": 4}, ["a note"])
     store = open_store(tmp_path)
     assert store is not None
     assert (store.format, store.source, store.degradation) == (2, "folder", "bi")
@@ -42,7 +42,7 @@ def test_a_store_says_what_it_holds(tmp_path: Path) -> None:
 
 
 def test_files_are_what_numpy_writes(tmp_path: Path) -> None:
-    # 10 frames: the header that is written first, for none, has fewer digits.
+    # With 10 frames the final header has more digits than the first one, which is for 0 frames.
     gt = texture(1, 10)
     write_clip(tmp_path, "a", "", ((frame, None) for frame in gt), 4, "bi")
     np.save(tmp_path / "numpy.npy", gt)
@@ -59,7 +59,7 @@ def test_format_1_is_read(tmp_path: Path) -> None:
     assert clip.gt().shape == (3, 16, 24, 3)
 
 
-def test_stores_that_are_none(tmp_path: Path) -> None:
+def test_folders_that_are_not_stores(tmp_path: Path) -> None:
     assert read_store(tmp_path) is None
     path = tmp_path / "manifest.json"
     path.write_text('{"format": 3, "clips": []}')

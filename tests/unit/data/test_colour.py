@@ -31,18 +31,20 @@ def test_codes_are_those_of_the_standards() -> None:
 @pytest.mark.parametrize("matrix", [1, 5, 6, 7, 9])
 @pytest.mark.parametrize("full_range", [False, True])
 @pytest.mark.parametrize("size", [(32, 48), (31, 48), (31, 47)])
-def test_there_and_back(matrix: int, full_range: bool, size: tuple[int, int]) -> None:
+def test_a_round_trip_keeps_the_colours(
+    matrix: int, full_range: bool, size: tuple[int, int]
+) -> None:
     colour, rgb = Colour(matrix, full_range), SOFT[0, : size[0], : size[1]]
     back = colour.to_rgb(colour.from_rgb(rgb)).astype(int)
     assert back.shape == rgb.shape
     assert np.abs((back - rgb).mean((0, 1))).max() < 0.3
-    # Chroma is halved where both sides are even; a grey picture shows none of that.
+    # Chroma is halved if both sides are even; a grey picture is not affected.
     grey = rgb.mean(-1, keepdims=True).repeat(3, -1).round().astype(np.uint8)
     assert np.abs(colour.to_rgb(colour.from_rgb(grey)).astype(int) - grey).max() <= 1
 
 
 def test_a_picture_is_not_shifted() -> None:
-    # Red rises from left to right: chroma sampled half a pixel aside would add to it.
+    # Red rises from left to right, so chroma that is off by half a pixel would change its mean.
     ramp: Frames = np.zeros((16, 64, 3), np.uint8)
     ramp[..., 0] = np.linspace(0, 252, 64).astype(np.uint8)
     ramp[..., 1:] = 80
@@ -53,7 +55,7 @@ def test_a_picture_is_not_shifted() -> None:
 @pytest.mark.parametrize(
     "pixels", ["yuv422p", "yuv444p", "nv12", "yuv420p10le", "yuv422p10le", "rgb24", "gbrp"]
 )
-def test_other_formats(pixels: str) -> None:
+def test_other_pixel_formats_are_converted(pixels: str) -> None:
     grey = SOFT[0].mean(-1, keepdims=True).repeat(3, -1).round().astype(np.uint8)
     frame = av.VideoFrame.from_ndarray(grey, format="rgb24").reformat(
         format=pixels, src_color_range=2, dst_color_range=1 if "rgb" not in pixels else 2
@@ -64,7 +66,7 @@ def test_other_formats(pixels: str) -> None:
 
 
 @pytest.mark.parametrize("full_range", [False, True])
-def test_luma_alone(full_range: bool) -> None:
+def test_a_grey_frame_is_converted(full_range: bool) -> None:
     luma = SOFT[0].mean(-1)
     coded = luma if full_range else 16 + luma * 219 / 255
     frame = av.VideoFrame.from_ndarray(coded.round().astype(np.uint8), format="gray")
@@ -90,7 +92,7 @@ def test_flat_patches_have_the_colours_of_the_standards(matrix: int, full_range:
 
 
 def scaled(frame: av.VideoFrame, matrix: int, full_range: bool) -> Frames:
-    """RGB by ffmpeg's scaler, with its precise and not its fast arithmetic."""
+    """Convert a frame to RGB by ffmpeg's scaler with its precise settings."""
     name = {6: "bt601", 1: "bt709", 9: "bt2020"}[matrix]
     options = [
         f"in_color_matrix={name}",

@@ -53,7 +53,7 @@ def test_leading_axes_and_cropping() -> None:
 
 
 def resized_by_definition(line: np.ndarray, scale: int) -> np.ndarray:
-    """MATLAB's `imresize(line, 1 / scale)` of one line, weight by weight."""
+    """Compute MATLAB's `imresize(line, 1 / scale)` of one line, weight by weight."""
 
     def cubic(x: float) -> float:
         x = abs(x)
@@ -120,6 +120,6 @@ def test_degrade_gives_the_stored_frames(case: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "scale", "message"), [("bd", 5, "not x5"), ("bi", 8, "too small for x8")]
 )
-def test_degrade_refuses(kind: Kind, scale: int, message: str) -> None:
+def test_degrade_refuses_what_it_cannot_reduce(kind: Kind, scale: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         degrade(np.zeros((2, 7, 7, 3), np.uint8), kind, scale)

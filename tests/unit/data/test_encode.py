@@ -29,10 +29,10 @@ def test_sound_is_copied_packet_for_packet(tmp_path: Path, suffix: str) -> None:
     source = open_clip(write_clip(tmp_path / "v.mp4", SOFT, sound="aac"))
     out = tmp_path / f"out.{suffix}"
     copy(source, out)
-    wanted, found = sound_packets(source.path), sound_packets(out)
-    assert len(wanted) > 40
-    assert [data for data, _ in found] == [data for data, _ in wanted]
-    gaps = [abs(a - b) for (_, a), (_, b) in zip(wanted, found, strict=True)]
+    expected, copied = sound_packets(source.path), sound_packets(out)
+    assert len(expected) > 40
+    assert [data for data, _ in copied] == [data for data, _ in expected]
+    gaps = [abs(a - b) for (_, a), (_, b) in zip(expected, copied, strict=True)]
     # Matroska counts in milliseconds.
     assert max(gaps) <= (Fraction(1, 1000) if suffix == "mkv" else 0)
 
@@ -122,7 +122,7 @@ def test_an_error_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "p").exists()
 
 
-def test_pictures_take_the_place_of_a_folder(tmp_path: Path) -> None:
+def test_pictures_replace_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "p"
     for frames in (SOFT[:3], SOFT[3:5]):
         with write_pictures(folder, (f"{i}.png" for i in range(9))) as writer:

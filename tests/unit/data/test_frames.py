@@ -15,7 +15,7 @@ from fedvsr.errors import UserError
 from tests.unit.data.clips import SOFT, write_clip, write_pictures
 
 
-def test_names_sort_as_people_count() -> None:
+def test_numbers_in_names_sort_by_value() -> None:
     names = ["f10.png", "f2.png", "a.png", "f1b3.png", "f1b20.png", "002.png", "10.png"]
     assert sorted(names, key=natural) == [
         "002.png", "10.png", "a.png", "f1b3.png", "f1b20.png", "f2.png", "f10.png",
@@ -25,14 +25,14 @@ def test_names_sort_as_people_count() -> None:
 def test_a_folder_of_pictures(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "p", SOFT)
     (folder / "notes.txt").write_text("not a picture")
-    (folder / ".hidden.png").write_text("nor this")
+    (folder / ".hidden.png").write_text("hidden")
     clip = open_clip(folder, Fraction(30000, 1001))
     assert isinstance(clip, Folder)
     assert (clip.num_frames, clip.height, clip.width) == (12, 32, 48)
     read = list(clip.frames())
     np.testing.assert_array_equal(np.stack([rgb for rgb, _ in read]), SOFT)
     assert [time * clip.time_base for _, time in read][2] == Fraction(2 * 1001, 30000)
-    assert len(list(clip.frames())) == 12, "it can be read anew"
+    assert len(list(clip.frames())) == 12, "it can be read again"
 
 
 def test_pictures_of_other_kinds(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_video_says_what_it_is(tmp_path: Path) -> None:
     assert np.abs(error.mean((0, 1, 2))).max() < 0.3
 
 
-def test_untagged_videos_are_taken_as_players_do(tmp_path: Path) -> None:
+def test_untagged_videos_are_read_as_players_do(tmp_path: Path) -> None:
     small = write_clip(tmp_path / "s.mp4", SOFT, tagged=False)
     assert open_clip(small).colour == Colour(6)
     large = np.zeros((1, 720, 1280, 3), np.uint8)
@@ -98,13 +98,13 @@ def test_rotation_is_applied(tmp_path: Path, matrix: tuple[int, ...], turn) -> N
     data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     turned = tmp_path / "t.mp4"
     turned.write_bytes(data)
-    (expected, _), (found, _) = next(open_clip(plain).frames()), next(open_clip(turned).frames())
-    np.testing.assert_array_equal(found, turn(expected))
+    (expected, _), (rotated, _) = next(open_clip(plain).frames()), next(open_clip(turned).frames())
+    np.testing.assert_array_equal(rotated, turn(expected))
     clip = open_clip(turned)
     assert (clip.height, clip.width) == turn(expected).shape[:2]
 
 
-def test_files_that_are_no_videos(tmp_path: Path) -> None:
+def test_files_that_are_not_videos(tmp_path: Path) -> None:
     path = tmp_path / "text.mp4"
     path.write_text("not a video")
     with pytest.raises(UserError, match=r"text\.mp4 is not a readable video"):

@@ -14,9 +14,9 @@ def threads() -> list[str]:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
-def test_results_come_in_order(num_workers: int) -> None:
+def test_results_keep_the_order_of_the_jobs(num_workers: int) -> None:
     def square(n: int) -> int:
-        time.sleep(0.002 * (n % 3))  # Later jobs may well end earlier.
+        time.sleep(0.002 * (n % 3))  # Later jobs may end earlier.
         return n * n
 
     with Loader(square, range(12), num_workers) as loader:
@@ -25,7 +25,7 @@ def test_results_come_in_order(num_workers: int) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
-def test_no_more_is_read_ahead_than_workers(num_workers: int) -> None:
+def test_at_most_num_workers_results_are_read_ahead(num_workers: int) -> None:
     started = list[int]()
 
     def jobs() -> Iterator[int]:
@@ -42,7 +42,7 @@ def test_no_more_is_read_ahead_than_workers(num_workers: int) -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("kind", [ZeroDivisionError, KeyboardInterrupt])
-def test_an_error_in_reading_surfaces_as_itself(
+def test_an_error_in_reading_is_raised_unchanged(
     num_workers: int, kind: type[BaseException]
 ) -> None:
     def read(n: int) -> int:
@@ -75,7 +75,7 @@ def test_an_error_in_the_loop_ends_the_threads(kind: type[BaseException]) -> Non
     assert len(read) < 8
 
 
-def test_the_wait_is_what_the_loop_waited() -> None:
+def test_the_time_that_the_loop_waited_is_measured() -> None:
     def wait(pause_s: float) -> float:
         time.sleep(pause_s)
         return pause_s
@@ -87,5 +87,5 @@ def test_the_wait_is_what_the_loop_waited() -> None:
                 time.sleep(2 * pause_s)
         waited[num_workers] = loader.wait_s
     assert waited[0] >= 0.12
-    # Read while the loop was busy, but for the first.
+    # All results but the first were read while the loop was busy.
     assert 0.03 <= waited[1] < waited[0]

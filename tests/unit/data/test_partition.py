@@ -34,13 +34,13 @@ def test_every_clip_goes_to_one_client_and_the_seed_decides(partition: Partition
     assert ids(deal(clips(), 8, 2, partition)) != ids(dealt)
 
 
-def test_less_is_even_and_mixed() -> None:
+def test_less_deals_evenly_and_mixes_labels() -> None:
     dealt = deal(clips(), 8, 1, "less")
     assert sorted(map(len, dealt)) == [7, 7, 7, 7, 8, 8, 8, 8]
     assert min(len({clip.label for clip in own}) for own in dealt) > 3
 
 
-def test_more_is_a_label_a_client() -> None:
+def test_more_gives_each_client_one_label() -> None:
     dealt = deal(clips(), 10, 1, "more")
     assert all(len({clip.label for clip in own}) == 1 and len(own) == 6 for own in dealt)
     assert len({own[0].label for own in dealt}) == 10
@@ -53,7 +53,7 @@ def test_more_is_a_label_a_client() -> None:
 
 def test_smaller_alpha_skews_labels_more() -> None:
     def purity(alpha: float) -> float:
-        """How much of a client's clips is of its commonest label, on average."""
+        """Mean share of a client's clips that have its most frequent label."""
         dealt = deal(clips(each=60), 10, 3, "dirichlet", alpha=alpha)
         tops = [Counter(c.label for c in own).most_common(1)[0][1] / len(own) for own in dealt]
         return float(np.mean(tops))
@@ -71,7 +71,7 @@ def test_smaller_alpha_skews_quantities_more() -> None:
     assert max(sizes(0.3)) > 12
 
 
-def test_as_many_as_asked_for() -> None:
+def test_clips_per_client_limits_each_share() -> None:
     dealt = deal(clips(), 8, 1, "less", clips_per_client=6)
     assert [len(own) for own in dealt] == [6] * 8
     whole = deal(clips(), 8, 1, "less")
@@ -82,8 +82,8 @@ def test_as_many_as_asked_for() -> None:
         deal(clips(), 61, 1)
 
 
-def test_neighbours_in_motion_and_texture_come_together(tmp_path: Path) -> None:
-    """Noise of strength s that flickers by m: texture follows s, motion m."""
+def test_clips_of_similar_motion_or_texture_go_together(tmp_path: Path) -> None:
+    """Noise of strength s that flickers by m has a texture that grows with s, and motion with m."""
     rng = np.random.default_rng(0)
     strengths, flickers = [5, 80, 20, 40], [40, 20, 5, 80]
     frames = dict[str, Frames]()
@@ -91,11 +91,11 @@ def test_neighbours_in_motion_and_texture_come_together(tmp_path: Path) -> None:
         still = rng.uniform(-strength, strength, (1, 32, 32, 3))
         level = flicker * (np.arange(6) % 2)[:, None, None, None]
         frames[f"c{i}"] = (100 + still + level).clip(0, 255).astype(np.uint8)
-    found = write_store(tmp_path / "store", frames)
-    assert np.argsort([texture(clip) for clip in found]).tolist() == [0, 2, 3, 1]
-    moved = [motion(clip) for clip in found]
+    textures = write_store(tmp_path / "store", frames)
+    assert np.argsort([texture(clip) for clip in textures]).tolist() == [0, 2, 3, 1]
+    moved = [motion(clip) for clip in textures]
     assert np.argsort(moved).tolist() == [2, 1, 0, 3]
-    # All pixels change by the flicker.
+    # The flicker changes all pixels equally.
     np.testing.assert_allclose(moved, flickers, atol=1)
-    assert ids(deal(found, 2, 0, "texture")) == [["c0", "c2"], ["c3", "c1"]]
-    assert ids(deal(found, 4, 0, "motion")) == [["c2"], ["c1"], ["c0"], ["c3"]]
+    assert ids(deal(textures, 2, 0, "texture")) == [["c0", "c2"], ["c3", "c1"]]
+    assert ids(deal(textures, 4, 0, "motion")) == [["c2"], ["c1"], ["c0"], ["c3"]]

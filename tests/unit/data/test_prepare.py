@@ -51,7 +51,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def failing_after(
     monkeypatch: pytest.MonkeyPatch, count: int, error: BaseException
 ) -> Callable[[], int]:
-    """Let as many clips be written, then fail in the middle of the next; how many were begun."""
+    """Fail in the middle of the clip after `count` clips; return a counter of clips begun."""
     begun = 0
 
     def fails(pairs: Iterable[Any], fail: bool) -> Iterable[Any]:
@@ -79,7 +79,7 @@ def test_the_result_does_not_depend_on_the_workers(source: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
-def test_a_stopped_preparation_goes_on(
+def test_a_stopped_preparation_is_resumed(
     source: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     make(source)
@@ -91,35 +91,37 @@ def test_a_stopped_preparation_goes_on(
             make(source)
     if isinstance(error, OSError):
         assert str(raised.value).endswith("out; free some and retry, finished clips are kept")
-    aside = source.with_name(".out-partial")
+    partial = source.with_name(".out-partial")
     assert sorted(path.name for path in source.parent.iterdir()) == [".out-partial", "in"]
-    assert not [path for path in aside.iterdir() if path.name.startswith((".", "c2", "c3"))]
+    assert not [path for path in partial.iterdir() if path.name.startswith((".", "c2", "c3"))]
     begun = failing_after(monkeypatch, 99, error)
     seen = list[tuple[float, int]]()
     make(source, progress=lambda done, total: seen.append((done, total)))
     assert begun() == 2
     assert seen == [(i, 6) for i in range(1, 7)]
     assert content(source.with_name("out")) == whole
-    assert not aside.exists()
+    assert not partial.exists()
 
 
-def test_what_a_killed_process_left_is_cleared(
+def test_leftovers_of_a_killed_process_are_deleted(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
         failing_after(patched, 2, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             make(source)
-    aside = source.with_name(".out-partial")
+    partial = source.with_name(".out-partial")
+    source.with_name(".out.lock").touch()
     for name in (".c2_gt.npy.123.tmp", "c2_gt.npy", "c9_gt.npy"):
-        (aside / name).write_bytes(b"half")
-    (aside / "c3.done.json").write_text('{"entries": [')
+        (partial / name).write_bytes(b"half")
+    (partial / "c3.done.json").write_text('{"entries": [')
     store = make(source)
     assert [clip.num_frames for clip in store.clips] == [3] * 4
     assert len(list(source.with_name("out").iterdir())) == 9
+    assert sorted(path.name for path in source.parent.iterdir()) == ["in", "out"]
 
 
-def test_what_changed_in_between_is_made_anew(
+def test_clips_of_changed_files_are_made_again(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
@@ -136,9 +138,9 @@ def test_one_bad_clip_keeps_the_others(source: Path) -> None:
     (source / "c2" / "1.png").write_bytes(good[:100])
     with pytest.raises(UserError, match=r"c2/1\.png is not a readable picture"):
         make(source)
-    aside = source.with_name(".out-partial")
-    assert {path.name.partition("_")[0] for path in aside.glob("*_gt.npy")} >= {"c0", "c1"}
-    assert not list(aside.glob("c2*"))
+    partial = source.with_name(".out-partial")
+    assert {path.name.partition("_")[0] for path in partial.glob("*_gt.npy")} >= {"c0", "c1"}
+    assert not list(partial.glob("c2*"))
     assert not source.with_name("out").exists()
     (source / "c2" / "1.png").write_bytes(good)
     assert len(make(source).clips) == 4
@@ -194,8 +196,8 @@ def test_an_error_stops_a_clip_that_is_being_made(
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-def test_the_disk_is_looked_at_first(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # 4 clips of 3 frames: 12 * 3 * (16 * 24 + 4 * 6) bytes, and 16 MiB for the rest.
+def test_disk_space_is_checked_first(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 4 clips of 3 frames: 12 * 3 * (16 * 24 + 4 * 6) bytes, and 16 MiB to spare.
     needed = 12 * 3 * (16 * 24 + 4 * 6) + (16 << 20)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, needed - 1))
     begun = failing_after(monkeypatch, 99, KeyboardInterrupt())
@@ -229,13 +231,13 @@ def test_a_folder_that_cannot_be_written(source: Path, monkeypatch: pytest.Monke
         make(source)
 
 
-def test_what_is_there_is_not_lost(source: Path) -> None:
+def test_existing_folders_are_not_lost(source: Path) -> None:
     out = source.with_name("out")
     out.mkdir()
-    assert existing(request_for(source)) is None, "an empty folder is nothing"
+    assert existing(request_for(source)) is None, "an empty folder is free to use"
     first = make(source)
     assert existing(request_for(source)) == first
-    assert make(source) == first, "the same request finds it"
+    assert make(source) == first, "the same request returns the store"
     with pytest.raises(UserError, match=r"made with other settings \(scale 4, not 2\); choose"):
         make(source, scale=2)
     assert make(source, scale=2, overwrite=True).clips[0].scale == 2
@@ -244,7 +246,9 @@ def test_what_is_there_is_not_lost(source: Path) -> None:
         prepare(Request(source, "folder", 4, "bi", overwrite=True), *folder.recordings(source))
 
 
-def test_another_request_was_left_unfinished(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unfinished_store_with_other_settings_is_refused(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patched:
         failing_after(patched, 2, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
@@ -267,14 +271,14 @@ def test_one_process_at_a_time(source: Path) -> None:
 
 
 def at_the_same_time(source: Path) -> list[Store | UserError]:
-    """What two preparations that wait for each other return or raise."""
+    """The results or errors of two preparations that start together and wait for each other."""
     request, barrier = request_for(source), Barrier(2)
 
     def waiting(_: int) -> Store | UserError:
-        found = folder.recordings(source)
+        tasks_and_notes = folder.recordings(source)
         barrier.wait(60)
         try:
-            return prepare(request, *found, 1, wait=True)
+            return prepare(request, *tasks_and_notes, 1, wait=True)
         except UserError as error:
             return error
 
@@ -282,7 +286,7 @@ def at_the_same_time(source: Path) -> list[Store | UserError]:
         return list(pool.map(waiting, range(2)))
 
 
-def test_who_waits_gets_the_store_of_the_other(
+def test_a_waiting_preparation_gets_the_store_of_the_other(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun = failing_after(monkeypatch, 99, KeyboardInterrupt())
@@ -293,7 +297,7 @@ def test_who_waits_gets_the_store_of_the_other(
     assert sorted(path.name for path in source.parent.iterdir()) == ["in", "out"]
 
 
-def test_who_waits_makes_the_store_if_the_other_fails(
+def test_a_waiting_preparation_takes_over_if_the_other_fails(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     error = OSError(errno.ENOSPC, "No space left on device")
@@ -315,7 +319,7 @@ def test_who_waits_makes_the_store_if_the_other_fails(
 
 
 def test_memory_does_not_grow_with_a_clip(tmp_path: Path) -> None:
-    """Frames are written as they come: never are two of them held."""
+    """Frames are written one by one, so that at most two are held."""
     alive = most = 0
 
     class Counted(np.ndarray[Any, Any]):

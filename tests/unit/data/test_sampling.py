@@ -25,7 +25,7 @@ def store(tmp_path: Path) -> list[Clip]:
 
 
 def numbered(tmp_path: Path, num_frames: int = 10) -> Clip:
-    """A clip whose frame t is t all over."""
+    """A clip whose frame t has the value t everywhere."""
     gt = np.broadcast_to(
         np.arange(num_frames, dtype=np.uint8)[:, None, None, None], (num_frames, 16, 16, 3)
     )
@@ -47,7 +47,9 @@ def test_a_pass_starts_once_from_every_frame(tmp_path: Path) -> None:
     for one in (draws[:10], draws[10:]):
         named = {(draw.clip.clip_id, draw.start) for draw in one}
         assert named == {(clip.clip_id, start) for clip in clips for start in range(5)}
-    assert [d.start for d in draws[:10]] != [d.start for d in draws[10:]], "an order a pass"
+    assert [d.start for d in draws[:10]] != [d.start for d in draws[10:]], (
+        "every pass has its own order"
+    )
     assert len({draw.seed for draw in draws}) == 20
 
 
@@ -83,7 +85,7 @@ def test_a_sample_follows_from_its_own_seed(tmp_path: Path) -> None:
 
 
 def test_input_and_target_show_the_same_place_under_every_augmentation(tmp_path: Path) -> None:
-    # Enlarging the input must come close to its own target, and to no other sample's.
+    # The enlarged input must be close to its own target, and not to another sample's.
     for draws in islice(passes(store(tmp_path), 1, 3), 4):
         lq, gt = (to_float(frames, torch.device("cpu")) for frames in read_batch(draws, SHAPE))
         frames = lq.permute(0, 1, 3, 4, 2).numpy()
@@ -96,7 +98,7 @@ def test_input_and_target_show_the_same_place_under_every_augmentation(tmp_path:
 
 
 def test_augmentation_draws_every_orientation(tmp_path: Path) -> None:
-    # A frame of distinct corners, cropped whole: 2 x 2 flips x transposition are 8 orientations.
+    # The crop is the whole frame, and its corners differ: 2 x 2 flips and a transposition give 8.
     gt = moving_texture(4, 16, 16)
     clips = write_store(tmp_path / "one", {"c": gt})
     whole = replace(SHAPE, num_frames=4)
@@ -124,7 +126,7 @@ def test_frames_follow_each_other_by_the_interval(tmp_path: Path) -> None:
     assert frames_shown(clip, 6, shape) == [6, 7, 8, 9]
 
 
-def test_a_start_too_late_is_drawn_anew(tmp_path: Path) -> None:
+def test_a_start_too_late_is_redrawn(tmp_path: Path) -> None:
     clip, shape = numbered(tmp_path), SampleShape(num_frames=4, crop=16, interval=2)
     shown = [frames_shown(clip, 5, shape, seed) for seed in range(40)]
     assert {tuple(np.diff(frames)) for frames in shown} == {(2, 2, 2)}
@@ -170,7 +172,7 @@ def test_a_mirrored_sample_is_followed_by_itself_in_reverse(
         assert frames == frames[::-1]
 
 
-def test_the_pages_asked_for_hold_the_rows_and_little_else(tmp_path: Path) -> None:
+def test_requested_pages_hold_the_rows_and_little_else(tmp_path: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (4, 60, 50, 3), np.uint8)
     np.save(tmp_path / "f.npy", frames)
     stored = np.load(tmp_path / "f.npy", mmap_mode="r")
@@ -182,13 +184,13 @@ def test_the_pages_asked_for_hold_the_rows_and_little_else(tmp_path: Path) -> No
         assert end - begin < len(wanted) + mmap.PAGESIZE
 
 
-def test_clips_are_let_go_once_a_sample_is_read(tmp_path: Path) -> None:
-    # Mappings that stay would make memory grow with the data set.
+def test_clips_are_unmapped_after_a_sample_is_read(tmp_path: Path) -> None:
+    # Otherwise memory would grow with the data set.
     clips = store(tmp_path)
     kept = clips[0].gt()
     batch = read_batch([Draw(clip, 0, 0) for clip in clips], SHAPE)
     mapped = Path("/proc/self/maps").read_text()
-    assert "c0_gt.npy" in mapped, "what the test itself holds"
+    assert "c0_gt.npy" in mapped, "the test itself maps this file"
     assert not any(name in mapped for name in ("c0_lq.npy", "c1_gt.npy", "c1_lq.npy"))
     assert kept.shape == (5, 32, 40, 3)
     assert len(batch[0]) == 2
@@ -199,5 +201,5 @@ def test_a_gpu_gets_the_same_frames(tmp_path: Path) -> None:
     (draws,) = islice(passes(store(tmp_path), 0, 3), 1)
     plain, pinned = (read_batch(draws, SHAPE, pin=pin)[1] for pin in (False, True))
     assert pinned.is_pinned()
-    there = to_float(pinned, torch.device("cuda"))
-    assert torch.equal((there * 255).round().byte().cpu(), plain)
+    on_gpu = to_float(pinned, torch.device("cuda"))
+    assert torch.equal((on_gpu * 255).round().byte().cpu(), plain)

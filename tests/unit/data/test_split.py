@@ -39,21 +39,21 @@ def names(clips: Any) -> list[str]:
 def test_held_out_clips_are_scored_on_and_not_trained_on(tmp_path: Path) -> None:
     every = [f"{i:03d}" for i in range(24)]
     reds = data_set(tmp_path / "reds", *every)
-    found = split(reds, held_out="reds4", max_train_clips=10)
-    assert tuple(names(found.test)) == REDS4
-    assert names(found.train) == [name for name in every if name not in REDS4][:10]
-    assert sorted(names(c for own in found.clients for c in own)) == names(found.train)
+    result = split(reds, held_out="reds4", max_train_clips=10)
+    assert tuple(names(result.test)) == REDS4
+    assert names(result.train) == [name for name in every if name not in REDS4][:10]
+    assert sorted(names(c for own in result.clients for c in own)) == names(result.train)
     other = data_set(tmp_path / "vid4", "walk", "city", seed=100)
-    found = split(reds, held_out=["003"], test=[other])
-    assert names(found.test) == ["003", "walk", "city"]
-    assert len(found.train) == 23
+    result = split(reds, held_out=["003"], test=[other])
+    assert names(result.test) == ["003", "walk", "city"]
+    assert len(result.train) == 23
     with pytest.raises(UserError, match=r"names clips that data\.train does not have: 99, zebra"):
         split(reds, held_out=["001", "zebra", "99"])
 
 
 @pytest.mark.parametrize("same", ["set", "pixels", "ids"])
 def test_training_on_test_clips_is_refused(tmp_path: Path, same: str) -> None:
-    """The same set, the same pixels under other names, or other frames of what has the name."""
+    """Refuse the same store, the same pixels under other names, and other clips of equal names."""
     train = data_set(tmp_path / "train", "a", "b", "c")
     test, names = {
         "set": lambda: (train, ("a", "b", "c")),
@@ -63,8 +63,8 @@ def test_training_on_test_clips_is_refused(tmp_path: Path, same: str) -> None:
     refused = rf"train on {len(names)} of the test clips \({', '.join(names)}\), by their ids or"
     with pytest.raises(UserError, match=refused):
         split(train, test=[test])
-    found = split(train, test=[test], allow_overlap=True)
-    assert found.overlap == names
+    result = split(train, test=[test], allow_overlap=True)
+    assert result.overlap == names
 
 
 def test_two_clips_of_one_id_are_refused(tmp_path: Path) -> None:
@@ -76,11 +76,11 @@ def test_two_clips_of_one_id_are_refused(tmp_path: Path) -> None:
         split(third, test=[one, other])
 
 
-def test_a_client_for_every_folder(tmp_path: Path) -> None:
+def test_by_folder_makes_one_client_per_folder(tmp_path: Path) -> None:
     own = data_set(tmp_path / "own", "v10-0", "v2-0", "v2-1", "v1-0", "v1-1", "v1-2")
     for seed in (0, 1):
-        found = split(own, held_out=["v1-2"], partition="by_folder", num_clients=3, seed=seed)
-        dealt = [names(client) for client in found.clients]
+        result = split(own, held_out=["v1-2"], partition="by_folder", num_clients=3, seed=seed)
+        dealt = [names(client) for client in result.clients]
         assert dealt == [["v1-0", "v1-1"], ["v2-0", "v2-1"], ["v10-0"]]
     with pytest.raises(UserError, match=r"each of the 3 folders .* set data\.num_clients = 3"):
         split(own, held_out=["v1-2"], partition="by_folder", num_clients=2)
@@ -114,7 +114,7 @@ def test_every_record_says_that_test_clips_were_trained_on(
     assert set(partition["clip_id"]) == {"cat-0", "cat-1", "dog-0", "dog-1"}
 
 
-def test_refusals(tmp_path: Path) -> None:
+def test_unusable_data_sets_are_refused(tmp_path: Path) -> None:
     twos = data_set(tmp_path / "twos", "a", "b", scale=2)
     with pytest.raises(UserError, match=r"was prepared with --scale 2, and data\.scale = 4"):
         split(twos, held_out=["a"])
@@ -131,17 +131,17 @@ def test_a_folder_of_videos_is_cut_at_the_first_run(tmp_path: Path) -> None:
         (tmp_path / "own" / label).mkdir(parents=True)
         frames = moving_texture(9, 48, 64, seed=len(label) + ord(label[0]))
         write_video(tmp_path / "own" / label / "a.mp4", frames)
-    told = list[tuple[str, int, int]]()
+    steps = list[tuple[str, int, int]]()
     settings = {"clip_frames": 3, "num_clients": 2, "cache_dir": str(tmp_path / "cache")}
     config = DataConfig(
         train=[str(tmp_path / "own")], held_out=["cat-a-000"], partition="more", **settings
     )
-    found = prepare(config, 0, lambda *step: told.append(step))
-    assert [len(own) for own in found.clients] in ([2, 3], [3, 2])
-    assert {clip.label for clip in found.train} == {"cat", "dog"}
-    assert told[-1] == ("own (not prepared; this takes a while, once)", 18, 18)
+    result = prepare(config, 0, lambda *step: steps.append(step))
+    assert [len(own) for own in result.clients] in ([2, 3], [3, 2])
+    assert {clip.label for clip in result.train} == {"cat", "dog"}
+    assert steps[-1] == ("own (not prepared; this takes a while, once)", 18, 18)
     again = prepare(config, 0, lambda *step: pytest.fail("cut again"))
-    assert again == found
+    assert again == result
 
 
 def test_a_clip_too_short_for_samples_is_named(small: ExperimentConfig, tmp_path: Path) -> None:

@@ -81,11 +81,11 @@ def test_a_store_of_an_earlier_decoding_is_not_used(
 
 
 def test_progress_counts_frames(tmp_path: Path, video: Path) -> None:
-    told = list[tuple[str, int, int]]()
+    steps = list[tuple[str, int, int]]()
     settings: dict[str, Any] = {"clip_frames": 4, "num_clients": 2, "max_clips_per_video": 3}
     config = DataConfig(videos=[str(video)], cache_dir=str(tmp_path), **settings)
-    prepare(config, 0, lambda *step: told.append(step))
-    assert told == [("texture.mp4", i, 12) for i in range(13)]
+    prepare(config, 0, lambda *step: steps.append(step))
+    assert steps == [("texture.mp4", i, 12) for i in range(13)]
 
 
 def checksums(clips: Iterable[Clip]) -> dict[str, str]:
@@ -96,7 +96,7 @@ def checksums(clips: Iterable[Clip]) -> dict[str, str]:
 def test_every_command_takes_the_same_clips_from_a_video(
     tmp_path: Path, width: int, matrix: int
 ) -> None:
-    """Of an untagged video, which is BT.601 if it is small and BT.709 if it is wide."""
+    """Untagged videos are BT.601 if they are small and BT.709 if they are wide."""
     rng = np.random.default_rng(0)
     # Flat patches of 16 x 16 pixels, 4 frames.
     codes = rng.integers((40, 100, 100), (210, 157, 157), (4, 2, width // 16, 3))
@@ -141,7 +141,7 @@ def test_bad_videos_end_in_one_line_and_leave_nothing(tmp_path: Path, video: Pat
         "missing.mp4": (None, r"there is no video .*missing\.mp4"),
         "text.mp4": (b"not a video at all", r"text\.mp4 is not a readable video"),
         "empty.mp4": (b"", r"empty\.mp4 is not a readable video"),
-        # The index of an mp4 stands at its end: without it nothing can be read.
+        # The index of an mp4 is at its end; without it nothing can be read.
         "cut.mp4": (whole[: len(whole) // 2], r"cut\.mp4 is not a readable video"),
     }
     for name, (content, message) in cases.items():
@@ -156,7 +156,7 @@ def test_bad_videos_end_in_one_line_and_leave_nothing(tmp_path: Path, video: Pat
 
 
 def test_a_truncated_stream_is_noticed(tmp_path: Path, video: Path) -> None:
-    # The index first (as for streaming), then the data cut off: every frame up to there decodes.
+    # With the index first (as for streaming) and the data cut off, the first frames still decode.
     data = video.read_bytes()
     moov = data.rindex(b"moov") - 4
     mdat = data.index(b"mdat") - 4
@@ -183,13 +183,13 @@ def test_frames_that_the_decoder_made_up_are_refused(tmp_path: Path) -> None:
     garble(path)
     with av.open(str(path)) as container:
         made_up = list(container.decode(video=0))
-    assert len(made_up) == len(whole) == 40, "it decodes to the end"
+    assert len(made_up) == len(whole) == 40, "all frames decode"
     with pytest.raises(UserError, match=r"v\.mp4 is damaged in frame \d+; copy or encode it"):
         prepared(tmp_path, path)
     assert list((tmp_path / "c").iterdir()) == []
 
 
-def test_a_video_is_turned_as_it_says(tmp_path: Path) -> None:
+def test_a_video_is_rotated_by_its_metadata(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "v.mp4", moving_texture(12, 32, 48))
     flat = decode(path)
     clip = prepared(tmp_path, turn(path)).train[0]
@@ -197,10 +197,10 @@ def test_a_video_is_turned_as_it_says(tmp_path: Path) -> None:
     np.testing.assert_array_equal(clip.gt(), np.rot90(flat, -1, (1, 2))[:4])
 
 
-def test_the_disk_is_looked_at_before_a_video_is_cut(
+def test_disk_space_is_checked_before_a_video_is_cut(
     tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # 10 clips of 4 frames, and 16 MiB for the rest.
+    # 10 clips of 4 frames, and 16 MiB to spare.
     needed = 10 * 4 * 3 * (48 * 64 + 12 * 16) + (16 << 20)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, needed - 1))
     with pytest.raises(
@@ -222,7 +222,7 @@ def test_the_disk_is_looked_at_before_a_video_is_cut(
         ),
     ],
 )
-def test_what_the_system_refuses_is_one_line(
+def test_errors_of_the_file_system_are_one_line(
     tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
 ) -> None:
     def refused(*_: object) -> None:
@@ -234,7 +234,7 @@ def test_what_the_system_refuses_is_one_line(
     assert list((tmp_path / "c").iterdir()) == []
 
 
-def test_too_little_video(tmp_path: Path, video: Path) -> None:
+def test_videos_that_are_too_short(tmp_path: Path, video: Path) -> None:
     with pytest.raises(
         UserError, match=r"has 40 frames and needs at least 50; .* data\.clip_frames"
     ):
@@ -251,7 +251,7 @@ def test_package_videos(tmp_path: Path) -> None:
     assert videos.resolve("package:fedvsr/presets/demo.yaml").name == "demo.yaml"
 
 
-def test_a_clip_that_is_not_on_this_node(tmp_path: Path) -> None:
+def test_a_clip_that_is_missing_on_this_node(tmp_path: Path) -> None:
     clip = Clip("a-000", "a", str(tmp_path), 4, 32, 32, 4)
     with pytest.raises(UserError, match=r"clip a-000 is not at .*data\.cache_dir"):
         clip.gt()

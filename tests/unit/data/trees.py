@@ -1,4 +1,4 @@
-"""Data sets as they are published, but tiny."""
+"""Write tiny data sets in the layouts of the published ones."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def reds(
     train: Iterable[int] = (0, 11),
     val: Iterable[int] = (0,),
     *,
-    given: bool = True,
+    with_lq: bool = True,
     unpacked: bool = False,
 ) -> Path:
-    """`unpacked` as the archives do it, with `train/` and `val/` around."""
+    """Write clips of REDS; `unpacked` adds the folders `train/` and `val/` of the archives."""
     for part, clips, first in (("train", train, 0), ("val", val, 240)):
         base = root / part if unpacked else root
         for clip in clips:
             frames, name = texture(first + clip), f"{clip:03d}"
             write_pictures(base / f"{part}_sharp" / name, frames, "{:08d}.png")
-            if given:
+            if with_lq:
                 low = base / f"{part}_sharp_bicubic" / "X4" / name
-                # Told from made ones by a grey level.
+                # Half as bright, so that they differ from frames that are made.
                 write_pictures(low, reduced(frames) // 2, "{:08d}.png")
     return root
 
@@ -63,7 +63,7 @@ def vid4(root: Path, low: str | None = "BIx4") -> Path:
 def kinetics(
     root: Path, classes: Sequence[str] = ("archery", "yoga"), videos: int = 4, num_frames: int = 4
 ) -> tuple[Path, Path]:
-    """The folder of videos, in one folder a class, and the annotations."""
+    """Write videos, one folder per class, and annotations; return the folder and the table."""
     lines = ["label,youtube_id,time_start,time_end,split"]
     for label in classes:
         folder = root / "train" / label.replace(" ", "_")

@@ -20,8 +20,10 @@ from tests.unit.data.trees import texture
 
 
 def made(root: Path, cut: int | None = None, min_frames: int = 2) -> Store:
-    found = folder.recordings(root, clip_frames=cut, min_frames=min_frames)
-    return prepare(Request(root.with_name("out"), "folder", 4, "bi", {"cut": cut}), *found)
+    tasks_and_notes = folder.recordings(root, clip_frames=cut, min_frames=min_frames)
+    return prepare(
+        Request(root.with_name("out"), "folder", 4, "bi", {"cut": cut}), *tasks_and_notes
+    )
 
 
 def nothing_made(root: Path) -> bool:
@@ -177,7 +179,7 @@ def same_name(root: Path) -> None:
         (same_name, r"p\.mkv and .*p\.mp4 would both become clip p; rename one"),
     ],
 )  # fmt: skip
-def test_broken_material_costs_one_line(tmp_path: Path, spoil, match: str) -> None:
+def test_broken_recordings_end_in_one_line(tmp_path: Path, spoil, match: str) -> None:
     root = tmp_path / "mine"
     spoil(root)
     with pytest.raises(UserError, match=match) as error:
@@ -196,7 +198,7 @@ def test_a_video_that_ends_early_is_noted(tmp_path: Path) -> None:
     assert re.search(r"p\.mkv has \d+ frames; its duration promises 60", note)
 
 
-def test_one_frame_is_taken_if_asked_for(tmp_path: Path) -> None:
+def test_min_frames_allows_a_single_frame(tmp_path: Path) -> None:
     one_frame(tmp_path / "mine")
     assert made(tmp_path / "mine", min_frames=1).clips[0].num_frames == 1
 
@@ -209,7 +211,7 @@ def test_folders_without_clips(tmp_path: Path) -> None:
 
 
 def without_rights(function: Callable[[], object]) -> str:
-    """The UserError of a function in a process that is not root's, whoever runs the tests."""
+    """Run a function in a process without root's rights; return its UserError as text."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -240,13 +242,13 @@ def without_rights(function: Callable[[], object]) -> str:
     ],
 )
 def test_no_permission(name: str, reason: str) -> None:
-    # Not pytest's own folder, which nobody else may enter.
+    # pytest's own temporary folder is closed to other users.
     with tempfile.TemporaryDirectory() as parent:
         os.chmod(parent, 0o755)
         root = Path(parent) / "mine"
         write_pictures(root / "p", texture(0))
         write_clip(root / "v.mp4", texture(0))
         (root / name).chmod(0)
-        said = without_rights(lambda: folder.recordings(root))
+        message = without_rights(lambda: folder.recordings(root))
         (root / name).chmod(0o700)
-        assert said == f"UserError: {root}/{reason}"
+        assert message == f"UserError: {root}/{reason}"

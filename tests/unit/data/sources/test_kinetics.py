@@ -50,10 +50,10 @@ def test_a_few_clips_of_each_class(tmp_path: Path) -> None:
     clip = store.clips[0]
     index = int(clip.clip_id.split("_")[1])
     error = clip.gt().astype(int) - trees.texture(trees.hash_of("yoga") + index, 4)
-    assert np.abs(error).mean() < 12, "the frames of the video that it is named by"
+    assert np.abs(error).mean() < 12, "the clip shows the video of its name"
 
 
-def test_the_choice_is_by_seed_alone(tmp_path: Path) -> None:
+def test_the_choice_depends_on_the_seed_alone(tmp_path: Path) -> None:
     root, table = trees.kinetics(tmp_path / "k", videos=6)
     chosen = {seed: names(made(tmp_path / f"{seed}", root, table, seed=seed)) for seed in range(4)}
     assert len({tuple(c) for c in chosen.values()}) > 1
@@ -105,10 +105,10 @@ def test_too_few_names_the_classes(tmp_path: Path) -> None:
         made(tmp_path / "out", root, table)
     assert not (tmp_path / "out").exists()
     write_clip(path, trees.texture(0, 4))
-    assert len(made(tmp_path / "out", root, table).clips) == 4, "it goes on"
+    assert len(made(tmp_path / "out", root, table).clips) == 4, "it resumes"
 
 
-def test_another_pick_goes_on_from_the_clips_that_are_made(
+def test_another_choice_reuses_finished_clips(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, table = trees.kinetics(tmp_path / "k", videos=3)
@@ -118,7 +118,7 @@ def test_another_pick_goes_on_from_the_clips_that_are_made(
         made(tmp_path / "out", root, table)
     with pytest.raises(UserError, match=r"unfinished store with .* \(num_frames 4, not"):
         made(tmp_path / "out", root, table, num_frames=3)
-    monkeypatch.setattr(preparation, "write_clip", lambda *_: pytest.fail("made anew"))
+    monkeypatch.setattr(preparation, "write_clip", lambda *_: pytest.fail("made again"))
     store = made(tmp_path / "out", root, table, clips_per_class=1)
     assert [clip.label for clip in store.clips] == ["yoga", "archery"]
     assert len(list((tmp_path / "out").glob("*.npy"))) == 4
@@ -136,7 +136,7 @@ def test_rows_may_be_chosen_by_split_and_rate(tmp_path: Path) -> None:
     assert made(tmp_path / "out", root, table, fps=25, clips_per_class=1).clips
 
 
-def test_a_video_of_two_classes_is_taken_once(tmp_path: Path) -> None:
+def test_a_video_of_two_classes_is_used_once(tmp_path: Path) -> None:
     root, table = trees.kinetics(tmp_path / "k", videos=3)
     yoga = [row for row in table.read_text().splitlines() if row.startswith("yoga")]
     with table.open("a") as file:
@@ -146,7 +146,7 @@ def test_a_video_of_two_classes_is_taken_once(tmp_path: Path) -> None:
     assert all(("yog" in clip.clip_id) == (clip.label == "yoga") for clip in clips)
 
 
-def test_tables_that_are_none(tmp_path: Path) -> None:
+def test_tables_that_are_not_kinetics(tmp_path: Path) -> None:
     root, table = trees.kinetics(tmp_path / "k", videos=1)
 
     def refused(match: str, **changes: Any) -> None:

@@ -16,8 +16,8 @@ from fedvsr.errors import UserError
 from tests.unit.data import trees
 
 
-def made(out: Path, source: str, found: tuple[list[Any], list[str]]) -> Store:
-    return prepare(Request(out, source, 4, "bi"), *found)
+def made(out: Path, source: str, tasks_and_notes: tuple[list[Any], list[str]]) -> Store:
+    return prepare(Request(out, source, 4, "bi"), *tasks_and_notes)
 
 
 @pytest.mark.parametrize("unpacked", [False, True])
@@ -36,24 +36,24 @@ def test_reds_is_regrouped(tmp_path: Path, unpacked: bool) -> None:
     }  # fmt: skip
 
 
-def test_reds_low_resolution_is_made_where_it_is_not_given(tmp_path: Path) -> None:
-    root = trees.reds(tmp_path / "REDS", train=(0,), val=(), given=False)
+def test_reds_low_resolution_is_made_if_missing(tmp_path: Path) -> None:
+    root = trees.reds(tmp_path / "REDS", train=(0,), val=(), with_lq=False)
     store = made(tmp_path / "out", "reds", reds.recordings(root, num_frames=trees.FRAMES))
     np.testing.assert_array_equal(store.clips[0].lq(), trees.reduced(trees.texture(0)))
     root = trees.reds(tmp_path / "given", train=(0,), val=())
-    found = reds.recordings(root, num_frames=trees.FRAMES, make_lq=True)
-    again = made(tmp_path / "again", "reds", found)
+    tasks_and_notes = reds.recordings(root, num_frames=trees.FRAMES, make_lq=True)
+    again = made(tmp_path / "again", "reds", tasks_and_notes)
     np.testing.assert_array_equal(again.clips[0].lq(), trees.reduced(trees.texture(0)))
 
 
-def test_reds_that_others_regrouped(tmp_path: Path) -> None:
+def test_reds_that_is_already_regrouped(tmp_path: Path) -> None:
     root = trees.reds(tmp_path / "REDS", train=(0, 240), val=(0,))
     tasks, _ = reds.recordings(root, num_frames=trees.FRAMES)
     assert [task.clip_id for task in tasks] == ["000", "240"]
     assert tasks[1].gt.path == root / "train_sharp" / "240"
 
 
-def test_some_of_reds(tmp_path: Path) -> None:
+def test_chosen_clips_of_reds(tmp_path: Path) -> None:
     root = trees.reds(tmp_path / "REDS", train=(0, 1, 11, 15, 20), val=())
     tasks, notes = reds.recordings(root, num_frames=trees.FRAMES, only=REDS4)
     assert [task.clip_id for task in tasks] == ["000", "011", "015", "020"]
@@ -62,7 +62,7 @@ def test_some_of_reds(tmp_path: Path) -> None:
         reds.recordings(root, only=("000", "270", "4"))
 
 
-def test_reds_that_is_not_whole(tmp_path: Path) -> None:
+def test_incomplete_reds(tmp_path: Path) -> None:
     def refused(match: str, num_frames: int = trees.FRAMES) -> None:
         with pytest.raises(UserError, match=match):
             reds.recordings(root, num_frames=num_frames)
@@ -86,8 +86,8 @@ def test_reds_that_is_not_whole(tmp_path: Path) -> None:
 def test_vid4(tmp_path: Path, low: str | None) -> None:
     root = trees.vid4(tmp_path / "Vid4", low)
     store = made(tmp_path / "out", "vid4", vid4.recordings(root))
-    found = {clip.clip_id: (clip.height, clip.width) for clip in store.clips}
-    assert found == trees.VID4_SIZES
+    sizes = {clip.clip_id: (clip.height, clip.width) for clip in store.clips}
+    assert sizes == trees.VID4_SIZES
     assert [clip.num_frames for clip in store.clips] == [2, 3, 4, 5]
     walk = trees.texture(3, 5, 12, 24)
     np.testing.assert_array_equal(store.clips[3].gt(), walk)
@@ -96,7 +96,7 @@ def test_vid4(tmp_path: Path, low: str | None) -> None:
     assert "calendar has 2 frames, the published clip 41" in store.notes[0]
 
 
-def test_vid4_of_the_other_degradation_is_taken_as_given(tmp_path: Path) -> None:
+def test_published_frames_of_the_other_degradation_are_used(tmp_path: Path) -> None:
     root = trees.vid4(tmp_path / "Vid4", "BDx4")
     tasks, _ = vid4.recordings(root, degradation="bd")
     assert [task.lq and task.lq.path.parent.name for task in tasks] == ["BDx4"] * 4
@@ -104,7 +104,7 @@ def test_vid4_of_the_other_degradation_is_taken_as_given(tmp_path: Path) -> None
     assert [task.lq for task in tasks] == [None] * 4
 
 
-def test_vid4_that_is_not_whole(tmp_path: Path) -> None:
+def test_incomplete_vid4(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has none of GT/calendar, GT/city"):
         vid4.recordings(tmp_path)
     root = trees.vid4(tmp_path / "Vid4")
