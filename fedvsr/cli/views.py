@@ -36,7 +36,7 @@ class PreparationView:
         self._tasks = dict[str, TaskID]()
 
     def __call__(self, video: str, done: int, total: int) -> None:
-        """More clips of a video, or frames of a folder, are in the store."""
+        """More frames of a video or a folder have been cut."""
         if video not in self._tasks:
             if not self._console.is_terminal:
                 self._console.print(f"cutting {video} into clips")
