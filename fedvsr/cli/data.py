@@ -14,7 +14,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from fedvsr.cli.common import console, interruptible, say
+from fedvsr.cli.common import SetOption, SourceArgument, console, interruptible, say
 from fedvsr.errors import UserError
 
 if TYPE_CHECKING:
@@ -331,11 +331,8 @@ def preview(
 
 @app.command()
 def partition(
-    source: Annotated[str, typer.Argument(metavar="CONFIG", help="A preset or a YAML file.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable."),
-    ] = None,
+    source: SourceArgument,
+    settings: SetOption = None,
     plot: Annotated[
         Path | None,
         typer.Option(
