@@ -15,6 +15,7 @@ but for those that say when, where and by which release a run was made (`run_id`
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -257,18 +258,20 @@ def write_scores(path: Path, rows: Sequence[Row]) -> None:
         pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=SCORES), aside)
 
 
-class Results(dict[str, pd.DataFrame]):
-    """The tables by name; also as attributes: `results.rounds` is `results["rounds"]`."""
+@dataclass(frozen=True)
+class Results:
+    """The tables of one run or more as pandas tables; a row names its run by `run_id`."""
 
-    def __getattr__(self, name: str) -> pd.DataFrame:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(name) from None
+    runs: pd.DataFrame
+    rounds: pd.DataFrame
+    clients: pd.DataFrame
+    evaluations: pd.DataFrame
+    partition: pd.DataFrame
+    faults: pd.DataFrame
 
 
 def load_results(folder: str | Path = "results") -> Results:
-    """All runs at or below a folder as pandas tables by name (`SCHEMAS`), e.g. `results.rounds`.
+    """All runs at or below a folder as pandas tables, e.g. `results.rounds`.
 
     Rows of all runs stand in one table each; `run_id` joins them. Tables of many runs that lie in
     one folder, such as results/study-small, count where that folder is asked for itself.
@@ -285,7 +288,7 @@ def load_results(folder: str | Path = "results") -> Results:
         if path.parent == folder or pq.read_metadata(path).num_rows == 1
     ]
     return Results(
-        {
+        **{
             name: pa.concat_tables(
                 [
                     SCHEMAS[name].empty_table(),

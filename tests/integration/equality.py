@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedvsr.records import SCHEMAS, load_results
+from fedvsr.records import load_results
 
 # What may differ between equal runs: wall seconds, restarts, when and by whom it was run.
 VOLATILE = {
@@ -18,13 +18,12 @@ VOLATILE = {
 
 def facts(folder: Path) -> dict[str, pd.DataFrame]:
     """A run's tables without what may differ."""
-    tables = load_results(folder)
+    tables = vars(load_results(folder))
     return {
-        name: tables[name].drop(
-            columns=[c for c in tables[name] if c in VOLATILE or c.endswith("_s")]
-        )
+        name: table.drop(columns=[c for c in table if c in VOLATILE or c.endswith("_s")])
+        for name, table in tables.items()
         # What went wrong on the way is no part of the outcome.
-        for name in SCHEMAS.keys() - {"faults"}
+        if name != "faults"
     }
 
 

@@ -103,7 +103,7 @@ def test_every_record_says_that_test_clips_were_trained_on(
     assert isinstance(started, RunStarted)
     assert any("train on 4 of the test clips" in note for note in started.notes)
     list(events)
-    for name, table in load_results(run.folder).items():
+    for name, table in vars(load_results(run.folder)).items():
         assert (table["num_overlap"] == 4).all(), name
         assert len(table) > 0 or name == "faults", name
     partition = load_results(run.folder).partition
