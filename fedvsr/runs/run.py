@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 from filelock import FileLock, Timeout
 
-from fedvsr.config import ExperimentConfig
 from fedvsr.errors import UserError
 from fedvsr.files import replacing
 from fedvsr.records import read_run
+
+# `run_status` serves `fedvsr list` and `show`, which load no network.
+if TYPE_CHECKING:
+    from fedvsr.config import ExperimentConfig
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ def find_run(config: ExperimentConfig, out: Path) -> Run:
     Raises:
         UserError: there is none.
     """
+    from fedvsr.config import ExperimentConfig
+
     wanted, finished = config.config_hash(), list[str]()
     folders = (path.parent for path in out.glob("*/config.yaml"))
     for folder in sorted(folders, key=lambda path: path.stat().st_ctime, reverse=True):
