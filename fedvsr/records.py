@@ -16,16 +16,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fedvsr.errors import UserError
 from fedvsr.files import replacing
+
+# pyarrow imports pandas when `load_results` asks for it: `fedvsr list` and `show` do without.
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA_VERSION = 4
 
@@ -165,6 +169,7 @@ SCORES = pa.schema(
     ],
     metadata={"schema_version": str(SCHEMA_VERSION)},
 )
+_TIMES = ("started_at", "updated_at")
 _BY_ROUND = ("clients", "evaluations", "rounds", "faults")
 _COUNTS = ("num_sampled", "num_rejected", "num_failed", "download_bytes", "upload_bytes")
 
@@ -175,7 +180,7 @@ class RunRecords:
     def __init__(self, folder: Path, identity: Row) -> None:
         self._folder = folder
         self._identity = identity
-        self._tables = {name: _read(folder / f"{name}.parquet", name) for name in _BY_ROUND}
+        self._tables = {name: read_table(folder, name) for name in _BY_ROUND}
 
     def write_run(self, row: Row) -> None:
         """Replace the run's own row."""
@@ -233,12 +238,8 @@ class RunRecords:
 
     def last_evaluation(self) -> Row:
         """Means over the test clips of the last evaluated round, by column; empty if none."""
-        table = self._tables["evaluations"]
-        if not table.num_rows:
-            return {}
-        last = table.filter(pc.equal(table["round_idx"], pc.max(table["round_idx"])))
-        names = ("psnr_db", "ssim", "bicubic_psnr_db", "bicubic_ssim")
-        return {name: pc.mean(last[name]).as_py() for name in names}
+        last = last_evaluation(self._tables["evaluations"])
+        return mean_scores(last) if last.num_rows else {}
 
     def _table(self, name: str, rows: Sequence[Row]) -> pa.Table:
         schema = SCHEMAS[name]
@@ -273,53 +274,92 @@ class Results:
 def load_results(folder: str | Path = "results") -> Results:
     """All runs at or below a folder as pandas tables, e.g. `results.rounds`.
 
-    Rows of all runs stand in one table each; `run_id` joins them. Tables of many runs that lie in
-    one folder, such as results/study-small, count where that folder is asked for itself.
+    Each table holds the rows of all runs; `run_id` joins them. `run_folders` says which folders
+    count.
 
     Raises:
         UserError: the folder does not exist, or was written by a newer version.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; `fedvsr run` writes to results/")
-    runs = [
-        path.parent
-        for path in sorted(folder.rglob("runs.parquet"))
-        if path.parent == folder or pq.read_metadata(path).num_rows == 1
-    ]
+    folders = run_folders(Path(folder))
     return Results(
         **{
             name: pa.concat_tables(
-                [
-                    SCHEMAS[name].empty_table(),
-                    *(_read(run / f"{name}.parquet", name) for run in runs),
-                ]
+                [SCHEMAS[name].empty_table(), *(read_table(run, name) for run in folders)]
             ).to_pandas()
             for name in SCHEMAS
         }
     )
 
 
+def run_folders(folder: Path) -> list[Path]:
+    """The folders at or below `folder` that hold the tables of a run.
+
+    A folder with the tables of several runs, such as results/study-small, counts only if it is
+    `folder` itself.
+
+    Raises:
+        UserError: the folder does not exist.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; `fedvsr run` writes to results/")
+    return [
+        path.parent
+        for path in sorted(folder.rglob("runs.parquet"))
+        if path.parent == folder or pq.read_metadata(path).num_rows == 1
+    ]
+
+
 def read_run(folder: Path) -> dict[str, Any] | None:
-    """A run's own row, or None where the folder holds no run."""
-    table = _read(folder / "runs.parquet", "runs")
-    rows: list[dict[str, Any]] = table.to_pylist()
+    """A run's own row, or None if the folder holds no run."""
+    rows = read_runs(folder)
     return rows[0] if rows else None
 
 
-def _read(path: Path, name: str) -> pa.Table:
+def read_runs(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a folder's `runs.parquet`: one, or several of collected tables; empty if none."""
+    table = read_table(folder, "runs")
+    # pyarrow loads pandas to convert times that have a zone, so the zone is added afterwards.
+    for name in _TIMES:
+        naive = table[name].cast(pa.timestamp("us"))
+        table = table.set_column(table.schema.get_field_index(name), name, naive)
+    rows: list[dict[str, Any]] = table.to_pylist()
+    for row in rows:
+        row |= {name: row[name].replace(tzinfo=timezone.utc) for name in _TIMES if row[name]}
+    return rows
+
+
+def read_table(folder: Path, name: str) -> pa.Table:
+    """A run's table in the newest schema: columns that an older file lacks are null.
+
+    Returns:
+        The table; empty if the run has no such file.
+
+    Raises:
+        UserError: a newer version wrote the file.
+    """
+    path, schema = folder / f"{name}.parquet", SCHEMAS[name]
     if not path.exists():
-        return SCHEMAS[name].empty_table()
+        return schema.empty_table()
     table = pq.ParquetFile(path).read()
     version = int((table.schema.metadata or {}).get(b"schema_version", b"0"))
     if not 1 <= version <= SCHEMA_VERSION:
         raise UserError(
             f"{path} has schema version {version}; this fedvsr reads 1 to {SCHEMA_VERSION}"
         )
-    # An older file lacks columns; they read as null.
-    schema = SCHEMAS[name]
     columns = [
         table[field.name] if field.name in table.schema.names else pa.nulls(len(table), field.type)
         for field in schema
     ]
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def last_evaluation(evaluations: pa.Table) -> pa.Table:
+    """The rows of the last evaluated round."""
+    round_idx = evaluations["round_idx"]
+    return evaluations.filter(pc.equal(round_idx, pc.max(round_idx)))
+
+
+def mean_scores(evaluations: pa.Table) -> dict[str, float]:
+    """Means over rows of `evaluations` by column: PSNR and SSIM, the network's and bicubic's."""
+    names = ("psnr_db", "ssim", "bicubic_psnr_db", "bicubic_ssim")
+    return {name: pc.mean(evaluations[name]).as_py() for name in names}

@@ -1,7 +1,8 @@
-"""The commands `show` and `list`."""
+"""The commands `show` and `list`. They read parquet through pyarrow alone, to answer at once."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from rich.table import Table
 
 from fedvsr.cli.common import OutOption, RunArgument, console, print_wide
 from fedvsr.errors import UserError
+
+# pyarrow is imported by the commands: `--help` stays quick.
 
 
 def show(run_id: RunArgument, out: OutOption = Path("results")) -> None:
@@ -19,27 +22,23 @@ def show(run_id: RunArgument, out: OutOption = Path("results")) -> None:
 
 def list_runs(out: OutOption = Path("results")) -> None:
     """List the runs in DIR; the gain is over bicubic."""
-    from fedvsr.records import load_results
-    from fedvsr.runs.run import run_status
-
-    results = load_results(out)
     table = Table(box=None, pad_edge=False)
     for name in ("run", "status", "model", "algorithm"):
         table.add_column(name, no_wrap=True)
     for name in ("seed", "rounds", "PSNR dB", "gain dB"):
         table.add_column(name, justify="right")
-    for row in results.runs.sort_values("started_at").to_dict("records"):
-        rounds = results.rounds[results.rounds["run_id"] == row["run_id"]]["round_idx"]
-        done = 0 if rounds.empty else rounds.max()
+    for run in _runs(out):
+        psnr_db, bicubic_psnr_db = run["psnr_db"], run["bicubic_psnr_db"]
+        is_scored = psnr_db is not None and bicubic_psnr_db is not None
         table.add_row(
-            row["run_id"],
-            run_status(out / row["run_id"]),
-            row["model"],
-            row["algorithm"],
-            str(row["seed"]),
-            f"{done}/{row['num_rounds']}",
-            f"{row['psnr_db']:.2f}",
-            f"{row['psnr_db'] - row['bicubic_psnr_db']:+.2f}",
+            run["run_id"],
+            run["status"],
+            run["model"],
+            run["algorithm"],
+            str(run["seed"]),
+            f"{run['last_round']}/{run['num_rounds']}",
+            f"{psnr_db:.2f}" if is_scored else "",
+            f"{psnr_db - bicubic_psnr_db:+.2f}" if is_scored else "",
         )
     if not table.rows:
         console.print(f"no runs under {out}/ yet; `fedvsr run` makes one", highlight=False)
@@ -47,52 +46,74 @@ def list_runs(out: OutOption = Path("results")) -> None:
     print_wide(table)
 
 
-def summary(folder: Path) -> None:
-    """Print what a run is, its last scores, and its files."""
-    from fedvsr.records import load_results, read_run
+def _runs(out: Path) -> list[dict[str, Any]]:
+    """The rows of all runs at or below `out`, oldest first, with `last_round` and true `status`."""
+    from fedvsr.records import read_runs, read_table, run_folders
     from fedvsr.runs.run import run_status
 
-    row = read_run(folder)
-    if row is None:
-        raise UserError(f"there is no run at {folder}; `fedvsr list` shows those there are")
-    results = load_results(folder)
+    runs = list[dict[str, Any]]()
+    for folder in run_folders(out):
+        rows = read_runs(folder)
+        rounds = read_table(folder, "rounds").select(["run_id", "round_idx"]).to_pylist()
+        for row in rows:
+            # Collected tables of several runs have no process behind them.
+            status = run_status(folder) if len(rows) == 1 else row["status"]
+            own_rounds = [r["round_idx"] for r in rounds if r["run_id"] == row["run_id"]]
+            runs.append({**row, "status": status, "last_round": max(own_rounds, default=0)})
+    return sorted(runs, key=lambda run: (run["started_at"] is None, run["started_at"]))
+
+
+def summary(folder: Path) -> None:
+    """Print a run's settings and status, the scores of its last evaluated round, and its files."""
+    import pyarrow.compute as pc
+
+    from fedvsr.records import last_evaluation, mean_scores, read_runs, read_table
+    from fedvsr.runs.run import run_status
+
+    runs = read_runs(folder)
+    if not runs:
+        raise UserError(f"there is no run at {folder}; `fedvsr list` shows the existing ones")
+    if len(runs) > 1:
+        raise UserError(
+            f"{folder} holds the tables of {len(runs)} runs; "
+            f"`fedvsr list --out {folder}` shows their scores"
+        )
+    run = runs[0]
+    last_round = pc.max(read_table(folder, "rounds")["round_idx"]).as_py()
     console.print(
-        f"[bold]{row['run_id']}[/]  {run_status(folder)}\n"
-        f"{row['algorithm']} with {row['model']} ({row['num_params']:,} parameters), "
-        f"{row['num_clients']} clients, {results.rounds['round_idx'].max()}/{row['num_rounds']} "
-        f"rounds, seed {row['seed']}, {row['executor']}, {row['device']}",
+        f"[bold]{run['run_id']}[/]  {run_status(folder)}\n"
+        f"{run['algorithm']} with {run['model']} ({run['num_params']:,} parameters), "
+        f"{run['num_clients']} clients, {last_round or 0}/{run['num_rounds']} "
+        f"rounds, seed {run['seed']}, {run['executor']}, {run['device']}",
         highlight=False,
     )
-    if row["error"]:
-        console.print(f"error: {row['error']}", markup=False, highlight=False)
-    last = results.evaluations[
-        results.evaluations["round_idx"] == results.evaluations["round_idx"].max()
-    ]
+    if run["error"]:
+        console.print(f"error: {run['error']}", markup=False, highlight=False)
     table = Table(box=None, pad_edge=False)
     table.add_column("test clip")
     for name in ("frames", "bicubic", "PSNR", "gain", "bicubic SSIM", "SSIM"):
         table.add_column(name, justify="right")
-    # Where each client has a network, a clip's row is the mean of theirs.
-    columns = ["num_frames", "psnr_db", "bicubic_psnr_db", "ssim", "bicubic_ssim"]
-    clips = last.groupby("clip_id", as_index=False)[columns].mean().astype({"num_frames": int})
-    for score in clips.to_dict("records"):
-        table.add_row(score["clip_id"], str(score["num_frames"]), *_score_cells(score))
-    if len(clips) > 1:
-        means = clips[columns[1:]].mean().to_dict()
+    scores = last_evaluation(read_table(folder, "evaluations"))
+    clip_ids = sorted(scores["clip_id"].unique(), key=str)
+    for clip_id in clip_ids:
+        # If each client has a network, a clip's row is the mean of theirs.
+        clip = scores.filter(pc.equal(scores["clip_id"], clip_id))
+        table.add_row(str(clip_id), str(clip["num_frames"][0]), *_score_cells(mean_scores(clip)))
+    if len(clip_ids) > 1:
         table.add_section()
-        table.add_row("mean", "", *_score_cells(means), style="bold")
+        table.add_row("mean", "", *_score_cells(mean_scores(scores)), style="bold")
     console.print(table)
     files = ("config.yaml", "model.safetensors", "clients", "curves.png", "comparison.png")
-    there = [name for name in files if (folder / name).exists()]
-    console.print(f"{folder}/: {', '.join(there)}, *.parquet", highlight=False, soft_wrap=True)
+    existing = [name for name in files if (folder / name).exists()]
+    console.print(f"{folder}/: {', '.join(existing)}, *.parquet", highlight=False, soft_wrap=True)
 
 
-def _score_cells(score: dict[Any, Any]) -> list[str]:
-    gain = score["psnr_db"] - score["bicubic_psnr_db"]
+def _score_cells(score: Mapping[str, float]) -> list[str]:
+    gain_db = score["psnr_db"] - score["bicubic_psnr_db"]
     return [
         f"{score['bicubic_psnr_db']:.2f} dB",
         f"{score['psnr_db']:.2f} dB",
-        f"{gain:+.2f} dB",
+        f"{gain_db:+.2f} dB",
         f"{score['bicubic_ssim']:.4f}",
         f"{score['ssim']:.4f}",
     ]

@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from safetensors import safe_open
@@ -15,6 +19,7 @@ from fedvsr import cli, load_results, models
 from fedvsr.algorithms import reference
 from fedvsr.lookup import names
 from tests.conftest import moving_texture, write_video
+from tests.unit.report.synthetic import write_run
 
 
 def fedvsr(*arguments: str) -> int:
@@ -102,6 +107,64 @@ def test_a_run_from_the_first_command_to_its_files(
     assert fedvsr("show", str(folder)) == 0
     assert fedvsr("run", str(small_yaml), "--executor", "serial", "--out", out, "--resume") == 2
     assert "has finished with this configuration" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["list"], ["show", "one"], ["--help"], ["report", "--help"]])
+def test_quick_commands_load_no_heavy_library(command: list[str], tmp_path: Path) -> None:
+    write_run(tmp_path, "one", clips=["a", "b"])
+    code = (
+        "import sys; from fedvsr.cli import main; sys.argv = ['fedvsr', *sys.argv[1:]]\n"
+        "try: main()\n"
+        "except SystemExit as ended: assert not ended.code\n"
+        "print('loaded:', {'torch', 'torchvision', 'ray', 'matplotlib', 'pandas'} & {*sys.modules})"
+    )
+    out = [] if "--help" in command else ["--out", str(tmp_path)]
+    printed = subprocess.run(
+        [sys.executable, "-c", code, *command, *out], capture_output=True, text=True, check=True
+    ).stdout
+    assert printed.endswith("loaded: set()\n")
+
+
+def test_list_shows_runs_at_any_depth_and_collected_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "sweeps" / "s" / "runs", "deep", psnr_db=lambda *_: 30.0)
+    write_run(tmp_path, "begun", status="running", done=0, clips=())
+    assert fedvsr("list", "--out", str(tmp_path)) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert sorted(lines) == [
+        ["begun", "stopped", "tiny", "fedavg", "1", "0/2"],
+        ["deep", "finished", "tiny", "fedavg", "1", "2/2"],
+    ]
+    collected = tmp_path / "collected"
+    collected.mkdir()
+    for name in ("runs", "rounds"):
+        tables = [pq.read_table(path) for path in sorted(tmp_path.rglob(f"{name}.parquet"))]
+        pq.write_table(pa.concat_tables(tables), collected / f"{name}.parquet")
+    assert fedvsr("list", "--out", str(collected)) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"deep +finished .* 2/2", printed)
+    assert fedvsr("show", str(collected)) == 2
+    assert "holds the tables of 2 runs" in capsys.readouterr().err
+
+
+def test_show_averages_over_clients_and_clips(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    psnr_db = {"a": 30.0, "b": 31.0}
+    folder = write_run(tmp_path, "one", psnr_db=lambda r, clip: psnr_db[clip] + r)
+    path = folder / "evaluations.parquet"
+    table = pq.read_table(path)
+    higher = table.set_column(
+        table.schema.get_field_index("psnr_db"), table.schema.field("psnr_db"),
+        pc.add(table["psnr_db"], 1.0),
+    )  # fmt: skip
+    pq.write_table(pa.concat_tables([table, higher]), path)
+    assert fedvsr("show", str(folder)) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    # Round 2 of two clients, 1 dB apart; bicubic has 29 dB.
+    assert ["a", "3", "29.00", "dB", "32.50", "dB", "+3.50", "dB"] in [row[:8] for row in rows]
+    assert ["mean", "29.00", "dB", "33.00", "dB", "+4.00", "dB"] in [row[:7] for row in rows]
 
 
 @pytest.mark.parametrize(
