@@ -49,7 +49,7 @@ def sections(report: Report, markup: Markup) -> list[Section]:
             "Student's t: over seeds, of the means over clips; over clips, of the means over seeds "
             "(in brackets, how many). Not adjusted for the number of comparisons."
         )
-        found.append(Section("Paired differences", (), _table(rows, markup, "difference"), after))
+        found.append(Section("Paired differences", (), _table(rows, markup), after))
     if not report.overhead.empty:
         rows = [_cost(row) for row in report.overhead.to_dict("records")]
         after = (
@@ -57,12 +57,12 @@ def sections(report: Report, markup: Markup) -> list[Section]:
             "bytes per client and round. Times are those of the machine as it was, with whatever "
             "else ran on it."
         )
-        found.append(Section("Cost", (), _table(rows, markup, "network"), after))
+        found.append(Section("Cost", (), _table(rows, markup), after))
     if not report.faults.empty:
         rows = [_fault(row) for row in report.faults.to_dict("records")]
-        found.append(Section("Faults", (), _table(rows, markup, "run")))
+        found.append(Section("Faults", (), _table(rows, markup)))
     rows = [_run(row) for row in report.gathered.runs.to_dict("records")]
-    found.append(Section("Runs", report.notes, _table(rows, markup, "run")))
+    found.append(Section("Runs", report.notes, _table(rows, markup)))
     return found
 
 
@@ -86,8 +86,8 @@ def _of_paper(cells: pd.DataFrame) -> str:
     return f" The paper's values: {tables.paper_source()}." if cells["paper"].notna().any() else ""
 
 
-def _table(rows: list[dict[str, str]], markup: Markup, index: str) -> str:
-    return render(plain(rows, markup, index), markup)
+def _table(rows: list[dict[str, str]], markup: Markup) -> str:
+    return render(plain(rows, markup), markup)
 
 
 def _difference(row: Mapping[Any, Any]) -> dict[str, str]:

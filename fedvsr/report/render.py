@@ -1,10 +1,11 @@
-"""Tables as Markdown, CSV, LaTeX and HTML."""
+"""Tables as Markdown, LaTeX and HTML."""
 
 from __future__ import annotations
 
 import html
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal
 
 import pandas as pd
@@ -12,9 +13,14 @@ import pandas as pd
 from fedvsr.report.gather import DECIMALS, METRIC_NAMES, ordered
 
 Markup = Literal["md", "tex", "html"]
-# No run has this cell.
+# The cell of a method without a run.
 _MISSING = "–"  # noqa: RUF001 (a dash is meant)
 _MINUS = "\N{MINUS SIGN}"
+_TEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}"}
+)
 
 LEGEND = (
     "Mean and standard deviation over seeds; bold: the best federated method of those with a "
@@ -22,10 +28,26 @@ LEGEND = (
     "this one less it."
 )
 
+# The labels of a column or a row, from the outermost to the innermost.
+_Labels = tuple[str, ...]
 
-def grid(cells: pd.DataFrame, markup: Markup) -> pd.DataFrame:
-    """Cells of `fedvsr.report.tables` as text: networks and methods down, the rest across."""
-    rows = cells[["model", "method"]].drop_duplicates()
+
+@dataclass(frozen=True)
+class Table:
+    """A table as text in one markup, ready for `render`."""
+
+    names: Sequence[str]
+    """Headings of the first columns, which hold the rows' labels."""
+    columns: Sequence[_Labels]
+    """Headings of each other column."""
+    rows: Sequence[_Labels]
+    """Labels of each row, one per name."""
+    cells: Sequence[Sequence[str]]
+    """The text of each row's other columns."""
+
+
+def grid(cells: pd.DataFrame, markup: Markup) -> Table:
+    """Cells of `fedvsr.report.tables`: networks and methods down, the rest across."""
     columns = [
         (heterogeneity, testset, metric)
         for heterogeneity in ordered(cells["heterogeneity"], "heterogeneity")
@@ -36,58 +58,33 @@ def grid(cells: pd.DataFrame, markup: Markup) -> pd.DataFrame:
         (c["model"], c["method"], c["heterogeneity"], c["testset"], c["metric"]): _text(c, markup)
         for c in cells.to_dict("records")
     }
-    pairs = list(rows.itertuples(index=False, name=None))
-    return pd.DataFrame(
-        [[texts[(*pair, *column)] for column in columns] for pair in pairs],
-        index=pd.MultiIndex.from_tuples(
-            [tuple(_escape(name, markup) for name in pair) for pair in pairs],
-            names=["network", "method"],
-        ),
-        columns=pd.MultiIndex.from_tuples(
-            [
-                (_escape(f"heterogeneity: {h}", markup), _escape(t, markup), METRIC_NAMES[m])
-                for h, t, m in columns
-            ]
-        ),
+    rows = list(cells[["model", "method"]].drop_duplicates().itertuples(index=False, name=None))
+    return Table(
+        ("network", "method"),
+        [
+            (_escape(f"heterogeneity: {h}", markup), _escape(t, markup), METRIC_NAMES[m])
+            for h, t, m in columns
+        ],
+        [tuple(_escape(name, markup) for name in row) for row in rows],
+        [[texts[(*row, *column)] for column in columns] for row in rows],
     )
 
 
-def render(frame: pd.DataFrame, markup: Markup) -> str:
-    """A frame of text in that markup, with its index as the first columns."""
-    if markup == "md":
-        heads = [*map(str, frame.index.names), *(_one_line(column) for column in frame.columns)]
-        lines = [_row(heads), _row(["---"] * len(heads))]
-        for index, values in zip(frame.index, frame.to_numpy(), strict=True):
-            labels = index if isinstance(index, tuple) else (index,)
-            lines.append(_row([*labels, *values]))
-        return "\n".join(lines) + "\n"
-    if markup == "tex":
-        levels = frame.index.nlevels
-        text = frame.style.to_latex(
-            column_format="l" * levels + "c" * len(frame.columns),
-            hrules=True,
-            clines="skip-last;data" if levels > 1 else None,
-            multicol_align="c",
-            multirow_align="naive",
-        )
-        # Two rules one upon the other.
-        text = re.sub(r"\\cline{\S+}\n\\bottomrule", r"\\bottomrule", text)
-        # The index's names have a line of their own below the columns'.
-        blanks, names = " & " * levels, " & ".join(map(str, frame.index.names))
-        text = re.sub(
-            rf"^{blanks}(.*\n){re.escape(names)} .*\n",
-            lambda found: f"{names} & {found[1]}",
-            text,
-            flags=re.MULTILINE,
-        )
-        return f"% needs the package booktabs\n{text}"
-    return _names_in_the_head(frame.style.to_html(exclude_styles=True), frame.index.nlevels)
+def plain(rows: Sequence[Mapping[str, str]], markup: Markup) -> Table:
+    """Rows of text by column, escaped; the first column labels the rows."""
+    first, *others = rows[0]
+    return Table(
+        [_escape(first, markup)],
+        [(_escape(name, markup),) for name in others],
+        [(_escape(row[first], markup),) for row in rows],
+        [[_escape(row[name], markup) for name in others] for row in rows],
+    )
 
 
-def plain(rows: Iterable[Mapping[str, object]], markup: Markup, index: str) -> pd.DataFrame:
-    """Rows of text as a frame for `render`, escaped, with `index` as the first column."""
-    escaped = [{_escape(k, markup): _escape(str(v), markup) for k, v in r.items()} for r in rows]
-    return pd.DataFrame(escaped).set_index(_escape(index, markup))
+def render(table: Table, markup: Markup) -> str:
+    """A table, which must have been made for that markup, as its source text."""
+    write = {"md": _markdown, "tex": _latex, "html": _html}[markup]
+    return "\n".join(write(table)) + "\n"
 
 
 def number(value: float, decimals: int, signed: bool = False) -> str:
@@ -95,14 +92,73 @@ def number(value: float, decimals: int, signed: bool = False) -> str:
     return f"{value:{'+' if signed else ''}.{decimals}f}".replace("-", _MINUS)
 
 
-def _names_in_the_head(table: str, levels: int) -> str:
-    """Without the row of its own that the index's names have: they go into the blanks above it."""
-    head, body = table.split("</thead>", 1)
-    *above, names = re.findall(r"    <tr>.*?</tr>\n", head, re.DOTALL)
-    for name in re.findall(r"<th >(.*?)</th>", names)[:levels]:
-        above[-1] = above[-1].replace("&nbsp;", name, 1)
-    before = head[: head.index("    <tr>")]
-    return f"{before}{''.join(above)}  </thead>{body}"
+def _markdown(table: Table) -> Iterator[str]:
+    yield _markdown_row([*table.names, *map(" ".join, table.columns)])
+    yield _markdown_row(["---"] * (len(table.names) + len(table.columns)))
+    for labels, texts in zip(table.rows, table.cells, strict=True):
+        yield _markdown_row([*labels, *texts])
+
+
+def _latex(table: Table) -> Iterator[str]:
+    yield "% needs the package booktabs"
+    yield rf"\begin{{tabular}}{{{'l' * len(table.names)}{'c' * len(table.columns)}}}"
+    yield r"\toprule"
+    for names, groups in _head(table):
+        heads = (rf"\multicolumn{{{n}}}{{c}}{{{text}}}" if n > 1 else text for text, n in groups)
+        yield " & ".join([*names, *heads]) + r" \\"
+    yield r"\midrule"
+    levels = [_groups(table.rows, level) for level in range(len(table.names))]
+    for i, texts in enumerate(table.cells):
+        if i in levels[0] and i > 0 and len(levels) > 1:
+            yield rf"\cline{{1-{len(table.names) + len(table.columns)}}}"
+        labels = (level[i][0] if i in level else "" for level in levels)
+        yield " & ".join([*labels, *texts]) + r" \\"
+    yield r"\bottomrule"
+    yield r"\end{tabular}"
+
+
+def _html(table: Table) -> Iterator[str]:
+    yield "<table>\n<thead>"
+    for names, groups in _head(table):
+        heads = [_th(name or "&nbsp;") for name in names]
+        heads += [_th(text, colspan=n) for text, n in groups]
+        yield f"<tr>{''.join(heads)}</tr>"
+    yield "</thead>\n<tbody>"
+    levels = [_groups(table.rows, level) for level in range(len(table.names))]
+    for i, texts in enumerate(table.cells):
+        labels = "".join(_th(level[i][0], rowspan=level[i][1]) for level in levels if i in level)
+        yield f"<tr>{labels}{''.join(f'<td>{text}</td>' for text in texts)}</tr>"
+    yield "</tbody>\n</table>"
+
+
+def _head(table: Table) -> Iterator[tuple[Sequence[str], Iterable[tuple[str, int]]]]:
+    """The lines of a table's head: `names`, in the last line only, and groups of columns."""
+    depth = len(table.columns[0])
+    for level in range(depth):
+        names = table.names if level == depth - 1 else [""] * len(table.names)
+        yield names, _groups(table.columns, level).values()
+
+
+def _groups(labels: Sequence[_Labels], level: int) -> dict[int, tuple[str, int]]:
+    """Neighbours with one label at a level and those outside it, to be drawn as one cell.
+
+    The innermost level is not grouped.
+
+    Returns:
+        The label and the number of neighbours by the position of the first.
+    """
+    if level == len(labels[0]) - 1:
+        return {i: (label[level], 1) for i, label in enumerate(labels)}
+    groups = dict[int, tuple[str, int]]()
+    for _, group in groupby(range(len(labels)), key=lambda i: labels[i][: level + 1]):
+        positions = list(group)
+        groups[positions[0]] = labels[positions[0]][level], len(positions)
+    return groups
+
+
+def _th(text: str, **spans: int) -> str:
+    attributes = "".join(f' {name}="{count}"' for name, count in spans.items() if count > 1)
+    return f"<th{attributes}>{text}</th>"
 
 
 def _text(cell: Mapping[Any, Any], markup: Markup) -> str:
@@ -127,13 +183,13 @@ def _text(cell: Mapping[Any, Any], markup: Markup) -> str:
                 "html": f' <span class="state">{state}</span>',
             }[markup]
     if not pd.isna(cell["paper"]):
-        beside = number(cell["paper"], decimals)
+        paper = number(cell["paper"], decimals)
         if not pd.isna(cell["mean"]):
-            beside += f", {number(cell['mean'] - cell['paper'], decimals, signed=True)}"
+            paper += f", {number(cell['mean'] - cell['paper'], decimals, signed=True)}"
         text += {
-            "md": f" [{beside}]",
-            "tex": rf" {{\scriptsize[{beside}]}}",
-            "html": f' <span class="paper">[{beside}]</span>',
+            "md": f" [{paper}]",
+            "tex": rf" {{\scriptsize[{paper}]}}",
+            "html": f' <span class="paper">[{paper}]</span>',
         }[markup]
     return text.replace("±", r"$\pm$").replace(_MINUS, "$-$") if markup == "tex" else text
 
@@ -141,17 +197,8 @@ def _text(cell: Mapping[Any, Any], markup: Markup) -> str:
 def _escape(text: str, markup: Markup) -> str:
     if markup == "html":
         return html.escape(text)
-    if markup == "md":
-        return text.replace("|", r"\|")
-    for character in "\\&%$#_{}":
-        replacement = r"\textbackslash " if character == "\\" else f"\\{character}"
-        text = text.replace(character, replacement)
-    return text
+    return text.replace("|", r"\|") if markup == "md" else text.translate(_TEX)
 
 
-def _one_line(column: object) -> str:
-    return " ".join(map(str, column)) if isinstance(column, tuple) else str(column)
-
-
-def _row(cells: Iterable[object]) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
+def _markdown_row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
