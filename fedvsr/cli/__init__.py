@@ -1,4 +1,4 @@
-"""The command line: every command, and what errors become."""
+"""The command line: its commands, and how errors are shown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedvsr.environment import let_threads_sleep
 from fedvsr.errors import UserError
 from fedvsr.files import DISK_FULL
 
-# Modules that load torch or Ray are imported by the commands that need them: `--help` stays quick.
+# Commands import the modules that load torch, Ray or pandas themselves: `--help` stays quick.
 
 app = typer.Typer(
     name="fedvsr",
@@ -30,7 +30,7 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def _main(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     if version:
         say(f"fedvsr {__version__}")
@@ -60,27 +60,31 @@ app.command("list")(results.list_runs)
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 2 the user's mistake, 1 ours, 130 interrupted."""
+    """Entry point. Exit codes: 0 done, 2 the user's mistake, 1 the program's, 130 interrupted."""
     let_threads_sleep()
     debug = "--debug" in sys.argv
     err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     try:
         app([argument for argument in sys.argv[1:] if argument != "--debug"])
-    except UserError as error:
-        if debug:
-            err.print_exception()
-        err.print(f"error: {error}")
-        sys.exit(2)
     except Exception as error:
         if debug:
             err.print_exception()
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
-            err.print(f"error: no room left on the disk: {error.filename or error}; make some")
-            sys.exit(2)
-        if isinstance(error, PermissionError) and error.filename:
-            err.print(f"error: {error.filename} may not be used: {error.strerror}; see to it")
+        if message := _user_message(error):
+            err.print(f"error: {message}")
             sys.exit(2)
         reason = str(error).strip().splitlines() or [""]
         hint = "" if debug else " (--debug shows the traceback)"
         err.print(f"internal error: {type(error).__name__}: {reason[0]}{hint}")
         sys.exit(1)
+
+
+def _user_message(error: Exception) -> str | None:
+    """What to tell a user who can fix the error; None if it is a fault of the program."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        disk = f"the disk of {error.filename}" if error.filename else "the disk"
+        return f"no space left on {disk}; free some"
+    if isinstance(error, PermissionError) and error.filename:
+        return f"cannot access {error.filename}: {error.strerror}; check its permissions"
+    return None

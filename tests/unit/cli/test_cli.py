@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import re
 import subprocess
@@ -205,6 +206,32 @@ def test_faults_of_ours_exit_with_1_and_debug_shows_them(
     assert err == "internal error: ZeroDivisionError: broken (--debug shows the traceback)\n"
     assert fedvsr("--debug", "run", str(small_yaml)) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "", "f.mp4"), "no space left on the disk of f.mp4; free some"),
+        (OSError(errno.EDQUOT, "quota"), "no space left on the disk; free some"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "f.mp4"),
+            "cannot access f.mp4: Permission denied; check its permissions",
+        ),
+    ],
+)
+def test_errors_of_the_disk_cost_one_line_and_exit_code_2(
+    error: OSError,
+    message: str,
+    small_yaml: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("fedvsr.runs.launch.prepare_data", fail)
+    assert fedvsr("run", str(small_yaml)) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
 
 
 def test_a_failed_run_says_why_and_can_be_resumed(
