@@ -18,6 +18,7 @@ from fedvsr.report.gather import (
     UNITS,
     Gathered,
     display,
+    mean_scores,
     method_order,
     ordered,
     setting_name,
@@ -84,7 +85,7 @@ def curve_points(gathered: Gathered) -> pd.DataFrame:
         kept.append(own.assign(state=state))
     columns = [*metrics, *(f"bicubic_{m}" for m in metrics)]
     keys = [*GROUP, "method", "algorithm", "state", "round_idx"]
-    per_seed = pd.concat(kept).groupby([*keys, "run_id"], as_index=False)[columns].mean()
+    per_seed = mean_scores(pd.concat(kept), [*keys, "run_id"], columns)
     parts = []
     for metric in metrics:
         named = per_seed.rename(columns={metric: "value", f"bicubic_{metric}": "baseline"})

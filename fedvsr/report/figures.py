@@ -16,6 +16,7 @@ from PIL import Image
 from fedvsr import metrics
 from fedvsr.files import replacing
 from fedvsr.records import load_results
+from fedvsr.report.gather import mean_scores
 
 Picture = npt.NDArray[np.uint8]
 
@@ -32,26 +33,26 @@ def draw(folder: Path) -> list[Path]:
 def draw_curves(folder: Path) -> Path:
     """PSNR of the test clips against bicubic, and local loss, by round."""
     results = load_results(folder)
-    by_round = results.evaluations.groupby("round_idx")[["psnr_db", "bicubic_psnr_db"]].mean()
+    columns = ["psnr_db", "bicubic_psnr_db"]
+    by_round = mean_scores(results.evaluations, ["round_idx"], columns)
     rounds = results.rounds.dropna(subset=["loss"])
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
 
-    # Where each client has a network, a clip's line is the mean of theirs.
-    by_clip = results.evaluations.groupby(["clip_id", "round_idx"])[["psnr_db", "bicubic_psnr_db"]]
-    for i, (_, rows) in enumerate(by_clip.mean().groupby("clip_id")):
-        gain = rows["psnr_db"] - rows["bicubic_psnr_db"]
+    # If each client has a network, a clip's line is the mean of theirs.
+    by_clip = mean_scores(results.evaluations, ["clip_id", "round_idx"], columns)
+    for i, (_, clip) in enumerate(by_clip.groupby("clip_id")):
         label = None if i else "Each test clip"
-        left.plot(
-            rows.index.get_level_values("round_idx"),
-            gain,
-            color=_OURS,
-            alpha=0.35,
-            lw=1,
-            label=label,
-        )
-    gain = by_round["psnr_db"] - by_round["bicubic_psnr_db"]
-    left.plot(gain.index, gain, color=_OURS, lw=2, marker="o", ms=3, label="Mean of test clips")
+        left.plot(clip["round_idx"], _gain_db(clip), color=_OURS, alpha=0.35, lw=1, label=label)
+    left.plot(
+        by_round["round_idx"],
+        _gain_db(by_round),
+        color=_OURS,
+        lw=2,
+        marker="o",
+        ms=3,
+        label="Mean of test clips",
+    )
     left.axhline(0, color=_BASELINE, lw=1.5, ls="--", label=_bicubic_label(by_round))
     left.set(xlabel="Round", ylabel="PSNR over bicubic (dB)", title="Held-out clips")
     left.legend(loc="lower right", frameon=False)
@@ -77,12 +78,12 @@ def draw_comparison(folder: Path) -> Path:
 
     The PSNR under each is of what is shown: the frame above, the crop below.
     """
-    gains = load_results(folder).evaluations
+    scores = load_results(folder).evaluations
     # The pictures are the global network's, or the first client's.
-    gains = gains[gains["client_id"].fillna(0) == 0]
-    gains = gains[gains["round_idx"] == gains["round_idx"].max()]
-    gains = gains.assign(gain=gains["psnr_db"] - gains["bicubic_psnr_db"])
-    clip_id = str(gains.sort_values("gain")["clip_id"].iloc[-1])
+    scores = scores[scores["client_id"].fillna(0) == 0]
+    scores = scores[scores["round_idx"] == scores["round_idx"].max()]
+    by_gain = scores.assign(gain_db=_gain_db(scores)).sort_values("gain_db")
+    clip_id = str(by_gain["clip_id"].iloc[-1])
     pictures = {kind: _picture(folder, clip_id, kind) for kind in _TITLES}
     top, left, size = _best_crop(pictures)
     crop = slice(top, top + size), slice(left, left + size)
@@ -126,6 +127,10 @@ def box_sums(values: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float
 
 def _psnr_label(picture: Picture, gt: Picture, kind: str) -> str:
     return "" if kind == "gt" else f"{metrics.psnr(picture, gt):.2f} dB"
+
+
+def _gain_db(scores: pd.DataFrame) -> pd.Series[float]:
+    return scores["psnr_db"] - scores["bicubic_psnr_db"]
 
 
 def _bicubic_label(by_round: pd.DataFrame) -> str:

@@ -107,10 +107,9 @@ def gather(results: Results) -> Gathered:
     if results.runs.empty:
         raise UserError("there are no runs to report on; `fedvsr run` makes one, `--help` says how")
     runs, notes = _labelled(results)
-    evaluations = results.evaluations
     columns = [*METRICS, *(f"bicubic_{metric}" for metric in METRICS)]
-    by_clip = evaluations.groupby(["run_id", "round_idx", "clip_id"], as_index=False)[columns]
-    scores = by_clip.mean().merge(runs, on="run_id", how="inner")
+    by_clip = mean_scores(results.evaluations, ["run_id", "round_idx", "clip_id"], columns)
+    scores = by_clip.merge(runs, on="run_id", how="inner")
     configs = dict(zip(results.runs["run_id"], results.runs["config"], strict=True))
     sets = {
         (run_id, clip_id): name
@@ -167,6 +166,11 @@ def ordered(values: Iterable[str], kind: str) -> list[str]:
     places = {name: i for i, name in enumerate(known)}
     # `VRT (small)` goes with `VRT`.
     return sorted(set(values), key=lambda v: (places.get(v.split(" (")[0], len(known)), v))
+
+
+def mean_scores(scores: pd.DataFrame, keys: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+    """Means over rows with equal `keys`: a row per combination of keys, and its `columns`."""
+    return scores.groupby([*keys], as_index=False)[[*columns]].mean()
 
 
 def last_scores(gathered: Gathered) -> pd.DataFrame:

@@ -33,6 +33,7 @@ from fedvsr.report.gather import (
     Gathered,
     display,
     last_scores,
+    mean_scores,
     method_order,
     ordered,
 )
@@ -191,7 +192,8 @@ def _table(gathered: Gathered, wanted: Callable[[str], bool], with_bicubic: bool
 
 def _bicubic(key: dict[str, str], metric: str, scores: pd.DataFrame) -> dict[str, Any]:
     # The same frames in every run.
-    value = scores.groupby("run_id")[f"bicubic_{metric}"].mean().mean()
+    column = f"bicubic_{metric}"
+    value = mean_scores(scores, ["run_id"], [column])[column].mean()
     names = {"method": BICUBIC, "algorithm": BICUBIC, "metric": metric}
     rest = {"std": None, "num_seeds": 0, "state": "", "finished": True, "paper": None}
     return {**key, **names, "mean": value, **rest}
@@ -212,7 +214,7 @@ def _cell(
         elif first["last_round"] > 0:
             # Nothing has finished: the run that is furthest speaks, and says where it is.
             counted = scores[scores["run_id"] == first["run_id"]]
-    per_seed = counted.groupby("run_id")[metric].mean().dropna()
+    per_seed = mean_scores(counted, ["run_id"], [metric])[metric].dropna()
     return {
         **label,
         "metric": metric,
