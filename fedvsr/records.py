@@ -1,15 +1,15 @@
-"""Result tables: parquet files with versioned schemas, one folder a run.
+"""Result tables: parquet files with versioned schemas in each run's folder.
 
     <run>/runs.parquet         one row: the run
     <run>/rounds.parquet       a row per round; round 0 is the network before training
     <run>/clients.parquet      a row per round and sampled client
     <run>/evaluations.parquet  a row per evaluated round and test clip
     <run>/partition.parquet    a row per clip that a client trains on
-    <run>/faults.parquet       a row per failure that the run met
+    <run>/faults.parquet       a row per failure during the run
 
-For the same configuration and seed on the same kind of machine, columns are the same bit for bit,
-but for those that say when, where and by which release a run was made (`run_id`, `*_at`,
-`executor`, `node`, `slot`, versions), wall seconds (`*_s`), restarts (`attempts`) and faults.
+Two runs with the same configuration and seed on the same kind of machine have bit-equal columns,
+except for when, where and with which versions each was made (`run_id`, `*_at`, `executor`, `node`,
+`slot`, versions), wall seconds (`*_s`), restarts (`attempts`) and faults.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from fedvsr.errors import UserError
 from fedvsr.files import replacing
 
-# pyarrow imports pandas when `load_results` asks for it: `fedvsr list` and `show` do without.
+# Only `load_results` needs pandas, and pyarrow loads it there; `fedvsr list` and `show` stay quick.
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -42,14 +42,14 @@ def _field(name: str, kind: pa.DataType, description: str, unit: str = "") -> pa
 
 
 _IDENTITY = [
-    _field("run_id", pa.string(), "Names the run and its folder."),
-    _field("config_hash", pa.string(), "Of all settings that can change a number, the seed too."),
-    _field("seed", pa.int64(), "Root of every random draw."),
-    _field("fedvsr_version", pa.string(), "Version of the program."),
-    _field("git_commit", pa.string(), "Commit of its source tree; null for an installed wheel."),
+    _field("run_id", pa.string(), "Name of the run and of its folder."),
+    _field("config_hash", pa.string(), "Hash of all settings that change numbers, with the seed."),
+    _field("seed", pa.int64(), "Root seed of every random draw."),
+    _field("fedvsr_version", pa.string(), "Version of fedvsr."),
+    _field("git_commit", pa.string(), "Commit of the source tree; null for an installed wheel."),
     _field("num_overlap", pa.int64(), "Test clips that are also trained on; should be 0.", "1"),
 ]
-_ROUND = _field("round_idx", pa.int64(), "Round, from 1; 0 is before any training.")
+_ROUND = _field("round_idx", pa.int64(), "Round, from 1; 0 is the network before training.")
 
 
 def _schema(*fields: pa.Field) -> pa.Schema:
@@ -58,111 +58,116 @@ def _schema(*fields: pa.Field) -> pa.Schema:
 
 SCHEMAS: dict[str, pa.Schema] = {
     "runs": _schema(
-        _field("name", pa.string(), "The configuration's name."),
+        _field("name", pa.string(), "Name of the configuration."),
         _field("status", pa.string(), "running, finished, failed or interrupted."),
         _field("model", pa.string(), "Network."),
         _field("algorithm", pa.string(), "Federated algorithm."),
         _field("executor", pa.string(), "ray or serial."),
         _field("num_params", pa.int64(), "Parameters of the network.", "1"),
-        _field("num_rounds", pa.int64(), "Rounds asked for.", "1"),
+        _field("num_rounds", pa.int64(), "Rounds that the configuration asks for.", "1"),
         _field("num_clients", pa.int64(), "Registered clients.", "1"),
-        _field("num_train_clips", pa.int64(), "Clips dealt to the clients.", "1"),
-        _field("num_test_clips", pa.int64(), "Clips held out.", "1"),
-        _field("psnr_db", pa.float64(), "Of the last evaluated round, mean of clips.", "dB"),
-        _field("ssim", pa.float64(), "Of the last evaluated round, mean of clips.", "1"),
-        _field("bicubic_psnr_db", pa.float64(), "Bicubic enlargement, mean of clips.", "dB"),
-        _field("bicubic_ssim", pa.float64(), "Bicubic enlargement, mean of clips.", "1"),
-        _field("started_at", pa.timestamp("us", "UTC"), "First start."),
+        _field("num_train_clips", pa.int64(), "Clips that the clients train on.", "1"),
+        _field("num_test_clips", pa.int64(), "Clips that are scored.", "1"),
+        _field("psnr_db", pa.float64(), "PSNR of the last evaluation, mean over clips.", "dB"),
+        _field("ssim", pa.float64(), "SSIM of the last evaluation, mean over clips.", "1"),
+        _field("bicubic_psnr_db", pa.float64(), "PSNR of bicubic, mean over clips.", "dB"),
+        _field("bicubic_ssim", pa.float64(), "SSIM of bicubic, mean over clips.", "1"),
+        _field("started_at", pa.timestamp("us", "UTC"), "When the run was first started."),
         _field("updated_at", pa.timestamp("us", "UTC"), "When this row was written."),
-        _field("device", pa.string(), "What clients trained on."),
-        _field("versions", pa.string(), "Python and packages, as JSON."),
+        _field("device", pa.string(), "Device that clients trained on."),
+        _field("versions", pa.string(), "Versions of Python and packages, as JSON."),
         _field("config", pa.string(), "The resolved configuration, as JSON."),
         _field("error", pa.string(), "Why a failed run failed."),
     ),
     "rounds": _schema(
         _ROUND,
         _field("num_sampled", pa.int64(), "Clients that trained.", "1"),
-        _field("num_online", pa.int64(), "Clients that could be reached.", "1"),
-        _field("num_rejected", pa.int64(), "Of those, clients whose update was refused.", "1"),
-        _field("num_failed", pa.int64(), "Sampled clients that gave no update at all.", "1"),
-        _field("loss", pa.float64(), "Local loss, mean of the accepted clients.", "1"),
-        _field("vsr_loss", pa.float64(), "The network's own term of it.", "1"),
-        _field("psnr_db", pa.float64(), "Mean of test clips; null if not evaluated.", "dB"),
-        _field("ssim", pa.float64(), "Mean of test clips; null if not evaluated.", "1"),
-        _field("download_bytes", pa.int64(), "Parameters sent to clients.", "B"),
-        _field("upload_bytes", pa.int64(), "Parameters sent back.", "B"),
-        _field("epsilon", pa.float64(), "Of differential privacy so far; null without.", "1"),
-        _field("gap_s", pa.float64(), "Last update of the round before to first step.", "s"),
-        _field("train_s", pa.float64(), "First task to last report.", "s"),
-        _field("aggregate_s", pa.float64(), "Weighing and summing.", "s"),
-        _field("evaluate_s", pa.float64(), "Scoring the test clips.", "s"),
+        _field("num_online", pa.int64(), "Clients that could be sampled.", "1"),
+        _field("num_rejected", pa.int64(), "Sampled clients whose update was rejected.", "1"),
+        _field("num_failed", pa.int64(), "Sampled clients that sent no update.", "1"),
+        _field("loss", pa.float64(), "Local loss, mean over the accepted clients.", "1"),
+        _field("vsr_loss", pa.float64(), "Part of `loss` that is the network's own loss.", "1"),
+        _field("psnr_db", pa.float64(), "PSNR, mean over test clips; null if not evaluated.", "dB"),
+        _field("ssim", pa.float64(), "SSIM, mean over test clips; null if not evaluated.", "1"),
+        _field("download_bytes", pa.int64(), "Bytes sent to all clients.", "B"),
+        _field("upload_bytes", pa.int64(), "Bytes sent back by all clients.", "B"),
+        _field("epsilon", pa.float64(), "Differential privacy spent; null without noise.", "1"),
+        _field(
+            "gap_s",
+            pa.float64(),
+            "Idle time between the previous round's last update and this round's first step.",
+            "s",
+        ),
+        _field("train_s", pa.float64(), "Time from the first task to the last report.", "s"),
+        _field("aggregate_s", pa.float64(), "Time to weigh and sum the updates.", "s"),
+        _field("evaluate_s", pa.float64(), "Time to score the test clips.", "s"),
     ),
     "clients": _schema(
         _ROUND,
-        _field("client_id", pa.int64(), "The client, from 0."),
-        _field("position", pa.int64(), "Place in the round's sample, from 0."),
+        _field("client_id", pa.int64(), "Client, from 0."),
+        _field("position", pa.int64(), "Position in the round's sample, from 0."),
         _field("num_samples", pa.int64(), "Training samples drawn.", "1"),
         _field("num_steps", pa.int64(), "Optimiser steps.", "1"),
         _field("loss", pa.float64(), "Mean local loss.", "1"),
-        _field("vsr_loss", pa.float64(), "The network's own term of it.", "1"),
-        _field("weight", pa.float64(), "Share in the aggregate; null where there is none.", "1"),
-        _field("first_loss", pa.float64(), "Of the first batch, before any step.", "1"),
+        _field("vsr_loss", pa.float64(), "Part of `loss` that is the network's own loss.", "1"),
+        _field("weight", pa.float64(), "Weight in the aggregate; null without weights.", "1"),
+        _field("first_loss", pa.float64(), "Loss of the first batch, before any step.", "1"),
         _field("lr", pa.float64(), "Mean learning rate.", "1"),
         _field("update_norm", pa.float64(), "L2 distance from the global parameters.", "1"),
-        _field("upload_bytes", pa.int64(), "Sent to the server, compressed if so set.", "B"),
-        _field("rejected", pa.bool_(), "Its loss or update was not finite; it did not count."),
-        _field("attempts", pa.int64(), "Starts; over 1 where its process died.", "1"),
+        _field("upload_bytes", pa.int64(), "Bytes sent to the server, compressed if set.", "B"),
+        _field("rejected", pa.bool_(), "Whether it was left out; loss or update not finite."),
+        _field("attempts", pa.int64(), "Starts of its task; over 1 after a failure.", "1"),
         _field("node", pa.string(), "Ray node that trained it; null without Ray."),
-        _field("slot", pa.int64(), "Slot that it took, from 0; null without Ray."),
-        _field("started_s", pa.float64(), "From the round's first task to its own start.", "s"),
-        _field("train_s", pa.float64(), "Local training.", "s"),
-        _field("input_wait_s", pa.float64(), "Of it, waiting for samples.", "s"),
+        _field("slot", pa.int64(), "Slot that it ran in, from 0; null without Ray."),
+        _field("started_s", pa.float64(), "Time from the round's first task to its start.", "s"),
+        _field("train_s", pa.float64(), "Time of local training.", "s"),
+        _field("input_wait_s", pa.float64(), "Part of `train_s` spent waiting for samples.", "s"),
     ),
     "evaluations": _schema(
         _ROUND,
-        _field("client_id", pa.int64(), "Whose network; null for the global one."),
+        _field("client_id", pa.int64(), "Client whose network is scored; null for the global one."),
         _field("clip_id", pa.string(), "Test clip."),
         _field("channel", pa.string(), "rgb, or y for BT.601 luma."),
         _field("num_frames", pa.int64(), "Frames scored.", "1"),
-        _field("psnr_db", pa.float64(), "Mean of frames, no border crop.", "dB"),
-        _field("ssim", pa.float64(), "Mean of frames, no border crop.", "1"),
-        _field("lpips", pa.float64(), "LPIPS (AlexNet) on RGB; null unless asked for.", "1"),
-        _field("bicubic_psnr_db", pa.float64(), "Bicubic enlargement of the same frames.", "dB"),
-        _field("bicubic_ssim", pa.float64(), "Bicubic enlargement of the same frames.", "1"),
-        _field("bicubic_lpips", pa.float64(), "Bicubic enlargement of the same frames.", "1"),
+        _field("psnr_db", pa.float64(), "PSNR, mean over frames, no border crop.", "dB"),
+        _field("ssim", pa.float64(), "SSIM, mean over frames, no border crop.", "1"),
+        _field("lpips", pa.float64(), "LPIPS (AlexNet) on RGB; null if not asked for.", "1"),
+        _field("bicubic_psnr_db", pa.float64(), "PSNR of bicubic enlargement.", "dB"),
+        _field("bicubic_ssim", pa.float64(), "SSIM of bicubic enlargement.", "1"),
+        _field("bicubic_lpips", pa.float64(), "LPIPS of bicubic enlargement.", "1"),
     ),
     "partition": _schema(
-        _field("client_id", pa.int64(), "The client, from 0."),
-        _field("clip_id", pa.string(), "A clip that it holds."),
-        _field("label", pa.string(), "What kind of content it is."),
-        _field("num_frames", pa.int64(), "Frames.", "1"),
-        _field("height", pa.int64(), "Of the ground truth.", "px"),
-        _field("width", pa.int64(), "Of the ground truth.", "px"),
-        _field("sha256", pa.string(), "Of the ground truth's pixels; null for an old store."),
+        _field("client_id", pa.int64(), "Client, from 0."),
+        _field("clip_id", pa.string(), "A clip that the client holds."),
+        _field("label", pa.string(), "Kind of content, e.g. its action class."),
+        _field("num_frames", pa.int64(), "Frames of the clip.", "1"),
+        _field("height", pa.int64(), "Height of the ground truth.", "px"),
+        _field("width", pa.int64(), "Width of the ground truth.", "px"),
+        _field("sha256", pa.string(), "SHA-256 of the ground truth; null for an old store."),
     ),
     "faults": _schema(
         _ROUND,
-        _field("client_id", pa.int64(), "Whose work failed; null for the driver's."),
-        _field("attempt", pa.int64(), "Which start of that work failed, from 1.", "1"),
+        _field("client_id", pa.int64(), "Client whose work failed; null for the driver."),
+        _field("attempt", pa.int64(), "Attempt that failed, from 1.", "1"),
         _field(
             "kind",
             pa.string(),
             "died, node_lost, out_of_memory, timeout, raised, not_finite, driver or checkpoint.",
         ),
-        _field("final", pa.bool_(), "The work was given up; else it was started again."),
+        _field("final", pa.bool_(), "Whether the work was given up; otherwise it was retried."),
         _field("node", pa.string(), "Ray node; null if unknown."),
         _field("message", pa.string(), "What happened, in one line."),
-        _field("traceback", pa.string(), "Where, if there is one."),
-        _field("lost_s", pa.float64(), "Work lost.", "s"),
+        _field("traceback", pa.string(), "Traceback, if any."),
+        _field("lost_s", pa.float64(), "Time of the work that was lost.", "s"),
     ),
 }
-# The table that `fedvsr evaluate --out` writes: of no run, so it stands apart.
+# The table that `fedvsr evaluate --out` writes. It belongs to no run, so it is not in SCHEMAS.
 SCORES = pa.schema(
     [
-        _field("checkpoint", pa.string(), "The run's id, or the file of weights."),
-        _field("origin", pa.string(), "What the weights are, e.g. after which round."),
+        _field("checkpoint", pa.string(), "Id of the run, or the file of weights."),
+        _field("origin", pa.string(), "What the weights are, e.g. those after round 20."),
         _field("scale", pa.int64(), "Enlargement of height and width.", "1"),
-        _field("device", pa.string(), "What computed."),
+        _field("device", pa.string(), "Device that computed."),
         _field("precision", pa.string(), "fp32, bf16 or fp16."),
         *(_IDENTITY[3:5]),
         *(f for f in list(SCHEMAS["evaluations"])[len(_IDENTITY) + 2 :]),
@@ -175,7 +180,7 @@ _COUNTS = ("num_sampled", "num_rejected", "num_failed", "download_bytes", "uploa
 
 
 class RunRecords:
-    """Writes one run's tables. Each write replaces a file whole, on disk before it is seen."""
+    """Writes one run's tables. Each write replaces a whole file, and is on disk when it returns."""
 
     def __init__(self, folder: Path, identity: Row) -> None:
         self._folder = folder
@@ -183,45 +188,48 @@ class RunRecords:
         self._tables = {name: read_table(folder, name) for name in _BY_ROUND}
 
     def write_run(self, row: Row) -> None:
-        """Replace the run's own row."""
+        """Replace the row of the run."""
         self._write("runs", self._table("runs", [row]))
 
     def write_partition(self, rows: Sequence[Row]) -> None:
-        """Write which client holds which clip."""
+        """Write which client holds which clips."""
         self._write("partition", self._table("partition", rows))
 
     def write_round(self, round_idx: int, row: Row, clients: Sequence[Row]) -> None:
-        """Add a round's training; one written before is replaced, its scores too.
+        """Add a round's training, or replace an earlier one of the same round and its scores.
 
-        A resumed run repeats the rounds after its checkpoint: their old rows stay until the new
-        ones are there, so a finished round is never missing from the files. `rounds` goes last: a
-        row in it says that the other tables have theirs.
+        A resumed run repeats the rounds after its checkpoint: old rows stay until new ones replace
+        them, so a finished round is never missing from the files. `rounds` is written last: if it
+        has a round, the other tables have it too.
         """
         self._replace("evaluations", round_idx, [])
         self._replace("clients", round_idx, clients)
         self._replace("rounds", round_idx, [row])
 
     def begin_round(self, round_idx: int, epsilon: float | None) -> None:
-        """Make sure that a round which trained nobody, or in an earlier process, has a row."""
+        """Add an empty row if the round has none.
+
+        Round 0 trains nobody, and a round may have been trained by an earlier process.
+        """
         if not pc.any(pc.equal(self._tables["rounds"]["round_idx"], round_idx)).as_py():
             zero = dict.fromkeys(_COUNTS, 0) | dict.fromkeys(("train_s", "aggregate_s"), 0.0)
             self._replace("rounds", round_idx, [{**zero, "epsilon": epsilon}])
 
     def write_scores(self, round_idx: int, means: Row, rows: Sequence[Row]) -> None:
-        """Add the scores of a round that is there."""
+        """Add the scores of a round that has a row."""
         self._replace("evaluations", round_idx, rows)
         table = self._tables["rounds"]
         (row,) = table.filter(pc.equal(table["round_idx"], round_idx)).to_pylist()
         self._replace("rounds", round_idx, [{**row, **means}])
 
     def has_scores(self, round_idx: int) -> bool:
-        """Whether a round's scores are written, or it has none because none were due."""
+        """Whether the scoring of a round is done: its scores are written, or none were due."""
         table = self._tables["rounds"]
         rows = table.filter(pc.equal(table["round_idx"], round_idx))
         return bool(rows.num_rows) and rows["evaluate_s"].null_count == 0
 
     def add_fault(self, row: Row) -> None:
-        """Add a failure. Those of rounds that are repeated stay: they happened."""
+        """Add a failure. Failures stay when their round is repeated, because they happened."""
         self._tables["faults"] = pa.concat_tables(
             [self._tables["faults"], self._table("faults", [row])]
         )
@@ -237,7 +245,7 @@ class RunRecords:
             self._write(name, self._tables[name])
 
     def last_evaluation(self) -> Row:
-        """Means over the test clips of the last evaluated round, by column; empty if none."""
+        """Mean scores of the last evaluated round by column; empty if no round is evaluated."""
         last = last_evaluation(self._tables["evaluations"])
         return mean_scores(last) if last.num_rows else {}
 
@@ -254,7 +262,7 @@ class RunRecords:
 
 
 def write_scores(path: Path, rows: Sequence[Row]) -> None:
-    """Write a table of `SCORES`."""
+    """Write rows of `SCORES` to a parquet file."""
     with replacing(path) as aside:
         pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=SCORES), aside)
 
@@ -278,7 +286,7 @@ def load_results(folder: str | Path = "results") -> Results:
     count.
 
     Raises:
-        UserError: the folder does not exist, or was written by a newer version.
+        UserError: the folder is missing, or a newer version wrote a table.
     """
     folders = run_folders(Path(folder))
     return Results(
@@ -298,7 +306,7 @@ def run_folders(folder: Path) -> list[Path]:
     `folder` itself.
 
     Raises:
-        UserError: the folder does not exist.
+        UserError: the folder is missing.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; `fedvsr run` writes to results/")

@@ -21,12 +21,12 @@ EXAMPLES = re.findall(
 
 def test_the_reference_is_what_the_schemas_say() -> None:
     text = (DOCS / "reference/results.md").read_text()
-    assert text == reference(), "write it anew: fedvsr report --columns > docs/reference/results.md"
+    assert text == reference(), "run: fedvsr report --columns > docs/reference/results.md"
     for name, schema in SCHEMAS.items():
         assert f"\n## {name}\n" in text
         for column in schema.names:
             assert f"| `{column}` |" in text
-    assert "| `psnr_db` | double | dB | Mean of frames, no border crop. |" in text
+    assert "| `psnr_db` | double | dB | PSNR, mean over frames, no border crop. |" in text
 
 
 def test_all_readers_have_an_example() -> None:
