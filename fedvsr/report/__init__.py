@@ -1,1 +1,1 @@
-"""Pictures of a run, drawn from its files alone."""
+"""Tables, figures and pages of runs, made from their files alone."""

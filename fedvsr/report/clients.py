@@ -1,4 +1,4 @@
-"""What a run's clients did: losses, weights, participation, time, slots, faults and bytes."""
+"""A figure of a run's clients: losses, weights, participation, times, slots, faults and bytes."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from fedvsr.report.gather import setting_name
 _MARKS = {"died": "x", "node_lost": "D", "out_of_memory": "s", "timeout": "o", "raised": "^"}
 _FAULT, _OURS, _OTHER = "#D55E00", "#0072B2", "#E69F00"
 _MIB = 2**20
-# Bars that a Gantt chart still shows apart.
+# With more bars a Gantt chart is unreadable.
 _MOST_BARS = 4000
 
 
 def title_of(run: Mapping[Any, Any]) -> str:
-    """What a run's client view is called; `run` is a row of `Gathered.runs`."""
+    """The title of a run's client view; `run` is a row of `Gathered.runs`."""
     where = f"{run['model']}, {run['method']}, {setting_name(run['heterogeneity'])}"
     return f"{where}, seed {run['seed']}"
 
 
 def draw_clients(results: Results, run_id: str, title: str) -> Figure:
-    """The client view of one run; a panel for which nothing was recorded is left out."""
+    """Draw the client view of a run, without the panels for which nothing was recorded."""
     clients, rounds, faults = (
         table[table["run_id"] == run_id].sort_values("round_idx")
         for table in (results.clients, results.rounds, results.faults)
@@ -66,12 +66,13 @@ def draw_clients(results: Results, run_id: str, title: str) -> Figure:
 
 
 def gantt(clients: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
-    """When each client trained, where slots were recorded.
+    """When each client trained, if slots were recorded.
 
     Returns:
         A row per client and round: `slot`, `round_idx`, `client_id`, `start_s` from the first
-        round's first step, and `train_s`. Rounds follow each other at their `train_s` and the
-        `gap_s` before the next; without a gap, at what aggregation and scoring took.
+        round's first step, and `train_s`. A round starts when the previous round's `train_s` and
+        its own `gap_s` have passed; without a recorded gap, the previous round's aggregation and
+        scoring time.
     """
     known = clients.dropna(subset=["slot", "started_s"])
     if known.empty:
@@ -90,18 +91,18 @@ def gantt(clients: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
 
 
 def busy(bars: pd.DataFrame) -> float:
-    """The share of the slots' time, from first start to last end, in which a client trained."""
+    """The share of time in which the slots trained, from the first start to the last end."""
     span = (bars["start_s"] + bars["train_s"]).max() - bars["start_s"].min()
     return float(bars["train_s"].sum() / (span * bars["slot"].nunique()))
 
 
 def participation(clients: pd.DataFrame, count: int) -> pd.Series[int]:
-    """Rounds in which each of `count` clients trained, by client."""
+    """The number of rounds in which each of `count` clients trained, by client."""
     return clients["client_id"].value_counts().reindex(range(count), fill_value=0)
 
 
 def fault_rows(results: Results) -> pd.DataFrame:
-    """Failures of all runs, counted by run, kind and whether the work was given up."""
+    """Failures by run, kind and whether the work was given up, with their number and lost time."""
     faults = results.faults
     counted = faults.groupby(["run_id", "kind", "final"], as_index=False).agg(
         count=("kind", "size"), lost_s=("lost_s", "sum"), message=("message", "last")
@@ -114,7 +115,7 @@ def _heat(
 ) -> None:
     last = max(int(clients["round_idx"].max()), 1) if len(clients) else 1
     values = np.full((count, last), np.nan)
-    # Centralized training pools clients into one.
+    # Centralized training has one client with all clips.
     known = clients[clients["client_id"] < count]
     values[known["client_id"], known["round_idx"] - 1] = known[column]
     image = axes.imshow(
@@ -142,7 +143,7 @@ def _heat(
         line = Line2D([], [], marker=mark, color=_FAULT, ls="", label=f"{kind} ({len(rows)})")
         handles.append(line)
     if handles:
-        # Beside the title: no cell of the map is free for it.
+        # The legend is beside the title because the map fills the axes.
         axes.set_title(label, loc="left")
         axes.set_title("")
         axes.legend(
@@ -172,7 +173,7 @@ def _seconds(axes: Axes, clients: pd.DataFrame) -> None:
         axes.scatter(clients["client_id"], waits, s=14, color=_OTHER, alpha=0.5, lw=0)
         handles = [
             Line2D([], [], marker="o", ls="", color=colour, label=label)
-            for colour, label in ((_OURS, "training"), (_OTHER, "of it, waiting for samples"))
+            for colour, label in ((_OURS, "training"), (_OTHER, "waiting for samples (part of it)"))
         ]
         axes.legend(handles=handles, fontsize=8, frameon=False)
     axes.set(title="Time per client and round", xlabel="Client", ylabel="Seconds")

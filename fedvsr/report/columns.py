@@ -1,4 +1,4 @@
-"""docs/reference/results.md, written from the schemas of `fedvsr.records`."""
+"""The text of docs/reference/results.md, from the schemas of `fedvsr.records`."""
 
 from __future__ import annotations
 
@@ -14,31 +14,32 @@ _ROWS = {
     "clients": "a client's part in a round",
     "evaluations": "a test clip in an evaluated round; one per client where each has a network",
     "partition": "a clip that a client trains on",
-    "faults": "a failure that the run met",
+    "faults": "a failure during the run",
 }
 _INTRODUCTION = """\
 # Result tables
 
-Written by `fedvsr report --columns` from the schemas in `fedvsr/records.py`, version {version}.
-A run writes one parquet file per table into `results/<run id>/`, each replaced whole. A round's
-row is there when it is trained; its scores follow while the next round trains (`psnr_db`, `ssim`,
-rows in `evaluations`). Every file carries these descriptions and units as field metadata, and
-`schema_version` as its own. Older files are read with the columns that they lack as null.
-[How to read them](../how-to/read-results.md) with pandas, DuckDB, Polars and Arrow; `fedvsr report`
-makes tables, figures and a page of them.
+`fedvsr report --columns` writes this page from the schemas in `fedvsr/records.py`, version
+{version}. A run writes one parquet file per table into `results/<run id>/`; each write replaces the
+whole file. A round's row is written when the round is trained. Its scores (`psnr_db`, `ssim`, rows
+in `evaluations`) follow while the next round trains. Every file has these descriptions and units as
+metadata of its fields, and `schema_version` as metadata of the file. When an older file is read,
+the columns that it lacks are null. [Read results](../how-to/read-results.md) shows how to read the
+files with pandas, DuckDB, Polars and Arrow; `fedvsr report` makes tables, figures and a page of
+them.
 """
 _SAME = """\
-Columns that end in `_s` are wall seconds; these, `attempts`, `node`, `slot`, `device`, `versions`,
-the times of `runs` and the table `faults` are all that may differ between two runs of one
-configuration on one kind of machine.
+Columns that end in `_s` are wall seconds. Two runs with the same configuration on the same kind of
+machine may differ only in these columns, in `attempts`, `node`, `slot`, `device`, `versions`, the
+times in `runs`, and the table `faults`.
 """
 _KINDS = {"large_string": "string", "timestamp[us, tz=UTC]": "timestamp, UTC"}
-# Columns that every table of a run begins with.
+# The first columns of every table of a run.
 _SHARED = SCHEMAS["runs"].names[: SCHEMAS["runs"].names.index("name")]
 
 
 def reference() -> str:
-    """The reference page, Markdown."""
+    """The reference page as Markdown."""
     lines = [
         _INTRODUCTION.format(version=SCHEMA_VERSION),
         "| file | a row is |",
@@ -59,12 +60,12 @@ def reference() -> str:
         "",
         "## Scores of `fedvsr evaluate`",
         "",
-        "`fedvsr evaluate --out FILE.parquet` writes a table of its own, a row per clip.",
+        "`fedvsr evaluate --out FILE.parquet` writes this table, a row per clip.",
         "",
         *_table(SCORES),
         "",
-        "A sweep writes `trials.parquet`, a row per trial, joined to its runs' tables by `run_id`: "
-        "[how to sweep](../how-to/sweeps.md).",
+        "A sweep also writes `trials.parquet`, a row per trial; `run_id` joins it to the tables of "
+        "the runs. See [Sweeps](../how-to/sweeps.md).",
     ]
     return "\n".join(lines) + "\n"
 

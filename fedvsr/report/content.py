@@ -1,4 +1,4 @@
-"""All numbers of a report, computed once for every format."""
+"""The numbers of a report, computed once for all formats."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from fedvsr.records import Results, load_results
-from fedvsr.report import crops, curves, tables
-from fedvsr.report import paired as statistics
+from fedvsr.report import crops, curves, paired, tables
 from fedvsr.report.clients import fault_rows
 from fedvsr.report.gather import Gathered, gather
 from fedvsr.report.overhead import overhead
@@ -18,7 +17,7 @@ from fedvsr.report.overhead import overhead
 
 @dataclass(frozen=True)
 class Report:
-    """All numbers of a report; the formats only write them down."""
+    """The numbers of a report, which each format writes."""
 
     results: Results
     gathered: Gathered
@@ -30,26 +29,26 @@ class Report:
     overhead: pd.DataFrame
     faults: pd.DataFrame
     points: pd.DataFrame
-    """Of the curves."""
+    """Points of the curves."""
     frames: tuple[crops.Frame, ...]
     notes: tuple[str, ...]
 
 
 def read(folder: Path) -> Report:
-    """Compute a report of the runs at or below a folder.
+    """Compute the report of the runs at or below a folder.
 
     Raises:
-        UserError: there is no folder, or no run in it.
+        UserError: the folder is missing or holds no run.
     """
     results = load_results(folder)
     gathered = gather(results)
     main = tables.main_table(gathered)
     notes = gathered.notes
     if find_spec("scipy") is None:
-        differences = pd.DataFrame(columns=statistics.COLUMNS)
-        notes += ("paired differences are left out: they need scipy (extra `report`)",)
+        differences = pd.DataFrame(columns=paired.COLUMNS)
+        notes += ("paired differences are left out because scipy is missing (extra `report`)",)
     else:
-        differences = statistics.paired_differences(gathered)
+        differences = paired.paired_differences(gathered)
     return Report(
         results,
         gathered,

@@ -1,4 +1,4 @@
-"""The same crop of a test frame from every method, with the crop's own PSNR under each."""
+"""The same crop of a test frame from each method, with the PSNR of each crop."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from PIL import Image
 
 from fedvsr import metrics
 from fedvsr.errors import UserError
-from fedvsr.report.figures import Picture, box_sums
+from fedvsr.report.figures import Picture, box_sums, read_picture
 from fedvsr.report.gather import GROUP, Gathered, method_order, ordered, setting_name
 
 _FILE = re.compile(r"(?P<clip>.+)_(?P<frame>\d+)_(?P<kind>bicubic|sr|gt)\.png")
@@ -32,13 +31,13 @@ class Crop:
     size: int
 
     def of(self, picture: Picture) -> Picture:
-        """The part of a picture (H, W, 3) that it covers."""
+        """Cut the square out of a picture (H, W, 3)."""
         return picture[self.y : self.y + self.size, self.x : self.x + self.size]
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One test frame under every method that left a picture of it."""
+    """A test frame, with the pictures that methods made of it."""
 
     model: str
     heterogeneity: str
@@ -49,11 +48,11 @@ class Frame:
     bicubic: Path
     gt: Path
     methods: Mapping[str, Path]
-    """The super-resolved picture by method, in a table's order."""
+    """The super-resolved picture by method, in the order of a table's rows."""
 
 
 def run_folders(results: Path) -> dict[str, Path]:
-    """Where each run's tables lie at or below `results`, by its id."""
+    """The folder of each run's tables at or below `results`, by the run's id."""
     return {
         str(run_id): path.parent
         for path in sorted(results.rglob("runs.parquet"))
@@ -62,26 +61,26 @@ def run_folders(results: Path) -> dict[str, Path]:
 
 
 def frames(gathered: Gathered, folders: Mapping[str, Path]) -> Iterator[Frame]:
-    """The frames that runs left pictures of.
+    """The test frames of which runs saved pictures, one per network, heterogeneity and clip.
 
-    Of each network, heterogeneity and clip, those of the seed that most methods have a run of, the
-    lowest of several: pictures of one seed are of runs that saw the same draws.
+    All pictures of a frame are of one seed, because runs of one seed share their random draws: the
+    seed with most methods, or the lowest of several.
     """
     clips = gathered.scores[["run_id", "clip_id", "testset"]].drop_duplicates()
-    found = [
+    pictures = [
         {**row, **picture}
         for row in clips.merge(gathered.runs, on="run_id").to_dict("records")
         for picture in _pictures(folders[row["run_id"]], row["clip_id"])
     ]
-    if not found:
+    if not pictures:
         return
-    table = pd.DataFrame(found)
+    table = pd.DataFrame(pictures)
     for key in _keys(table):
         here = table[(table[[*GROUP, "clip_id"]] == list(key)).all(axis=1)]
         seeds = here.groupby("seed")["method"].nunique()
         seed = int(seeds[seeds == seeds.max()].index.min())
         own = here[here["seed"] == seed]
-        # Runs that were scored on other frames left a picture of another one.
+        # Runs with other evaluation settings may have saved another frame.
         own = own[own["frame"] == own["frame"].mode().iloc[0]]
         paths = own.set_index(["method", "kind"])["path"]
         methods = [m for m in method_order(own) if (m, "sr") in paths.index]
@@ -97,21 +96,17 @@ def frames(gathered: Gathered, folders: Mapping[str, Path]) -> Iterator[Frame]:
             )
 
 
-def read(path: Path) -> Picture:
-    """A picture as uint8 RGB (H, W, 3)."""
-    return np.asarray(Image.open(path).convert("RGB"))
-
-
 def widest(frame: Frame) -> tuple[Crop, float]:
-    """The square in which the methods' squared errors differ most, and by how much per pixel."""
-    gt = read(frame.gt).astype(np.float64)
+    """The square in which the methods' squared errors differ most, and the difference per pixel."""
+    gt = read_picture(frame.gt).astype(np.float64)
     size = max(32, min(gt.shape[:2]) // 6)
     errors: list[npt.NDArray[np.float64]] = [
-        box_sums(np.square(read(path) - gt).sum(-1), size) for path in frame.methods.values()
+        box_sums(np.square(read_picture(path) - gt).sum(-1), size)
+        for path in frame.methods.values()
     ]
     if len(errors) == 1:
-        # One method alone: where it differs most from bicubic.
-        errors.append(box_sums(np.square(read(frame.bicubic) - gt).sum(-1), size))
+        # A single method is compared with bicubic.
+        errors.append(box_sums(np.square(read_picture(frame.bicubic) - gt).sum(-1), size))
     spread = np.ptp(np.stack(errors), axis=0)
     y, x = np.unravel_index(int(spread.argmax()), spread.shape)
     return Crop(int(x), int(y), size), float(spread.max()) / size**2
@@ -120,10 +115,10 @@ def widest(frame: Frame) -> tuple[Crop, float]:
 def choose(
     candidates: list[Frame], crop: Crop | None = None, clip_id: str | None = None
 ) -> tuple[Frame, Crop] | None:
-    """A frame and its crop: those asked for, or where the methods differ most.
+    """The requested frame and crop, or those in which the methods differ most.
 
     Raises:
-        UserError: the crop does not lie within the frame.
+        UserError: the crop is not within the frame.
     """
     if clip_id is not None:
         candidates = [frame for frame in candidates if frame.clip_id == clip_id]
@@ -134,7 +129,7 @@ def choose(
     frame = candidates[best]
     if crop is None:
         return frame, spreads[best][0]
-    height, width = read(frame.gt).shape[:2]
+    height, width = read_picture(frame.gt).shape[:2]
     if crop.x + crop.size > width or crop.y + crop.size > height:
         raise UserError(
             f"--crop {crop.x},{crop.y},{crop.size} leaves the frame of {frame.clip_id}, which is "
@@ -144,10 +139,10 @@ def choose(
 
 
 def draw_crops(frame: Frame, crop: Crop) -> Figure:
-    """The whole frame with the crop marked, and the crop from LQ, each method and ground truth."""
-    gt = read(frame.gt)
-    pictures = {"LQ (bicubic)": read(frame.bicubic)}
-    pictures |= {method: read(path) for method, path in frame.methods.items()}
+    """Draw the frame with the crop marked, and the crop of LQ, each method and ground truth."""
+    gt = read_picture(frame.gt)
+    pictures = {"LQ (bicubic)": read_picture(frame.bicubic)}
+    pictures |= {method: read_picture(path) for method, path in frame.methods.items()}
     psnrs = {name: float(metrics.psnr(crop.of(p), crop.of(gt))) for name, p in pictures.items()}
     best = max((name for name in frame.methods), key=lambda name: psnrs[name])
     cells = [*pictures, "Ground truth"]

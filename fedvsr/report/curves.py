@@ -1,4 +1,4 @@
-"""PSNR and SSIM over rounds: per network, one panel a heterogeneity and test set."""
+"""Curves of scores over rounds: a figure per network, a panel per heterogeneity and test set."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from fedvsr.report.gather import (
     setting_name,
 )
 
-# Okabe and Ito's colours, told apart by colour-blind readers too; yellow is too light for lines.
-# Neighbours in a table's order differ most.
+# Okabe and Ito's colours, which colour-blind readers can tell apart; without yellow, which is too
+# light for lines. Colours of neighbouring rows of a table differ most.
 _COLOURS = ("#CC79A7", "#009E73", "#8C6D31", "#56B4E9", "#7F3C8D", "#E69F00")
 _DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
-# A panel with more than this many rounds gets no markers.
+# Panels with more rounds have no markers.
 _MARKED = 20
 
 
@@ -41,7 +41,7 @@ class LineStyle:
     """Lengths on and off, in line widths; empty for a solid line."""
 
 
-# The bounds in grey, as they are no competitors.
+# The bounds are grey because they do not compete.
 _FIXED = {
     "fedvsr": LineStyle("#0072B2", ()),
     "fedavg": LineStyle("#D55E00", ()),
@@ -51,7 +51,7 @@ _FIXED = {
 
 
 def line_styles(gathered: Gathered) -> dict[str, LineStyle]:
-    """A style for each method; FedVSR, FedAvg and the bounds have the same one in every report."""
+    """A style for each method. FedVSR, FedAvg and the bounds have the same one in every report."""
     algorithm = dict(zip(gathered.runs["method"], gathered.runs["algorithm"], strict=True))
     styles, count = dict[str, LineStyle](), 0
     for method in method_order(gathered.runs):
@@ -70,8 +70,8 @@ def curve_points(gathered: Gathered) -> pd.DataFrame:
 
     Returns:
         A row per network, heterogeneity, test set, method, round and metric: `mean`, `std` (null
-        for one seed), `bicubic`, `num_seeds` and `state`. Where runs of a method have finished,
-        they alone count; else those there are, up to the last round that all of them have.
+        for one seed), `bicubic`, `num_seeds` and `state`. If runs of a method have finished, only
+        those count; if none has, all count, up to the last round that all of them have.
     """
     runs, scores = gathered.runs, gathered.scores
     metrics = [m for m in METRICS if scores[m].notna().any()]
@@ -89,18 +89,18 @@ def curve_points(gathered: Gathered) -> pd.DataFrame:
     parts = []
     for metric in metrics:
         named = per_seed.rename(columns={metric: "value", f"bicubic_{metric}": "baseline"})
-        found = named.groupby(keys, as_index=False).agg(
+        points = named.groupby(keys, as_index=False).agg(
             mean=("value", "mean"),
             std=("value", "std"),
             bicubic=("baseline", "mean"),
             num_seeds=("value", "count"),
         )
-        parts.append(found.assign(metric=metric))
+        parts.append(points.assign(metric=metric))
     return pd.concat(parts, ignore_index=True)
 
 
 def draw_curves(points: pd.DataFrame, model: str, styles: dict[str, LineStyle]) -> Figure:
-    """One network's curves: a row a metric, a column a heterogeneity and test set."""
+    """Draw a network's curves: a row per metric, a column per heterogeneity and test set."""
     own = points[points["model"] == model]
     columns = [
         (heterogeneity, testset)
@@ -167,16 +167,16 @@ def _panel(axes: Axes, here: pd.DataFrame, styles: dict[str, LineStyle]) -> None
 
 
 def _legend(panels: Sequence[Axes], methods: Sequence[str]) -> dict[str, Artist]:
-    """One entry a method in a table's order, then bicubic, whichever panels have them."""
-    found = dict[str, Artist]()
+    """An entry per method of any panel, in the order of a table's rows, then bicubic."""
+    entries = dict[str, Artist]()
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
         for label, handle in zip(labels, handles, strict=True):
-            found.setdefault(label, handle)
+            entries.setdefault(label, handle)
     places = {method: i for i, method in enumerate(methods)}
 
     def place(label: str) -> int:
         known = [i for method, i in places.items() if f"{label} (".startswith(f"{method} (")]
         return max(known, default=len(places))
 
-    return {label: found[label] for label in sorted(found, key=place)}
+    return {label: entries[label] for label in sorted(entries, key=place)}

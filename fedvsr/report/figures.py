@@ -1,4 +1,4 @@
-"""`curves.png` and `comparison.png` of a finished run."""
+"""The pictures of a finished run: `curves.png` and `comparison.png`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedvsr.report.gather import mean_scores
 
 Picture = npt.NDArray[np.uint8]
 
-# Blue and orange of the Okabe-Ito palette: told apart by colour-blind readers too.
+# Blue and orange of the Okabe-Ito palette, which colour-blind readers can tell apart.
 _OURS, _BASELINE = "#0072B2", "#D55E00"
 _TITLES = {"bicubic": "Bicubic", "sr": "Super-resolved", "gt": "Ground truth"}
 
@@ -31,7 +31,7 @@ def draw(folder: Path) -> list[Path]:
 
 
 def draw_curves(folder: Path) -> Path:
-    """PSNR of the test clips against bicubic, and local loss, by round."""
+    """Draw PSNR over bicubic and local loss by round, into `curves.png`."""
     results = load_results(folder)
     columns = ["psnr_db", "bicubic_psnr_db"]
     by_round = mean_scores(results.evaluations, ["round_idx"], columns)
@@ -74,9 +74,9 @@ def draw_curves(folder: Path) -> Path:
 
 
 def draw_comparison(folder: Path) -> Path:
-    """Bicubic, super-resolved and ground truth of a test frame, with the crop that gained most.
+    """Draw a test frame from bicubic, super-resolved and ground truth, into `comparison.png`.
 
-    The PSNR under each is of what is shown: the frame above, the crop below.
+    Below each frame is the crop that gained most over bicubic. Both show their own PSNR.
     """
     scores = load_results(folder).evaluations
     # The pictures are the global network's, or the first client's.
@@ -107,17 +107,17 @@ def draw_comparison(folder: Path) -> Path:
 
 
 def _best_crop(pictures: dict[str, Picture]) -> tuple[int, int, int]:
-    """Corner and size of the square where the squared error fell most against bicubic."""
+    """Corner and size of the square whose squared error is lowest compared with bicubic's."""
     gt = pictures["gt"].astype(np.float64)
-    fell = np.square(pictures["bicubic"] - gt).sum(-1) - np.square(pictures["sr"] - gt).sum(-1)
+    gain = np.square(pictures["bicubic"] - gt).sum(-1) - np.square(pictures["sr"] - gt).sum(-1)
     size = max(32, min(gt.shape[:2]) // 5)
-    boxes = box_sums(fell, size)
+    boxes = box_sums(gain, size)
     top, left = np.unravel_index(int(boxes.argmax()), boxes.shape)
     return int(top), int(left), size
 
 
 def box_sums(values: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]:
-    """Sums over every square of `size` pixels, by its upper left corner."""
+    """Sums over each square of `size` by `size` pixels, by its upper left corner."""
     sums = np.pad(values.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     boxes: npt.NDArray[np.float64] = (
         sums[size:, size:] - sums[:-size, size:] - sums[size:, :-size] + sums[:-size, :-size]
@@ -139,13 +139,18 @@ def _bicubic_label(by_round: pd.DataFrame) -> str:
 
 def _picture(folder: Path, clip_id: str, kind: str) -> Picture:
     (path,) = (folder / "frames").glob(f"{clip_id}_[0-9]*_{kind}.png")
+    return read_picture(path)
+
+
+def read_picture(path: Path) -> Picture:
+    """A picture as uint8 RGB (H, W, 3)."""
     return np.asarray(Image.open(path).convert("RGB"))
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as its suffix says, whole or not at all, and return its path."""
+    """Write a figure in the format of the path's suffix, completely or not at all."""
     kind = path.suffix.removeprefix(".")
-    # The date would make two equal figures differ.
+    # With a date, equal figures would differ.
     metadata = {"CreationDate": None} if kind == "pdf" else None
     with mpl.rc_context({"savefig.dpi": 130}):
         buffer = io.BytesIO()

@@ -1,15 +1,15 @@
-"""What the tables and figures are made of: runs with their labels, and scores by test set.
+"""Label runs and scores, as input to the tables and figures.
 
-**Runs.** Runs count as seeds of one another where their configurations differ in nothing but the
-seed and in what changes no number (`ExperimentConfig.config_hash`). Where runs of one network,
-method and heterogeneity differ in another setting, the method's name says in which:
-`FedVSR (algorithm.alpha=2)`. Where that would be long, a short hash stands for the settings, and a
-note says which they are.
+**Runs.** Runs are seeds of the same method if their configurations differ only in the seed and in
+settings that change no number (`ExperimentConfig.config_hash`). If runs of one network, method and
+heterogeneity differ in another setting, the method's name includes it:
+`FedVSR (algorithm.alpha=2)`. If that is long, the name has a short hash of these settings, and a
+note lists them.
 
-**Test sets.** `evaluations.parquet` names clips. All four of REDS4 (000, 011, 015, 020) among a
-run's clips are `REDS4`, all four of Vid4 (calendar, city, foliage, walk) are `Vid4`. Other clips of
-`data.held_out` or of `data.videos` are `held-out`; what is left is called after the folders in
-`data.test`.
+**Test sets.** `evaluations.parquet` names clips. If a run has all four clips of REDS4 (000, 011,
+015, 020) they are the test set `REDS4`, and all four of Vid4 (calendar, city, foliage, walk) are
+`Vid4`. Other clips of `data.held_out` or `data.videos` are `held-out`. The remaining clips are
+named after the folders in `data.test`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DECIMALS = {"psnr_db": 2, "ssim": 4, "lpips": 4}
 # LPIPS is a distance.
 SMALLER_IS_BETTER = ("lpips",)
 
-# Not federated: what training on all clips at once, or on one's own alone, gives.
+# Not federated: training on all clips at once, and each client on its own clips alone.
 BOUNDS = ("centralized", "local")
 ABLATION = ("fedavg", "f_hifr", "f_ala", "f_gla", "fedvsr")
 _NAMES = {
@@ -62,11 +62,11 @@ _NAMES = {
     "f_ala": "F-ALA",
     "f_gla": "F-GLA",
 }
-# Rows of a table stand in this order; what is not named comes between, by name.
+# The order of a table's rows; other algorithms come between these, by name.
 _FIRST, _LAST = ("fedavg", "fedprox", "scaffold"), ("f_gla", "f_ala", "f_hifr", "fedvsr", *BOUNDS)
 _MODELS = ("vrt", "rvrt", "iart")
 _HETEROGENEITY = ("less", "more")
-# As `ExperimentConfig.config_hash` leaves out, and the seed, and what has a label of its own.
+# The seed, and the settings that `ExperimentConfig.config_hash` leaves out.
 _NO_NUMBER = (
     "seed",
     "name",
@@ -76,9 +76,10 @@ _NO_NUMBER = (
     "data.cache_dir",
     "local.num_workers",
 )
+# Settings with a label of their own in a table.
 _LABELLED = ("model.name", "model.size", "algorithm.name", "data.partition")
 
-# Of settings in a method's name; a figure's legend has room for little more.
+# Longest list of settings in a method's name; a figure's legend has little room.
 _MOST_CHARACTERS = 60
 
 GROUP = ["model", "heterogeneity", "testset"]
@@ -93,19 +94,21 @@ class Gathered:
     last_round` (the last one evaluated; 0 is before training), `setting`."""
     scores: pd.DataFrame
     """A row per run, round and clip, with the labels of `runs`, `testset`, `clip_id` and, for each
-    of `METRICS`, its value and bicubic's. The mean over clients where each has a network."""
+    of `METRICS`, its value and bicubic's. Means over clients if each has a network."""
     notes: tuple[str, ...]
-    """What a reader of the report should know of the runs."""
+    """Sentences on the runs for the reader of the report."""
 
 
 def gather(results: Results) -> Gathered:
     """Label runs and scores of a folder's tables.
 
     Raises:
-        UserError: there is no run.
+        UserError: the tables hold no run.
     """
     if results.runs.empty:
-        raise UserError("there are no runs to report on; `fedvsr run` makes one, `--help` says how")
+        raise UserError(
+            "there are no runs to report on; `fedvsr run` makes one, see `fedvsr run --help`"
+        )
     runs, notes = _labelled(results)
     columns = [*METRICS, *(f"bicubic_{metric}" for metric in METRICS)]
     by_clip = mean_scores(results.evaluations, ["run_id", "round_idx", "clip_id"], columns)
@@ -122,49 +125,49 @@ def gather(results: Results) -> Gathered:
 
 
 def testsets(config: Mapping[str, Any], clip_ids: Iterable[str]) -> dict[str, str]:
-    """The test set of each clip of a run; the rules are at the top of this module."""
-    left, found = set(clip_ids), dict[str, str]()
+    """The test set of each clip of a run, by the rules at the top of this module."""
+    remaining, sets = set(clip_ids), dict[str, str]()
     for name, known in (("REDS4", REDS4), ("Vid4", VID4)):
-        if left >= set(known):
-            found |= dict.fromkeys(known, name)
-            left -= set(known)
+        if remaining >= set(known):
+            sets |= dict.fromkeys(known, name)
+            remaining -= set(known)
     data = config.get("data", {})
     held_out = data.get("held_out") or []
-    own = left & set(REDS4 if held_out == "reds4" else held_out)
+    own = remaining & set(REDS4 if held_out == "reds4" else held_out)
     if data.get("videos"):
-        own = left
-    found |= dict.fromkeys(own, "held-out")
+        own = remaining
+    sets |= dict.fromkeys(own, "held-out")
     names = [PurePath(path).name for path in data.get("test") or []]
-    # A folder that is called after a set found above holds that one.
-    names = [n for n in names if n.lower()[:4] not in {name.lower()[:4] for name in found.values()}]
-    return found | dict.fromkeys(left - own, " + ".join(names) or "test")
+    # The clips of a folder such as `vid4_x4` are in their set already.
+    names = [n for n in names if n.lower()[:4] not in {name.lower()[:4] for name in sets.values()}]
+    return sets | dict.fromkeys(remaining - own, " + ".join(names) or "test")
 
 
 def display(name: str) -> str:
-    """A network's or method's name as papers write it."""
+    """A network's or method's name as papers print it."""
     return _NAMES.get(name, name)
 
 
 def setting_name(heterogeneity: str) -> str:
-    """A heterogeneity as a figure says it."""
+    """A kind of heterogeneity as figures name it."""
     return f"{heterogeneity} heterogeneous" if heterogeneity in _HETEROGENEITY else heterogeneity
 
 
 def method_order(methods: pd.DataFrame) -> list[str]:
-    """Names of methods in the order of a table's rows, of a frame with `method`, `algorithm`."""
+    """Names of the methods in `methods` (`method`, `algorithm`) in the order of a table's rows."""
     pairs = methods[["method", "algorithm"]].drop_duplicates().itertuples(index=False)
     return [method for method, _ in sorted(pairs, key=lambda pair: (*_rank(pair[1]), pair[0]))]
 
 
 def ordered(values: Iterable[str], kind: str) -> list[str]:
-    """Distinct `model`s, kinds of `heterogeneity` or `testset`s, in the order of a table."""
+    """Distinct names of a kind (`model`, `heterogeneity`, `testset`) in the order of a table."""
     known: Sequence[str] = {
         "model": [display(name) for name in _MODELS],
         "heterogeneity": _HETEROGENEITY,
         "testset": ("REDS4", "Vid4"),
     }[kind]
     places = {name: i for i, name in enumerate(known)}
-    # `VRT (small)` goes with `VRT`.
+    # `VRT (small)` is next to `VRT`.
     return sorted(set(values), key=lambda v: (places.get(v.split(" (")[0], len(known)), v))
 
 
@@ -224,13 +227,13 @@ def _labelled(results: Results) -> tuple[pd.DataFrame, tuple[str, ...]]:
 
 
 def _without_repeats(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Of runs of one configuration and seed, the one that is furthest; of those, the newest."""
+    """Keep the most advanced run of each configuration and seed; of equals, the newest."""
     runs = runs.assign(done=runs["status"] == "finished")
     runs = runs.sort_values(["done", "last_round", "updated_at"], kind="stable")
     kept = runs.drop_duplicates(["setting", "seed"], keep="last").sort_index()
     left_out = sorted(set(runs["run_id"]) - set(kept["run_id"]))
     notes = (
-        f"{run_id} is left out: another run of the same configuration and seed is as far or further"
+        f"{run_id} is left out: another run of the same configuration and seed is at least as far"
         for run_id in left_out
     )
     return kept.drop(columns="done").reset_index(drop=True), tuple(notes)

@@ -1,4 +1,4 @@
-"""What methods cost beside FedAvg, measured from the records."""
+"""The cost of methods relative to FedAvg, from the recorded times and bytes."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ COLUMNS = [
 
 
 def overhead(results: Results, gathered: Gathered) -> pd.DataFrame:
-    """Cost of a step, of an aggregation and in bytes, and each relative to FedAvg's.
+    """Seconds per step and per aggregation, and bytes, each with its ratio to FedAvg's.
 
-    Runs of one network on one device and executor are compared, over all kinds of heterogeneity.
+    Compares runs of the same network, device and executor, over all kinds of heterogeneity.
 
     Returns:
-        A row of `COLUMNS` per network, device and method: `step_s`, median over clients and rounds
-        of training without waiting for samples, per step; `aggregate_s`, median over rounds; bytes
-        are means per client and round. A ratio is null where there is no FedAvg to compare with.
+        A row of `COLUMNS` per network, device and method. `step_s`: training time per step without
+        waiting for samples, median over clients and rounds. `aggregate_s`: median over rounds.
+        Bytes: means per client and round. Ratios are null without a run of FedAvg.
     """
     machines = results.runs.set_index("run_id")[["device", "executor"]].agg(", ".join, axis=1)
     runs = gathered.runs.assign(device=gathered.runs["run_id"].map(machines))
@@ -46,17 +46,17 @@ def overhead(results: Results, gathered: Gathered) -> pd.DataFrame:
     rows = []
     for model in ordered(runs["model"], "model"):
         for device in sorted(runs[runs["model"] == model]["device"].unique()):
-            found = [
+            costs = [
                 _costs(model, device, method, clients, rounds)
                 for method in method_order(runs[(runs["model"] == model)])
             ]
-            found = [row for row in found if row]
-            base = next((row for row in found if row["method"] == "FedAvg"), {})
-            for row in found:
+            costs = [row for row in costs if row]
+            base = next((row for row in costs if row["method"] == "FedAvg"), {})
+            for row in costs:
                 for name in ("step_s", "aggregate_s", "download_bytes", "upload_bytes"):
                     ratio = name.rpartition("_")[0] + "_ratio"
                     row[ratio] = row[name] / base[name] if base.get(name) else None
-            rows += found
+            rows += costs
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

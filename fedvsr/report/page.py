@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: no network, no file beside it."""
+"""The report as one HTML page that loads nothing: neither the network nor other files."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from fedvsr import metrics
 from fedvsr.report.clients import draw_clients, title_of
 from fedvsr.report.content import Report
 from fedvsr.report.crops import Frame
-from fedvsr.report.crops import read as read_picture
 from fedvsr.report.curves import LineStyle, line_styles
+from fedvsr.report.figures import read_picture
 from fedvsr.report.gather import (
     DECIMALS,
     METRIC_NAMES,
@@ -31,15 +31,15 @@ from fedvsr.report.gather import (
 )
 from fedvsr.report.prose import sections
 
-# Pictures beyond so many bytes are left out, by whole frames: pages are mailed, and read on phones.
+# Pages are mailed and read on phones, so frames are left out beyond this size.
 _MOST_BYTES = 24 * 2**20
-# As they are, up to so many bytes in all; else compressed, which a note says.
+# Pictures are compressed if their total size is larger; a note tells the reader.
 _LOSSLESS_BYTES = 8 * 2**20
 _QUALITY = 90
 
 
 def page(report: Report) -> str:
-    """The whole page."""
+    """The page as HTML."""
     environment = Environment(
         loader=PackageLoader("fedvsr.report", "static"),
         autoescape=select_autoescape(["j2"]),
@@ -65,15 +65,15 @@ def page(report: Report) -> str:
 
 
 def _clients(report: Report) -> Iterator[dict[str, str]]:
-    """The client view of one run for each network and heterogeneity: FedVSR's, or another's."""
+    """The client view of one run per network and heterogeneity, of FedVSR if there is one."""
     trained = set(report.results.clients["run_id"])
     runs = report.gathered.runs[report.gathered.runs["run_id"].isin(trained)]
     runs = runs.assign(other=runs["algorithm"] != "fedvsr").sort_values(["other", "seed"])
     shown = runs.drop_duplicates(["model", "heterogeneity"]).to_dict("records")
-    of = {(row["model"], row["heterogeneity"]): row for row in shown}
+    by_setting = {(row["model"], row["heterogeneity"]): row for row in shown}
     for model in ordered(runs["model"], "model"):
         for heterogeneity in ordered(runs["heterogeneity"], "heterogeneity"):
-            if row := of.get((model, heterogeneity)):
+            if row := by_setting.get((model, heterogeneity)):
                 title = title_of(row)
                 figure, buffer = draw_clients(report.results, row["run_id"], title), io.BytesIO()
                 figure.savefig(buffer, format="png", dpi=90)
@@ -145,9 +145,9 @@ def _numbers(values: pd.Series[float]) -> list[float | None]:
 
 
 def _scenes(frames: tuple[Frame, ...]) -> tuple[list[dict[str, Any]], str]:
-    """Frames with their pictures, and what to say of them."""
-    in_all = sum(path.stat().st_size for frame in frames for _, path in _paths(frame))
-    lossless = in_all <= _LOSSLESS_BYTES
+    """The frames with their pictures, and a note for the reader."""
+    total_bytes = sum(path.stat().st_size for frame in frames for _, path in _paths(frame))
+    lossless = total_bytes <= _LOSSLESS_BYTES
     scenes, used = list[dict[str, Any]](), 0
     for frame in frames:
         gt = read_picture(frame.gt)
@@ -170,9 +170,9 @@ def _scenes(frames: tuple[Frame, ...]) -> tuple[list[dict[str, Any]], str]:
         )
     notes = []
     if not lossless:
-        notes.append("Pictures are compressed here; PSNR is of the originals.")
+        notes.append("Pictures are compressed here; PSNR is that of the originals.")
     if len(scenes) < len(frames):
-        notes.append(f"{len(frames) - len(scenes)} more frames are in the runs' own folders.")
+        notes.append(f"{len(frames) - len(scenes)} more frames are in the folders of the runs.")
     return scenes, " ".join(notes)
 
 
@@ -197,7 +197,7 @@ def _as_url(kind: str, content: bytes) -> str:
 
 
 def _json(data: object) -> str:
-    # `</script>` in a name must not end the element that holds it.
+    # `</script>` in a name must not end the script element.
     return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 

@@ -1,16 +1,14 @@
 """Differences between methods over the same seeds and clips, with confidence intervals.
 
-A difference is taken between two runs of one seed on one clip, in the last evaluated round of both.
-Clips of a test set share the seed's run, and seeds share the clips, so their number is not the
-number of independent observations. Two intervals are given, each with what varies named:
+A difference is taken between two runs with the same seed on one clip, each in its last evaluated
+round. The clips of a test set share a run and the seeds share the clips, so the differences are not
+independent observations. Two intervals are given, named by what varies:
 
-- over seeds: of the means over clips, a value per seed; says what another seed would give on these
-  clips;
-- over clips: of the means over seeds, a value per clip; says what other clips like these would give
-  with these seeds.
+- over seeds, from one mean over clips per seed: what another seed would give on these clips;
+- over clips, from one mean over seeds per clip: what similar clips would give with these seeds.
 
-Both are Student's t intervals of paired differences: with the three or four values that there
-usually are, a bootstrap would be too narrow. They are not adjusted for the number of comparisons.
+Both are Student's t intervals of paired differences, because a bootstrap of the usual three or four
+values is too narrow. They are not adjusted for the number of comparisons.
 """
 
 from __future__ import annotations
@@ -40,12 +38,12 @@ COLUMNS = [
 
 
 def paired_differences(gathered: Gathered) -> pd.DataFrame:
-    """Every method less FedAvg, and FedVSR less every other, over the pairs that there are.
+    """Every method minus FedAvg, and FedVSR minus every other method.
 
     Returns:
         A row of `COLUMNS` per network, heterogeneity, test set, metric and pair: `difference` is
-        the mean of `method - reference` over the seeds and clips that both have; the interval's
-        ends are null where there are fewer than two seeds, or clips. Finished runs alone count.
+        the mean of `method - reference` over the seeds and clips that both have; an interval's
+        ends are null with fewer than two seeds, or clips. Only finished runs count.
 
     Raises:
         UserError: scipy is not installed.
@@ -94,7 +92,7 @@ def _pairs(scores: pd.DataFrame) -> Iterator[tuple[str, str]]:
 
 
 def _interval(values: pd.Series[float]) -> tuple[float | None, float | None]:
-    """Student's t interval of the mean of independent values."""
+    """Student's t interval of the mean of `values`; None twice for a single value."""
     try:
         from scipy.stats import t
     except ImportError:

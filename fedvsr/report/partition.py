@@ -1,4 +1,4 @@
-"""The picture of a partition: which client holds how much of which label."""
+"""The picture of a partition: how many clips of each label each client holds."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from matplotlib.ticker import MaxNLocator
 from fedvsr.data.clips import Clip
 from fedvsr.report.figures import save
 
-# Cells that a number still fits into.
+# With more clients than this, numbers do not fit into the cells.
 _MOST_LABELLED = 40
 
 
 def draw_partition(clients: Sequence[Sequence[Clip]], title: str, path: Path) -> Path:
-    """Draw clips by client (across) and label (down), and each client's total above.
+    """Draw the number of clips by client (across) and label (down), and the totals above.
 
     Args:
         clients: each client's clips.
-        title: stands above.
+        title: the title of the picture.
         path: the PNG to write.
     """
     labels = sorted({clip.label for own in clients for clip in own})

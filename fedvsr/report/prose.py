@@ -1,4 +1,4 @@
-"""A report's text and tables, section by section, in the order of its Markdown and its page."""
+"""The text and tables of a report, in sections, as its Markdown and its page show them."""
 
 from __future__ import annotations
 
@@ -16,58 +16,53 @@ from fedvsr.report.render import LEGEND, Markup, grid, number, plain, render
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, what is said below it, and a table if there is one."""
+    """A heading with sentences, a table and a note below it."""
 
     title: str
     lines: tuple[str, ...] = ()
     """Sentences, plain text."""
     table: str = ""
-    """In the markup that was asked for."""
+    """Source text in the requested markup; empty without a table."""
     after: str = ""
-    """Small print below the table."""
+    """Note below the table."""
 
 
 def sections(report: Report, markup: Markup) -> list[Section]:
-    """The sections that these results have something for."""
-    found = [
-        Section(
-            "Scores",
-            (),
-            render(grid(report.main, markup), markup),
-            LEGEND + _of_paper(report.main),
-        )
-    ]
+    """The sections of a report, without those for which it has no results."""
+    table = render(grid(report.main, markup), markup)
+    shown = [Section("Scores", (), table, LEGEND + _paper_note(report.main))]
     if summary := tables.sentences(report.main):
-        found.append(Section("Summary", tuple(summary)))
+        shown.append(Section("Summary", tuple(summary)))
     if not report.ablation.empty:
         table = render(grid(report.ablation, markup), markup)
-        found.append(Section("Ablation", (), table, LEGEND + _of_paper(report.ablation)))
+        shown.append(Section("Ablation", (), table, LEGEND + _paper_note(report.ablation)))
     if not report.differences.empty:
         rows = [_difference(row) for row in report.differences.to_dict("records")]
         after = (
             "Mean over the seeds and clips that both methods have, with 95 % intervals of "
-            "Student's t: over seeds, of the means over clips; over clips, of the means over seeds "
-            "(in brackets, how many). Not adjusted for the number of comparisons."
+            "Student's t. Over seeds: from one mean over clips per seed; over clips: from one mean "
+            "over seeds per clip; their number is in brackets. The intervals are not adjusted for "
+            "the number of comparisons."
         )
-        found.append(Section("Paired differences", (), _table(rows, markup), after))
+        shown.append(Section("Paired differences", (), _table(rows, markup), after))
     if not report.overhead.empty:
         rows = [_cost(row) for row in report.overhead.to_dict("records")]
         after = (
-            "Medians of what the runs recorded, and how many times FedAvg's on the same device; "
-            "bytes per client and round. Times are those of the machine as it was, with whatever "
-            "else ran on it."
+            "Medians over the recorded runs; in brackets, relative to FedAvg on the same device. "
+            "Bytes are per client and round. Times include the effect of anything else that the "
+            "machine ran."
         )
-        found.append(Section("Cost", (), _table(rows, markup), after))
+        shown.append(Section("Cost", (), _table(rows, markup), after))
     if not report.faults.empty:
         rows = [_fault(row) for row in report.faults.to_dict("records")]
-        found.append(Section("Faults", (), _table(rows, markup)))
+        shown.append(Section("Faults", (), _table(rows, markup)))
     rows = [_run(row) for row in report.gathered.runs.to_dict("records")]
-    found.append(Section("Runs", report.notes, _table(rows, markup)))
-    return found
+    shown.append(Section("Runs", report.notes, _table(rows, markup)))
+    return shown
 
 
 def markdown(report: Report, pictures: Sequence[str]) -> str:
-    """The report as Markdown; `pictures` are files beside it."""
+    """The report as Markdown, with `pictures`, the names of files in its folder."""
     parts = ["# Report", ""]
     for section in sections(report, "md"):
         parts += [f"## {section.title}", ""]
@@ -82,7 +77,7 @@ def markdown(report: Report, pictures: Sequence[str]) -> str:
     return "\n".join(parts).replace("\n\n\n", "\n\n").rstrip() + "\n"
 
 
-def _of_paper(cells: pd.DataFrame) -> str:
+def _paper_note(cells: pd.DataFrame) -> str:
     return f" The paper's values: {tables.paper_source()}." if cells["paper"].notna().any() else ""
 
 
@@ -93,7 +88,7 @@ def _table(rows: list[dict[str, str]], markup: Markup) -> str:
 def _difference(row: Mapping[Any, Any]) -> dict[str, str]:
     decimals = DECIMALS[row["metric"]] + 1
     return {
-        "difference": f"{row['method']} less {row['reference']}",
+        "difference": f"{row['method']} minus {row['reference']}",
         "network": row["model"],
         "heterogeneity": row["heterogeneity"],
         "test set": row["testset"],
@@ -119,14 +114,14 @@ def _cost(row: Mapping[Any, Any]) -> dict[str, str]:
         "method": row["method"],
         "device": row["device"],
         "runs": str(row["num_runs"]),
-        "a step": _beside(f"{1000 * row['step_s']:.3g} ms", row["step_ratio"]),
-        "aggregation": _beside(f"{1000 * row['aggregate_s']:.3g} ms", row["aggregate_ratio"]),
-        "down": _beside(_mib(row["download_bytes"]), row["download_ratio"]),
-        "up": _beside(_mib(row["upload_bytes"]), row["upload_ratio"]),
+        "a step": _with_ratio(f"{1000 * row['step_s']:.3g} ms", row["step_ratio"]),
+        "aggregation": _with_ratio(f"{1000 * row['aggregate_s']:.3g} ms", row["aggregate_ratio"]),
+        "down": _with_ratio(_mib(row["download_bytes"]), row["download_ratio"]),
+        "up": _with_ratio(_mib(row["upload_bytes"]), row["upload_ratio"]),
     }
 
 
-def _beside(value: str, ratio: float | None) -> str:
+def _with_ratio(value: str, ratio: float | None) -> str:
     return value if ratio is None or pd.isna(ratio) else f"{value} ({ratio:.2f}x)"
 
 
@@ -139,7 +134,7 @@ def _fault(row: Mapping[Any, Any]) -> dict[str, str]:
         "run": row["run_id"],
         "kind": str(row["kind"]),
         "count": str(row["count"]),
-        "then": "given up" if row["final"] else "started again",
+        "then": "given up" if row["final"] else "retried",
         "lost": f"{row['lost_s']:.1f} s",
         "last message": str(row["message"] or ""),
     }

@@ -23,9 +23,8 @@ _TEX = str.maketrans(
 )
 
 LEGEND = (
-    "Mean and standard deviation over seeds; bold: the best federated method of those with a "
-    "finished run; without a deviation it is one seed. In square brackets: the paper's value, and "
-    "this one less it."
+    "Mean ± standard deviation over seeds; no ± means one seed. Bold: the best federated method of "
+    "those with a finished run. In square brackets: the paper's value, and ours minus it."
 )
 
 # The labels of a column or a row, from the outermost to the innermost.

@@ -17,9 +17,9 @@ from matplotlib.patches import Rectangle
 from fedvsr.report.figures import save
 
 _COLOURS = "viridis"
-# Behind words that lines cross.
+# Background of text that lines cross.
 _PAPER = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8}
-# More digits than these crowd a cell.
+# With more cells than this, numbers do not fit.
 _CELLS_WITH_NUMBERS = 15 * 15
 
 
@@ -30,17 +30,17 @@ def draw(
     mode: Literal["max", "min"],
     folder: Path,
 ) -> list[Path]:
-    """Draw what suits the sweep, and return the pictures' paths.
+    """Draw the pictures that suit a sweep, and return their paths.
 
-    A heat map for each pair of the numeric settings, for the first two if there are more; a curve
-    for a single one; parallel coordinates where there are two settings or more.
+    With two numeric settings or more, a heat map over the first two; with one, a curve over it;
+    with two settings or more of any kind, parallel coordinates.
 
     Args:
-        trials: as `trials.parquet` has them.
+        trials: the table of `trials.parquet`.
         swept: columns of the swept settings.
-        metric: column of what is compared.
-        mode: which way is better.
-        folder: where the pictures go.
+        metric: column of the metric.
+        mode: whether a larger or a smaller metric is better.
+        folder: the folder to write to.
     """
     scored = trials.dropna(subset=[metric])
     varied = [key for key in swept if scored[key].nunique() > 1]
@@ -59,7 +59,7 @@ def draw(
 def draw_heat_map(
     trials: pd.DataFrame, x: str, y: str, metric: str, mode: Literal["max", "min"], folder: Path
 ) -> Path:
-    """The metric over two settings, mean over what else differs; the best cell is framed."""
+    """The metric over two settings, averaged over the others; the best cell is framed."""
     table = trials.pivot_table(index=y, columns=x, values=metric, aggfunc="mean").sort_index()
     rows, columns = table.shape
     figure = Figure(figsize=(2.6 + 0.75 * columns, 1.8 + 0.6 * rows), layout="constrained")
@@ -100,7 +100,7 @@ def draw_curve(
     mode: Literal["max", "min"],
     folder: Path,
 ) -> Path:
-    """The metric over one setting: every trial, a line a case, and the best one marked."""
+    """The metric over one setting: every trial, a line per case, the best trial marked."""
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     cases = [key for key in varied if not pd.api.types.is_numeric_dtype(trials[key])]
@@ -130,7 +130,7 @@ def draw_parallel(
     mode: Literal["max", "min"],
     folder: Path,
 ) -> Path:
-    """Every trial as a line through its values, coloured by the metric; the best one is thick."""
+    """Each trial as a line through its values, coloured by the metric; the best trial is thick."""
     keys = [*varied, metric]
     figure = Figure(figsize=(2 + 1.7 * len(keys), 4.4), layout="constrained")
     axes = figure.subplots()
@@ -160,7 +160,7 @@ def draw_parallel(
 
 
 def _follows(trials: pd.DataFrame, numeric: Sequence[str]) -> bool:
-    """Whether the first setting decides the others: a constraint, so that one curve tells all."""
+    """Whether the first setting determines the others, so that one curve shows every trial."""
     return bool((trials.groupby(numeric[0])[list(numeric[1:])].nunique() == 1).all().all())
 
 
@@ -175,7 +175,7 @@ def _bounded(table: pd.DataFrame) -> list[tuple[int, int]]:
 
 
 def _height(values: pd.Series) -> pd.Series:
-    """Places on a vertical axis from 0 to 1: numbers to scale, words and few numbers evenly."""
+    """Positions on an axis from 0 to 1: numbers to scale; words, or at most 3 numbers, evenly."""
     if not pd.api.types.is_numeric_dtype(values) or values.nunique() <= 3:
         places = values.rank(method="dense") - 1
     else:
@@ -185,7 +185,7 @@ def _height(values: pd.Series) -> pd.Series:
 
 
 def _ticks(values: pd.Series, heights: pd.Series) -> list[tuple[str, float]]:
-    """What is written at an axis: every value if there are few, else some, evenly apart."""
+    """The labels of an axis and their positions: up to 12 values, else 6 evenly spaced numbers."""
     pairs = pd.DataFrame({"value": values, "height": heights}).drop_duplicates()
     pairs = pairs.sort_values("height")
     if len(pairs) > 12:

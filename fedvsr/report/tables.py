@@ -1,13 +1,13 @@
-"""The paper's tables from result tables: scores by network, method, heterogeneity and test set.
+"""The paper's tables of scores, computed from result tables.
 
-A table is a tidy frame with a row per cell:
+A table is a pandas table with a row per cell:
 
     model, method, algorithm, heterogeneity, testset, metric
-    mean, std      over seeds; each seed's value is the mean over clips of the last evaluated round
-    num_seeds      runs that went into it
-    state          empty where all its runs have finished, else e.g. `running, round 4 of 10`
+    mean, std      over seeds; a seed's value is the mean over clips of the last evaluated round
+    num_seeds      runs that `mean` is over
+    state          empty if all its runs have finished, else e.g. `running, round 4 of 10`
     best           the best federated method of its column and network, of those with a finished run
-    paper          the paper's value for the network at its own size, this partition and test set
+    paper          the paper's value, for the network at the paper's size
 """
 
 from __future__ import annotations
@@ -44,26 +44,26 @@ OURS = "fedvsr"
 
 
 def main_table(gathered: Gathered) -> pd.DataFrame:
-    """Table 1: every method but FedVSR's ablations, beside bicubic and the bounds."""
+    """Table 1: bicubic, the bounds, and every method but FedVSR's ablations."""
     ablations = set(ABLATION) - {"fedavg", OURS}
     return _table(gathered, lambda algorithm: algorithm not in ablations, with_bicubic=True)
 
 
 def ablation_table(gathered: Gathered) -> pd.DataFrame:
-    """Table 2: FedAvg, FedVSR's parts one by one, and FedVSR; empty where no part was run."""
+    """Table 2: FedAvg, each part of FedVSR alone, and FedVSR; empty if no part was run."""
     if not set(gathered.runs["algorithm"]) & (set(ABLATION) - {"fedavg", OURS}):
         return pd.DataFrame(columns=[*_KEYS, "mean", "std", "num_seeds", "state", "best", "paper"])
     return _table(gathered, lambda algorithm: algorithm in ABLATION, with_bicubic=False)
 
 
 def margins(cells: pd.DataFrame) -> pd.DataFrame:
-    """By how much FedVSR is better than the other federated methods of a table.
+    """Margins of FedVSR over the other federated methods of a table; positive means better.
 
     Returns:
-        A row per heterogeneity and metric: `over_all`, mean over networks, test sets and methods,
-        `over_second`, mean over networks and test sets of the margin over the best other method,
-        and `num_all`, `num_second`, the comparisons that these are means of. Positive is better.
-        Only cells whose runs have all finished count.
+        A row per heterogeneity and metric. `over_all`: mean margin over networks, test sets and
+        methods. `over_second`: mean margin over the best other method, over networks and test
+        sets. `num_all`, `num_second`: the number of comparisons in each mean. Only cells whose
+        runs have all finished count.
     """
     counted = cells[(cells["state"] == "") & cells["mean"].notna()]
     counted = counted[~counted["algorithm"].isin([*BOUNDS, BICUBIC])]
@@ -77,7 +77,7 @@ def margins(cells: pd.DataFrame) -> pd.DataFrame:
         for _, column in here.groupby(["model", "testset"]):
             ours = column[column["algorithm"] == OURS]["mean"]
             others = column[column["algorithm"] != OURS]["mean"]
-            # With several settings of FedVSR there is no one margin.
+            # Several settings of FedVSR have no common margin.
             if len(ours) != 1 or others.empty:
                 continue
             over = sign * (float(ours.iloc[0]) - others)
@@ -99,7 +99,7 @@ def margins(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def sentences(cells: pd.DataFrame) -> list[str]:
-    """The summary of Table 1 as sentences, each beside what the paper has."""
+    """The summary of Table 1 as sentences, with the paper's margins."""
     of_paper = margins(paper_cells(["fedavg", "fedprox", "scaffold", OURS]))
     lines = []
     for row in margins(cells).to_dict("records"):
@@ -115,13 +115,13 @@ def sentences(cells: pd.DataFrame) -> list[str]:
             (computed,) = of_paper[
                 (of_paper["heterogeneity"] == heterogeneity) & (of_paper["metric"] == metric)
             ].to_dict("records")
-            # As printed: SSIM to three places in the text, to four in the table.
-            said = "+.2f" if metric == "psnr_db" else "+.3f"
+            # The paper prints SSIM with three decimals in its text and four in its table.
+            digits = "+.2f" if metric == "psnr_db" else "+.3f"
             over_all, over_second = (
                 f"{computed[name]:+.{DECIMALS[metric]}f}" for name in ("over_all", "over_second")
             )
             line += (
-                f" The paper states {stated['all']:{said}} and {stated['second']:{said}}; "
+                f" The paper states {stated['all']:{digits}} and {stated['second']:{digits}}; "
                 f"its own table gives {over_all} and {over_second}."
             )
         lines.append(line)
@@ -129,7 +129,7 @@ def sentences(cells: pd.DataFrame) -> list[str]:
 
 
 def paper_cells(algorithms: Sequence[str]) -> pd.DataFrame:
-    """The paper's own values as a table."""
+    """The paper's values as a table."""
     paper = _paper()
     rows = [
         {
@@ -152,7 +152,7 @@ def paper_cells(algorithms: Sequence[str]) -> pd.DataFrame:
 
 
 def paper_source() -> str:
-    """Where the paper's values are from, and what they are of."""
+    """The source of the paper's values, and the settings that they hold for."""
     paper = _paper()
     return f"{paper['source']} ({paper['settings']})"
 
@@ -164,10 +164,10 @@ def _table(gathered: Gathered, wanted: Callable[[str], bool], with_bicubic: bool
     methods = runs[["method", "algorithm"]].drop_duplicates()
     planned = [a for a in _paper()["values"]["vrt"] if wanted(a)]
     if any(model in {display(m) for m in _paper()["values"]} for model in runs["model"]):
-        # The paper's networks at the paper's size: what is still to run shows as a dash.
+        # With the paper's networks at its size, methods without a run are shown as dashes.
         missing = [a for a in planned if a not in set(methods["algorithm"])]
-        more = pd.DataFrame({"method": [display(a) for a in missing], "algorithm": missing})
-        methods = pd.concat([methods, more], ignore_index=True)
+        without_run = pd.DataFrame({"method": [display(a) for a in missing], "algorithm": missing})
+        methods = pd.concat([methods, without_run], ignore_index=True)
     algorithm_of = dict(zip(methods["method"], methods["algorithm"], strict=True))
     rows = []
     for model, heterogeneity, testset in product(
@@ -191,7 +191,7 @@ def _table(gathered: Gathered, wanted: Callable[[str], bool], with_bicubic: bool
 
 
 def _bicubic(key: dict[str, str], metric: str, scores: pd.DataFrame) -> dict[str, Any]:
-    # The same frames in every run.
+    # All runs score the same frames.
     column = f"bicubic_{metric}"
     value = mean_scores(scores, ["run_id"], [column])[column].mean()
     names = {"method": BICUBIC, "algorithm": BICUBIC, "metric": metric}
@@ -207,13 +207,13 @@ def _cell(
     state = ""
     if len(finished) < len(runs):
         unfinished = runs[runs["status"] != "finished"].sort_values("last_round")
-        first = unfinished.iloc[-1]
-        state = f"{first['status']}, round {first['last_round']} of {first['num_rounds']}"
+        furthest = unfinished.iloc[-1]
+        state = f"{furthest['status']}, round {furthest['last_round']} of {furthest['num_rounds']}"
         if len(finished):
             state = f"{len(finished)} of {len(runs)} seeds; {state}"
-        elif first["last_round"] > 0:
-            # Nothing has finished: the run that is furthest speaks, and says where it is.
-            counted = scores[scores["run_id"] == first["run_id"]]
+        elif furthest["last_round"] > 0:
+            # No run has finished: show the most advanced one, with its state.
+            counted = scores[scores["run_id"] == furthest["run_id"]]
     per_seed = mean_scores(counted, ["run_id"], [metric])[metric].dropna()
     return {
         **label,
@@ -229,12 +229,12 @@ def _cell(
 
 def _with_best(cells: pd.DataFrame) -> pd.DataFrame:
     cells = cells.assign(best=False)
-    # A mean of finished runs competes, also where other seeds are still to come.
+    # Means of finished runs compete, even if other seeds are missing.
     competing = cells[
         cells["finished"] & cells["mean"].notna() & ~cells["algorithm"].isin([*BOUNDS, BICUBIC])
     ]
     for (*_, metric), column in competing.groupby([*GROUP, "metric"]):
-        # As printed: two that read the same are both the best.
+        # Rounded as printed: equal numbers are both the best.
         shown = column["mean"].astype(float).round(DECIMALS[str(metric)])
         top = shown.min() if metric in SMALLER_IS_BETTER else shown.max()
         if len(column) > 1:
@@ -246,11 +246,12 @@ def _paper_value(label: dict[str, str], metric: str) -> float | None:
     paper = _paper()
     if label["method"] != display(label["algorithm"]) or metric not in paper["metrics"]:
         return None
-    # `VRT (small)` is not the paper's network, but it is what there is to compare with.
+    # `VRT (small)` is not the paper's network, but the paper's VRT is the closest value.
     by_name = {display(name): values for name, values in paper["values"].items()}
     values = by_name.get(label["model"].split(" (")[0], {})
-    found = values.get(label["algorithm"], {}).get(label["heterogeneity"], {}).get(label["testset"])
-    value: float | None = found[paper["metrics"].index(metric)] if found else None
+    by_set = values.get(label["algorithm"], {}).get(label["heterogeneity"], {})
+    scores = by_set.get(label["testset"])
+    value: float | None = scores[paper["metrics"].index(metric)] if scores else None
     return value
 
 

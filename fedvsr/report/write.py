@@ -1,6 +1,6 @@
-"""A report's files: tables, figures and pages from a folder of results, as far as they have come.
+"""Write the files of a report: tables, figures and a page of finished and unfinished runs.
 
-Parquet tables and the pictures in `frames/` are all that is read.
+It reads only the runs' parquet tables and the pictures in `frames/`.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ def write_report(
     crop: Crop | None = None,
     clip_id: str | None = None,
 ) -> Iterator[Path]:
-    """Write a report and yield each file's path when it is there.
+    """Write a report and yield the path of each file once it is written.
 
     Args:
-        folder: of the results.
-        out: the folder to write to; made if need be.
-        formats: of `FORMATS`: md (with the figures, if they are written as png), csv, tex, html
-            (one page), png and pdf (figures).
-        crop: the crop of the comparison; by default where methods differ most.
-        clip_id: the clip that it is taken from.
+        folder: the folder of the results.
+        out: the folder to write to; created if missing.
+        formats: some of `FORMATS`: md (with the figures if png is among the formats), csv, tex,
+            html (one page), png and pdf (figures).
+        crop: the crop of the comparison; by default the one in which methods differ most.
+        clip_id: the clip of the comparison; by default the one with that crop.
 
     Raises:
-        UserError: there is no run, no such clip, or the crop leaves its frame.
+        UserError: there is no run, no such clip, or the crop is not within its frame.
     """
     report = read(folder)
     figures = list(_figures(report, crop, clip_id)) if {"png", "pdf"} & set(formats) else []
     if clip_id is not None and clip_id not in (known := _clips(report)):
         raise UserError(
-            f"no finished run has a picture of clip {clip_id}; there are: {', '.join(known)}"
+            f"no finished run has a picture of clip {clip_id}; choose from: {', '.join(known)}"
         )
     out.mkdir(parents=True, exist_ok=True)
     if "csv" in formats:
@@ -86,12 +86,12 @@ def _figures(
     for frame in report.frames:
         key = frame.model, frame.heterogeneity, frame.testset
         groups.setdefault(key, []).append(frame)
-    for group, found in groups.items():
-        chosen = crops.choose(found, crop, clip_id)
+    for group, frames in groups.items():
+        chosen = crops.choose(frames, crop, clip_id)
         if chosen:
             yield _slug("crops", *group), crops.draw_crops(*chosen)
     runs = report.gathered.runs
-    # One seed's clients a method; the tables count the faults of all.
+    # One seed per method; the table of faults counts all seeds.
     first = runs.sort_values("seed").drop_duplicates(["model", "heterogeneity", "method"])
     trained = set(report.results.clients["run_id"])
     for row in first.sort_index().to_dict("records"):
@@ -101,8 +101,8 @@ def _figures(
 
 
 def _numbered(report: Report) -> list[tuple[str, pd.DataFrame]]:
-    found = [("table1", report.main), ("table2", report.ablation)]
-    return [(name, cells) for name, cells in found if not cells.empty]
+    tables = [("table1", report.main), ("table2", report.ablation)]
+    return [(name, cells) for name, cells in tables if not cells.empty]
 
 
 def _clips(report: Report) -> list[str]:

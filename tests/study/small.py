@@ -3,10 +3,10 @@
     python -m tests.study.small run CLIPS WORK [--seeds 1 2 3]
     python -m tests.study.small page
 
-`run` trains in the folder WORK and can be stopped and called again; it ends with the tables in
-results/study-small, where those of other seeds stay. CLIPS holds videos and a `manifest.json` that
-gives each its `id`, `file` and `category`. `page` writes docs/study-small.md and its pictures from
-those tables.
+`run` trains in the folder WORK, and resumes there if it was stopped. It ends by writing the tables
+in results/study-small, which keep the runs of other seeds. CLIPS holds videos and a `manifest.json`
+with the `id`, `file` and `category` of each. `page` writes docs/study-small.md and its pictures
+from those tables.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ TEST = (
 
 
 def main() -> None:
-    """Parse and call."""
+    """Parse the arguments and run the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -57,15 +57,15 @@ def main() -> None:
     running.add_argument("work", type=Path)
     running.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     commands.add_parser("page")
-    given = parser.parse_args()
-    if given.command == "run":
-        run(given.clips.resolve(), given.work.resolve(), given.seeds)
+    arguments = parser.parse_args()
+    if arguments.command == "run":
+        run(arguments.clips.resolve(), arguments.work.resolve(), arguments.seeds)
     else:
         write_page()
 
 
 def run(clips: Path, work: Path, seeds: Sequence[int]) -> None:
-    """Everything up to the tables; what is done already is not done again."""
+    """Do every step up to the tables, except for those that are done."""
     lay_out(clips, work / "videos")
     for name in ("public", "clients", "test"):
         if not (work / "stores" / name).exists():
@@ -87,10 +87,10 @@ def run(clips: Path, work: Path, seeds: Sequence[int]) -> None:
 
 
 def lay_out(source: Path, videos: Path) -> None:
-    """Sort the clips into folders of links, one a label, as `data prepare folder` takes them.
+    """Sort the clips into folders of links, one per label, for `data prepare folder`.
 
-    `test`: the six that are scored. Of the others, in order of label and name, every third is
-    `public`, on which networks train first; the rest belong to `clients`.
+    `test` has the six test clips. Of the others, in the order of label and name, every third is in
+    `public`, on which networks are pretrained; the rest is in `clients`.
     """
     clips = json.loads((source / "manifest.json").read_text())["clips"]
     clips.sort(key=lambda clip: (clip["category"], clip["id"]))
@@ -109,14 +109,14 @@ def lay_out(source: Path, videos: Path) -> None:
 
 
 def collect_all(sweeps: Path) -> None:
-    """The tables in results/study-small, and of the runs before them in its folder `pretrain`."""
+    """Write the tables of results/study-small, and those of the pretraining in its `pretrain`."""
     compared = [p for name in ("methods", "ablation") for p in sweeps.glob(f"{name}-*/runs/*")]
     collect(sorted(compared), TABLES)
     collect(sorted(sweeps.glob("pretrain/runs/*")), TABLES / "pretrain")
 
 
 def collect(runs: Iterable[Path], out: Path) -> None:
-    """Write the tables of those runs that have finished as one each, beside what is there."""
+    """Write each table of the finished runs into one file, keeping other runs in that file."""
     folders = [
         folder
         for folder in runs
@@ -125,19 +125,19 @@ def collect(runs: Iterable[Path], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name, schema in SCHEMAS.items():
         paths = [path for folder in folders if (path := folder / f"{name}.parquet").exists()]
-        found = pa.concat_tables([schema.empty_table(), *(pq.read_table(p) for p in paths)])
+        table = pa.concat_tables([schema.empty_table(), *(pq.read_table(p) for p in paths)])
         target = out / f"{name}.parquet"
         if target.exists():
-            kept = pq.ParquetFile(target).read()
-            again = pc.is_in(kept["run_id"], pa.array([folder.name for folder in folders]))
-            found = pa.concat_tables([kept.filter(pc.invert(again)), found])
+            existing = pq.ParquetFile(target).read()
+            is_new = pc.is_in(existing["run_id"], pa.array([folder.name for folder in folders]))
+            table = pa.concat_tables([existing.filter(pc.invert(is_new)), table])
         with replacing(target) as aside:
-            pq.write_table(found.sort_by("run_id"), aside)
+            pq.write_table(table.sort_by("run_id"), aside)
     print(f"{out}: the tables of {len(folders)} finished runs")
 
 
 def write_page() -> None:
-    """docs/study-small.md and its pictures."""
+    """Write docs/study-small.md and its pictures."""
     report = read(TABLES)
     PICTURES.mkdir(parents=True, exist_ok=True)
     styles = line_styles(report.gathered)
@@ -148,13 +148,13 @@ def write_page() -> None:
 
 
 def page(report: Report) -> str:
-    """The text of docs/study-small.md: what small.md beside this file says, then the report."""
-    said = (Path(__file__).parent / "small.md").read_text(encoding="utf-8")
+    """The text of docs/study-small.md: that of small.md in this folder, then the report."""
+    introduction = (Path(__file__).parent / "small.md").read_text(encoding="utf-8")
     models = report.points["model"].unique()
     pictures = [f"![{model}](images/study-small/{picture(model)})" for model in models]
-    took = effort(report.results.runs, load_results(TABLES / "pretrain").runs)
+    effort_line = effort(report.results.runs, load_results(TABLES / "pretrain").runs)
     tables = markdown(report, []).removeprefix("# Report\n")
-    return "\n\n".join([said.strip(), took, *pictures, tables.strip()]) + "\n"
+    return "\n\n".join([introduction.strip(), effort_line, *pictures, tables.strip()]) + "\n"
 
 
 def picture(model: str) -> str:
@@ -162,28 +162,29 @@ def picture(model: str) -> str:
 
 
 def effort(runs: pd.DataFrame, pretraining: pd.DataFrame) -> str:
-    """What the runs took, from their tables."""
+    """The time that the runs took, from their tables."""
 
     def of(some: pd.DataFrame) -> str:
-        took = (some["updated_at"] - some["started_at"]).dt.total_seconds().sum() / 3600
-        return f"{len(some)} runs, {took:.1f} hours of one core"
+        hours = (some["updated_at"] - some["started_at"]).dt.total_seconds().sum() / 3600
+        return f"{len(some)} runs, {hours:.1f} hours of one core"
 
     versions = json.loads(runs["versions"].iloc[0])
-    named = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "ray"))
-    return f"**Effort.** Before: {of(pretraining)}. Compared: {of(runs)}. With {named}."
+    packages = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "ray"))
+    hours = f"Pretraining: {of(pretraining)}. Compared: {of(runs)}."
+    return f"**Effort.** {hours} Software: {packages}."
 
 
 def _sweep(work: Path, file: str, name: str, *options: str) -> None:
-    begun = (work / "results" / "sweeps" / name / "sweep.yaml").exists()
-    how = ["--resume"] if begun else ["--max-concurrent", "2"]
-    _fedvsr(work, "tune", str(SWEEPS / f"{file}.yaml"), "--name", name, *options, *how)
+    is_started = (work / "results" / "sweeps" / name / "sweep.yaml").exists()
+    mode = ["--resume"] if is_started else ["--max-concurrent", "2"]
+    _fedvsr(work, "tune", str(SWEEPS / f"{file}.yaml"), "--name", name, *options, *mode)
 
 
 def _fedvsr(folder: Path, *arguments: str) -> None:
     print("fedvsr", *arguments, flush=True)
-    done = subprocess.run([sys.executable, "-m", "fedvsr", *arguments], cwd=folder, check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
+    process = subprocess.run([sys.executable, "-m", "fedvsr", *arguments], cwd=folder, check=False)
+    if process.returncode:
+        sys.exit(process.returncode)
 
 
 if __name__ == "__main__":

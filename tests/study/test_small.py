@@ -1,4 +1,4 @@
-"""The small study's parts that need no hours, and its page."""
+"""The quick parts of the small study, and its page."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from tests.unit.report.synthetic import write_run
 def test_a_sweep_expands_to_what_its_comment_says(name: str, trials: int) -> None:
     path = small.SWEEPS / f"{name}.yaml"
     sweep = load_sweep(path)
-    found = re.search(r"# (\d+) runs of (\d+) rounds?,", path.read_text())
-    assert found
-    assert int(found[1]) == trials == len(expand(sweep))
-    assert {t.config.federation.num_rounds for t in expand(sweep)} == {int(found[2])}
+    comment = re.search(r"# (\d+) runs of (\d+) rounds?,", path.read_text())
+    assert comment
+    assert int(comment[1]) == trials == len(expand(sweep))
+    assert {t.config.federation.num_rounds for t in expand(sweep)} == {int(comment[2])}
     assert sweep.executor == "serial"
 
 
@@ -54,15 +54,15 @@ def test_finished_runs_are_collected(tmp_path: Path) -> None:
     small.collect([other], tmp_path / "out")
     for _ in range(2):
         small.collect(sorted(runs.iterdir()), tmp_path / "out")
-    found, expected = load_results(tmp_path / "out"), load_results(runs)
-    assert found.runs["run_id"].tolist() == ["one", "two", "zero"]
-    ours = found.evaluations[found.evaluations["run_id"] != "zero"]
+    collected, expected = load_results(tmp_path / "out"), load_results(runs)
+    assert collected.runs["run_id"].tolist() == ["one", "two", "zero"]
+    ours = collected.evaluations[collected.evaluations["run_id"] != "zero"]
     assert len(read(tmp_path / "out").gathered.runs) == 3
-    kept = expected.evaluations["run_id"] != "going"
-    assert ours["psnr_db"].tolist() == expected.evaluations["psnr_db"][kept].tolist()
+    finished = expected.evaluations["run_id"] != "going"
+    assert ours["psnr_db"].tolist() == expected.evaluations["psnr_db"][finished].tolist()
 
 
 def test_the_page_is_what_the_tables_say() -> None:
     assert small.PAGE.read_text() == small.page(read(small.TABLES)), (
-        "docs/study-small.md is old; run: python -m tests.study.small page"
+        "docs/study-small.md is out of date; run: python -m tests.study.small page"
     )

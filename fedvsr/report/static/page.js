@@ -5,14 +5,14 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const element = (tag, props = {}, ...children) => {
-    const made = Object.assign(document.createElement(tag), props);
-    made.append(...children);
-    return made;
+    const node = Object.assign(document.createElement(tag), props);
+    node.append(...children);
+    return node;
   };
   const fill = (select, names, values = names) => {
     select.replaceChildren(...names.map((name, i) => element("option", { textContent: name, value: values[i] })));
   };
-  // On a dark page the light page's colours are mixed with white.
+  // A dark page mixes the colours with white.
   const tone = (hex) => {
     if (!dark.matches) return hex;
     const parts = [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
@@ -84,7 +84,7 @@
     series.forEach((one, i) => { if (owners[i]) one.show = !hidden.has(owners[i]); });
     const axis = { stroke: css("--soft"), grid: { stroke: css("--line"), width: 0.5 }, ticks: { stroke: css("--line"), width: 0.5 } };
     const first = panel.rounds[0], last = panel.rounds[panel.rounds.length - 1];
-    // A margin, so that the first and the last point are seen whole.
+    // A margin shows the first and the last point completely.
     const margin = Math.max(0.02 * (last - first), 0.05);
     let at = panel.rounds.length - 1;
     const plot = new uPlot({

@@ -66,7 +66,7 @@ def test_one_run_reports_too_and_a_crop_by_hand(results: Path, tmp_path: Path) -
         (["--format", ","], "nothing is not a format"),
         (["--crop", "1,2"], "--crop '1,2' is not X,Y,SIZE"),
         (["--crop", "1,2,500", "--format", "png"], "leaves the frame of a"),
-        (["--clip", "nosuch"], "no finished run has a picture of clip nosuch; there are: a"),
+        (["--clip", "nosuch"], "no finished run has a picture of clip nosuch; choose from: a"),
     ],
 )
 def test_mistakes_cost_one_line(
@@ -81,7 +81,7 @@ def test_mistakes_cost_one_line(
 def test_without_scipy_the_rest_is_there(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedvsr.report.content.find_spec", lambda name: None)
     text = markdown(read(results), [])
-    assert "paired differences are left out" in text
+    assert "paired differences are left out because scipy is missing" in text
     assert "## Paired differences" not in text
     assert "## Scores" in text
 
