@@ -1,6 +1,6 @@
 """Federated video super-resolution experiments on a Ray cluster.
 
-`import fedvsr` loads neither torch nor Ray; what needs them is imported on first use.
+`import fedvsr` loads neither torch nor Ray; modules that need them are imported on first use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m fedvsr` is `fedvsr`."""
+"""Run the command line: `python -m fedvsr` is `fedvsr`."""
 
 from fedvsr.cli import main
 

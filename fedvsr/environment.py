@@ -9,33 +9,33 @@ from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
-# OpenMP threads that spin while they wait starve the rest of the machine; on a busy one they
-# made small matrix products a hundred times slower. Read when torch is loaded.
+# OpenMP threads that spin while they wait take processors from other processes; on a busy machine
+# they made small matrix products a hundred times slower. torch reads these when it is loaded.
 SLEEPING_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 PACKAGES = ("torch", "torchvision", "ray", "numpy")
-# Beside the source that was shipped to a cluster, which has no history there.
+# The commit of source that was sent to a cluster, where it has no git history.
 COMMIT_FILE = "COMMIT"
 
 
 @lru_cache(maxsize=1)
 def git_commit() -> str | None:
-    """Commit of the source tree that runs, with `-dirty` if it was changed; None for a wheel."""
-    here = Path(__file__).resolve().parent.parent
-    shipped = here / "fedvsr" / COMMIT_FILE
-    if shipped.is_file():
-        return shipped.read_text().strip()
-    if not (here / ".git").exists():
+    """Commit of this source tree, with `-dirty` if it was changed; None for an installed wheel."""
+    root = Path(__file__).resolve().parent.parent
+    recorded = root / "fedvsr" / COMMIT_FILE
+    if recorded.is_file():
+        return recorded.read_text().strip()
+    if not (root / ".git").exists():
         return None
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None
+    return process.stdout.strip() or None
 
 
 def let_threads_sleep() -> None:
-    """Set `SLEEPING_THREADS` for this process, unless the user has; call it before torch loads."""
+    """Set `SLEEPING_THREADS`, unless the user has set them. Call it before torch is imported."""
     for name, value in SLEEPING_THREADS.items():
         os.environ.setdefault(name, value)
 

@@ -1,4 +1,4 @@
-"""The commands on results, `report`, `watch` and `export`: parse, call, print."""
+"""The commands `report`, `watch` and `export`."""
 
 from __future__ import annotations
 
@@ -8,29 +8,37 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fedvsr.cli.common import console, say
+from fedvsr.cli.common import (
+    ModelOption,
+    ModelSetOption,
+    OutOption,
+    ResultsOption,
+    RunArgument,
+    console,
+    say,
+)
 from fedvsr.errors import UserError
 
 if TYPE_CHECKING:
     from fedvsr.report.crops import Crop
 
-# Modules that load torch or matplotlib are imported by the commands: `--help` stays quick.
+# The commands import what loads torch or matplotlib, so that `--help` stays quick.
 
 
 def report(
     results: Annotated[
-        Path, typer.Argument(metavar="RESULTS", help="Folder of runs, or one run's own.")
+        Path, typer.Argument(metavar="RESULTS", help="Folder of runs, or of one run.")
     ] = Path("results"),
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Where to write. Default: RESULTS/report."),
+        typer.Option("--out", metavar="DIR", help="Folder to write to. Default: RESULTS/report."),
     ] = None,
     formats: Annotated[
         str,
         typer.Option(
             "--format",
             metavar="LIST",
-            help="Of md, csv, tex, html, png, pdf, with commas between.",
+            help="Formats, separated by commas: md, csv, tex, html, png, pdf.",
         ),
     ] = "md,csv,html,png",
     crop: Annotated[
@@ -38,17 +46,17 @@ def report(
         typer.Option(
             "--crop",
             metavar="X,Y,SIZE",
-            help="Crop of the comparison, in pixels. Default: where methods differ most.",
+            help="Crop of a frame to compare, in pixels. Default: where methods differ most.",
         ),
     ] = None,
     clip: Annotated[
-        str | None, typer.Option("--clip", metavar="CLIP", help="Test clip that it is taken from.")
+        str | None, typer.Option("--clip", metavar="CLIP", help="Test clip to crop.")
     ] = None,
     columns: Annotated[
-        bool, typer.Option("--columns", help="Print docs/reference/results.md and do nothing else.")
+        bool, typer.Option("--columns", help="Only print docs/reference/results.md.")
     ] = False,
 ) -> None:
-    """Write tables, figures and a page of the runs there are, finished or not."""
+    """Write tables, figures and a page of all runs, finished or not."""
     if columns:
         from fedvsr.report.columns import reference
 
@@ -56,15 +64,15 @@ def report(
         return
     from fedvsr.report.write import FORMATS, write_report
 
-    asked = [name.strip() for name in formats.split(",") if name.strip()]
-    unknown = [name for name in asked if name not in FORMATS]
-    if unknown or not asked:
+    names = [name.strip() for name in formats.split(",") if name.strip()]
+    unknown = [name for name in names if name not in FORMATS]
+    if unknown or not names:
         raise UserError(
             f"--format {formats!r}: {unknown[0] if unknown else 'nothing'} is not a format; give "
             f"some of {','.join(FORMATS)}"
         )
     target = out if out is not None else results / "report"
-    chosen = [name for name in FORMATS if name in asked]
+    chosen = [name for name in FORMATS if name in names]
     for path in write_report(results, target, chosen, _crop(crop), clip):
         say(str(path))
 
@@ -81,17 +89,15 @@ def _crop(text: str | None) -> Crop | None:
 
 
 def watch(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its folder.")],
-    out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Folder of the results.")
-    ] = Path("results"),
+    run: RunArgument,
+    out: OutOption = Path("results"),
     every: Annotated[
-        float, typer.Option("--every", min=0.1, max=3600, help="Seconds between two looks.")
+        float, typer.Option("--every", min=0.1, max=3600, help="Seconds between two reads.")
     ] = 1.0,
 ) -> None:
-    """Follow a run from another terminal, through its records, until it ends.
+    """Follow a run from another terminal until it ends.
 
-    The folder may be a shared one: nothing but the run's tables is read.
+    The run may be on another machine whose folder this one can read: only its tables are read.
     """
     from fedvsr.cli.views import follow
     from fedvsr.runs.watch import ending
@@ -101,7 +107,7 @@ def watch(
     try:
         follow(events(folder, every), console)
     except KeyboardInterrupt:
-        say("\nno longer watching; the run goes on")
+        say("\nstopped watching; the run continues")
         raise typer.Exit(130) from None
     status, error = ending(folder)
     say(f"{folder.name} {status}")
@@ -116,36 +122,30 @@ def export(
         str, typer.Argument(metavar="RUN_OR_FILE", help="A run, its folder, or a file of weights.")
     ],
     to: Annotated[
-        Literal["safetensors", "torch", "onnx"], typer.Option("--to", help="What to write.")
+        Literal["safetensors", "torch", "onnx"], typer.Option("--to", help="Format to write.")
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="Default: NAME.safetensors, .pth or .onnx."),
+        typer.Option(
+            "--out", metavar="FILE", help="File to write. Default: NAME.safetensors, .pth or .onnx."
+        ),
     ] = None,
     shape: Annotated[
         str | None,
         typer.Option(
             "--input",
             metavar="FRAMESxHEIGHTxWIDTH",
-            help="onnx: the input that the file takes. Default: a small one that suits.",
+            help="Input size of an ONNX file. Default: a small one that suits the network.",
         ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the file if it is there.")
+        bool, typer.Option("--overwrite", help="Replace an existing file.")
     ] = False,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", metavar="NAME", help="Network of a bare file that does not say."),
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Setting of that network; repeatable."),
-    ] = None,
-    results: Annotated[
-        Path, typer.Option("--results", metavar="DIR", help="Folder that runs are looked up in.")
-    ] = Path("results"),
+    model: ModelOption = None,
+    settings: ModelSetOption = None,
+    results: ResultsOption = Path("results"),
 ) -> None:
-    """Write a trained network for other programs; ONNX is checked against PyTorch."""
+    """Write a trained network for other programs; an ONNX file is checked against PyTorch."""
     from fedvsr.inference.export import SUFFIXES, Shape, default_shape, export_onnx, export_tensors
     from fedvsr.inference.trained import find_trained
 
@@ -158,12 +158,15 @@ def export(
     if not path.parent.is_dir():
         raise UserError(f"there is no folder {path.parent} to write {path.name} to")
     if path.exists() and not overwrite:
-        raise UserError(f"{path} is there already; name another by --out, or give --overwrite")
-    said = f"{path}: {trained.origin}"
+        raise UserError(f"{path} exists already; choose another by --out, or give --overwrite")
+    message = f"{path}: {trained.origin}"
     if to == "onnx":
-        given = Shape(*map(int, match.groups())) if match else default_shape(trained.spec)
-        difference = export_onnx(trained, path, given)
-        said += f", for input {given}; differs from PyTorch by {difference:.1g} of the value range"
+        input_shape = Shape(*map(int, match.groups())) if match else default_shape(trained.spec)
+        difference = export_onnx(trained, path, input_shape)
+        message += (
+            f", for input {input_shape}; "
+            f"differs from PyTorch by {difference:.1g} of the value range"
+        )
     else:
         export_tensors(trained, to, path)
-    say(said)
+    say(message)

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live table in a terminal, plain lines elsewhere."""
+"""Views of a run's progress: a live table in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fedvsr.federation.rounds import ClientFinished
 from fedvsr.runs.events import Event, RoundRecorded, RunStarted
 
 _ROWS_SHOWN = 12
-# Between two lines on a clip's progress where there is no terminal.
-_QUIET_S = 10.0
+# Seconds between two lines on a clip's progress outside a terminal.
+_LINE_EVERY_S = 10.0
 
 
 class PreparationView:
-    """A bar per video or folder that is cut into clips; nothing where they are there already."""
+    """A progress bar per video or folder that is cut into clips; nothing if none is cut."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -36,7 +36,7 @@ class PreparationView:
         self._tasks = dict[str, TaskID]()
 
     def __call__(self, video: str, done: int, total: int) -> None:
-        """More frames of a video or a folder have been cut."""
+        """Show how many frames of a video or a folder have been cut."""
         if video not in self._tasks:
             if not self._console.is_terminal:
                 self._console.print(f"cutting {video} into clips")
@@ -55,7 +55,7 @@ class PreparationView:
 
 
 class FramesView:
-    """Frames done of a clip: a bar in a terminal, a line every so often elsewhere."""
+    """Frames done of a clip: a bar in a terminal, a line every ten seconds elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -68,16 +68,20 @@ class FramesView:
         )
         self._task: TaskID | None = None
         self._name = ""
-        self._started = self._said = time.monotonic()
+        self._started_s = self._printed_s = time.monotonic()
 
     def say(self, line: str) -> None:
         """Print a line, above the bar if there is one."""
         self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def begin(self, name: str) -> Callable[[float, int], None]:
-        """Begin a clip; what is returned takes the frames done and the frames in all, 0 unknown."""
+        """Begin a clip.
+
+        Returns:
+            A function to call with the frames done and the clip's frames, 0 if unknown.
+        """
         self._name = name
-        self._started = self._said = time.monotonic()
+        self._started_s = self._printed_s = time.monotonic()
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(name, total=None, detail="")
@@ -85,16 +89,17 @@ class FramesView:
         return self._update
 
     def _update(self, done: float, total: int) -> None:
-        now = time.monotonic()
-        per_s = done / max(now - self._started, 1e-9)
-        of = f"/{total}" if total else ""
-        left_s = round(max(0, total - done) / per_s) if done else 0
-        left = f"  left {timedelta(seconds=left_s)}" if total and done else ""
-        detail = f"{done:.0f}{of} frames  {per_s:.3g} frames/s{left}"
+        now_s = time.monotonic()
+        frames_per_s = done / max(now_s - self._started_s, 1e-9)
+        remaining_s = round(max(0, total - done) / frames_per_s) if done else 0
+        detail = f"{done:.0f}/{total} frames" if total else f"{done:.0f} frames"
+        detail += f"  {frames_per_s:.3g} frames/s"
+        if total and done:
+            detail += f"  left {timedelta(seconds=remaining_s)}"
         assert self._task is not None
         self._bar.update(self._task, completed=done, total=total or None, detail=detail)
-        if not self._console.is_terminal and now - self._said > _QUIET_S:
-            self._said = now
+        if not self._console.is_terminal and now_s - self._printed_s > _LINE_EVERY_S:
+            self._printed_s = now_s
             self.say(f"{self._name}: {detail}")
 
     def __enter__(self) -> FramesView:
@@ -105,24 +110,24 @@ class FramesView:
 
 
 def follow(events: Iterable[Event], console: Console) -> None:
-    """Show a run's events to its end."""
-    view = _View(console)
+    """Show a run's events until it ends."""
+    view = _RunView(console)
     if not console.is_terminal:
         for event in events:
             view.update(event)
-            for line in view.plain(event):
+            for line in view.lines(event):
                 console.print(line, soft_wrap=True, highlight=False)
         return
     with Live(console=console, refresh_per_second=4, get_renderable=view.render) as live:
         for event in events:
             view.update(event)
             if isinstance(event, Fault):
-                # Above the table, to stay there.
-                live.console.print(_told(event), markup=False, highlight=False)
+                # Printed above the table, it stays when the table is redrawn.
+                live.console.print(_fault_line(event), markup=False, highlight=False)
             live.refresh()
 
 
-class _View:
+class _RunView:
     """The state of the display, fed by events."""
 
     def __init__(self, console: Console) -> None:
@@ -130,8 +135,7 @@ class _View:
         self._started: RunStarted | None = None
         self._rounds = list[RoundRecorded]()
         self._finished_clients = self._sampled_clients = 0
-        self._round_started = time.monotonic()
-        self._num_in_session = 0
+        self._round_started_s = time.monotonic()
 
     def update(self, event: Event) -> None:
         if isinstance(event, RunStarted):
@@ -143,21 +147,22 @@ class _View:
             self._rounds.append(event)
             self._finished_clients = 0
         if not isinstance(event, ClientFinished | Fault):
-            self._round_started = time.monotonic()
+            self._round_started_s = time.monotonic()
 
-    def plain(self, event: Event) -> list[str]:
+    def lines(self, event: Event) -> list[str]:
         if isinstance(event, RunStarted):
             lines = [self._title()]
             if event.round_idx:
                 lines.append(f"resuming after round {event.round_idx}")
             return [*lines, *event.notes]
         if isinstance(event, Fault):
-            return [_told(event)]
+            return [_fault_line(event)]
         if isinstance(event, RoundRecorded):
             assert self._started is not None
             cells = [f"{name} {cell}" for name, cell in _cells(event).items() if cell]
-            left = f"  left {self._time_left()}" if event.round_idx else ""
-            return [f"round {event.round_idx}/{self._started.num_rounds}  {'  '.join(cells)}{left}"]
+            if event.round_idx:
+                cells.append(f"left {self._time_left()}")
+            return [f"round {event.round_idx}/{self._started.num_rounds}  {'  '.join(cells)}"]
         return []
 
     def render(self) -> Group:
@@ -193,28 +198,28 @@ class _View:
 
     def _title(self) -> str:
         assert self._started is not None
-        s = self._started
+        run = self._started
         return (
-            f"{s.run_id}: {s.num_params:,} parameters, {s.num_clients} clients, "
-            f"{s.num_rounds} rounds on {s.device}"
+            f"{run.run_id}: {run.num_params:,} parameters, {run.num_clients} clients, "
+            f"{run.num_rounds} rounds on {run.device}"
         )
 
     def _time_left(self) -> str:
-        walls = [event.wall_s for event in self._rounds if event.round_idx]
-        if self._started is None or not walls:
+        walls_s = [event.wall_s for event in self._rounds if event.round_idx]
+        if self._started is None or not walls_s:
             return "?"
-        # The first round starts the client processes, so recent rounds tell more.
-        per_round = fmean(walls[-3:])
-        last = self._rounds[-1].round_idx
-        left_s = per_round * (self._started.num_rounds - last)
-        if last < self._started.num_rounds:
-            left_s -= min(time.monotonic() - self._round_started, per_round)
-        return str(timedelta(seconds=round(left_s)))
+        # The first round also starts the client processes, so only recent rounds count.
+        per_round_s = fmean(walls_s[-3:])
+        last_round = self._rounds[-1].round_idx
+        remaining_s = per_round_s * (self._started.num_rounds - last_round)
+        if last_round < self._started.num_rounds:
+            remaining_s -= min(time.monotonic() - self._round_started_s, per_round_s)
+        return str(timedelta(seconds=round(remaining_s)))
 
 
-def _told(fault: Fault) -> str:
-    what_next = "given up" if fault.final else "started again"
-    return f"{fault.kind}: {fault.message}; {what_next}"
+def _fault_line(fault: Fault) -> str:
+    consequence = "given up" if fault.final else "retried"
+    return f"{fault.kind}: {fault.message}; {consequence}"
 
 
 def _cells(event: RoundRecorded) -> dict[str, str]:

@@ -26,19 +26,19 @@ def write(folder: Path, round_idx: int, loss: float) -> None:
     records.write_run({"name": folder.name, "status": "running"})
 
 
-def test_rounds_add_up_and_a_repeated_round_replaces_its_rows_alone(tmp_path: Path) -> None:
+def test_rounds_add_up_and_a_repeated_round_replaces_only_its_own_rows(tmp_path: Path) -> None:
     for round_idx in (1, 2, 3):
         write(tmp_path, round_idx, loss=float(round_idx))
-    write(tmp_path, 2, loss=9.0)  # A resumed run comes past round 2 again; 3 must not be lost.
+    write(tmp_path, 2, loss=9.0)  # A resumed run repeats round 2; round 3 must stay.
     rounds = pd.read_parquet(tmp_path / "rounds.parquet")
     assert rounds["round_idx"].tolist() == [1, 2, 3]
     assert rounds["loss"].tolist() == [1.0, 9.0, 3.0]
     clients = pd.read_parquet(tmp_path / "clients.parquet")
     assert clients["client_id"].tolist() == [0, 3] * 3
-    assert list(tmp_path.glob(".*")) == [], "nothing half-written is left"
+    assert list(tmp_path.glob(".*")) == [], "no partly written file is left"
 
 
-def test_a_round_is_there_before_its_scores_are(tmp_path: Path) -> None:
+def test_a_round_is_written_before_its_scores(tmp_path: Path) -> None:
     records = RunRecords(tmp_path, IDENTITY)
     records.begin_round(0, None)
     records.write_round(1, {"num_sampled": 2}, [{"client_id": 0}])
@@ -48,17 +48,17 @@ def test_a_round_is_there_before_its_scores_are(tmp_path: Path) -> None:
     reopened.write_scores(1, {"psnr_db": 30.0, "evaluate_s": 1.0}, [row])
     reopened.begin_round(1, None)
     rounds = pd.read_parquet(tmp_path / "rounds.parquet")
-    assert rounds["num_sampled"].tolist() == [0, 2], "a round that is there must stay"
+    assert rounds["num_sampled"].tolist() == [0, 2], "an existing round must stay"
     assert rounds["psnr_db"].fillna(0).tolist() == [0, 30.0]
     assert RunRecords(tmp_path, IDENTITY).has_scores(1)
-    # A round that is repeated loses its scores until they are made again.
+    # A repeated round has no scores until they are written again.
     reopened.write_round(1, {"num_sampled": 2}, [{"client_id": 0}])
     assert not reopened.has_scores(1)
     reopened.write_scores(1, {"evaluate_s": 1.0}, [row])
     assert len(pd.read_parquet(tmp_path / "evaluations.parquet")) == 1
 
 
-def test_faults_stay_where_rounds_are_repeated(tmp_path: Path) -> None:
+def test_faults_stay_when_rounds_are_repeated(tmp_path: Path) -> None:
     records = RunRecords(tmp_path, IDENTITY)
     fault = {"round_idx": 1, "client_id": 3, "kind": "died", "message": "m", "final": False}
     for _ in range(2):
@@ -69,7 +69,7 @@ def test_faults_stay_where_rounds_are_repeated(tmp_path: Path) -> None:
     assert pd.read_parquet(tmp_path / "faults.parquet")["client_id"].tolist() == [3, 3]
 
 
-def test_all_runs_read_as_one_data_set(tmp_path: Path) -> None:
+def test_all_runs_are_read_into_one_table_of_each_kind(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / "sweep" / name).mkdir(parents=True)
         write(tmp_path / "sweep" / name, 1, 0.5)
@@ -88,7 +88,7 @@ def test_all_runs_read_as_one_data_set(tmp_path: Path) -> None:
         results.runs = results.rounds  # type: ignore[misc]
 
 
-def test_collected_runs_count_where_they_are_asked_for(tmp_path: Path) -> None:
+def test_collected_tables_count_only_in_their_own_folder(tmp_path: Path) -> None:
     for folder in ("work/one", "work/two", "results/own", "results/study"):
         (tmp_path / folder).mkdir(parents=True)
     for name in ("one", "two"):
@@ -117,7 +117,7 @@ def test_files_carry_their_schema_and_units(tmp_path: Path) -> None:
                 assert field.metadata[b"unit"], (name, field.name)
 
 
-def test_an_older_file_reads_with_nulls(tmp_path: Path) -> None:
+def test_columns_that_an_older_file_lacks_are_null(tmp_path: Path) -> None:
     write(tmp_path, 1, 0.5)
     path = tmp_path / "clients.parquet"
     old = pq.read_table(path).drop_columns(["lr", "update_norm"])
@@ -134,7 +134,7 @@ def test_a_newer_file_is_refused(tmp_path: Path) -> None:
         fedvsr.load_results(tmp_path)
 
 
-def test_a_column_without_a_place_is_our_mistake(tmp_path: Path) -> None:
+def test_an_unknown_column_is_a_fault_of_the_program(tmp_path: Path) -> None:
     records = RunRecords(tmp_path, IDENTITY)
     with pytest.raises(AssertionError, match="nonsense"):
         records.write_run({"nonsense": 1})

@@ -1,4 +1,4 @@
-"""What must not happen anywhere in the program."""
+"""The program runs no code from files and records no secrets."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from fedvsr.models import load_checkpoint
 from tests.unit.cli.test_cli import fedvsr
 
 SOURCES = sorted(Path(str(package.__file__)).parent.rglob("*.py"))
-# What runs code that a file names, whichever module it is called on.
+# Functions that run code named in a file, in any module.
 UNPICKLERS = {"Unpickler", "loads", "read_pickle", "unsafe_load", "full_load", "load_pickle"}
 PICKLING_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "shelve"}
-# torch.load of released .pth files, of tensors and plain containers alone.
+# The module that may call torch.load, to read tensors and plain containers of released files.
 MAY_LOAD = {"models/_checkpoint.py"}
 
 
 def loads_code(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Where a module might run what a file contains."""
+    """Line numbers at which a module may run code from a file, with the reason."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names]
             modules = {n.partition(".")[0] for n in [*names, getattr(node, "module", "") or ""]}
-            if found := modules & PICKLING_MODULES:
-                yield node.lineno, f"imports {found}"
+            if pickling := modules & PICKLING_MODULES:
+                yield node.lineno, f"imports {pickling}"
             if getattr(node, "module", "") == "pickle":
                 yield node.lineno, "imports from pickle"
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
             continue
         owner = ast.unparse(node.func.value)
         call = f"{owner}.{node.func.attr}"
-        given = {k.arg: ast.unparse(k.value) for k in node.keywords}
+        arguments = {k.arg: ast.unparse(k.value) for k in node.keywords}
         safe = {
-            "torch.load": given.get("weights_only") == "True",
-            "np.load": given.get("allow_pickle") == "False",
+            "torch.load": arguments.get("weights_only") == "True",
+            "np.load": arguments.get("allow_pickle") == "False",
             "json.loads": True,
         }
         loader = node.func.attr in UNPICKLERS or (
@@ -54,12 +54,12 @@ def loads_code(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 def test_nothing_is_unpickled_from_disk() -> None:
     root = SOURCES[0].parent
-    found = {
+    calls = {
         f"{path.relative_to(root)}:{line}": what
         for path in SOURCES
         for line, what in loads_code(ast.parse(path.read_text()))
     }
-    assert found == {}
+    assert calls == {}
     users = {str(p.relative_to(root)) for p in SOURCES if "torch.load(" in p.read_text()}
     assert users == MAY_LOAD
 
@@ -80,7 +80,7 @@ def test_nothing_is_unpickled_from_disk() -> None:
         "from pickle import load",
     ],
 )
-def test_what_would_be_found(line: str) -> None:
+def test_unsafe_lines_are_recognised(line: str) -> None:
     assert list(loads_code(ast.parse(line)))
 
 
@@ -121,7 +121,7 @@ def test_no_secret_of_the_environment_is_recorded(
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any(path.name == "runs.parquet" for path in files)
     for path in files:
-        # Tables are compressed, so that their bytes alone would show nothing.
+        # Tables are compressed, so their bytes do not show the text.
         text = str(pq.read_table(path).to_pylist()) if path.suffix == ".parquet" else ""
         assert secret not in text, path
         assert secret.encode() not in path.read_bytes(), path

@@ -50,7 +50,7 @@ def test_help_names_every_command_and_its_options(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out.startswith("fedvsr ")
 
 
-def test_algorithms_are_listed_with_what_they_cost(capsys: pytest.CaptureFixture[str]) -> None:
+def test_algorithms_are_listed_with_their_cost(capsys: pytest.CaptureFixture[str]) -> None:
     assert fedvsr("algorithms") == 0
     lines = capsys.readouterr().out.splitlines()
     assert {line.split()[0] for line in lines if not line.startswith(" ")} == {
@@ -107,7 +107,7 @@ def test_a_run_from_the_first_command_to_its_files(
     assert "mean" not in capsys.readouterr().out, "one clip needs no mean"
     assert fedvsr("show", str(folder)) == 0
     assert fedvsr("run", str(small_yaml), "--executor", "serial", "--out", out, "--resume") == 2
-    assert "has finished with this configuration" in capsys.readouterr().err
+    assert "of this configuration has finished; leave --resume out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["list"], ["show", "one"], ["--help"], ["report", "--help"]])
@@ -194,7 +194,7 @@ def test_usage_mistakes_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert "No such option" in capsys.readouterr().err
 
 
-def test_faults_of_ours_exit_with_1_and_debug_shows_them(
+def test_internal_errors_exit_with_1_and_debug_shows_the_traceback(
     small_yaml: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: object) -> None:
@@ -248,7 +248,9 @@ def test_a_failed_run_says_why_and_can_be_resumed(
     assert "lower local.lr" in row["error"]
 
 
-def test_two_videos_two_means(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_of_two_videos_shows_their_mean(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     names = [str(tmp_path / f"{i}.mp4") for i in range(2)]
     for i, name in enumerate(names):
         write_video(Path(name), moving_texture(12, 32, 32, seed=i))

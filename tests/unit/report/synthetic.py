@@ -1,4 +1,4 @@
-"""Result folders as `fedvsr run` leaves them, with numbers that the tests choose."""
+"""Result folders like those of `fedvsr run`, with numbers that the tests choose."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write_run(
     minutes: int = 0,
     num_clients: int = 4,
 ) -> Path:
-    """A run after `done` rounds; `settings` go into its configuration."""
+    """Write a run with `done` of its rounds (default: all); `settings` extend its configuration."""
     folder = out / run_id
     folder.mkdir(parents=True)
     identity = {"run_id": run_id, "seed": seed, "fedvsr_version": "v", "git_commit": None}
@@ -101,7 +101,7 @@ def write_run(
         for clip_id in clips
     ]
     tables = {"runs": [run], "rounds": rounds, "clients": trained, "evaluations": evaluations}
-    # As `RunRecords` writes them, but a table at a time and not a round.
+    # `RunRecords` writes the same tables round by round.
     for name, rows in {**tables, "faults": list(faults)}.items():
         if rows:
             full = [{**identity, **row} for row in rows]
@@ -111,7 +111,7 @@ def write_run(
 
 
 def write_frames(folder: Path, clip_id: str, sr: np.ndarray, gt: np.ndarray) -> None:
-    """The pictures that a finished run leaves of a test clip."""
+    """Write the pictures that a finished run saves of a test clip."""
     frames = folder / "frames"
     frames.mkdir(exist_ok=True)
     for kind, picture in (("bicubic", gt // 2), ("sr", sr), ("gt", gt)):

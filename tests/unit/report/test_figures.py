@@ -34,7 +34,7 @@ def test_a_curve_is_the_mean_of_the_finished_seeds(tmp_path: Path) -> None:
     assert of_fedavg["std"].tolist() == pytest.approx([0.0, 0.5**0.5, 2**0.5])
     assert set(of_fedavg["state"]) == {""}
     unfinished = points[points["method"] == "FedVSR"]
-    assert unfinished["round_idx"].tolist() == [0, 1], "as far as both seeds are"
+    assert unfinished["round_idx"].tolist() == [0, 1], "up to the last round of both seeds"
     assert set(unfinished["state"]) == {"running"}
     figure = curves.draw_curves(points, "tiny (demo)", curves.line_styles(gathered))
     (panel,) = figure.axes
@@ -43,7 +43,7 @@ def test_a_curve_is_the_mean_of_the_finished_seeds(tmp_path: Path) -> None:
     assert panel.get_lines()[0].get_ydata().tolist() == [30.0, 31.5, 33.0]
 
 
-def test_methods_keep_their_looks_and_none_is_another_s(tmp_path: Path) -> None:
+def test_each_method_has_its_own_line_style(tmp_path: Path) -> None:
     names = ("fedavg", "fedprox", "scaffold", "fednova", "qffl", "moon", "fedsr", "krum", "fedadam")
     for name in (*names, "fedvsr", "f_ala", "local"):
         write_run(tmp_path, name, algorithm=name)
@@ -52,7 +52,7 @@ def test_methods_keep_their_looks_and_none_is_another_s(tmp_path: Path) -> None:
     assert len(set(styles.values())) == 12
 
 
-def test_the_crop_is_where_methods_differ_and_its_psnr_is_its_own(tmp_path: Path) -> None:
+def test_the_crop_is_where_methods_differ_most_and_shows_its_own_psnr(tmp_path: Path) -> None:
     gt = moving_texture(1, 96, 160)[0]
     near, far = gt.copy(), gt.copy()
     far[40:60, 100:120] = 255 - far[40:60, 100:120]
@@ -61,26 +61,26 @@ def test_the_crop_is_where_methods_differ_and_its_psnr_is_its_own(tmp_path: Path
             folder = write_run(tmp_path, f"{algorithm}-{seed}", algorithm=algorithm, seed=seed)
             if (algorithm, seed) != ("fedvsr", 1):
                 write_frames(folder, "a", picture, gt)
-    found = list(crops.frames(gather(load_results(tmp_path)), crops.run_folders(tmp_path)))
-    (frame,) = found
-    assert frame.seed == 2, "the seed that both methods have pictures of"
+    frames = list(crops.frames(gather(load_results(tmp_path)), crops.run_folders(tmp_path)))
+    (frame,) = frames
+    assert frame.seed == 2, "both methods have pictures of this seed"
     assert list(frame.methods) == ["FedAvg", "FedVSR"]
-    _, crop = crops.choose(found) or pytest.fail("no crop")
+    _, crop = crops.choose(frames) or pytest.fail("no crop")
     assert crop.size == 32
     assert crop.x <= 100 < 120 <= crop.x + crop.size
     assert crop.y <= 40 < 60 <= crop.y + crop.size
     figure = crops.draw_crops(frame, crop)
     captions = {axes.get_title(): axes.get_xlabel() for axes in figure.axes}
     assert captions["FedVSR"] == "inf dB"
-    own = float(metrics.psnr(crop.of(far), crop.of(gt)))
-    assert captions["FedAvg"] == f"{own:.2f} dB"
+    psnr_db = float(metrics.psnr(crop.of(far), crop.of(gt)))
+    assert captions["FedAvg"] == f"{psnr_db:.2f} dB"
     assert captions["Ground truth"] == ""
 
     by_hand = crops.Crop(0, 0, 40)
-    assert crops.choose(found, by_hand, "a") == (frame, by_hand)
-    assert crops.choose(found, None, "elsewhere") is None
+    assert crops.choose(frames, by_hand, "a") == (frame, by_hand)
+    assert crops.choose(frames, None, "elsewhere") is None
     with pytest.raises(UserError, match=r"--crop 150,0,40 leaves the frame of a, .* 160 x 96"):
-        crops.choose(found, crops.Crop(150, 0, 40))
+        crops.choose(frames, crops.Crop(150, 0, 40))
 
 
 def test_slots_follow_each_other_by_the_gaps_recorded(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_slots_follow_each_other_by_the_gaps_recorded(tmp_path: Path) -> None:
     assert clients.busy(bars) == pytest.approx(5 / (5 * 2))
     without = clients.gantt(pd.DataFrame(rows), rounds)
     assert without["start_s"].iloc[-1] == 2 + (0.5 + 1.0) + 0.25, (
-        "what aggregation and scoring took"
+        "aggregation and scoring took this long"
     )
     serial = pd.DataFrame(rows).assign(slot=None, started_s=None)
     assert clients.gantt(serial, rounds).empty
@@ -138,7 +138,9 @@ def test_cost_is_relative_to_fedavg_on_the_same_device(tmp_path: Path) -> None:
     write_run(tmp_path, "vsr", algorithm="fedvsr", clients=[client(1, 0, train_s=3.0)])
     results = load_results(tmp_path)
     table = overhead(results, gather(results)).set_index("method")
-    assert table.loc["FedAvg", "step_s"] == pytest.approx(0.5), "waiting is no step"
+    assert table.loc["FedAvg", "step_s"] == pytest.approx(0.5), (
+        "waiting for samples is not part of a step"
+    )
     assert table.loc["FedVSR", "step_ratio"] == pytest.approx(1.5)
     assert table.loc["FedVSR", "device"] == "CPU, serial"
     alone = gather(results)

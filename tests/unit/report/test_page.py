@@ -47,7 +47,7 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_page_holds_all_that_it_needs(html: Path) -> None:
+def test_the_page_loads_no_other_file(html: Path) -> None:
     text = html.read_text(encoding="utf-8")
     assert not re.search(r"""(src|href)=["']?(https?:|//|\.)""", text)
     assert "default-src 'none'" in text
@@ -58,7 +58,7 @@ def test_the_page_holds_all_that_it_needs(html: Path) -> None:
     (scene, _) = data["scenes"]
     names = [picture["name"] for picture in scene["pictures"]]
     assert names == ["LQ (bicubic)", "FedAvg", "F-ALA", "FedVSR", "Ground truth"]
-    assert "<b>a" not in text, "a clip's name is text, not markup"
+    assert "<b>a" not in text, "the name of a clip is text, not markup"
     shown = re.findall(r"<summary>(.*?)</summary>", text)
     assert shown == [f"{m}, FedVSR, less heterogeneous, seed 1" for m in ("VRT", "RVRT")]
 
@@ -92,20 +92,20 @@ def open_page(browser: Any, html: Path, width: int, height: int = 900) -> None:
 def until(condition: Any, seconds: float = 10) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "the condition did not become true in time"
         time.sleep(0.05)
 
 
 def colours(browser: Any) -> list[int]:
-    """How many different colours each chart shows."""
-    found: list[int] = browser.execute_script(
+    """The number of different colours in each chart."""
+    counts: list[int] = browser.execute_script(
         """return [...document.querySelectorAll('canvas')].map((canvas) => {
              const context = canvas.getContext('2d');
              const {data} = context.getImageData(0, 0, canvas.width, canvas.height);
              return new Set(new Uint32Array(data.buffer)).size;
            });"""
     )
-    return found
+    return counts
 
 
 def test_it_loads_without_errors_and_the_curves_render(browser: Any, html: Path) -> None:
@@ -165,7 +165,7 @@ def test_the_slider_moves_by_mouse_and_keyboard(browser: Any, html: Path) -> Non
     open_page(browser, html, 1280)
 
     def shown() -> float:
-        """The share of the left picture that the browser lays bare."""
+        """The visible share of the left picture in percent."""
         clip = browser.execute_script(
             "return getComputedStyle(document.getElementById('picture-left')).clipPath"
         )
@@ -207,7 +207,7 @@ def test_no_width_makes_the_page_scroll_sideways(browser: Any, html: Path, width
     inner, scrolled = browser.execute_script(
         "return [document.documentElement.clientWidth, document.documentElement.scrollWidth]"
     )
-    assert width - 20 <= inner <= width, "but for a scroll bar"
+    assert width - 20 <= inner <= width, "up to the width of a scroll bar"
     assert scrolled <= inner
     # Readable: nothing smaller than 12 pixels, and the canvas within the page.
     sizes = browser.execute_script(

@@ -26,8 +26,8 @@ def row(folder: Path, method: str, reference: str) -> pd.Series:
     return chosen.iloc[0]
 
 
-def test_pairs_cancel_what_seeds_and_clips_have_in_common(tmp_path: Path) -> None:
-    # Seeds differ by 10 dB and clips by 5, for both alike: the differences are 1, 2, 3 by seed.
+def test_differences_cancel_the_effects_of_seeds_and_clips(tmp_path: Path) -> None:
+    # Seeds differ by 10 dB and clips by 5 dB in both methods; the differences are 1, 2, 3 by seed.
     for seed in (1, 2, 3):
         for algorithm, lead in (("fedavg", 0.0), ("fedvsr", float(seed))):
             write_run(
@@ -64,7 +64,7 @@ def test_only_pairs_of_finished_runs_count(tmp_path: Path) -> None:
     assert got["clips_high"] == pytest.approx(1 + 12.7062 * 0.5, abs=1e-3)
 
 
-def test_ablations_are_set_against_fedavg_and_fedvsr(tmp_path: Path) -> None:
+def test_ablations_are_compared_with_fedavg_and_fedvsr(tmp_path: Path) -> None:
     for algorithm in ("fedavg", "f_ala", "fedvsr"):
         write_run(tmp_path, algorithm, algorithm=algorithm)
     table = paired_differences(gather(load_results(tmp_path)))
@@ -72,7 +72,7 @@ def test_ablations_are_set_against_fedavg_and_fedvsr(tmp_path: Path) -> None:
     assert pairs == {("F-ALA", "FedAvg"), ("FedVSR", "FedAvg"), ("FedVSR", "F-ALA")}
 
 
-def test_without_scipy_the_way_out_is_named(
+def test_without_scipy_the_error_names_the_package_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "scipy.stats", None)

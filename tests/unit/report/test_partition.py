@@ -11,18 +11,20 @@ from fedvsr.data.clips import Clip
 from fedvsr.report.partition import draw_partition
 
 
-def test_the_picture_shows_who_holds_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_picture_shows_the_clips_of_each_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def clips(*labels: str) -> list[Clip]:
         return [Clip(f"{i}", label, "", 4, 32, 32, 4) for i, label in enumerate(labels)]
 
     drawn = list[np.ndarray]()
     imshow = matplotlib.axes.Axes.imshow
 
-    def keep(self: matplotlib.axes.Axes, counts: np.ndarray, **settings: object) -> object:
+    def record(self: matplotlib.axes.Axes, counts: np.ndarray, **settings: object) -> object:
         drawn.append(counts)
         return imshow(self, counts, **settings)
 
-    monkeypatch.setattr(matplotlib.axes.Axes, "imshow", keep)
+    monkeypatch.setattr(matplotlib.axes.Axes, "imshow", record)
     clients = [clips("dog", "cat", "dog"), clips("cat"), clips("emu", "emu")]
     path = draw_partition(clients, "three clients", tmp_path / "partition.png")
     # Labels in order: cat, dog, emu.

@@ -1,4 +1,4 @@
-"""The reference of the tables, and the examples of how to read them."""
+"""The reference of the tables, and the examples that read them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXAMPLES = re.findall(
 )  # fmt: skip
 
 
-def test_the_reference_is_what_the_schemas_say() -> None:
+def test_the_reference_matches_the_schemas() -> None:
     text = (DOCS / "reference/results.md").read_text()
     assert text == reference(), "run: fedvsr report --columns > docs/reference/results.md"
     for name, schema in SCHEMAS.items():
@@ -29,7 +29,7 @@ def test_the_reference_is_what_the_schemas_say() -> None:
     assert "| `psnr_db` | double | dB | PSNR, mean over frames, no border crop. |" in text
 
 
-def test_all_readers_have_an_example() -> None:
+def test_each_reader_has_an_example() -> None:
     assert [name for name, _ in EXAMPLES] == [
         "`fedvsr.load_results`", "pandas", "DuckDB", "Polars", "Arrow", "Statistics",
     ]  # fmt: skip

@@ -42,7 +42,7 @@ def test_seeds_are_aggregated_by_mean_and_standard_deviation(tmp_path: Path) -> 
     assert cell(cells, method="bicubic")["mean"] == pytest.approx(29)
 
 
-def test_partial_results_say_what_is_missing_and_what_is_running(tmp_path: Path) -> None:
+def test_cells_show_missing_and_unfinished_runs(tmp_path: Path) -> None:
     write_run(tmp_path, "done")
     write_run(tmp_path, "half", algorithm="fedvsr", done=1, status="running")
     write_run(tmp_path, "begun", algorithm="fedprox", done=0, status="running")
@@ -63,10 +63,10 @@ def test_partial_results_say_what_is_missing_and_what_is_running(tmp_path: Path)
     partly = cell(cells, method="FedAvg", heterogeneity="more")
     assert partly["state"] == "1 of 2 seeds; failed, round 0 of 2"
     assert partly["mean"] == 32
-    assert not cells["best"].any(), "one finished method is no contest"
+    assert not cells["best"].any(), "a single finished method does not compete"
 
 
-def test_the_best_is_of_federated_methods_and_ties_are_shared(tmp_path: Path) -> None:
+def test_the_best_is_a_federated_method_and_ties_are_both_best(tmp_path: Path) -> None:
     for i, (algorithm, value) in enumerate(
         [("fedavg", 30.0), ("fedprox", 31.001), ("fedvsr", 31.004), ("centralized", 40.0)]
     ):
@@ -89,7 +89,7 @@ def v_(i: int) -> float:
     return 0.1 * (i + 1)
 
 
-def test_settings_that_differ_are_told_apart_and_repeats_are_left_out(tmp_path: Path) -> None:
+def test_different_settings_have_names_and_repeats_are_left_out(tmp_path: Path) -> None:
     write_run(tmp_path, "one", settings={"local": {"lr": 1e-3, "num_workers": 0}})
     write_run(tmp_path, "two", seed=2, settings={"local": {"lr": 1e-3, "num_workers": 4}})
     write_run(tmp_path, "other", settings={"local": {"lr": 5e-4, "num_workers": 0}})
@@ -104,7 +104,7 @@ def test_settings_that_differ_are_told_apart_and_repeats_are_left_out(tmp_path: 
     assert cell(cells, method="FedAvg (local.lr=0.0005)")["num_seeds"] == 1
 
 
-def test_many_settings_that_differ_have_a_short_name_and_a_note(tmp_path: Path) -> None:
+def test_many_different_settings_have_a_short_name_and_a_note(tmp_path: Path) -> None:
     write_run(tmp_path, "one", settings={"local": {"lr": 1e-3, "crop": 64, "steps": 5}})
     write_run(tmp_path, "two", settings={"local": {"lr": 2e-3, "crop": 96, "steps": 8},
                                          "evaluation": {"crop": 32}})  # fmt: skip
@@ -117,7 +117,7 @@ def test_many_settings_that_differ_have_a_short_name_and_a_note(tmp_path: Path) 
     assert "local.crop=96" in "".join(gathered.notes)
 
 
-def test_the_papers_value_stands_beside_and_what_is_to_run_is_a_dash(tmp_path: Path) -> None:
+def test_the_papers_values_are_shown_and_missing_runs_are_dashes(tmp_path: Path) -> None:
     data = {"videos": [], "train": ["reds"], "held_out": "reds4", "test": ["sets/Vid4"]}
     write_run(
         tmp_path, "r", model="rvrt", size="paper", algorithm="fedvsr", clips=[*REDS4, *VID4],
@@ -136,7 +136,7 @@ def test_the_papers_value_stands_beside_and_what_is_to_run_is_a_dash(tmp_path: P
     assert "– [24.79]" in text  # noqa: RUF001
 
 
-def test_margins_by_hand_and_of_the_papers_own_table(tmp_path: Path) -> None:
+def test_margins_equal_those_by_hand_and_are_compared_with_the_papers(tmp_path: Path) -> None:
     for i, (algorithm, value) in enumerate(
         [("fedavg", 30.0), ("fedprox", 29.0), ("fedvsr", 30.5), ("local", 20.0), ("f_ala", 10.0)]
     ):
@@ -144,7 +144,7 @@ def test_margins_by_hand_and_of_the_papers_own_table(tmp_path: Path) -> None:
     gathered = gather(load_results(tmp_path))
     cells = tables.main_table(gathered)
     (row,) = tables.margins(cells[cells["metric"] == "psnr_db"]).to_dict("records")
-    assert row["over_all"] == pytest.approx((0.5 + 1.5) / 2), "neither bounds nor ablations count"
+    assert row["over_all"] == pytest.approx((0.5 + 1.5) / 2), "bounds and ablations do not count"
     assert row["over_second"] == pytest.approx(0.5)
     assert (row["num_all"], row["num_second"]) == (2, 1)
     first, second = tables.sentences(cells)
@@ -155,7 +155,7 @@ def test_margins_by_hand_and_of_the_papers_own_table(tmp_path: Path) -> None:
     assert ablation["method"].drop_duplicates().tolist() == ["FedAvg", "F-ALA", "FedVSR"]
 
 
-def test_a_margin_needs_runs_that_have_finished(tmp_path: Path) -> None:
+def test_margins_need_finished_runs(tmp_path: Path) -> None:
     write_run(tmp_path, "a")
     write_run(tmp_path, "b", algorithm="fedvsr", done=1, status="running")
     cells = tables.main_table(gather(load_results(tmp_path)))
@@ -164,7 +164,7 @@ def test_a_margin_needs_runs_that_have_finished(tmp_path: Path) -> None:
     assert tables.ablation_table(gather(load_results(tmp_path))).empty
 
 
-def test_each_client_with_a_network_of_its_own_counts_once(tmp_path: Path) -> None:
+def test_scores_are_means_over_clients_with_their_own_networks(tmp_path: Path) -> None:
     folder = write_run(tmp_path, "personal", algorithm="local", clips=["a"])
     table = pd.read_parquet(folder / "evaluations.parquet")
     two = pd.concat(
@@ -205,12 +205,12 @@ def test_test_sets_by_clips_and_configuration(
     assert testsets({"data": data}, clips) == expected
 
 
-def test_no_run_is_said_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_without_runs_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there are no runs to report on"):
         gather(load_results(tmp_path))
 
 
-def test_the_papers_table_is_whole() -> None:
+def test_the_papers_table_is_complete() -> None:
     names = ("fedavg", "fedprox", "scaffold", "fedvsr", "f_hifr", "f_ala", "f_gla")
     cells = tables.paper_cells(names)
     assert len(cells) == 3 * 7 * 2 * 2 * 2

@@ -31,8 +31,8 @@ def results(tmp_path: Path) -> Path:
 def test_a_report_in_every_format(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fedvsr("report", str(results), "--format", "md,csv,tex,html,png,pdf") == 0
     out = results / "report"
-    said = capsys.readouterr().out.splitlines()
-    assert sorted(said) == sorted(str(path) for path in out.iterdir())
+    printed = capsys.readouterr().out.splitlines()
+    assert sorted(printed) == sorted(str(path) for path in out.iterdir())
     names = {path.name for path in out.iterdir()}
     assert {
         "report.md", "report.html", "table1.csv", "table1.tex", "table2.csv", "differences.csv",
@@ -45,14 +45,14 @@ def test_a_report_in_every_format(results: Path, capsys: pytest.CaptureFixture[s
     assert pictures == {name for name in names if name.endswith(".png")}
     table = pd.read_csv(out / "table1.csv")
     assert len(table) == 3 * 2, "bicubic, FedAvg and FedVSR by two metrics"
-    # The same results give the same files.
+    # Equal results give equal files.
     again = results.parent / "again"
     assert fedvsr("report", str(results), "--format", "md,csv,html,png", "--out", str(again)) == 0
     for path in again.iterdir():
         assert path.read_bytes() == (out / path.name).read_bytes(), path.name
 
 
-def test_one_run_reports_too_and_a_crop_by_hand(results: Path, tmp_path: Path) -> None:
+def test_a_report_of_one_run_with_a_chosen_crop(results: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["--out", str(out), "--format", "png", "--crop", "8,8,40", "--clip", "a"]
     assert fedvsr("report", str(results / "fedvsr-1"), *arguments) == 0
@@ -78,7 +78,9 @@ def test_mistakes_cost_one_line(
     assert err.count("\n") == 1
 
 
-def test_without_scipy_the_rest_is_there(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_scipy_only_differences_are_left_out(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("fedvsr.report.content.find_spec", lambda name: None)
     text = markdown(read(results), [])
     assert "paired differences are left out because scipy is missing" in text
@@ -86,7 +88,7 @@ def test_without_scipy_the_rest_is_there(results: Path, monkeypatch: pytest.Monk
     assert "## Scores" in text
 
 
-def test_nothing_heavy_is_loaded_before_a_command_runs() -> None:
+def test_the_command_line_imports_no_heavy_library() -> None:
     import subprocess
 
     code = (
