@@ -105,7 +105,8 @@ def summary(folder: Path) -> None:
     console.print(table)
     files = ("config.yaml", "model.safetensors", "clients", "curves.png", "comparison.png")
     existing = [name for name in files if (folder / name).exists()]
-    console.print(f"{folder}/: {', '.join(existing)}, *.parquet", highlight=False, soft_wrap=True)
+    contents = ", ".join([*existing, "*.parquet"])
+    console.print(f"{folder}/: {contents}", highlight=False, soft_wrap=True)
 
 
 def _score_cells(score: Mapping[str, float]) -> list[str]:

@@ -74,10 +74,10 @@ def gantt(clients: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
         its own `gap_s` have passed; without a recorded gap, the previous round's aggregation and
         scoring time.
     """
-    known = clients.dropna(subset=["slot", "started_s"])
-    if known.empty:
+    recorded = clients.dropna(subset=["slot", "started_s"])
+    if recorded.empty:
         return pd.DataFrame(columns=["slot", "round_idx", "client_id", "start_s", "train_s"])
-    ends = (known["started_s"] + known["train_s"]).groupby(known["round_idx"]).max()
+    ends = (recorded["started_s"] + recorded["train_s"]).groupby(recorded["round_idx"]).max()
     origin, begins = 0.0, dict[int, float]()
     before = 0.0
     for i, row in enumerate(rounds.to_dict("records")):
@@ -86,8 +86,10 @@ def gantt(clients: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
         begins[row["round_idx"]] = origin
         origin += max(row["train_s"], ends.get(row["round_idx"], 0.0))
         before = row["aggregate_s"] + row["evaluate_s"]
-    start_s = known["round_idx"].map(begins) + known["started_s"]
-    return known.assign(start_s=start_s)[["slot", "round_idx", "client_id", "start_s", "train_s"]]
+    start_s = recorded["round_idx"].map(begins) + recorded["started_s"]
+    return recorded.assign(start_s=start_s)[
+        ["slot", "round_idx", "client_id", "start_s", "train_s"]
+    ]
 
 
 def busy(bars: pd.DataFrame) -> float:
@@ -116,8 +118,8 @@ def _heat(
     last = max(int(clients["round_idx"].max()), 1) if len(clients) else 1
     values = np.full((count, last), np.nan)
     # Centralized training has one client with all clips.
-    known = clients[clients["client_id"] < count]
-    values[known["client_id"], known["round_idx"] - 1] = known[column]
+    trained = clients[clients["client_id"] < count]
+    values[trained["client_id"], trained["round_idx"] - 1] = trained[column]
     image = axes.imshow(
         values,
         aspect="auto",

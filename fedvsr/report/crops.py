@@ -76,19 +76,19 @@ def frames(gathered: Gathered, folders: Mapping[str, Path]) -> Iterator[Frame]:
         return
     table = pd.DataFrame(pictures)
     for key in _keys(table):
-        here = table[(table[[*GROUP, "clip_id"]] == list(key)).all(axis=1)]
-        seeds = here.groupby("seed")["method"].nunique()
+        of_clip = table[(table[[*GROUP, "clip_id"]] == list(key)).all(axis=1)]
+        seeds = of_clip.groupby("seed")["method"].nunique()
         seed = int(seeds[seeds == seeds.max()].index.min())
-        own = here[here["seed"] == seed]
+        of_seed = of_clip[of_clip["seed"] == seed]
         # Runs with other evaluation settings may have saved another frame.
-        own = own[own["frame"] == own["frame"].mode().iloc[0]]
-        paths = own.set_index(["method", "kind"])["path"]
-        methods = [m for m in method_order(own) if (m, "sr") in paths.index]
+        of_seed = of_seed[of_seed["frame"] == of_seed["frame"].mode().iloc[0]]
+        paths = of_seed.set_index(["method", "kind"])["path"]
+        methods = [m for m in method_order(of_seed) if (m, "sr") in paths.index]
         if methods:
             first = methods[0]
             yield Frame(
                 *key,
-                frame_idx=int(own["frame"].iloc[0]),
+                frame_idx=int(of_seed["frame"].iloc[0]),
                 seed=seed,
                 bicubic=paths[first, "bicubic"],
                 gt=paths[first, "gt"],
@@ -177,8 +177,8 @@ def _keys(table: pd.DataFrame) -> Iterator[tuple[str, str, str, str]]:
     for model in ordered(table["model"], "model"):
         for heterogeneity in ordered(table["heterogeneity"], "heterogeneity"):
             for testset in ordered(table["testset"], "testset"):
-                here = table[(table[GROUP] == [model, heterogeneity, testset]).all(axis=1)]
-                for clip_id in sorted(here["clip_id"].unique()):
+                rows = table[(table[GROUP] == [model, heterogeneity, testset]).all(axis=1)]
+                for clip_id in sorted(rows["clip_id"].unique()):
                     yield model, heterogeneity, testset, clip_id
 
 

@@ -75,17 +75,19 @@ def curve_points(gathered: Gathered) -> pd.DataFrame:
     """
     runs, scores = gathered.runs, gathered.scores
     metrics = [m for m in METRICS if scores[m].notna().any()]
-    kept = list[pd.DataFrame]()
+    counted_scores = list[pd.DataFrame]()
     for _, alike in runs.groupby(["model", "heterogeneity", "method"]):
         finished = alike[alike["status"] == "finished"]
         counted = alike if finished.empty else finished
         state = "" if not finished.empty else ", ".join(sorted(set(alike["status"])))
-        own = scores[scores["run_id"].isin(counted["run_id"])]
-        own = own[own["round_idx"] <= counted["last_round"].min()]
-        kept.append(own.assign(state=state))
+        scores_of_method = scores[scores["run_id"].isin(counted["run_id"])]
+        scores_of_method = scores_of_method[
+            scores_of_method["round_idx"] <= counted["last_round"].min()
+        ]
+        counted_scores.append(scores_of_method.assign(state=state))
     columns = [*metrics, *(f"bicubic_{m}" for m in metrics)]
     keys = [*GROUP, "method", "algorithm", "state", "round_idx"]
-    per_seed = mean_scores(pd.concat(kept), [*keys, "run_id"], columns)
+    per_seed = mean_scores(pd.concat(counted_scores), [*keys, "run_id"], columns)
     parts = []
     for metric in metrics:
         named = per_seed.rename(columns={metric: "value", f"bicubic_{metric}": "baseline"})
@@ -101,42 +103,42 @@ def curve_points(gathered: Gathered) -> pd.DataFrame:
 
 def draw_curves(points: pd.DataFrame, model: str, styles: dict[str, LineStyle]) -> Figure:
     """Draw a network's curves: a row per metric, a column per heterogeneity and test set."""
-    own = points[points["model"] == model]
+    of_model = points[points["model"] == model]
     columns = [
         (heterogeneity, testset)
-        for heterogeneity in ordered(own["heterogeneity"], "heterogeneity")
-        for testset in ordered(own["testset"], "testset")
-        if ((own["heterogeneity"] == heterogeneity) & (own["testset"] == testset)).any()
+        for heterogeneity in ordered(of_model["heterogeneity"], "heterogeneity")
+        for testset in ordered(of_model["testset"], "testset")
+        if ((of_model["heterogeneity"] == heterogeneity) & (of_model["testset"] == testset)).any()
     ]
-    metrics = [m for m in METRICS if (own["metric"] == m).any()]
+    metrics = [m for m in METRICS if (of_model["metric"] == m).any()]
     size = 3.4 * len(columns) + 1.9, 2.7 * len(metrics) + 0.5
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(len(metrics), len(columns), squeeze=False, sharex="col")
     for i, metric in enumerate(metrics):
         for j, (heterogeneity, testset) in enumerate(columns):
             axes = panels[i][j]
-            here = own[
-                (own["heterogeneity"] == heterogeneity)
-                & (own["testset"] == testset)
-                & (own["metric"] == metric)
+            in_panel = of_model[
+                (of_model["heterogeneity"] == heterogeneity)
+                & (of_model["testset"] == testset)
+                & (of_model["metric"] == metric)
             ]
-            _panel(axes, here, styles)
+            _panel(axes, in_panel, styles)
             if i == 0:
                 axes.set_title(f"{testset}, {setting_name(heterogeneity)}", fontsize=10)
             if i == len(metrics) - 1:
                 axes.set_xlabel("Round")
             if j == 0:
                 axes.set_ylabel(METRIC_NAMES[metric] + UNITS[metric].replace(" dB", " (dB)"))
-    handles = _legend(panels.ravel().tolist(), method_order(own))
+    handles = _legend(panels.ravel().tolist(), method_order(of_model))
     figure.legend(handles.values(), handles, loc="outside right center", frameon=False, fontsize=9)
     figure.suptitle(f"{model}: mean ± standard deviation over seeds", fontsize=11)
     return figure
 
 
-def _panel(axes: Axes, here: pd.DataFrame, styles: dict[str, LineStyle]) -> None:
-    rounds = here["round_idx"].nunique()
-    for method in method_order(here):
-        rows = here[here["method"] == method].sort_values("round_idx")
+def _panel(axes: Axes, points: pd.DataFrame, styles: dict[str, LineStyle]) -> None:
+    rounds = points["round_idx"].nunique()
+    for method in method_order(points):
+        rows = points[points["method"] == method].sort_values("round_idx")
         style = styles[method]
         state = rows["state"].iloc[0]
         (line,) = axes.plot(
@@ -159,7 +161,7 @@ def _panel(axes: Axes, here: pd.DataFrame, styles: dict[str, LineStyle]) -> None
             alpha=0.15,
             lw=0,
         )
-    baseline = here["bicubic"].mean()
+    baseline = points["bicubic"].mean()
     axes.axhline(baseline, color="0.45", lw=1, ls=":", label="bicubic")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)

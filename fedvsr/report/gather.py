@@ -230,13 +230,13 @@ def _without_repeats(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]
     """Keep the most advanced run of each configuration and seed; of equals, the newest."""
     runs = runs.assign(done=runs["status"] == "finished")
     runs = runs.sort_values(["done", "last_round", "updated_at"], kind="stable")
-    kept = runs.drop_duplicates(["setting", "seed"], keep="last").sort_index()
-    left_out = sorted(set(runs["run_id"]) - set(kept["run_id"]))
+    unique = runs.drop_duplicates(["setting", "seed"], keep="last").sort_index()
+    left_out = sorted(set(runs["run_id"]) - set(unique["run_id"]))
     notes = (
         f"{run_id} is left out: another run of the same configuration and seed is at least as far"
         for run_id in left_out
     )
-    return kept.drop(columns="done").reset_index(drop=True), tuple(notes)
+    return unique.drop(columns="done").reset_index(drop=True), tuple(notes)
 
 
 def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -63,19 +63,19 @@ def overhead(results: Results, gathered: Gathered) -> pd.DataFrame:
 def _costs(
     model: str, device: str, method: str, clients: pd.DataFrame, rounds: pd.DataFrame
 ) -> dict[str, Any]:
-    own, per_round = (
+    own_clients, own_rounds = (
         table[(table["model"] == model) & (table["device"] == device) & (table["method"] == method)]
         for table in (clients, rounds)
     )
-    if own.empty:
+    if own_clients.empty:
         return {}
     return {
         "model": model,
         "method": method,
         "device": device,
-        "num_runs": own["run_id"].nunique(),
-        "step_s": own["step_s"].median(),
-        "aggregate_s": per_round["aggregate_s"].median(),
-        "download_bytes": per_round["download_bytes"].sum() / per_round["num_sampled"].sum(),
-        "upload_bytes": per_round["upload_bytes"].sum() / per_round["num_sampled"].sum(),
+        "num_runs": own_clients["run_id"].nunique(),
+        "step_s": own_clients["step_s"].median(),
+        "aggregate_s": own_rounds["aggregate_s"].median(),
+        "download_bytes": own_rounds["download_bytes"].sum() / own_rounds["num_sampled"].sum(),
+        "upload_bytes": own_rounds["upload_bytes"].sum() / own_rounds["num_sampled"].sum(),
     }

@@ -69,8 +69,8 @@ def _clients(report: Report) -> Iterator[dict[str, str]]:
     trained = set(report.results.clients["run_id"])
     runs = report.gathered.runs[report.gathered.runs["run_id"].isin(trained)]
     runs = runs.assign(other=runs["algorithm"] != "fedvsr").sort_values(["other", "seed"])
-    shown = runs.drop_duplicates(["model", "heterogeneity"]).to_dict("records")
-    by_setting = {(row["model"], row["heterogeneity"]): row for row in shown}
+    chosen = runs.drop_duplicates(["model", "heterogeneity"]).to_dict("records")
+    by_setting = {(row["model"], row["heterogeneity"]): row for row in chosen}
     for model in ordered(runs["model"], "model"):
         for heterogeneity in ordered(runs["heterogeneity"], "heterogeneity"):
             if row := by_setting.get((model, heterogeneity)):
@@ -87,13 +87,13 @@ def _charts(report: Report) -> dict[str, Any]:
             "model": model,
             "title": f"{testset}, {setting_name(heterogeneity)}",
             "metric": metric,
-            **_panel(here, styles),
+            **_panel(selected, styles),
         }
         for model in ordered(points["model"], "model")
         for metric in METRICS
         for heterogeneity in ordered(points["heterogeneity"], "heterogeneity")
         for testset in ordered(points["testset"], "testset")
-        if not (here := _select(points, model, metric, heterogeneity, testset)).empty
+        if not (selected := _select(points, model, metric, heterogeneity, testset)).empty
     ]
     return {
         "panels": panels,
@@ -116,14 +116,14 @@ def _select(
     ]
 
 
-def _panel(here: pd.DataFrame, styles: dict[str, LineStyle]) -> dict[str, Any]:
-    rounds = sorted(here["round_idx"].unique().tolist())
+def _panel(points: pd.DataFrame, styles: dict[str, LineStyle]) -> dict[str, Any]:
+    rounds = sorted(points["round_idx"].unique().tolist())
     lines = []
-    for method in method_order(here):
-        rows = here[here["method"] == method].set_index("round_idx").reindex(rounds)
+    for method in method_order(points):
+        rows = points[points["method"] == method].set_index("round_idx").reindex(rounds)
         low, high = rows["mean"] - rows["std"], rows["mean"] + rows["std"]
         banded = bool(rows["std"].notna().any())
-        first = here[here["method"] == method].iloc[0]
+        first = points[points["method"] == method].iloc[0]
         lines.append(
             {
                 "method": method,
@@ -137,7 +137,7 @@ def _panel(here: pd.DataFrame, styles: dict[str, LineStyle]) -> dict[str, Any]:
                 "high": _numbers(high) if banded else None,
             }
         )
-    return {"rounds": rounds, "lines": lines, "bicubic": float(here["bicubic"].mean())}
+    return {"rounds": rounds, "lines": lines, "bicubic": float(points["bicubic"].mean())}
 
 
 def _numbers(values: pd.Series[float]) -> list[float | None]:

@@ -56,14 +56,14 @@ def paired_differences(gathered: Gathered) -> pd.DataFrame:
         ordered(scores["heterogeneity"], "heterogeneity"),
         ordered(scores["testset"], "testset"),
     ):
-        here = scores[
+        selected = scores[
             (scores["model"] == model)
             & (scores["heterogeneity"] == heterogeneity)
             & (scores["testset"] == testset)
         ]
-        for (method, reference), metric in product(_pairs(here), METRICS):
+        for (method, reference), metric in product(_pairs(selected), METRICS):
             ours, theirs = (
-                here[here["method"] == name].set_index(["seed", "clip_id"])[metric]
+                selected[selected["method"] == name].set_index(["seed", "clip_id"])[metric]
                 for name in (method, reference)
             )
             differences = (ours - theirs).dropna()
@@ -84,10 +84,10 @@ def _pairs(scores: pd.DataFrame) -> Iterator[tuple[str, str]]:
     methods = method_order(scores)
     algorithm = dict(zip(scores["method"], scores["algorithm"], strict=True))
     references = [m for m in methods if algorithm[m] == "fedavg"]
-    subjects = [m for m in methods if algorithm[m] == "fedvsr"]
+    ours = [m for m in methods if algorithm[m] == "fedvsr"]
     for reference in references:
         yield from ((m, reference) for m in methods if m != reference)
-    for subject in subjects:
+    for subject in ours:
         yield from ((subject, m) for m in methods if m != subject and m not in references)
 
 

@@ -30,12 +30,12 @@ class Section:
 def sections(report: Report, markup: Markup) -> list[Section]:
     """The sections of a report, without those for which it has no results."""
     table = render(grid(report.main, markup), markup)
-    shown = [Section("Scores", (), table, LEGEND + _paper_note(report.main))]
+    parts = [Section("Scores", (), table, LEGEND + _paper_note(report.main))]
     if summary := tables.sentences(report.main):
-        shown.append(Section("Summary", tuple(summary)))
+        parts.append(Section("Summary", tuple(summary)))
     if not report.ablation.empty:
         table = render(grid(report.ablation, markup), markup)
-        shown.append(Section("Ablation", (), table, LEGEND + _paper_note(report.ablation)))
+        parts.append(Section("Ablation", (), table, LEGEND + _paper_note(report.ablation)))
     if not report.differences.empty:
         rows = [_difference(row) for row in report.differences.to_dict("records")]
         after = (
@@ -44,7 +44,7 @@ def sections(report: Report, markup: Markup) -> list[Section]:
             "over seeds per clip; their number is in brackets. The intervals are not adjusted for "
             "the number of comparisons."
         )
-        shown.append(Section("Paired differences", (), _table(rows, markup), after))
+        parts.append(Section("Paired differences", (), _table(rows, markup), after))
     if not report.overhead.empty:
         rows = [_cost(row) for row in report.overhead.to_dict("records")]
         after = (
@@ -52,13 +52,13 @@ def sections(report: Report, markup: Markup) -> list[Section]:
             "Bytes are per client and round. Times include the effect of anything else that the "
             "machine ran."
         )
-        shown.append(Section("Cost", (), _table(rows, markup), after))
+        parts.append(Section("Cost", (), _table(rows, markup), after))
     if not report.faults.empty:
         rows = [_fault(row) for row in report.faults.to_dict("records")]
-        shown.append(Section("Faults", (), _table(rows, markup)))
+        parts.append(Section("Faults", (), _table(rows, markup)))
     rows = [_run(row) for row in report.gathered.runs.to_dict("records")]
-    shown.append(Section("Runs", report.notes, _table(rows, markup)))
-    return shown
+    parts.append(Section("Runs", report.notes, _table(rows, markup)))
+    return parts
 
 
 def markdown(report: Report, pictures: Sequence[str]) -> str:

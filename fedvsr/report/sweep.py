@@ -189,9 +189,9 @@ def _ticks(values: pd.Series, heights: pd.Series) -> list[tuple[str, float]]:
     pairs = pd.DataFrame({"value": values, "height": heights}).drop_duplicates()
     pairs = pairs.sort_values("height")
     if len(pairs) > 12:
-        wanted = np.linspace(0, 1, 6)
-        numbers = np.interp(wanted, pairs["height"], pairs["value"].astype(float))
-        return [(f"{value:.4g}", height) for value, height in zip(numbers, wanted, strict=True)]
+        positions = np.linspace(0, 1, 6)
+        numbers = np.interp(positions, pairs["height"], pairs["value"].astype(float))
+        return [(f"{value:.4g}", height) for value, height in zip(numbers, positions, strict=True)]
     return [(_text(value), height) for value, height in pairs.itertuples(index=False)]
 
 

@@ -71,10 +71,12 @@ def margins(cells: pd.DataFrame) -> pd.DataFrame:
     for heterogeneity, metric in product(
         ordered(counted["heterogeneity"], "heterogeneity"), METRICS
     ):
-        here = counted[(counted["heterogeneity"] == heterogeneity) & (counted["metric"] == metric)]
+        selected = counted[
+            (counted["heterogeneity"] == heterogeneity) & (counted["metric"] == metric)
+        ]
         sign = -1.0 if metric in SMALLER_IS_BETTER else 1.0
         of_all, of_second = list[float](), list[float]()
-        for _, column in here.groupby(["model", "testset"]):
+        for _, column in selected.groupby(["model", "testset"]):
             ours = column[column["algorithm"] == OURS]["mean"]
             others = column[column["algorithm"] != OURS]["mean"]
             # Several settings of FedVSR have no common margin.
@@ -176,15 +178,15 @@ def _table(gathered: Gathered, wanted: Callable[[str], bool], with_bicubic: bool
         ordered(scores["testset"], "testset"),
     ):
         key = {"model": model, "heterogeneity": heterogeneity, "testset": testset}
-        here = scores[(scores[GROUP] == pd.Series(key)[GROUP].to_numpy()).all(axis=1)]
+        column_scores = scores[(scores[GROUP] == pd.Series(key)[GROUP].to_numpy()).all(axis=1)]
         if with_bicubic:
-            rows += [_bicubic(key, metric, here) for metric in metrics]
+            rows += [_bicubic(key, metric, column_scores) for metric in metrics]
         for method in method_order(methods):
-            chosen = (runs["model"] == model) & (runs["heterogeneity"] == heterogeneity)
-            own_runs = runs[chosen & (runs["method"] == method)]
-            own = here[here["method"] == method]
+            in_column = (runs["model"] == model) & (runs["heterogeneity"] == heterogeneity)
+            method_runs = runs[in_column & (runs["method"] == method)]
+            method_scores = column_scores[column_scores["method"] == method]
             label = {**key, "method": method, "algorithm": algorithm_of[method]}
-            rows += [_cell(label, metric, own_runs, own) for metric in metrics]
+            rows += [_cell(label, metric, method_runs, method_scores) for metric in metrics]
     cells = pd.DataFrame(rows)
     order = [*_KEYS, "mean", "std", "num_seeds", "state", "best", "paper"]
     return _with_best(cells)[order]
@@ -235,10 +237,10 @@ def _with_best(cells: pd.DataFrame) -> pd.DataFrame:
     ]
     for (*_, metric), column in competing.groupby([*GROUP, "metric"]):
         # Rounded as printed: equal numbers are both the best.
-        shown = column["mean"].astype(float).round(DECIMALS[str(metric)])
-        top = shown.min() if metric in SMALLER_IS_BETTER else shown.max()
+        rounded = column["mean"].astype(float).round(DECIMALS[str(metric)])
+        top = rounded.min() if metric in SMALLER_IS_BETTER else rounded.max()
         if len(column) > 1:
-            cells.loc[shown.index[shown == top], "best"] = True
+            cells.loc[rounded.index[rounded == top], "best"] = True
     return cells
 
 
