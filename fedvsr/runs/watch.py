@@ -50,8 +50,8 @@ def watch(
                 started = True
                 yield _start(row)
             rounds = results.rounds
-            if status == "running":
-                # A round's scores are added after its row.
+            if status in ("running", "starting"):
+                # A round's scores are added after its row. The run may have begun since `status`.
                 rounds = rounds[rounds["evaluate_s"].notna()]
             for round_idx in sorted(rounds["round_idx"]):
                 if round_idx > shown:

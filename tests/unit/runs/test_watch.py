@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,24 @@ def test_what_is_no_run_is_said(tmp_path: Path) -> None:
     os.utime(tmp_path, (1.0, 1.0))
     with pytest.raises(UserError, match="has no tables"):
         list(watch(tmp_path))
+
+
+def test_a_round_waits_for_its_scores_also_when_the_run_has_only_just_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_run(tmp_path, "new", status="finished", done=1)
+    whole = module._read(folder)
+    assert whole is not None
+    unscored = whole.rounds.assign(evaluate_s=float("nan"))
+    looks = iter([("starting", unscored), ("finished", whole.rounds)])
+
+    def look(_: Path) -> str:
+        status, rounds = next(looks)
+        monkeypatch.setattr(module, "_read", lambda _: replace(whole, rounds=rounds))
+        return status
+
+    monkeypatch.setattr(module, "_status", look)
+    events = list(watch(folder, poll_s=0, sleep=lambda _: None))
+    rounds = [event for event in events if isinstance(event, RoundRecorded)]
+    assert rounds
+    assert all(event.scores for event in rounds)
