@@ -111,12 +111,16 @@ def test_a_round_waits_for_its_scores_also_when_the_run_has_only_just_begun(
     folder = write_run(tmp_path, "new", status="finished", done=1)
     whole = module._read(folder)
     assert whole is not None
-    unscored = whole.rounds.assign(evaluate_s=float("nan"))
-    looks = iter([("starting", unscored), ("finished", whole.rounds)])
+    unscored = replace(
+        whole,
+        rounds=whole.rounds.assign(evaluate_s=float("nan")),
+        evaluations=whole.evaluations.iloc[:0],
+    )
+    looks = iter([("starting", unscored), ("finished", whole)])
 
     def look(_: Path) -> str:
-        status, rounds = next(looks)
-        monkeypatch.setattr(module, "_read", lambda _: replace(whole, rounds=rounds))
+        status, results = next(looks)
+        monkeypatch.setattr(module, "_read", lambda _: results)
         return status
 
     monkeypatch.setattr(module, "_status", look)
