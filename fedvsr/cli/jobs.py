@@ -91,12 +91,13 @@ def submit(
         say(f"package: {built}")
         to = server.address if server else (address or jobs.DEFAULT_ADDRESS)
         kept = str(package) if package else "DIR"
-        say(f"the same by Ray alone: {jobs.ray_command(to, kept, arguments)}")
+        say(f"the same by Ray alone: {jobs.ray_command(to, kept, arguments, config.name, out)}")
         if package is None:
             say("(DIR: what --package DIR keeps)")
         if server is None:
             return
-        job_id = server.submit(jobs.shell_command(arguments), built.folder, config.name)
+        command = jobs.shell_command(arguments)
+        job_id = server.submit(command, built.folder, config.name, out)
     say(f"submitted {job_id}")
     if follow:
         follow_job(server, job_id)

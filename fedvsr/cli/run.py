@@ -46,6 +46,7 @@ def run(
 ) -> None:
     """Run an experiment and write its tables, network and pictures to DIR/<run id>/."""
     from fedvsr.cli.views import PreparationView, follow
+    from fedvsr.cluster.fetch import forget_run, record_run
     from fedvsr.config import load_config
     from fedvsr.report import figures
     from fedvsr.runs.launch import launch, prepare_data
@@ -58,13 +59,14 @@ def run(
             with PreparationView(console) as preparation:
                 split = prepare_data(config, preparation)
             this = this or create_run(config, out)
-            # `fedvsr fetch` reads it in the log of a job.
+            record_run(out, this.run_id)
             say(f"run folder: {this.folder}")
             follow(launch(this, split, executor, address), console)
     except UserError:
         # Refused before it began, as by a cluster that lacks what it asks for.
         if this and not resume and not (this.folder / "runs.parquet").exists():
             shutil.rmtree(this.folder)
+            forget_run(out)
         raise
     except KeyboardInterrupt:
         again = ["fedvsr", "run", source]

@@ -1,8 +1,8 @@
-"""A run's folder as lines of text, from the node that holds it to the one who asked for it.
+"""Sends the folder of a job's run from the cluster's head, as lines of the sending job's log.
 
-A Ray job gives back no file but its log, so the folder travels in it: as a zip file in base64, with
-its length and SHA-256. Only the standard library is used, and any Python from 3.8 on will do: the
-sending side is this one file, shipped by itself (`python run_archive.py FOLDER [--checkpoints]`).
+A Ray job gives back no file but its log, so the folder travels there: as a zip file in base64, with
+its length and SHA-256. The head runs this file by itself (`python archive.py OUT JOB
+[--checkpoints]`), so it uses only the standard library and works with Python 3.8 or newer.
 """
 
 from __future__ import annotations
@@ -12,50 +12,86 @@ import hashlib
 import json
 import sys
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-# Marks a line of ours among whatever else a job's log holds.
-DATA, END, FAILED = "fedvsr-data:", "fedvsr-end:", "fedvsr-failed:"
-# Bytes a line; Ray sends a log on by chunks of about 20,000 characters.
+# Each line of the transfer begins with one of these; the log may hold other lines.
+DATA, END = "fedvsr-data:", "fedvsr-end:"
+# Instead of the folder: why it is not sent, as a JSON string.
+NO_RUN, FAILED = "fedvsr-no-run:", "fedvsr-failed:"
+# Folder in a job's `--out` where `fedvsr run` writes which run a job works on: JOB.json.
+JOBS = ".jobs"
+# Bytes per line; Ray sends a log in chunks of about 20,000 characters.
 _BLOCK = 14_400
 
 
-def lines(folder: Path, checkpoints: bool) -> Iterator[str]:
-    """The folder's files, but for hidden ones and, unless asked for, `checkpoints/`."""
-    if not folder.is_dir():
-        yield f"{FAILED}there is no folder {folder} on this node"
+class NoRunError(ValueError):
+    """The job has not started a run."""
+
+
+@dataclass(frozen=True)
+class Received:
+    """What a complete transfer brought."""
+
+    run_id: str
+    num_files: int
+
+
+def is_name(text: object) -> bool:
+    """Whether a text names one visible entry of a folder: no separator, no `..`, not hidden."""
+    return (
+        isinstance(text, str)
+        and bool(text)
+        and not text.startswith(".")
+        and not any(character in text for character in "/\\\0\n\r")
+    )
+
+
+def lines(out: Path, job_id: str, checkpoints: bool) -> Iterator[str]:
+    """The lines that send the folder of a job's run.
+
+    Hidden files are left out, and `checkpoints/` unless asked for.
+
+    Args:
+        out: the `--out` of the job.
+        job_id: the job's submission id.
+        checkpoints: send `checkpoints/` too.
+    """
+    try:
+        folder = _run_folder(out, job_id)
+        files = _files(folder, checkpoints)
+    except NoRunError as error:
+        yield NO_RUN + json.dumps(str(error))
+        return
+    except (ValueError, OSError) as error:
+        yield FAILED + json.dumps(str(error))
         return
     sink = _Blocks()
-    num_files = 0
-    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]
-        for path in sorted(folder.rglob("*")):
-            inside = path.relative_to(folder)
-            hidden = any(part.startswith(".") for part in inside.parts)
-            left_out = hidden or (inside.parts[0] == "checkpoints" and not checkpoints)
-            if left_out or not path.is_file():
-                continue
-            num_files += 1
-            info = zipfile.ZipInfo.from_file(path, str(inside), strict_timestamps=False)
-            with path.open("rb") as source, archive.open(info, "w", force_zip64=True) as target:
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as zipped:  # type: ignore[call-overload]
+        for path in files:
+            name = path.relative_to(folder).as_posix()
+            info = zipfile.ZipInfo.from_file(path, name, strict_timestamps=False)
+            with path.open("rb") as source, zipped.open(info, "w", force_zip64=True) as target:
                 while block := source.read(1 << 20):
                     target.write(block)
                     yield from sink.lines()
     yield from sink.lines(last=True)
-    end = {"num_files": num_files, "bytes": sink.size, "sha256": sink.digest.hexdigest()}
-    yield END + json.dumps(end)
+    end = {"run_id": folder.name, "num_files": len(files)}
+    yield END + json.dumps({**end, "bytes": sink.size, "sha256": sink.digest.hexdigest()})
 
 
-def read(log: Iterable[str], file: IO[bytes]) -> int:
-    """Write the zip file that a log holds into `file`; return the number of files in it.
+def read(log: Iterable[str], file: IO[bytes]) -> Received:
+    """Write the zip file that a log holds into `file`.
 
     Raises:
-        ValueError: the sender could not read the folder, or the log is not whole.
+        NoRunError: the job has not started a run.
+        ValueError: the sender could not read the folder, or the log is incomplete or damaged.
     """
-    digest, size, said = hashlib.sha256(), 0, []
+    digest, size, other_lines = hashlib.sha256(), 0, []
     for line in log:
         line = line.rstrip("\r\n")
         if line.startswith(DATA):
@@ -63,20 +99,67 @@ def read(log: Iterable[str], file: IO[bytes]) -> int:
             digest.update(block)
             size += len(block)
             file.write(block)
+        elif line.startswith(NO_RUN):
+            raise NoRunError(json.loads(line[len(NO_RUN) :]))
         elif line.startswith(FAILED):
-            raise ValueError(line[len(FAILED) :])
+            raise ValueError(json.loads(line[len(FAILED) :]))
         elif line.startswith(END):
             end = json.loads(line[len(END) :])
             if (size, digest.hexdigest()) != (end["bytes"], end["sha256"]):
-                raise ValueError(f"{size} of {end['bytes']} bytes came, or came damaged")
-            return int(end["num_files"])
+                raise ValueError(f"received {size} of {end['bytes']} bytes, or they are damaged")
+            return Received(end["run_id"], int(end["num_files"]))
         elif line:
-            said.append(line)
-    raise ValueError("; ".join(said[-3:]) or "nothing was sent")
+            other_lines.append(line)
+    raise ValueError("; ".join(other_lines[-3:]) or "nothing was sent")
+
+
+def _run_folder(out: Path, job_id: str) -> Path:
+    """The folder of the run that a job has recorded.
+
+    Raises:
+        NoRunError: it has recorded none.
+        ValueError: the record or the folder is not what `fedvsr run` writes.
+        OSError: the record cannot be read.
+    """
+    if not is_name(job_id):
+        raise ValueError(f"{job_id!r} is not a job's id")
+    record = out / JOBS / f"{job_id}.json"
+    try:
+        run_id = json.loads(record.read_text())["run_id"]
+    except FileNotFoundError:
+        raise NoRunError(f"{record} is missing") from None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{record} is damaged") from None
+    if not is_name(run_id):
+        raise ValueError(f"{record}: {run_id!r} is not a run's id")
+    folder = out / run_id
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(f"{folder} on the head is not a run's folder: config.yaml is missing")
+    return Path(folder)
+
+
+def _files(folder: Path, checkpoints: bool) -> list[Path]:
+    """The files to send, sorted.
+
+    Raises:
+        ValueError: one of them is a link, which could show a file of another folder.
+    """
+    files = []
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if any(part.startswith(".") for part in parts):
+            continue
+        if parts[0] == "checkpoints" and not checkpoints:
+            continue
+        if path.is_symlink():
+            raise ValueError(f"{path} on the head is a link; replace it by the file itself")
+        if path.is_file():
+            files.append(path)
+    return files
 
 
 class _Blocks:
-    """What a zip file is written to: it goes on as lines, so that memory stays small."""
+    """The file that `zipfile` writes to: it turns the bytes into lines, so memory stays small."""
 
     def __init__(self) -> None:
         self.digest, self.size, self._waiting = hashlib.sha256(), 0, bytearray()
@@ -100,5 +183,5 @@ class _Blocks:
 
 
 if __name__ == "__main__":
-    for text in lines(Path(sys.argv[1]).expanduser(), "--checkpoints" in sys.argv[2:]):
+    for text in lines(Path(sys.argv[1]).expanduser(), sys.argv[2], "--checkpoints" in sys.argv[3:]):
         sys.stdout.write(text + "\n")

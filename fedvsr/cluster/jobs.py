@@ -6,31 +6,32 @@ import asyncio
 import json
 import logging
 import os
-import re
 import secrets
 import shlex
 import shutil
 import socket
 import tempfile
 import time
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from fedvsr.cluster import archive as run_archive
+from fedvsr.cluster import archive
+from fedvsr.cluster.fetch import JOB_VARIABLE, unpack
 from fedvsr.errors import UserError
-from fedvsr.files import replacing_folder
 
-# Ray kills a job so long after it asked it to stop (default 3 s): a run first saves its state.
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails
+
+# Ray kills a job this long after asking it to stop (Ray's default is 3 s): a run saves its state.
 STOP_WAIT_S = 60
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-_ENV_VARS = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
-_MARK = "fedvsr"
+# Keys of a job's metadata: the name of what it runs, and the folder where `fedvsr run` writes.
+_NAME, _OUT = "fedvsr", "fedvsr_out"
 _TALKATIVE = (
     "dashboard.modules.dashboard_sdk",
     "dashboard.modules.job.sdk",
@@ -39,8 +40,6 @@ _TALKATIVE = (
 _CONNECT_S = 10
 _POLL_S = 0.5
 _MAX_BREAKS = 5
-# What `fedvsr run` prints first.
-_RUN_FOLDER = re.compile(r"^run folder: (/.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -52,10 +51,12 @@ class Job:
     """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
     started_at: datetime | None
     wall_s: float | None
-    """So far, or in all."""
+    """Since the start, until now or until the job ended."""
     command: str
     exit_code: int | None
-    """What a shell would say; None while it is not over. 130 if it was stopped."""
+    """As a shell reports it: 130 if the job was stopped; None until it has ended."""
+    out: str | None
+    """Folder on the cluster where its run is written; None for a job that runs no experiment."""
 
 
 class Jobs:
@@ -65,11 +66,11 @@ class Jobs:
         """Connect.
 
         Args:
-            address: `http://HEAD:8265`; None is what RAY_API_SERVER_ADDRESS says, or RAY_ADDRESS if
-                it is such an address, else this machine's.
+            address: `http://HEAD:8265`; None takes RAY_API_SERVER_ADDRESS, else RAY_ADDRESS if it
+                is such an address, else this machine.
 
         Raises:
-            UserError: nothing answers there, or it asks for a token.
+            UserError: nothing answers there, or the server asks for a token.
         """
         self.address = _resolve(address)
         _require_answer(self.address)
@@ -81,19 +82,22 @@ class Jobs:
         with _explained(self.address), _address_alone():
             self._client = JobSubmissionClient(self.address)
 
-    def submit(self, command: str, working_dir: Path | None, name: str) -> str:
+    def submit(
+        self, command: str, working_dir: Path | None, name: str, out: str | None = None
+    ) -> str:
         """Start a job and return its id.
 
         Args:
-            command: the shell command, run in the working directory on the head.
-            working_dir: shipped to every node; None ships nothing.
-            name: begins the id.
+            command: shell command, run in the working directory on the head.
+            working_dir: folder to ship to every node; None ships nothing.
+            name: beginning of the id.
+            out: folder on the cluster where the command writes its run, if it runs an experiment.
 
         Raises:
-            UserError: the cluster refuses it.
+            UserError: the name would hide the run's folder, or the cluster refuses the job.
         """
         job_id = new_id(name)
-        runtime_env: dict[str, Any] = {"env_vars": dict(_ENV_VARS)}
+        runtime_env: dict[str, Any] = {"env_vars": _environment(job_id)}
         if working_dir is not None:
             runtime_env["working_dir"] = str(working_dir)
         with _explained(self.address):
@@ -101,21 +105,21 @@ class Jobs:
                 entrypoint=command,
                 submission_id=job_id,
                 runtime_env=runtime_env,
-                metadata={_MARK: name},
+                metadata=_metadata(name, out),
             )
 
     def list(self) -> list[Job]:
-        """The cluster's jobs that this program submitted, oldest first."""
+        """The cluster's jobs that fedvsr submitted, oldest first."""
         with _explained(self.address):
-            found = self._client.list_jobs()
-        ours = [job for job in found if job.submission_id and _MARK in (job.metadata or {})]
+            jobs = self._client.list_jobs()
+        ours = [job for job in jobs if job.submission_id and _NAME in (job.metadata or {})]
         return [_job(details) for details in sorted(ours, key=lambda job: job.start_time or 0)]
 
     def get(self, job_id: str) -> Job:
-        """A job.
+        """The job of an id.
 
         Raises:
-            UserError: there is none of this id.
+            UserError: the cluster has no such job.
         """
         with _explained(self.address, job_id):
             return _job(self._client.get_job_info(job_id))
@@ -126,108 +130,103 @@ class Jobs:
             return str(self._client.get_job_logs(job_id))
 
     def follow(self, job_id: str, say: Callable[[str], object]) -> Job:
-        """Pass on what a job prints, from its first line, until it is over.
+        """Pass on what a job prints, from its first line, until it ends.
 
         Raises:
-            UserError: the connection broke, and could not be made again.
+            UserError: the connection broke and could not be restored.
         """
         self.get(job_id)
         from aiohttp import ClientError
 
-        said = 0
+        num_passed_on = 0
 
         async def tail() -> None:
-            nonlocal said
-            seen = 0
+            nonlocal num_passed_on
+            num_received = 0
             async for text in self._client.tail_job_logs(job_id):
-                # After a break the log comes again from its first line.
-                say(text[max(0, said - seen) :])
-                seen += len(text)
-                said = max(said, seen)
+                # A new connection sends the log from its first line again.
+                say(text[max(0, num_passed_on - num_received) :])
+                num_received += len(text)
+                num_passed_on = max(num_passed_on, num_received)
 
         breaks = 0
         while True:
-            whole, before = True, said
+            complete, before = True, num_passed_on
             with _explained(self.address, job_id):
                 try:
                     asyncio.run(tail())
                 except (RuntimeError, OSError, ClientError):
-                    whole, breaks = False, breaks + 1 if said == before else 1
+                    complete, breaks = False, breaks + 1 if num_passed_on == before else 1
                     if breaks == _MAX_BREAKS:
                         raise
                     time.sleep(breaks)
-            # The server also ends a log in good order where it loses the job's own node.
-            if whole and (job := self.get(job_id)).exit_code is not None:
+            # The server also ends a log without an error when it loses the job's node.
+            if complete and (job := self.get(job_id)).exit_code is not None:
                 return job
             time.sleep(_POLL_S)
 
     def wait(self, job_id: str) -> Job:
-        """The job when it is over."""
+        """Wait until a job has ended, and return it."""
         while (job := self.get(job_id)).exit_code is None:
             time.sleep(_POLL_S)
         return job
 
     def stop(self, job_id: str) -> Job:
-        """Ask a job to stop, and wait until it has; it is killed after `STOP_WAIT_S`."""
+        """Ask a job to stop, and wait until it has ended; Ray kills it after `STOP_WAIT_S`."""
         with _explained(self.address, job_id):
             self._client.stop_job(job_id)
         return self.wait(job_id)
 
-    def run_folder(self, job_id: str) -> str:
-        """The folder on the cluster that a job's run writes.
-
-        Raises:
-            UserError: the job has not come so far.
-        """
-        found = _RUN_FOLDER.search(self.logs(job_id))
-        if found is None:
-            job = self.get(job_id)
-            raise UserError(
-                f"{job_id} is {job.status} and has begun no run; `fedvsr logs {job_id}` says why"
-            )
-        return found[1]
-
     def fetch(self, job_id: str, out: Path, checkpoints: bool, python: str) -> tuple[Path, int]:
-        """Copy the folder of a job's run to `out`, whole and checked, over what is there.
+        """Copy the folder of a job's run to `<out>/<run id>`, whole and checked.
 
-        A job of seconds on the head reads it there, so it needs no shared file system.
+        A job of a few seconds reads the folder on the head, so no shared file system is needed.
 
         Args:
             job_id: the job.
-            out: the folder that gets `<run id>/`.
+            out: local folder of runs; made if missing.
             checkpoints: copy `checkpoints/` too.
             python: the head's interpreter.
 
         Returns:
-            The run's folder here, and the number of files in it.
+            The run's local folder, and the number of files that were copied.
 
         Raises:
-            UserError: there is no such run, or the copy is not whole.
+            UserError: the job has no run, the copy is incomplete, or it would replace another run.
         """
-        source = self.run_folder(job_id)
+        job = self.get(job_id)
+        if job.out is None or not archive.is_name(job_id):
+            raise UserError(
+                f"{job_id} is not the job of an experiment, so it has no run to fetch; "
+                "`fedvsr submit` starts one"
+            )
         out.mkdir(parents=True, exist_ok=True)
-        command = [python, "run_archive.py", source, *(["--checkpoints"] if checkpoints else [])]
+        command = [python, "archive.py", job.out, job_id, *(["--checkpoints"] * checkpoints)]
         with tempfile.TemporaryDirectory() as folder:
-            shutil.copy(run_archive.__file__, Path(folder) / "run_archive.py")
+            shutil.copy(archive.__file__, Path(folder) / "archive.py")
             sender = self.submit(shlex.join(command), Path(folder), f"fetch-{job_id}"[:60])
         try:
             with tempfile.TemporaryFile(dir=out) as file:
-                try:
-                    num_files = run_archive.read(self._lines(sender), file)
-                except ValueError as error:
-                    raise UserError(f"{source} could not be fetched: {error}") from None
-                target = out / Path(source).name
-                with replacing_folder(target) as aside, zipfile.ZipFile(file) as archive:
-                    archive.extractall(aside)
+                received = archive.read(self._lines(sender), file)
+                return unpack(file, received.run_id, out), received.num_files
+        except archive.NoRunError:
+            status = self.get(job_id).status
+            raise UserError(
+                f"{job_id} is {status} and has begun no run in {job.out}; `fedvsr logs {job_id}` "
+                "says why"
+            ) from None
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"cannot fetch the run of {job_id}: {error}") from None
         finally:
-            # It is over, unless this was interrupted.
+            # The sender has ended, unless this was interrupted.
             self.stop(sender)
             with _explained(self.address, sender):
                 self._client.delete_job(sender)
-        return target, num_files
 
     def _lines(self, job_id: str) -> Iterator[str]:
-        """A job's log, line by line, as it comes."""
+        """The lines of a job's log, as they arrive."""
         loop = asyncio.new_event_loop()
         chunks = self._client.tail_job_logs(job_id)
         rest = ""
@@ -243,38 +242,56 @@ class Jobs:
 
 
 def new_id(name: str) -> str:
-    """A job's id: what it runs, when, and what sets it apart."""
+    """A new job id: the name of what it runs, the time, and four random digits.
+
+    Raises:
+        UserError: the name begins with a dot, so that `fedvsr fetch` would not copy its run.
+    """
+    if not archive.is_name(name):
+        raise UserError(f"name = {name}: a job's name must not begin with a dot; --set name=NAME")
     now = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
     return f"{name}-{now}-{secrets.token_hex(2)}"
 
 
 def shell_command(arguments: Sequence[str]) -> str:
-    """Arguments as a line for the shell on the head, which expands a leading `~/`."""
+    """Quote arguments for the shell on the head, which expands a leading `~/`."""
     return " ".join(
         "~/" + shlex.quote(argument[2:]) if argument.startswith("~/") else shlex.quote(argument)
         for argument in arguments
     )
 
 
-def ray_command(address: str, working_dir: str, arguments: Sequence[str]) -> str:
-    """The line that submits the same job by Ray's own command."""
-    environment = json.dumps({"env_vars": _ENV_VARS})
-    options = ["--address", address, "--working-dir", working_dir]
-    options += ["--runtime-env-json", environment]
+def ray_command(
+    address: str, working_dir: str, arguments: Sequence[str], name: str, out: str
+) -> str:
+    """The `ray job submit` line that submits the same job; a name is made up for each call."""
+    job_id = new_id(name)
+    options = ["--address", address, "--working-dir", working_dir, "--submission-id", job_id]
+    options += ["--runtime-env-json", json.dumps({"env_vars": _environment(job_id)})]
+    options += ["--metadata-json", json.dumps(_metadata(name, out))]
     return shlex.join(["ray", "job", "submit", *options, "--", *arguments])
 
 
-def _job(details: Any) -> Job:
+def _environment(job_id: str) -> dict[str, str]:
+    return {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), JOB_VARIABLE: job_id}
+
+
+def _metadata(name: str, out: str | None) -> dict[str, str]:
+    return {_NAME: name} | ({} if out is None else {_OUT: out})
+
+
+def _job(details: JobDetails) -> Job:
     status = str(details.status)
     started = details.start_time / 1000 if details.start_time else None
     ended = (details.end_time or time.time() * 1000) / 1000
     return Job(
-        job_id=details.submission_id or details.job_id,
+        job_id=details.submission_id or details.job_id or "",
         status=status,
         started_at=None if started is None else datetime.fromtimestamp(started, timezone.utc),
         wall_s=None if started is None else max(0.0, ended - started),
         command=details.entrypoint,
         exit_code=_exit_code(status, details.driver_exit_code),
+        out=(details.metadata or {}).get(_OUT),
     )
 
 
@@ -285,15 +302,14 @@ def _exit_code(status: str, code: int | None) -> int | None:
         return 130
     if status != "FAILED":
         return None
-    # A negative one is a signal; none at all means that the command never started.
+    # A negative code is a signal; None means that the command never started.
     return 1 if code is None else code if code > 0 else 128 - code
 
 
 def _resolve(address: str | None) -> str:
-    said: Mapping[str, str] = os.environ
-    by_ray = said.get("RAY_ADDRESS", "")
-    address = address or said.get("RAY_API_SERVER_ADDRESS")
-    address = address or (by_ray if by_ray.startswith("http") else DEFAULT_ADDRESS)
+    for_ray = os.environ.get("RAY_ADDRESS", "")
+    address = address or os.environ.get("RAY_API_SERVER_ADDRESS")
+    address = address or (for_ray if for_ray.startswith("http") else DEFAULT_ADDRESS)
     parts = urlsplit(address)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise UserError(
@@ -303,7 +319,7 @@ def _resolve(address: str | None) -> str:
 
 
 def _require_answer(address: str) -> None:
-    """Within seconds: Ray's own client waits minutes for a host that drops packets."""
+    """Refuse an address that does not answer within seconds; Ray's own client waits minutes."""
     parts = urlsplit(address)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
@@ -321,7 +337,7 @@ def _no_answer(address: str, reason: str) -> str:
 
 @contextmanager
 def _address_alone() -> Iterator[None]:
-    """Ray lets these override an address that is given."""
+    """Hide the variables by which Ray would override the address that it is told."""
     names = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
     before = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
@@ -332,7 +348,10 @@ def _address_alone() -> Iterator[None]:
 
 @contextmanager
 def _explained(address: str, job_id: str | None = None) -> Iterator[None]:
-    """Turn what Ray's client raises into one line."""
+    """Turn what Ray's client raises into a `UserError` of one line.
+
+    Ray gives the HTTP status of a refusal only in its message, so that is what is looked at.
+    """
     try:
         yield
     except UserError:
@@ -341,23 +360,22 @@ def _explained(address: str, job_id: str | None = None) -> Iterator[None]:
         text = str(error).strip()
         # By name: releases of Ray before token authentication lack the class.
         if type(error).__name__ == "AuthenticationError":
-            wrong = "failed" in text.partition("\n")[0]
+            refused = text.startswith("Authentication failed")
+            problem = "refuses this token" if refused else "asks for a token"
             raise UserError(
-                f"the cluster at {address} "
-                f"{'refuses this token' if wrong else 'asks for a token'}: set RAY_AUTH_MODE=token "
-                "and RAY_AUTH_TOKEN_PATH=FILE, a file with the head's token (default "
-                "~/.ray/auth_token)"
+                f"the cluster at {address} {problem}: set RAY_AUTH_MODE=token and "
+                "RAY_AUTH_TOKEN_PATH=FILE, a file with the head's token (default ~/.ray/auth_token)"
             ) from None
         if isinstance(error, ConnectionError) or "Connection" in type(error).__name__:
             raise UserError(_no_answer(address, type(error).__name__)) from None
         if "status code 404" in text and job_id is not None:
             raise UserError(
-                f"{address} has no job {job_id}; `fedvsr jobs` lists those there are"
+                f"{address} has no job {job_id}; `fedvsr jobs` lists its jobs"
             ) from None
         if "status code 413" in text:
             raise UserError(
-                "the job's package is larger than Ray takes (100 MiB); put large files where all "
-                "nodes read them"
+                "the job's package is larger than Ray takes (100 MiB); put large files where every "
+                "node reads them"
             ) from None
         if isinstance(error, RuntimeError):
             last = [line for line in text.splitlines() if line.strip()][-1:] or [""]

@@ -154,7 +154,7 @@ def test_exit_codes_are_a_shells(status: str, code: int | None, expected: int | 
 def test_lines_for_a_shell_keep_odd_names_whole() -> None:
     arguments = ["python", "-m", "fedvsr", "run", "--out", "~/my results; rm"]
     assert jobs.shell_command(arguments) == "python -m fedvsr run --out ~/'my results; rm'"
-    line = jobs.ray_command("http://h:1", "a b", arguments)
+    line = jobs.ray_command("http://h:1", "a b", arguments, "demo", "~/my results")
     assert "--working-dir 'a b'" in line
     assert line.endswith("-- python -m fedvsr run --out '~/my results; rm'")
 
@@ -181,6 +181,7 @@ def test_a_log_that_breaks_off_goes_on_where_it_broke(monkeypatch: pytest.Monkey
                 end_time=0,
                 entrypoint="",
                 driver_exit_code=0,
+                metadata=None,
             )
 
     server = jobs.Jobs.__new__(jobs.Jobs)

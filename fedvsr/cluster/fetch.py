@@ -1,0 +1,130 @@
+"""Which run a job works on, and the local copy of that run's folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import zipfile
+from pathlib import Path
+from typing import IO
+
+from fedvsr.cluster.archive import JOBS, is_name
+from fedvsr.errors import UserError
+from fedvsr.files import replacing, replacing_folder
+from fedvsr.records import read_run
+
+# Environment variable in which `fedvsr submit` tells `fedvsr run` the job's id.
+JOB_VARIABLE = "FEDVSR_JOB"
+
+
+def record_run(out: Path, run_id: str) -> None:
+    """Record under `out` which run this process's job works on; do nothing outside a job.
+
+    `fedvsr fetch` reads the record: unlike the job's log, no client can write to it by printing.
+
+    Raises:
+        UserError: the environment variable holds no job's id.
+    """
+    if path := _record(out):
+        path.parent.mkdir(exist_ok=True)
+        with replacing(path) as aside:
+            aside.write_text(json.dumps({"run_id": run_id}))
+
+
+def forget_run(out: Path) -> None:
+    """Remove what `record_run` has written."""
+    if path := _record(out):
+        path.unlink(missing_ok=True)
+
+
+def _record(out: Path) -> Path | None:
+    job_id = os.environ.get(JOB_VARIABLE)
+    if job_id is None:
+        return None
+    if not is_name(job_id):
+        raise UserError(f"{JOB_VARIABLE}={job_id!r} is not a job's id; `fedvsr submit` sets it")
+    return out / JOBS / f"{job_id}.json"
+
+
+def unpack(file: IO[bytes], run_id: str, out: Path) -> Path:
+    """Unpack a run's folder to `<out>/<run_id>`, and return that path.
+
+    An earlier copy of the same run is updated: its files that the archive lacks stay.
+
+    Args:
+        file: a zip file of the folder's files.
+        run_id: the run.
+        out: local folder of runs; it exists.
+
+    Raises:
+        UserError: the archive is not a run's folder, or `<out>/<run_id>` is something other than
+            an earlier copy of it.
+    """
+    if not is_name(run_id):
+        raise UserError(f"the head sent {run_id!r}, which is not a run's id; nothing was written")
+    target = out / run_id
+    with replacing_folder(target) as aside:
+        with zipfile.ZipFile(file) as zipped:
+            for info in zipped.infolist():
+                is_link = stat.S_ISLNK(info.external_attr >> 16)
+                if is_link or not all(map(is_name, info.filename.split("/"))):
+                    raise UserError(
+                        f"the head sent {info.filename!r}, which is not a file of a run's folder; "
+                        "nothing was written"
+                    )
+            zipped.extractall(aside)
+        if not (aside / "config.yaml").is_file():
+            raise UserError("the head sent no config.yaml with the run; nothing was written")
+        if target.is_symlink() or target.exists():
+            _require_earlier_copy(target, aside)
+            _keep_rest(target, aside)
+    return target
+
+
+def _require_earlier_copy(target: Path, fetched: Path) -> None:
+    """Check that a folder holds an earlier state of the run that was fetched.
+
+    Raises:
+        UserError: it does not; the message says why.
+    """
+    hint = "rename it, or fetch into another folder by --out"
+    if target.is_symlink() or not (target / "config.yaml").is_file():
+        raise UserError(f"{target} exists and is not a run's folder; {hint}")
+    local, remote = read_run(target), read_run(fetched)
+    configs = [(folder / "config.yaml").read_bytes() for folder in (target, fetched)]
+    # A run gets its row when it starts: before, it has no results to lose.
+    same = configs[0] == configs[1]
+    if local is not None:
+        same = remote is not None and all(
+            local[key] == remote[key] for key in ("run_id", "config_hash", "started_at")
+        )
+    if not same:
+        raise UserError(f"{target} holds another run than the job's; {hint}")
+    if local and remote and local["updated_at"] > remote["updated_at"]:
+        raise UserError(f"{target} is newer than the job's run: it was resumed here; {hint}")
+
+
+def _keep_rest(target: Path, aside: Path) -> None:
+    """Take the files of `target` that `aside` lacks over into it."""
+
+    def fetched(folder: str, names: list[str]) -> list[str]:
+        twins = {name: aside / Path(folder, name).relative_to(target) for name in names}
+        return [
+            name
+            for name, twin in twins.items()
+            if twin.exists() and not (twin.is_dir() and Path(folder, name).is_dir())
+        ]
+
+    shutil.copytree(
+        target, aside, symlinks=True, ignore=fetched, copy_function=_link, dirs_exist_ok=True
+    )
+
+
+def _link(source: str, destination: str) -> None:
+    """Make a hard link, or a copy on a file system without links: checkpoints are large."""
+    try:
+        os.link(source, destination)
+    except OSError:
+        shutil.copy2(source, destination)
