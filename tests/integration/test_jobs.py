@@ -87,8 +87,8 @@ def test_a_jobs_results_are_those_of_a_run_here(
     )
     assert fetched.returncode == 0, fetched.stderr
     (folder,) = out.iterdir()
-    there = next((head.folder / "fedvsr-results").iterdir())
-    assert folder.name == there.name
+    there = head.folder / "fedvsr-results" / folder.name
+    assert there.is_dir()
     files = {p.relative_to(there) for p in there.rglob("*") if p.is_file() and p.name[0] != "."}
     assert {p.relative_to(folder) for p in folder.rglob("*") if p.is_file()} == files
     for name in files:
