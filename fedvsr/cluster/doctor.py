@@ -11,8 +11,9 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from fedvsr.cluster import probe
-from fedvsr.cluster.nodes import LABEL, NodeReport, ask_nodes, needed, shown
+from fedvsr.cluster.nodes import NodeReport, ask_nodes, needed, shown
 from fedvsr.config import ExperimentConfig
+from fedvsr.federation.config import GPU_LABEL
 
 # Of `ray start --head`: control store, dashboard and jobs, Ray client.
 PORTS = {6379: "--port", 8265: "--dashboard-port", 10001: "--ray-client-server-port"}
@@ -113,7 +114,7 @@ def _labels(r: NodeReport) -> Finding | None:
         return None
     if r.label:
         return Finding("GPU label", r.host, "ok", r.label)
-    todo = f"start the node with --labels {LABEL}=NAME, to choose it by name"
+    todo = f"start the node with --labels {GPU_LABEL}=NAME, to choose it by name"
     return Finding("GPU label", r.host, "warning", "none", todo)
 
 

@@ -13,8 +13,8 @@ from fedvsr.cluster import probe
 from fedvsr.config import ExperimentConfig
 from fedvsr.data.clips import default_cache_dir
 from fedvsr.errors import UserError
+from fedvsr.federation.config import GPU_LABEL
 
-LABEL = "ray.io/accelerator-type"
 _ANSWER_S = 120
 # Begins the name of a file that shows whether nodes share a folder.
 _MARK = ".seen-by-all-"
@@ -118,7 +118,7 @@ def _report(node: Mapping[str, Any], answer: Any) -> NodeReport:
     resources = node["Resources"]
     known: dict[str, Any] = {
         "offered_gpus": resources.get("GPU", 0),
-        "label": node.get("Labels", {}).get(LABEL, ""),
+        "label": node.get("Labels", {}).get(GPU_LABEL, ""),
         "object_store_bytes": int(resources.get("object_store_memory", 0)),
     }
     name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"

@@ -7,6 +7,9 @@ from pydantic import Field
 from fedvsr.errors import UserError
 from fedvsr.section import Section
 
+# Ray's label of a node's kind of GPU.
+GPU_LABEL = "ray.io/accelerator-type"
+
 
 class ClusterConfig(Section):
     """Where clients run. Nothing here changes a number."""

@@ -18,9 +18,8 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from fedvsr.errors import UserError
-from fedvsr.federation.config import ClusterConfig
+from fedvsr.federation.config import GPU_LABEL, ClusterConfig
 
-_LABEL = "ray.io/accelerator-type"
 _DEFAULT_GPU_SHARE = 0.1
 
 Resources = dict[str, float]
@@ -60,7 +59,7 @@ class Slots:
     @property
     def selectors(self) -> list[dict[str, str]]:
         """Labels that the node of each bundle must have."""
-        needed = {_LABEL: self.accelerator} if self.accelerator else {}
+        needed = {GPU_LABEL: self.accelerator} if self.accelerator else {}
         return [{}, *(needed for _ in range(self.num_bundles))]
 
 
@@ -80,7 +79,7 @@ class Placement:
         per_bundle = self.wanted.per_bundle
         slots = {i: tuple((i - 1) * per_bundle + k for k in range(per_bundle)) for i, _ in where}
         if self.wanted.gpu_share:
-            kinds = {i: alive[node]["Labels"].get(_LABEL, "GPU") for i, node in where}
+            kinds = {i: alive[node]["Labels"].get(GPU_LABEL, "GPU") for i, node in where}
             return [Place(node, kinds[i], (i,), slots[i]) for i, node in where]
         by_node = dict[str, list[int]]()
         for i, node in where:
@@ -124,7 +123,7 @@ def ask(config: ClusterConfig, num_threads: int, cohort: int) -> Slots:
         UserError: the cluster has no such GPU.
     """
     nodes = list(alive_nodes().values())
-    fitting = [n for n in nodes if config.accelerator in (None, n["Labels"].get(_LABEL))]
+    fitting = [n for n in nodes if config.accelerator in (None, n["Labels"].get(GPU_LABEL))]
     num_gpus = sum(int(node["Resources"].get("GPU", 0)) for node in fitting)
     share = config.gpu_share
     if share is None and (num_gpus or config.accelerator):
@@ -218,7 +217,7 @@ def _amounts(all_resources: Iterable[Mapping[str, float]]) -> str:
 
 def _describe(nodes: Sequence[Mapping[str, Any]]) -> str:
     def one(node: Mapping[str, Any]) -> str:
-        label = node["Labels"].get(_LABEL)
+        label = node["Labels"].get(GPU_LABEL)
         return _amounts([node["Resources"]]) + (f" ({label})" if label else "")
 
     return f"{len(nodes)} nodes: " + ", ".join(one(node) for node in nodes[:8])
