@@ -1,26 +1,28 @@
-"""Whether a machine, or every node of a cluster, can do what a run will ask of it."""
+"""Checks that a machine, or every node of a cluster, can run an experiment."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
+from rich.filesize import decimal
+
 from fedvsr.cluster import probe
-from fedvsr.cluster.nodes import NodeReport, ask_nodes, needed, shown
+from fedvsr.cluster.nodes import NodeReport, ask_nodes, data_paths
 from fedvsr.config import ExperimentConfig
 from fedvsr.federation.config import GPU_LABEL
 
-# Of `ray start --head`: control store, dashboard and jobs, Ray client.
+# Default ports of `ray start --head`, with the option of each.
 PORTS = {6379: "--port", 8265: "--dashboard-port", 10001: "--ray-client-server-port"}
 MIN_MEMORY_BYTES = 2 << 30
 MIN_SHM_BYTES = 1 << 30
 MIN_DISK_BYTES = 5 << 30
-# Ray stops writing to a disk that is fuller (RAY_local_fs_capacity_threshold).
+# Ray stops writing to a fuller disk (RAY_local_fs_capacity_threshold).
 MAX_DISK_USED = 0.95
 
 Level = Literal["ok", "warning", "error"]
@@ -28,7 +30,7 @@ Level = Literal["ok", "warning", "error"]
 
 @dataclass(frozen=True)
 class Finding:
-    """A line of the table."""
+    """One line of the table: the result of a check."""
 
     check: str
     where: str
@@ -37,57 +39,53 @@ class Finding:
     todo: str = ""
 
 
-def judge(reports: Sequence[NodeReport], paths: Sequence[str] = ()) -> list[Finding]:
-    """What is right and wrong on these nodes; good lines of several nodes are one line."""
-    findings = [
-        Finding("node", r.host, "error", r.silent, "look at it, or take it out of the cluster")
-        for r in reports
-        if r.silent
-    ]
-    seen = [r for r in reports if not r.silent]
+def judge(reports: Sequence[NodeReport], paths: Mapping[str, str] | None = None) -> list[Finding]:
+    """What is right and wrong on these nodes; equal results of several nodes share a line.
+
+    Args:
+        reports: what the nodes have; versions are compared with the first node's.
+        paths: the paths that each node tried to read, with the names to show for them.
+    """
+    todo = "repair the node, or take it out of the cluster"
+    findings = [Finding("node", r.host, "error", r.silent, todo) for r in reports if r.silent]
+    answered = [r for r in reports if not r.silent]
     checks = (_gpus, _labels, _memory, _shared_memory, _disk, _connections)
-    if seen:
-        findings += _versions(seen)
+    if answered:
+        findings += _versions(answered)
         for check in checks:
-            findings += _folded([finding for r in seen if (finding := check(r))])
-        findings += _folded([f for r in seen for f in _paths(r, paths)]) if paths else []
+            findings += _folded([finding for r in answered if (finding := check(r))])
+        if paths:
+            findings += _folded([finding for r in answered for finding in _paths(r, paths)])
     return findings
 
 
 def look_here(config: ExperimentConfig | None) -> list[Finding]:
-    """Judge this machine by itself; no Ray is started."""
-    paths = [path for group in (config.files() if config else {}).values() for path in group]
-    report = NodeReport(**probe.probe(paths))
+    """Check this machine alone, without starting Ray."""
+    paths = {path: path for group in (config.files() if config else {}).values() for path in group}
+    report = NodeReport(**probe.probe([*paths]))
     return judge([report], paths) + [_port(port) for port in PORTS]
 
 
 def look_around(config: ExperimentConfig | None) -> list[Finding]:
-    """Judge every node of the cluster that this process is connected to."""
-    with needed(config) as (everywhere, here):
-        reports = ask_nodes(everywhere, use_gpus=True)
-        findings = judge(reports, everywhere)
-        alone = NodeReport(**probe.probe(here))
-    findings += _folded(_paths(alone, here)) if here else []
+    """Check every node of the cluster that this process is connected to."""
+    with data_paths(config) as paths:
+        reports = ask_nodes(paths.everywhere, use_gpus=True)
+        findings = judge(reports, paths.everywhere)
+        this_node = NodeReport(**probe.probe([*paths.here]))
+    findings += _folded(_paths(this_node, paths.here))
     return [*findings, *_dashboard()]
 
 
 def _versions(reports: Sequence[NodeReport]) -> Iterable[Finding]:
-    wanted = reports[0].versions
-    for name, version in wanted.items():
-        others = [r for r in reports if r.versions.get(name) != version or version is None]
-        if not others:
-            yield Finding(name, _some([r.host for r in reports]), "ok", str(version))
-        for r in others:
-            have = r.versions.get(name)
-            yield Finding(
-                name,
-                r.host,
-                "error",
-                have or "not installed",
-                f"install {version} there, as on {reports[0].host}"
-                if version
-                else f"install {name}",
-            )
+    first = reports[0]
+    for name, version in first.versions.items():
+        wrong = [r for r in reports if r.versions.get(name) != version or version is None]
+        if not wrong:
+            yield Finding(name, _names([r.host for r in reports]), "ok", str(version))
+        todo = f"install {version} there, as on {first.host}" if version else f"install {name}"
+        for r in wrong:
+            found = r.versions.get(name) or "not installed"
+            yield Finding(name, r.host, "error", found, todo)
 
 
 def _gpus(r: NodeReport) -> Finding:
@@ -95,7 +93,7 @@ def _gpus(r: NodeReport) -> Finding:
     names = [str(gpu["name"]) for gpu in r.gpus]
     counted = [f"{names.count(name)} x {name}" for name in dict.fromkeys(names)]
     smallest = min((int(gpu["bytes"]) for gpu in r.gpus), default=0)
-    what = f"{', '.join(counted)}, {_gib(smallest)}, CUDA works" if counted else "none"
+    what = f"{', '.join(counted)}, {decimal(smallest)}, CUDA works" if counted else "none"
     if broken:
         return Finding("GPU", r.host, "error", "; ".join(broken), "see nvidia-smi there")
     if r.gpu_error:
@@ -120,18 +118,18 @@ def _labels(r: NodeReport) -> Finding | None:
 
 def _memory(r: NodeReport) -> Finding:
     level: Level = "ok" if r.memory_bytes >= MIN_MEMORY_BYTES else "error"
-    todo = "" if level == "ok" else "free some: a client process takes about 0.5 GiB"
-    return Finding("free memory", r.host, level, _gib(r.memory_bytes), todo)
+    todo = "" if level == "ok" else "free some memory: a client process takes about 0.5 GB"
+    return Finding("free memory", r.host, level, decimal(r.memory_bytes), todo)
 
 
 def _shared_memory(r: NodeReport) -> Finding:
     wanted = r.object_store_bytes or MIN_SHM_BYTES
-    found = _gib(r.shm_bytes)
+    found = decimal(r.shm_bytes)
     if r.object_store_bytes:
-        found += f", Ray's object store has {_gib(r.object_store_bytes)}"
+        found += f", Ray's object store has {decimal(r.object_store_bytes)}"
     if r.shm_bytes >= wanted:
         return Finding("/dev/shm", r.host, "ok", found)
-    todo = f"give a container --shm-size={-(-wanted >> 30)}g; Ray else keeps objects on disk"
+    todo = f"start a container with --shm-size={-(-wanted >> 30)}g, or Ray keeps objects on disk"
     return Finding("/dev/shm", r.host, "error", found, todo)
 
 
@@ -141,7 +139,7 @@ def _disk(r: NodeReport) -> Finding:
         for folder, (free, total) in r.disks.items()
         if free < MIN_DISK_BYTES or free < (1 - MAX_DISK_USED) * total
     ]
-    found = ", ".join(f"{folder} {_gib(free)}" for folder, (free, _) in r.disks.items())
+    found = ", ".join(f"{folder} {decimal(free)}" for folder, (free, _) in r.disks.items())
     if not full:
         return Finding("free disk", r.host, "ok", found)
     todo = f"free {' and '.join(full)}: Ray stops writing at {MAX_DISK_USED:.0%}"
@@ -151,63 +149,53 @@ def _disk(r: NodeReport) -> Finding:
 def _connections(r: NodeReport) -> Finding | None:
     if not r.unreachable:
         return None if not r.object_store_bytes else Finding("ports", r.host, "ok", "all reached")
-    found = "; ".join(f"{peer}: {why}" for peer, why in r.unreachable.items())
+    found = "; ".join(f"{peer}: {reason}" for peer, reason in r.unreachable.items())
     return Finding("ports", r.host, "error", found, "open all ports between the nodes")
 
 
-def _paths(r: NodeReport, paths: Sequence[str]) -> list[Finding]:
+def _paths(r: NodeReport, paths: Mapping[str, str]) -> list[Finding]:
     todo = "put it where every node reads it under the same path"
     return [
-        Finding("data", r.host, "error", f"{shown(path)}: {r.unreadable[path]}", todo)
+        Finding("data", r.host, "error", f"{name}: {r.unreadable[path]}", todo)
         if path in r.unreadable
-        else Finding("data", r.host, "ok", shown(path))
-        for path in paths
+        else Finding("data", r.host, "ok", name)
+        for path, name in paths.items()
     ]
 
 
 def _port(port: int) -> Finding:
-    if probe.why_apart("127.0.0.1", port):
+    if probe.why_unreachable("127.0.0.1", port):
         return Finding("port", "this machine", "ok", f"{port} is free")
-    todo = f"if that is no Ray of yours, start a head with another {PORTS[port]}"
+    todo = f"if it is not your own Ray, start a head with another {PORTS[port]}"
     return Finding("port", "this machine", "warning", f"{port} is taken", todo)
 
 
 def _dashboard() -> list[Finding]:
     import ray
 
-    # It is connected, and says where to.
+    # Ray is connected already; this call only returns the context.
     context = ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
     url = context.dashboard_url
     if not url:
         return []
     host = urlsplit(f"http://{url}").hostname or ""
     if host in {"127.0.0.1", "localhost", "::1"}:
-        return [Finding("dashboard", "head", "ok", f"{url}, loopback alone")]
+        return [Finding("dashboard", "head", "ok", f"{url}, loopback only")]
     if os.environ.get("RAY_AUTH_MODE") == "token":
         return [Finding("dashboard", "head", "ok", f"{url}, asks for a token")]
     todo = "start the head with --dashboard-host=127.0.0.1, or everything with RAY_AUTH_MODE=token"
-    return [
-        Finding("dashboard", "head", "warning", f"{url}: whoever reaches it can run commands", todo)
-    ]
+    found = f"{url}: anyone who can reach it can run commands"
+    return [Finding("dashboard", "head", "warning", found, todo)]
 
 
 def _folded(findings: Sequence[Finding]) -> list[Finding]:
-    """Lines that say the same of several nodes as one."""
+    """Findings with those of several nodes that differ only in the node merged into one."""
     groups = dict[Finding, list[str]]()
     for finding in findings:
         key = dataclasses.replace(finding, where="")
         groups.setdefault(key, []).append(finding.where)
-    return [
-        dataclasses.replace(
-            key, where=", ".join(where) if len(where) < 3 else f"{len(where)} nodes"
-        )
-        for key, where in groups.items()
-    ]
+    return [dataclasses.replace(finding, where=_names(hosts)) for finding, hosts in groups.items()]
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) < 3 else f"{len(names)} nodes"
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.1f} GiB"
+def _names(hosts: Sequence[str]) -> str:
+    return ", ".join(hosts) if len(hosts) < 3 else f"{len(hosts)} nodes"

@@ -374,8 +374,8 @@ def _explained(address: str, job_id: str | None = None) -> Iterator[None]:
             ) from None
         if "status code 413" in text:
             raise UserError(
-                "the job's package is larger than Ray takes (100 MiB); put large files where every "
-                "node reads them"
+                "the job's package is larger than Ray takes (104.9 MB); put large files where "
+                "every node reads them"
             ) from None
         if isinstance(error, RuntimeError):
             last = [line for line in text.splitlines() if line.strip()][-1:] or [""]

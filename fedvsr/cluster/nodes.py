@@ -1,13 +1,13 @@
-"""What the nodes of the connected cluster are like, and whether they read a run's data."""
+"""Asks the nodes of the connected cluster what they have, and whether they read a run's data."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedvsr.cluster import probe
 from fedvsr.config import ExperimentConfig
@@ -15,85 +15,97 @@ from fedvsr.data.clips import default_cache_dir
 from fedvsr.errors import UserError
 from fedvsr.federation.config import GPU_LABEL
 
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
 _ANSWER_S = 120
-# Begins the name of a file that shows whether nodes share a folder.
-_MARK = ".seen-by-all-"
 
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What one node is like. The first of several is the one that this command runs on."""
+    """What one node has. Of several, the first is the node that this command runs on."""
 
     host: str
     versions: Mapping[str, str | None]
-    """Of Python and packages; None where one is missing."""
-    gpus: Sequence[Mapping[str, Any]] = ()
-    """`name`, `bytes` and `error` of each that torch sees."""
+    """Of Python and of packages; None for a package that is missing."""
+    gpus: Sequence[probe.Gpu] = ()
+    """The GPUs that torch sees."""
     gpu_error: str = ""
-    """Why torch sees none, where it should."""
+    """Why torch sees no GPU, if it should."""
     memory_bytes: int = 0
-    """Available."""
+    """Available memory."""
     shm_bytes: int = 0
     """Size of /dev/shm."""
     disks: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    """Free and all bytes by folder."""
+    """Free and total bytes by folder."""
     unreadable: Mapping[str, str] = field(default_factory=dict)
-    """Paths that it cannot read, and why."""
+    """Paths that the node cannot read, and why."""
     unreachable: Mapping[str, str] = field(default_factory=dict)
     """`host:port` of other nodes that it cannot connect to, and why."""
     offered_gpus: float = 0
-    """That it offers to Ray."""
+    """GPUs that the node offers to Ray."""
     label: str = ""
     """Its accelerator type, by which runs choose nodes."""
     object_store_bytes: int = 0
-    """Shared memory that Ray keeps objects in; 0 without Ray."""
+    """Shared memory in which Ray keeps objects; 0 without Ray."""
     silent: str = ""
-    """Why it could not be looked at; all else is then unknown."""
+    """Why the node did not answer; all other values are then unknown."""
+
+
+@dataclass(frozen=True)
+class DataPaths:
+    """The paths that a run reads, each with the name by which people know it."""
+
+    everywhere: Mapping[str, str]
+    """Read by every node."""
+    here: Mapping[str, str]
+    """Read only by the node that starts the run: videos, which it cuts into the cache."""
 
 
 def require_readable(config: ExperimentConfig) -> None:
-    """Check that the other nodes of the connected cluster read what this run's clients will.
+    """Check that the other nodes of the connected cluster can read what this run's clients read.
 
     Raises:
-        UserError: a node does not.
+        UserError: a node cannot.
     """
-    with needed(config) as (everywhere, _):
+    with data_paths(config) as paths:
+        everywhere = paths.everywhere
         reports = ask_nodes(everywhere, others_only=True) if everywhere else []
-    bad = [f"{r.host} {r.silent}" for r in reports if r.silent]
-    bad += [
-        f"{r.host} cannot read {shown(path)}: {why}"
+    problems = [f"{r.host} {r.silent}" for r in reports if r.silent]
+    problems += [
+        f"{r.host} cannot read {everywhere[path]}: {reason}"
         for r in reports
-        for path, why in r.unreadable.items()
+        for path, reason in r.unreadable.items()
     ]
-    if bad:
-        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise UserError(
-            f"node {bad[0]}{more}; put the data where every node reads it under the same path; "
-            "`fedvsr doctor` checks all"
+            f"node {problems[0]}{more}; put the data where every node reads it under the same path;"
+            " `fedvsr doctor` checks every node"
         )
 
 
 def ask_nodes(
-    paths: Sequence[str], use_gpus: bool = False, others_only: bool = False
+    paths: Iterable[str], use_gpus: bool = False, others_only: bool = False
 ) -> list[NodeReport]:
     """Run `probe` on the connected cluster's nodes, all at once; this node comes first.
 
     Args:
-        paths: what each is to read.
-        use_gpus: try those that a node offers.
-        others_only: leave out this node, and nodes that offer no CPU, where no client can run.
+        paths: files and folders that each node tries to read.
+        use_gpus: also try the GPUs that a node offers.
+        others_only: leave out this node, and nodes that offer no CPU and so run no client.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    # Nodes may have another version of this program, or none.
+    # Nodes may have another version of fedvsr, or none.
     ray.cloudpickle.register_pickle_by_value(probe)  # type: ignore[no-untyped-call]
     here = ray.get_runtime_context().get_node_id()
     known: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     nodes = sorted((n for n in known if n["Alive"]), key=lambda n: n["NodeID"] != here)
     if others_only:
         nodes = [n for n in nodes if n["NodeID"] != here and n["Resources"].get("CPU")]
-    # A process that has used a GPU keeps memory there until it ends.
+    # A process that has used a GPU holds memory there until it ends: one call per process.
     ask: Any = ray.remote(max_calls=1)(probe.probe)
     answers = []
     for node in nodes:
@@ -103,44 +115,47 @@ def ask_nodes(
             for port in ("NodeManagerPort", "ObjectManagerPort")
             if other is not node and not others_only
         ]
-        on_it = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         gpus = use_gpus and node["Resources"].get("GPU", 0) > 0
-        task = ask.options(num_cpus=0, scheduling_strategy=on_it, max_retries=1)
+        task = ask.options(num_cpus=0, scheduling_strategy=on_node, max_retries=1)
         answers.append(task.remote(list(paths), peers, gpus))
     if answers:
         ray.wait(answers, num_returns=len(answers), timeout=_ANSWER_S)
     return [_report(node, answer) for node, answer in zip(nodes, answers, strict=True)]
 
 
-def _report(node: Mapping[str, Any], answer: Any) -> NodeReport:
+def _report(node: Mapping[str, Any], answer: ObjectRef[probe.Machine]) -> NodeReport:
     import ray
 
     resources = node["Resources"]
-    known: dict[str, Any] = {
+    by_ray: dict[str, Any] = {
         "offered_gpus": resources.get("GPU", 0),
         "label": node.get("Labels", {}).get(GPU_LABEL, ""),
         "object_store_bytes": int(resources.get("object_store_memory", 0)),
     }
-    name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+    host = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
     try:
-        values = ray.get(answer, timeout=0)
+        machine = ray.get(answer, timeout=0)
     except ray.exceptions.GetTimeoutError:
         ray.cancel(answer, force=True)
-        return NodeReport(name, {}, silent=f"did not answer within {_ANSWER_S} s", **known)
+        return NodeReport(host, {}, silent=f"did not answer within {_ANSWER_S} s", **by_ray)
     except ray.exceptions.RayError as error:
-        return NodeReport(name, {}, silent=str(error).splitlines()[0], **known)
-    return NodeReport(**values | known | {"host": name})
+        return NodeReport(host, {}, silent=str(error).splitlines()[0], **by_ray)
+    return NodeReport(**{**machine, **by_ray, "host": host})
 
 
 @contextmanager
-def needed(config: ExperimentConfig | None) -> Iterator[tuple[list[str], list[str]]]:
-    """The paths that all nodes read, and those that only this one does.
+def data_paths(config: ExperimentConfig | None) -> Iterator[DataPaths]:
+    """The paths that a run reads; those of no configuration are none.
 
-    Videos, and folders of them, are cut here into the cache, which all nodes then read: whether
-    they share it shows by a file that is put there meanwhile.
+    This node cuts videos, and folders of them, into the cache, which every node then reads. While
+    the context lasts, a new file lies in the cache: a node that reads it shares the cache.
+
+    Raises:
+        UserError: the cache cannot be written.
     """
     if config is None:
-        yield [], []
+        yield DataPaths({}, {})
         return
     files = config.files()
     everywhere = [p for key in ("model.weights", "model.flow_weights") for p in files.get(key, [])]
@@ -149,22 +164,19 @@ def needed(config: ExperimentConfig | None) -> Iterator[tuple[list[str], list[st
         prepared = (Path(folder).expanduser() / "manifest.json").is_file()
         missing = not Path(folder).expanduser().is_dir()
         (everywhere if prepared or missing else here).append(folder)
+    names = {path: path for path in everywhere}
     if not here:
-        yield everywhere, here
+        yield DataPaths(names, {})
         return
     cache = Path(config.data.cache_dir or default_cache_dir()).expanduser()
-    mark = cache / f"{_MARK}{uuid.uuid4().hex[:8]}"
+    mark = (cache / f".seen-by-all-{uuid.uuid4().hex[:8]}").absolute()
     try:
         cache.mkdir(parents=True, exist_ok=True)
         mark.touch()
     except OSError as error:
-        raise UserError(f"data.cache_dir: {cache} cannot be written: {error.strerror}") from None
+        raise UserError(f"data.cache_dir: cannot write to {cache}: {error.strerror}") from None
     try:
-        yield [*everywhere, str(mark.absolute())], here
+        names[str(mark)] = f"data.cache_dir ({mark.parent})"
+        yield DataPaths(names, {path: path for path in here})
     finally:
         mark.unlink(missing_ok=True)
-
-
-def shown(path: str) -> str:
-    """A path as people know it: the cache, where it is our mark in it."""
-    return f"data.cache_dir ({Path(path).parent})" if _MARK in path else path

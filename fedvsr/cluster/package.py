@@ -1,4 +1,4 @@
-"""What travels to a cluster with a job: the source, the configuration, files that go along."""
+"""Builds the folder that travels to a cluster with a job: source, configuration and files."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.filesize import decimal
+
 from fedvsr.config import ExperimentConfig
 from fedvsr.environment import COMMIT_FILE, git_commit
 from fedvsr.errors import UserError
 
-# Ray's job server takes no larger body (HTTP 413).
+# Ray's job server refuses a larger body (HTTP 413).
 MAX_BYTES = 100 << 20
 CONFIG = "run.yaml"
 _NOT_SHIPPED = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
@@ -19,38 +21,38 @@ _NOT_SHIPPED = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 
 @dataclass(frozen=True)
 class Package:
-    """A folder to be a job's working directory."""
+    """A folder that becomes a job's working directory."""
 
     folder: Path
     sizes: dict[str, int]
-    """Bytes of what lies in it, by name."""
+    """Bytes of each file or folder in it, by name."""
 
     def __str__(self) -> str:
-        names = ", ".join(f"{name} {human(size)}" for name, size in self.sizes.items())
-        return f"{names}: {human(sum(self.sizes.values()))} in all"
+        names = ", ".join(f"{name} {decimal(size)}" for name, size in self.sizes.items())
+        return f"{names}: {decimal(sum(self.sizes.values()))} in all"
 
 
 def build(
     folder: Path, config: ExperimentConfig | None, include: Sequence[Path], source: bool
 ) -> Package:
-    """Fill `folder`, which is made, with what a job needs.
+    """Make `folder` and fill it with what a job needs.
 
     Args:
-        folder: becomes the job's working directory on every node.
+        folder: becomes the job's working directory on every node; must not exist.
         config: written as `run.yaml`; None for a job that runs no experiment.
-        include: files and folders that go along, by their last name.
-        source: ship this program's source; else the nodes have it installed.
+        include: files and folders to ship too, each under the last part of its path.
+        source: ship fedvsr's source; without it, the nodes must have fedvsr installed.
 
     Raises:
-        UserError: a file is missing or named twice, a path of the configuration would not be
-            there, or all is larger than Ray takes.
+        UserError: a file is missing or named twice, a path of the configuration would be missing
+            on the nodes, or the folder is larger than Ray takes.
     """
     names = [path.resolve().name for path in include]
     for path, name in zip(include, names, strict=True):
         if not path.exists():
             raise UserError(f"--include {path}: there is no such file or folder")
         if name in {"fedvsr", CONFIG} or names.count(name) > 1:
-            raise UserError(f"--include {path}: another {name} goes along; rename it")
+            raise UserError(f"--include {path}: the job has another {name} already; rename it")
     if config is not None:
         _require_absolute(config, names)
     measured = {name: _bytes_of(path) for path, name in zip(include, names, strict=True)}
@@ -59,11 +61,11 @@ def build(
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
-        raise UserError(f"--package {folder} is there already; name a new folder") from None
+        raise UserError(f"--package {folder} exists already; name a new folder") from None
     if source:
-        here = Path(__file__).resolve().parents[1]
-        shutil.copytree(here, folder / "fedvsr", ignore=_NOT_SHIPPED)
-        # Records on the cluster name the commit all the same.
+        package = Path(__file__).resolve().parents[1]
+        shutil.copytree(package, folder / "fedvsr", ignore=_NOT_SHIPPED)
+        # The shipped source has no git history, but records must name its commit.
         if commit := git_commit():
             (folder / "fedvsr" / COMMIT_FILE).write_text(commit + "\n")
     if config is not None:
@@ -79,19 +81,14 @@ def build(
     return Package(folder, sizes)
 
 
-def human(num_bytes: int) -> str:
-    """Bytes for people."""
-    return f"{num_bytes / 2**20:.1f} MiB" if num_bytes >= 2**20 else f"{num_bytes / 2**10:.1f} KiB"
-
-
 def too_large(sizes: dict[str, int]) -> str:
-    """Why a package cannot be sent, and what to do."""
+    """The error message for a package that Ray would refuse."""
     largest = sorted(sizes.items(), key=lambda item: -item[1])[:3]
-    names = ", ".join(f"{name} {human(size)}" for name, size in largest)
+    names = ", ".join(f"{name} {decimal(size)}" for name, size in largest)
     return (
-        f"the job's package has {human(sum(sizes.values()))}, and Ray takes {human(MAX_BYTES)} "
-        f"(largest: {names}); put large files where all nodes read them and give that path in the "
-        "configuration"
+        f"the job's package has {decimal(sum(sizes.values()))}, and Ray takes "
+        f"{decimal(MAX_BYTES)} (largest: {names}); put large files where every node reads them and "
+        "give that path in the configuration"
     )
 
 
@@ -101,8 +98,8 @@ def _require_absolute(config: ExperimentConfig, included: Sequence[str]) -> None
             inside = Path(path).parts[0] in included
             if not (path.startswith(("/", "~", "package:")) or inside):
                 raise UserError(
-                    f"{setting}: {path} is relative, and a job runs in a folder of its own: give "
-                    f"its absolute path on the cluster, or ship it by --include {path}"
+                    f"{setting}: {path} is relative, and a job runs in its own folder; give the "
+                    f"absolute path on the cluster, or ship the file by --include {path}"
                 )
 
 

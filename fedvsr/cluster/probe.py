@@ -1,7 +1,7 @@
-"""What one machine is like, seen from inside a process there.
+"""Describes one machine, from inside a process on it.
 
-It is sent to nodes that may lack this program, so it is one module that imports the standard
-library alone (torch only to use a GPU), and what it gives back is plain values.
+Ray sends this module to nodes that may not have fedvsr installed. So it imports only the standard
+library (and torch to use a GPU), and returns plain values.
 """
 
 from __future__ import annotations
@@ -17,25 +17,45 @@ import socket
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
-# A port that a firewall drops packets for answers never.
+# A port whose packets a firewall drops never answers.
 _CONNECT_S = 5
 _CGROUP_FILES = ("memory.max", "memory.current")
 
 
+class Gpu(TypedDict):
+    """A GPU that torch sees."""
+
+    name: str
+    bytes: int
+    error: str
+    """Why it cannot be used; empty if it works."""
+
+
+class Machine(TypedDict):
+    """The values of `fedvsr.cluster.nodes.NodeReport` that only the machine itself knows."""
+
+    host: str
+    versions: dict[str, str | None]
+    gpus: list[Gpu]
+    gpu_error: str
+    memory_bytes: int
+    shm_bytes: int
+    disks: dict[str, tuple[int, int]]
+    unreadable: dict[str, str]
+    unreachable: dict[str, str]
+
+
 def probe(
     paths: Sequence[str], peers: Sequence[tuple[str, int]] = (), use_gpus: bool = False
-) -> dict[str, Any]:
-    """Look at this machine.
+) -> Machine:
+    """Describe this machine.
 
     Args:
         paths: files and folders to read.
         peers: hosts and ports to connect to.
-        use_gpus: multiply a small matrix on each GPU, also where no GPU is to be seen.
-
-    Returns:
-        The values of `fedvsr.cluster.doctor.NodeReport` that only this machine knows.
+        use_gpus: multiply a small matrix on each GPU, and report it if torch sees no GPU.
     """
     shm = shutil.disk_usage("/dev/shm") if os.path.isdir("/dev/shm") else None
     gpus, gpu_error = _gpus() if use_gpus or os.path.exists("/dev/nvidiactl") else ([], "")
@@ -49,34 +69,36 @@ def probe(
         "disks": _disks(),
         "unreadable": {p: reason for p in paths if (reason := _why_unreadable(p))},
         "unreachable": {
-            f"{host}:{port}": reason for host, port in peers if (reason := why_apart(host, port))
+            f"{host}:{port}": reason
+            for host, port in peers
+            if (reason := why_unreachable(host, port))
         },
     }
 
 
 def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in ("ray", "torch", "torchvision"):
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
+            versions[name] = None
     try:
         fedvsr = importlib.import_module("fedvsr")
     except ImportError:
-        found["fedvsr"] = None
+        versions["fedvsr"] = None
     else:
-        # A version number stays the same while the source that is installed changes.
+        # The version number does not change with every edit of the source.
         digest = hashlib.sha256()
         folder = Path(str(fedvsr.__file__)).parent
         for file in sorted(folder.rglob("*.py")):
             digest.update(str(file.relative_to(folder)).encode() + file.read_bytes())
-        found["fedvsr"] = f"{fedvsr.__version__} (source {digest.hexdigest()[:8]})"
-    return found
+        versions["fedvsr"] = f"{fedvsr.__version__} (source {digest.hexdigest()[:8]})"
+    return versions
 
 
-def _gpus() -> tuple[list[dict[str, Any]], str]:
-    """Name, bytes and error of each GPU, and why there are none."""
+def _gpus() -> tuple[list[Gpu], str]:
+    """The GPUs that torch sees, and why it sees none."""
     try:
         import torch
     except Exception as error:
@@ -84,44 +106,44 @@ def _gpus() -> tuple[list[dict[str, Any]], str]:
     if not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for CPUs"
         return [], f"torch {torch.__version__}, {built}, sees no GPU"
-    found = []
+    gpus: list[Gpu] = []
     for index in range(torch.cuda.device_count()):
         properties, problem = torch.cuda.get_device_properties(index), ""
         try:
             ones = torch.ones(256, 256, device=f"cuda:{index}")
             if float((ones @ ones)[0, 0]) != 256:
-                problem = "computes wrongly"
+                problem = "computes a wrong product"
         except Exception as error:
             problem = str(error).splitlines()[0]
-        found.append({"name": properties.name, "bytes": properties.total_memory, "error": problem})
-    return found, ""
+        gpus.append({"name": properties.name, "bytes": properties.total_memory, "error": problem})
+    return gpus, ""
 
 
 def _available_bytes() -> int:
-    rooms = [
+    limits = [
         int(line.split()[1]) * 1024
         for line in Path("/proc/meminfo").read_text().splitlines()
         if line.startswith("MemAvailable")
     ]
-    # A container's own limit; the kernel shows it as the root of its groups.
+    # The limit of a container, whose own control group the kernel shows as the root.
     group = Path("/sys/fs/cgroup")
     try:
         limit, used = ((group / name).read_text().strip() for name in _CGROUP_FILES)
-        rooms += [int(limit) - int(used)] if limit != "max" else []
+        limits += [int(limit) - int(used)] if limit != "max" else []
     except OSError:
         pass
-    return min(rooms, default=0)
+    return min(limits, default=0)
 
 
 def _disks() -> dict[str, tuple[int, int]]:
-    """Free and all bytes of where Ray spills to and of the home folder, a file system once."""
-    found, seen = {}, set()
+    """Free and total bytes of where Ray spills and of the home folder, once per file system."""
+    disks, devices = {}, set()
     for folder in (os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), str(Path.home())):
-        if os.path.isdir(folder) and (device := os.stat(folder).st_dev) not in seen:
-            seen.add(device)
+        if os.path.isdir(folder) and (device := os.stat(folder).st_dev) not in devices:
+            devices.add(device)
             usage = shutil.disk_usage(folder)
-            found[folder] = (usage.free, usage.total)
-    return found
+            disks[folder] = (usage.free, usage.total)
+    return disks
 
 
 def _why_unreadable(name: str) -> str:
@@ -144,8 +166,8 @@ def _why_unreadable(name: str) -> str:
     return ""
 
 
-def why_apart(host: str, port: int) -> str:
-    """Why nothing answers there; empty if something does."""
+def why_unreachable(host: str, port: int) -> str:
+    """Why nothing answers at a port; empty if something does."""
     try:
         socket.create_connection((host, port), timeout=_CONNECT_S).close()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The judgement, on nodes made up; tests/integration/test_nodes.py looks at real ones."""
+"""The judgement, on invented nodes; tests/integration/test_nodes.py checks real ones."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import pytest
 
 from fedvsr.cluster import doctor, probe
 from fedvsr.cluster.doctor import judge
-from fedvsr.cluster.nodes import NodeReport, needed
+from fedvsr.cluster.nodes import NodeReport, data_paths
 from fedvsr.config import load_config
 from tests.unit.cli.test_cli import fedvsr
 
 GIB = 2**30
+DATA = {"/data": "/data"}
 VERSIONS = {"python": "3.12.1", "ray": "2.60.0", "torch": "2.14.1", "fedvsr": "1 (source a)"}
 A6000 = {"name": "NVIDIA RTX A6000", "bytes": 48 * GIB, "error": ""}
 GOOD = NodeReport(
@@ -36,7 +37,7 @@ def changed(**values: Any) -> NodeReport:
 
 
 def test_good_nodes_are_good() -> None:
-    findings = judge([GOOD, changed()], ["/data"])
+    findings = judge([GOOD, changed()], DATA)
     assert {finding.level for finding in findings} == {"ok"}
     assert {finding.where for finding in findings} == {"a, b"}, "a line for both"
     checks = [f.check for f in findings]
@@ -45,7 +46,7 @@ def test_good_nodes_are_good() -> None:
         *("GPU", "GPU label", "free memory", "/dev/shm", "free disk", "ports", "data")
     }
     (gpu,) = [f for f in findings if f.check == "GPU"]
-    assert gpu.found == "4 x NVIDIA RTX A6000, 48.0 GiB, CUDA works"
+    assert gpu.found == "4 x NVIDIA RTX A6000, 51.5 GB, CUDA works"
 
 
 @pytest.mark.parametrize(
@@ -80,16 +81,16 @@ def test_good_nodes_are_good() -> None:
             *("GPU", "warning", "Ray offers 0 of 4", "--num-gpus 4"),
         ),
         ({"label": ""}, "GPU label", "warning", "none", "--labels ray.io/accelerator-type=NAME"),
-        ({"memory_bytes": GIB}, "free memory", "error", "1.0 GiB", "free some"),
+        ({"memory_bytes": GIB}, "free memory", "error", "1.1 GB", "free some"),
         (
             {"shm_bytes": GIB // 16},
-            *("/dev/shm", "error", "0.1 GiB, Ray's object store has 60.0 GiB", "--shm-size=60g"),
+            *("/dev/shm", "error", "67.1 MB, Ray's object store has 64.4 GB", "--shm-size=60g"),
         ),
         (
             {"disks": {"/tmp": (9 * GIB, 1000 * GIB), "/home": (9 * GIB, 10 * GIB)}},
-            *("free disk", "error", "/tmp 9.0 GiB, /home 9.0 GiB", "free /tmp: Ray stops"),
+            *("free disk", "error", "/tmp 9.7 GB, /home 9.7 GB", "free /tmp: Ray stops"),
         ),
-        ({"disks": {"/tmp": (GIB, 10 * GIB)}}, "free disk", "error", "1.0 GiB", "free /tmp"),
+        ({"disks": {"/tmp": (GIB, 10 * GIB)}}, "free disk", "error", "1.1 GB", "free /tmp"),
         (
             {"unreachable": {"10.0.0.1:4000": "Connection refused"}},
             *("ports", "error", "10.0.0.1:4000: Connection refused", "open all ports"),
@@ -104,7 +105,7 @@ def test_good_nodes_are_good() -> None:
 def test_each_fault_is_one_line_of_its_node(
     values: dict[str, Any], check: str, level: str, found: str, todo: str
 ) -> None:
-    findings = judge([GOOD, changed(**values)], ["/data"])
+    findings = judge([GOOD, changed(**values)], DATA)
     (wrong,) = [finding for finding in findings if finding.level != "ok"]
     assert (wrong.check, wrong.where, wrong.level) == (check, "b", level)
     assert found in wrong.found
@@ -159,10 +160,13 @@ def test_which_paths_every_node_needs(small_yaml: Path, tmp_path: Path) -> None:
         str(small_yaml),
         [*arguments, "data.videos=[]", f"data.cache_dir={cache}", "model.weights=/w"],
     )
-    with needed(config) as (everywhere, here):
-        assert everywhere[:4] == ["/w", str(store), "/nowhere", str(store)]
-        assert here == [str(videos)]
-        (mark,) = everywhere[4:]
+    with data_paths(config) as paths:
+        everywhere = [*paths.everywhere]
+        assert everywhere[:3] == ["/w", str(store), "/nowhere"]
+        assert [*paths.here] == [str(videos)]
+        (mark,) = everywhere[3:]
+        assert paths.everywhere[mark] == f"data.cache_dir ({cache})"
+        assert paths.everywhere["/w"] == "/w"
         assert Path(mark).parent == cache
         assert Path(mark).is_file()
     assert not any(cache.iterdir())

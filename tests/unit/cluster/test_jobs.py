@@ -60,8 +60,8 @@ def test_a_package_that_is_too_large_names_what_is_large(
         patch.chdir(tmp_path)
         assert fedvsr("submit", str(small_yaml), "--dry-run", *include) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: the job's package has 101.0 MiB, and Ray takes 100.0 MiB ")
-    assert "(largest: big.npy 99.0 MiB, small.npy 2.0 MiB)" in err
+    assert err.startswith("error: the job's package has 105.9 MB, and Ray takes 104.9 MB ")
+    assert "(largest: big.npy 103.8 MB, small.npy 2.1 MB)" in err
     assert err.count("\n") == 1
 
 
@@ -71,8 +71,8 @@ def test_a_package_that_is_too_large_names_what_is_large(
         (["--set", "data.videos=[a.mp4]"], "data.videos: a.mp4 is relative"),
         (["--set", "model.weights=w.pth"], "model.weights: w.pth is relative"),
         (["--include", "nowhere"], "--include nowhere: there is no such file"),
-        (["--include", "{tmp}/run.yaml"], "another run.yaml goes along"),
-        (["--package", "{tmp}"], "is there already; name a new folder"),
+        (["--include", "{tmp}/run.yaml"], "the job has another run.yaml already"),
+        (["--package", "{tmp}"], "exists already; name a new folder"),
         (["--out", "results"], "--out results: give an absolute path on the cluster"),
         (["--set", "local.stpes=1"], "local.stpes is not a setting"),
     ],
@@ -98,7 +98,7 @@ def test_what_is_shipped_may_be_named_relatively(
     (tmp_path / "a.mp4").write_bytes(b"v")
     arguments = ["--set", "data.videos=[a.mp4]", "--include", str(tmp_path / "a.mp4")]
     assert fedvsr("submit", str(small_yaml), "--dry-run", *arguments) == 0
-    assert "a.mp4 0.0 KiB" in capsys.readouterr().out
+    assert "a.mp4 1 byte" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
