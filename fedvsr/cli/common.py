@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -59,9 +60,16 @@ def interruptible() -> Iterator[None]:
     """Treat SIGTERM as Ctrl-C inside: `ray job stop`, Slurm and Kubernetes end a process with it.
 
     Raises:
-        KeyboardInterrupt: the process was asked to stop.
+        KeyboardInterrupt: the process was asked to stop, and nobody else handles Ctrl-C. Ray Tune
+            does: it saves its state first.
     """
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def interrupt(_: int, frame: FrameType | None) -> None:
+        handler = signal.getsignal(signal.SIGINT)
+        # A shell lets its background jobs ignore Ctrl-C, but SIGTERM must stop them too.
+        (handler if callable(handler) else signal.default_int_handler)(signal.SIGINT, frame)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedvsr.cli.common import OutOption, console, print_wide, say
+from fedvsr.cli.common import OutOption, SetOption, console, interruptible, print_wide, say
 from fedvsr.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,12 +23,7 @@ _BEST_SHOWN = 5
 
 def tune(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A sweep, e.g. of tune_configs/.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Override a setting of every trial; repeatable."
-        ),
-    ] = None,
+    settings: SetOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the trials, their cost, what runs at once.")
     ] = False,
@@ -72,7 +66,8 @@ def tune(
         return
     folder = out / "sweeps" / sweep.name
     try:
-        complete = _run(sweep, trials, folder, address, max_concurrent, resume)
+        with interruptible():
+            complete = _run(sweep, trials, folder, address, max_concurrent, resume)
     except KeyboardInterrupt:
         complete = False
     if not complete:
@@ -107,9 +102,6 @@ def _run(
         # A trial's process is its driver, which waits while clients train, or trains itself.
         num_waiting = 0 if sweep.executor == "serial" else at_once
         driver.connect(address, at_once * object_store_bytes(some), num_waiting)
-        # Tune saves its state and ends the trials when it is interrupted, however that is asked.
-        # Now: Ray has put a handler of its own there.
-        signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
         try:
             with SweepView(console, _swept(sweep)) as view:
                 with Watch(sweep, trials, folder, view) as watch:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from fedvsr.cli.common import interruptible
 from fedvsr.cli.sweep_view import SweepView, trials_table
 from fedvsr.tuning.sweep import load_sweep, save_sweep
 from fedvsr.tuning.table import write_trials
@@ -147,3 +149,24 @@ def test_what_is_seen_while_it_runs() -> None:
         view([running, pending])
     assert isinstance(terminal.file, io.StringIO)
     assert "2 trials: 1 running, 1 pending" in terminal.file.getvalue()
+
+
+def test_sigterm_does_what_ctrl_c_does() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    received = list[int]()
+    try:
+        with interruptible():
+            # As Ray Tune does, to save its state before it ends.
+            signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+            signal.raise_signal(signal.SIGTERM)
+            assert received == [signal.SIGINT]
+            # As a shell does to its background jobs.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) == before[1]
+    finally:
+        signal.signal(signal.SIGINT, before[0])
