@@ -1,4 +1,4 @@
-"""The command that checks a machine or a cluster before a run does."""
+"""The command `doctor`, which checks a machine or a cluster before a run needs it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from fedvsr.cli.common import SetOption, console
 
-# Ray and torch are imported by the command: `--help` stays quick.
+# The command imports Ray and torch when it runs, so that `--help` stays quick.
 
 _LEVELS = {"ok": "[green]ok[/]", "warning": "[yellow]look[/]", "error": "[red]FAIL[/]"}
 
@@ -21,19 +21,21 @@ _LEVELS = {"ok": "[green]ok[/]", "warning": "[yellow]look[/]", "error": "[red]FA
 def doctor(
     source: Annotated[
         str | None,
-        typer.Argument(metavar="[PRESET_OR_YAML]", help="Check its data and weights too."),
+        typer.Argument(
+            metavar="[PRESET_OR_YAML]", help="Also check this experiment's data and weights."
+        ),
     ] = None,
     settings: SetOption = None,
     address: Annotated[
         str | None,
         typer.Option(
             metavar="auto|HOST:PORT|http://HEAD:8265",
-            help="A cluster: the one this machine is in, or another, by its job server. Default: "
-            "what RAY_ADDRESS says, else this machine alone.",
+            help="Cluster to check: the one this machine belongs to, or another by its job server. "
+            "Default: RAY_ADDRESS, else only this machine.",
         ),
     ] = None,
 ) -> None:
-    """Check this machine, or every node of a cluster; exit with 1 if something is wrong."""
+    """Check this machine, or every node of a cluster; exit with 1 if a check fails."""
     from fedvsr.cluster import doctor as checks
     from fedvsr.config import load_config
 
@@ -69,7 +71,7 @@ def doctor(
         table.add_row(
             finding.check, _LEVELS[finding.level], finding.where, finding.found, finding.todo
         )
-    # Lines in a log are not folded.
+    # A log gets each finding on one line.
     wide = console if console.is_terminal else Console(width=10_000)
     wide.print(table, highlight=False)
     if any(finding.level == "error" for finding in findings):

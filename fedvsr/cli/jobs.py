@@ -1,4 +1,4 @@
-"""Commands for jobs on a Ray cluster: submit, jobs, logs, stop, fetch."""
+"""The commands `submit`, `jobs`, `logs`, `stop` and `fetch`, for jobs of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -11,66 +11,66 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from fedvsr.cli.common import print_wide, say
+from fedvsr.cli.common import SetOption, SourceArgument, print_wide, say
 from fedvsr.errors import UserError
 
 if TYPE_CHECKING:
     from fedvsr.cluster.jobs import Jobs
 
-# Ray is imported by the commands: `--help` stays quick.
+# The commands import Ray when they run, so that `--help` stays quick.
 
-_SHOWN = {"SUCCEEDED": "green", "FAILED": "red", "STOPPED": "yellow"}
+_STYLES = {"SUCCEEDED": "green", "FAILED": "red", "STOPPED": "yellow"}
 
 AddressOption = Annotated[
     str | None,
     typer.Option(
         "--address",
         metavar="http://HEAD:8265",
-        help="Job server of the cluster's head. Default: what RAY_API_SERVER_ADDRESS says, else "
-        "this machine's.",
+        help="Job server of the cluster's head. Default: RAY_API_SERVER_ADDRESS, else this "
+        "machine's.",
     ),
 ]
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's id (`fedvsr jobs`).")]
 PythonOption = Annotated[
-    str, typer.Option("--python", metavar="PATH", help="Interpreter on the head.")
+    str, typer.Option("--python", metavar="PATH", help="Python interpreter on the head.")
 ]
 
 
 def submit(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="PRESET_OR_YAML", help="A preset (`fedvsr presets`) or a YAML file."
-        ),
-    ],
+    source: SourceArgument,
     address: AddressOption = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable."),
-    ] = None,
+    settings: SetOption = None,
     out: Annotated[
         str, typer.Option("--out", metavar="DIR", help="Folder of the results, on the cluster.")
     ] = "~/fedvsr-results",
     follow: Annotated[
-        bool, typer.Option("--follow", help="Show what it prints; exit with its exit code.")
+        bool,
+        typer.Option("--follow", help="Show what the job prints; exit with its exit code."),
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the newest unfinished run under --out.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Resume the newest unfinished run of this configuration under --out.",
+        ),
     ] = False,
     include: Annotated[
         list[Path] | None,
-        typer.Option("--include", metavar="PATH", help="Ship this file or folder; repeatable."),
+        typer.Option(
+            "--include", metavar="PATH", help="Ship a file or folder with the job; repeatable."
+        ),
     ] = None,
     installed: Annotated[
-        bool, typer.Option("--installed", help="Use the fedvsr that the nodes have installed.")
+        bool,
+        typer.Option("--installed", help="Use the fedvsr installed on the nodes; ship no source."),
     ] = False,
     package: Annotated[
         Path | None,
-        typer.Option("--package", metavar="DIR", help="Keep what is shipped in this new folder."),
+        typer.Option("--package", metavar="DIR", help="Keep what is shipped in a new folder DIR."),
     ] = None,
     python: PythonOption = "python",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check and show all of it, submit nothing.")
+        bool, typer.Option("--dry-run", help="Check and show everything, but submit nothing.")
     ] = False,
 ) -> None:
     """Run an experiment as a job of a Ray cluster."""
@@ -81,7 +81,7 @@ def submit(
     if not out.startswith(("/", "~/")):
         raise UserError(f"--out {out}: give an absolute path on the cluster, or one from ~/")
     config = load_config(source, settings or ())
-    # What connects comes first: the rest is of no use without it.
+    # Connect first: without a cluster, building the package is wasted work.
     server = None if dry_run else jobs.Jobs(address)
     arguments = [python, "-m", "fedvsr", "run", job_package.CONFIG, "--out", out]
     arguments += ["--resume"] if resume else []
@@ -89,11 +89,12 @@ def submit(
         inside = Path(folder) / "package" if package is None else package
         built = job_package.build(inside, config, include or [], source=not installed)
         say(f"package: {built}")
-        to = server.address if server else (address or jobs.DEFAULT_ADDRESS)
+        head = server.address if server else (address or jobs.DEFAULT_ADDRESS)
         kept = str(package) if package else "DIR"
-        say(f"the same by Ray alone: {jobs.ray_command(to, kept, arguments, config.name, out)}")
+        line = jobs.ray_command(head, kept, arguments, config.name, out)
+        say(f"the same without fedvsr: {line}")
         if package is None:
-            say("(DIR: what --package DIR keeps)")
+            say("(DIR is the folder that --package DIR keeps)")
         if server is None:
             return
         command = jobs.shell_command(arguments)
@@ -101,7 +102,7 @@ def submit(
     say(f"submitted {job_id}")
     if follow:
         follow_job(server, job_id)
-    say(_ways(server, job_id, "logs --follow", "stop", "fetch"))
+    say(_next_commands(server, job_id, "logs --follow", "stop", "fetch"))
 
 
 def jobs(address: AddressOption = None) -> None:
@@ -113,7 +114,7 @@ def jobs(address: AddressOption = None) -> None:
     for name in ("job", "status", "exit", "started (UTC)", "minutes"):
         table.add_column(name, no_wrap=True, justify="right" if name == "minutes" else "left")
     for job in server.list():
-        style = _SHOWN.get(job.status, "")
+        style = _STYLES.get(job.status, "")
         table.add_row(
             job.job_id,
             f"[{style}]{job.status}[/]" if style else job.status,
@@ -131,7 +132,8 @@ def logs(
     job: JobArgument,
     address: AddressOption = None,
     follow: Annotated[
-        bool, typer.Option("--follow", help="Until it is over; exit with its exit code.")
+        bool,
+        typer.Option("--follow", help="Follow the job to its end; exit with its exit code."),
     ] = False,
 ) -> None:
     """Show what a job has printed."""
@@ -144,56 +146,63 @@ def logs(
 
 
 def stop(job: JobArgument, address: AddressOption = None) -> None:
-    """Stop a job: it saves its state first, and is killed after a minute."""
+    """Stop a job, which saves its state first; it is killed after a minute."""
     from fedvsr.cluster.jobs import Jobs
 
     server = Jobs(address)
     before = server.get(job)
     if before.exit_code is not None:
-        say(f"{job} was over already: {before.status}, exit code {before.exit_code}")
+        say(f"{job} had ended already: {before.status}, exit code {before.exit_code}")
         return
     after = server.stop(job)
-    say(f"{job}: {after.status}; `fedvsr submit ... --resume` goes on from what it saved")
+    say(f"{job}: {after.status}; `fedvsr submit ... --resume` resumes from its saved state")
 
 
 def fetch(
     job: JobArgument,
     address: AddressOption = None,
     out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Folder that gets the run's.")
+        Path, typer.Option("--out", metavar="DIR", help="Local folder to copy the run into.")
     ] = Path("results"),
     checkpoints: Annotated[
-        bool, typer.Option("--checkpoints", help="The saved states too, to go on from here.")
+        bool,
+        typer.Option(
+            "--checkpoints", help="Also copy checkpoints, so that the run can be resumed here."
+        ),
     ] = False,
     python: PythonOption = "python",
 ) -> None:
-    """Copy the results of a job's run to this machine."""
+    """Copy the folder of a job's run to this machine."""
     from fedvsr.cluster.jobs import Jobs
 
     folder, num_files = Jobs(address).fetch(job, out, checkpoints, python)
-    say(f"{folder}/: {num_files} files, checksum right; `fedvsr show {folder}`")
+    say(f"{folder}/: {num_files} files, checksum correct; `fedvsr show {folder}`")
 
 
 def follow_job(server: Jobs, job_id: str) -> None:
-    """To the job's end; leaves with its exit code. Ctrl-C leaves the job alone."""
+    """Show what a job prints until it ends, and exit with its exit code.
+
+    Ctrl-C ends the display; the job keeps running.
+    """
     try:
         job = server.follow(job_id, _print_text)
     except KeyboardInterrupt:
-        say(f"\n{job_id} goes on")
-        say(_ways(server, job_id, "logs --follow", "stop"))
+        say(f"\n{job_id} keeps running")
+        say(_next_commands(server, job_id, "logs --follow", "stop"))
         raise typer.Exit(130) from None
     say(f"{job_id}: {job.status}, exit code {job.exit_code}")
     if job.exit_code == 0:
-        say(_ways(server, job_id, "fetch"))
+        say(_next_commands(server, job_id, "fetch"))
     raise typer.Exit(job.exit_code or 0)
 
 
-def _ways(server: Jobs, job_id: str, *commands: str) -> str:
+def _next_commands(server: Jobs, job_id: str, *commands: str) -> str:
+    """Lines to copy, one per command; `logs --follow` becomes `fedvsr logs JOB ... --follow`."""
     lines = []
     for command in commands:
-        name, _, option = command.partition(" ")
-        where = f"--address {server.address}"
-        lines.append(" ".join(filter(None, ["  fedvsr", name, job_id, where, option])))
+        name, *options = command.split()
+        words = ["  fedvsr", name, job_id, "--address", server.address, *options]
+        lines.append(" ".join(words))
     return "\n".join(lines)
 
 

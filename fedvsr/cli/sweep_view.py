@@ -1,4 +1,4 @@
-"""What a person sees while a sweep goes on: a live table in a terminal, plain lines elsewhere."""
+"""Shows the progress of a sweep: a live table in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ _FIXED = ("trial", "status", "round", "loss", "PSNR", "over bicubic", "SSIM", "s
 
 
 class SweepView:
-    """Shows the rows of `trials.parquet` as they change; `swept` are the columns of values."""
+    """Shows the rows of `trials.parquet` as they change.
+
+    Args:
+        console: where to show them.
+        swept: the columns that hold the trials' swept values.
+    """
 
     def __init__(self, console: Console, swept: Sequence[str]) -> None:
         self._console, self._swept = console, swept
-        self._said = dict[str, tuple[object, ...]]()
+        self._printed = dict[str, tuple[object, ...]]()
         self._live = Live(console=console, refresh_per_second=2) if console.is_terminal else None
 
     def __enter__(self) -> SweepView:
@@ -36,19 +41,19 @@ class SweepView:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Show all trials as they are now."""
         if self._live:
-            shown = sorted(rows, key=lambda row: (_ORDER.index(row["status"]), row["trial"]))
-            table = trials_table(shown[:_ROWS_SHOWN], self._swept)
+            by_status = sorted(rows, key=lambda row: (_ORDER.index(row["status"]), row["trial"]))
+            table = trials_table(by_status[:_ROWS_SHOWN], self._swept)
             self._live.update(Group(Text(_summary(rows)), table))
             return
         for row in rows:
             state = row["status"], row.get("evaluated_round_idx")
-            if state != self._said.get(row["run_id"], ("pending", None)):
-                self._said[row["run_id"]] = state
+            if state != self._printed.get(row["run_id"], ("pending", None)):
+                self._printed[row["run_id"]] = state
                 self._console.print(_line(row, self._swept), soft_wrap=True, highlight=False)
 
 
 def trials_table(rows: Sequence[Mapping[str, Any]], swept: Sequence[str]) -> Table:
-    """One line a trial."""
+    """One line per trial."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("trial", justify="right")
     for key in swept:
@@ -70,7 +75,7 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _line(row: Mapping[str, Any], swept: Sequence[str]) -> str:
     values = " ".join(f"{key.rpartition('.')[2]}={_value(row.get(key))}" for key in swept)
-    # Scores are those of the last evaluated round, after which more may have been trained.
+    # The scores are those of the last evaluated round; training may be further.
     scored = row.get("evaluated_round_idx")
     cells = _cells(row if scored is None else {**row, "round_idx": scored})
     facts = "  ".join(f"{name} {cells[name]}" for name in _FIXED[2:] if name in cells)

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 
 from fedvsr.cli.common import OutOption, SetOption, console, interruptible, print_wide, say
 from fedvsr.errors import UserError
 
 if TYPE_CHECKING:
     from fedvsr.config import ExperimentConfig
+    from fedvsr.tuning.estimate import Cost
     from fedvsr.tuning.sweep import SweepConfig, Trial
 
 
@@ -22,28 +24,33 @@ _BEST_SHOWN = 5
 
 
 def tune(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A sweep, e.g. of tune_configs/.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A sweep file, e.g. in tune_configs/.")
+    ],
     settings: SetOption = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the trials, their cost, what runs at once.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Print the trials, their cost and how many run at once; run nothing."
+        ),
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a sweep that was stopped or killed.")
+        bool, typer.Option("--resume", help="Resume a sweep that was stopped or killed.")
     ] = False,
     max_concurrent: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Trials at once (default: as many as fit)."),
+        typer.Option(min=1, metavar="N", help="Most trials at once (default: as many as fit)."),
     ] = None,
     address: Annotated[
         str | None,
         typer.Option(
             metavar="local|auto",
-            help="Ray cluster: one started here, or the one this machine is in. Default: what "
-            "RAY_ADDRESS says, else local.",
+            help="Ray cluster: one started here, or the one this machine belongs to. Default: "
+            "RAY_ADDRESS, else local.",
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of the sweep, instead of the file's.")
+        str | None, typer.Option(metavar="NAME", help="Name of the sweep (default: the file's).")
     ] = None,
     out: OutOption = Path("results"),
 ) -> None:
@@ -59,7 +66,8 @@ def tune(
         )
     if resume and max_concurrent:
         raise UserError(
-            "--max-concurrent: a sweep that is resumed keeps what it was started with; leave it out"
+            "--max-concurrent: a resumed sweep keeps the limit that it was started with; leave it "
+            "out"
         )
     if dry_run:
         _dry_run(sweep, trials, address, max_concurrent, out)
@@ -75,7 +83,7 @@ def tune(
         for setting in settings or ():
             again += ["--set", setting]
         again += ["--name", name] if name else []
-        say(f"\nstopped; go on with: {shlex.join(again)}")
+        say(f"\nstopped; resume with: {shlex.join(again)}")
         raise typer.Exit(130)
 
 
@@ -87,7 +95,7 @@ def _run(
     max_concurrent: int | None,
     resume: bool,
 ) -> bool:
-    """Whether the sweep came to its end."""
+    """Run a sweep; return whether it came to its end."""
     from fedvsr.cli.sweep_view import SweepView
     from fedvsr.federation import driver
     from fedvsr.runs.launch import object_store_bytes
@@ -96,12 +104,13 @@ def _run(
     from fedvsr.tuning.runner import opened, run_sweep
 
     with opened(sweep, folder, resume):
-        some = _representative(sweep, trials)
-        _prepare([trial.config for trial in trials] if trials else [some])
-        at_once = min(fits_here(some), max_concurrent or 10**6, len(trials or [some] * 10**6))
+        largest = _representative(sweep, trials)
+        _prepare([trial.config for trial in trials] if trials else [largest])
+        limits = [fits_here(largest), *([max_concurrent] if max_concurrent else [])]
+        at_once = min(*limits, len(trials)) if trials else min(limits)
         # A trial's process is its driver, which waits while clients train, or trains itself.
         num_waiting = 0 if sweep.executor == "serial" else at_once
-        driver.connect(address, at_once * object_store_bytes(some), num_waiting)
+        driver.connect(address, at_once * object_store_bytes(largest), num_waiting)
         try:
             with SweepView(console, _swept(sweep)) as view:
                 with Watch(sweep, trials, folder, view) as watch:
@@ -122,12 +131,12 @@ def _run(
     if not all(outcome.state in ("TERMINATED", "ERROR") for outcome in outcomes):
         return False
     if not best:
-        raise UserError(f"no trial of {sweep.name} gave a score")
+        raise UserError(f"no trial of {sweep.name} has a score; the lines above say why")
     return True
 
 
 def _prepare(configs: Sequence[ExperimentConfig]) -> None:
-    """Cut or find each data set once, so that trials find it, and mistakes are seen at once."""
+    """Prepare each data set once, so that trials find it and a mistake shows at once."""
     from fedvsr.cli.views import PreparationView
     from fedvsr.runs.launch import prepare_data
 
@@ -147,44 +156,44 @@ def _dry_run(
     max_concurrent: int | None,
     out: Path,
 ) -> None:
-    from rich.table import Table
-
     from fedvsr.tuning.estimate import cost
 
     if trials is None:
-        console.print(
+        say(
             f"{sweep.name}: {sweep.searcher.num_samples} trials, which {sweep.searcher.name} "
-            "chooses by the results so far",
-            highlight=False,
+            "chooses by the results so far"
         )
         return
-    found = cost(sweep, trials, out)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for key in ("trial", *(key.rpartition(".")[2] for key in trials[0].values), "rounds"):
-        table.add_column(key, justify="right")
-    table.add_column("GPU hours" if sweep.estimate else "slot hours", justify="right")
-    for i, trial in enumerate(trials):
-        hours = f"{found.slot_s[i] / 3600:,.3g}" if found else ""
-        values = [str(value) for value in trial.values.values()]
-        table.add_row(str(i), *values, str(trial.config.federation.num_rounds), hours)
-    console.print(table)
+    estimate = cost(sweep, trials, out)
+    unit = "GPU hours" if sweep.estimate else "slot hours"
+    console.print(_trials_and_hours(trials, estimate, unit))
     at_once, where = _at_once(sweep, trials, address)
     at_once = min(at_once, max_concurrent or at_once, len(trials))
-    kind = "GPU hours" if sweep.estimate else "slot hours"
     text = f"{sweep.name}: {len(trials)} trials; {at_once} at once on {where}"
-    if found:
-        early = "" if sweep.scheduler.name == "none" else ", less what is stopped early"
-        text += (
-            f"; {found.slot_hours:,.0f} {kind}, {found.wall_hours(trials, max(1, at_once)):,.0f} "
-            f"hours of time{early} ({found.source.rstrip('.')})"
-        )
+    if estimate:
+        early = "" if sweep.scheduler.name == "none" else ", minus what is stopped early"
+        hours = estimate.wall_hours(trials, max(1, at_once))
+        text += f"; {estimate.slot_hours:,.0f} {unit}, {hours:,.0f} hours of time{early}"
+        text += f" ({estimate.source.rstrip('.')})"
     else:
         text += "; no estimate: give one in the file, or run one trial first"
     say(text)
 
 
+def _trials_and_hours(trials: Sequence[Trial], estimate: Cost | None, unit: str) -> Table:
+    """One line per trial: its swept values, its rounds and its hours."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for key in ("trial", *(key.rpartition(".")[2] for key in trials[0].values), "rounds", unit):
+        table.add_column(key, justify="right")
+    for i, trial in enumerate(trials):
+        hours = f"{estimate.slot_s[i] / 3600:,.3g}" if estimate else ""
+        values = [str(value) for value in trial.values.values()]
+        table.add_row(str(i), *values, str(trial.config.federation.num_rounds), hours)
+    return table
+
+
 def _at_once(sweep: SweepConfig, trials: Sequence[Trial], address: str | None) -> tuple[int, str]:
-    """How many trials fit, on the cluster if one is named, else on this machine."""
+    """How many trials run at once on the named cluster, or else here; and the place in words."""
     from fedvsr.tuning.estimate import fits, fits_here
 
     config = _representative(sweep, trials)
@@ -205,7 +214,7 @@ def _at_once(sweep: SweepConfig, trials: Sequence[Trial], address: str | None) -
 
 
 def _representative(sweep: SweepConfig, trials: Sequence[Trial] | None) -> ExperimentConfig:
-    """A configuration to measure by: that of the trial that wants most, or of any."""
+    """The configuration of the trial that needs most slots; of any trial if one is searched for."""
     from fedvsr.tuning.estimate import slots_of
     from fedvsr.tuning.sweep import any_trial
 
@@ -225,10 +234,10 @@ def _swept(sweep: SweepConfig) -> list[str]:
 
 
 def report(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A sweep's name, or its folder.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a sweep, or its folder.")],
     out: OutOption = Path("results"),
 ) -> None:
-    """Print the best trials of a sweep and draw its pictures."""
+    """Print the best trials of a sweep, and draw its pictures."""
     from fedvsr.report import sweep as pictures
     from fedvsr.tuning.progress import best_of
     from fedvsr.tuning.sweep import load_sweep
