@@ -180,7 +180,7 @@ def test_ctrl_c_leaves_a_job_running_and_stop_ends_it(head: Head, small_yaml: Pa
     assert following.returncode == 130
     assert errors == ""
     job_id = job_id_of(printed)
-    assert f"{job_id} goes on" in rest
+    assert f"{job_id} keeps running" in rest
     assert f"fedvsr logs {job_id} --address {head.address} --follow" in rest
     assert f"fedvsr stop {job_id} --address {head.address}" in rest
     before = head.fedvsr("logs", job_id, "--address", head.address).stdout
@@ -192,7 +192,7 @@ def test_ctrl_c_leaves_a_job_running_and_stop_ends_it(head: Head, small_yaml: Pa
     assert after.returncode == 130
     assert before in after.stdout, "it went on after Ctrl-C"
     again = head.fedvsr("stop", job_id, "--address", head.address)
-    assert "was over already: STOPPED" in again.stdout
+    assert "had ended already: STOPPED" in again.stdout
     fetched = head.fedvsr("fetch", job_id, "--address", head.address, "--out", "stopped")
     assert fetched.returncode == 0, fetched.stderr
     (folder,) = (head.folder / "stopped").iterdir()

@@ -48,7 +48,10 @@ def test_a_dry_run_of_a_searcher(tmp_path: Path, capsys: pytest.CaptureFixture[s
     [
         (["{file}", "--set", "local.stpes=1"], "trial 0 (lambda_vsr=0.1 lambda_hifr=0.1): local.s"),
         (["{file}", "--resume"], "there is no sweep at"),
-        (["{file}", "--resume", "--max-concurrent", "2"], "keeps what it was started with"),
+        (
+            ["{file}", "--resume", "--max-concurrent", "2"],
+            "keeps the limit that it was started with",
+        ),
         (["{file}", "--address", "ray://h:1"], "must run on a machine of the cluster"),
         (["nowhere.yaml"], "nowhere.yaml cannot be read"),
         (["{file}"], "there is no data set"),
