@@ -186,8 +186,13 @@ def presets() -> dict[str, str]:
     return {name: str(_read(name).get("description", "")) for name in _preset_names()}
 
 
-def explain(error: ValidationError) -> str:
-    """The first refusal of a validation, as one line that names the setting and the way out."""
+def explain(error: ValidationError, has_overrides: bool = True) -> str:
+    """The first refusal of a validation, as one line that names the setting and the way out.
+
+    Args:
+        error: the refused validation.
+        has_overrides: whether `--set` can give these settings.
+    """
     errors = error.errors()
     first = errors[0]
     loc = [str(part) for part in first["loc"]]
@@ -206,7 +211,8 @@ def explain(error: ValidationError) -> str:
     elif first["type"] == "union_tag_not_found":
         text = f"{path}.name is missing (there are: {', '.join(names(f'fedvsr.{loc[0]}s'))})"
     elif first["type"] == "missing":
-        text = f"{path} is missing: give it in the file, or by --set {path}=..."
+        text = f"{path} is missing: give it in the file"
+        text += f", or by --set {path}=..." if has_overrides else ""
     elif first["type"] == "value_error":
         message = message.removeprefix("Value error, ")
         text = message if message.startswith(path) or not path else f"{path}: {message}"

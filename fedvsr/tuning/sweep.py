@@ -229,9 +229,8 @@ def load_sweep(path: Path, overrides: Iterable[str] = (), name: str | None = Non
     try:
         config = SweepConfig.model_validate(settings)
     except ValidationError as error:
-        # Not by --set, as for an experiment: that changes the trials' settings.
-        reason = explain(error).partition(": give it in the file, or by --set")[0]
-        raise UserError(f"{path}: {reason}") from None
+        # --set changes the settings of trials, not those of the sweep.
+        raise UserError(f"{path}: {explain(error, has_overrides=False)}") from None
     changes: dict[str, Any] = {}
     for override in overrides:
         changes |= _parse(override)

@@ -119,6 +119,7 @@ def test_a_saved_sweep_reads_the_same(tmp_path: Path) -> None:
     [
         ({"sapce": {}}, "sapce is not a setting; did you mean 'space'"),
         ({"name": None}, "name = None"),
+        ({"estimate": {"source": "x"}}, "gpu_seconds_per_round is missing: give it in the file"),
         ({"space": {"local.lr": {"gird": [1]}}}, "space.local.lr.gird is not a setting; did you m"),
         ({"space": {"local.lr": {"grid": [1], "choice": [1]}}}, "not 2"),
         ({"space": {"local.lr": {"linspace": [0, 1, 1]}}}, "at least 2 values"),
