@@ -100,7 +100,7 @@ def _run(
     from fedvsr.federation import driver
     from fedvsr.runs.launch import object_store_bytes
     from fedvsr.tuning.estimate import fits_here
-    from fedvsr.tuning.progress import Watch, best_of, write_best
+    from fedvsr.tuning.progress import TrialMonitor, best_of, write_best
     from fedvsr.tuning.runner import opened, run_sweep
 
     with opened(sweep, folder, resume):
@@ -113,9 +113,9 @@ def _run(
         driver.connect(address, at_once * object_store_bytes(largest), num_waiting)
         try:
             with SweepView(console, _swept(sweep)) as view:
-                with Watch(sweep, trials, folder, view) as watch:
+                with TrialMonitor(sweep, trials, folder, view) as monitor:
                     outcomes = run_sweep(sweep, trials, folder, max_concurrent=max_concurrent)
-                rows = watch.finish(outcomes)
+                rows = monitor.finish(outcomes)
                 view(rows)
         finally:
             driver.disconnect()

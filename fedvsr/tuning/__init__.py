@@ -1,1 +1,1 @@
-"""Sweeps: many runs of one experiment with other settings, at once, stopped early, resumable."""
+"""Sweeps: many runs of one experiment with different settings, run at once and resumable."""

@@ -1,4 +1,4 @@
-"""What a sweep will cost, and how much of it runs at once, before it is started."""
+"""Estimates what a sweep costs, and how many of its trials run at once."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from fedvsr.tuning.sweep import SweepConfig, Trial
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of one slot (a GPU, or a client's processors) by trial, to the last round."""
+    """Seconds of one slot (a GPU, or a client's processors) that each trial takes."""
 
     slot_s: list[float]
     source: str
-    """Where the seconds come from."""
+    """Where the numbers come from."""
 
     @property
     def slot_hours(self) -> float:
-        """Of all trials together."""
+        """Slot hours of all trials together."""
         return sum(self.slot_s) / 3600
 
     def wall_hours(self, trials: Sequence[Trial], at_once: int) -> float:
-        """Until the last trial ends, where each starts as soon as there is room."""
+        """Hours until the last trial ends, if each starts as soon as a place is free."""
         ends = [0.0] * at_once
         for trial, slot_s in zip(trials, self.slot_s, strict=True):
             heapq.heappush(ends, heapq.heappop(ends) + slot_s / slots_of(trial.config))
@@ -43,36 +43,37 @@ class Cost:
 
 
 def cost(sweep: SweepConfig, trials: Sequence[Trial], results: Path) -> Cost | None:
-    """From the sweep's own estimate, else from runs of the same work under `results`.
+    """The cost by the sweep's own estimate, else by runs of the same work under `results`.
 
-    None where neither says anything.
+    Returns:
+        None if the file has no estimate, and some trial's work has no run to measure by.
 
     Raises:
-        UserError: the estimate is no arithmetic over settings of the trials.
+        UserError: the estimate is not arithmetic over settings of the trials.
     """
     if sweep.estimate:
         per_round = sweep.estimate.gpu_seconds_per_round
-        slot_s = [_given(per_round, t) * t.config.federation.num_rounds for t in trials]
+        slot_s = [_estimated(per_round, t) * t.config.federation.num_rounds for t in trials]
         return Cost(slot_s, sweep.estimate.source)
     recorded = _recorded(results)
-    found = [recorded.get(_work(t.config)) for t in trials]
-    if any(seconds is None for seconds in found):
+    works = [_work(t.config) for t in trials]
+    if not all(work in recorded for work in works):
         return None
     rounds = [t.config.federation.num_rounds for t in trials]
-    slot_s = [seconds * n for seconds, n in zip(found, rounds, strict=True) if seconds is not None]
+    slot_s = [recorded[work] * n for work, n in zip(works, rounds, strict=True)]
     return Cost(slot_s, f"runs of the same networks and local training under {results}/")
 
 
 def slots_of(config: ExperimentConfig) -> int:
-    """Slots of a trial: one, if `cluster.slots` says nothing."""
+    """Slots of a trial: `cluster.slots`, or one if that is not set."""
     return config.cluster.slots or 1
 
 
 def fits_here(config: ExperimentConfig) -> int:
-    """Trials that this machine can run at once, each slot with processors or a GPU of its own."""
+    """Trials that this machine runs at once, if each slot has its own processors or GPU."""
     num_gpus = 0 if config.cluster.gpu_share == 0 else torch.cuda.device_count()
     if num_gpus:
-        # Whole GPUs: those that share one are of the same trial.
+        # Whole GPUs: only slots of the same trial share one.
         have, needed = num_gpus, math.ceil(slots_of(config) / config.cluster.clients_per_gpu)
     else:
         have, needed = os.cpu_count() or 1, slots_of(config) * config.local.num_threads
@@ -80,14 +81,14 @@ def fits_here(config: ExperimentConfig) -> int:
 
 
 def fits(bundles: Iterable[Mapping[str, float]], total: Mapping[str, float]) -> int:
-    """Trials of these bundles that a cluster's resources, all together, hold at once."""
+    """How many trials that need these bundles fit into the resources of a whole cluster."""
     needed = Counter[str]()
     for bundle in bundles:
         needed.update(bundle)
     return min(int(total.get(name, 0) // amount) for name, amount in needed.items() if amount)
 
 
-def _given(per_round: str | float, trial: Trial) -> float:
+def _estimated(per_round: str | float, trial: Trial) -> float:
     try:
         return evaluate(str(per_round), flat(trial.config.model_dump()))
     except UserError as error:
@@ -95,7 +96,7 @@ def _given(per_round: str | float, trial: Trial) -> float:
 
 
 def _recorded(results: Path) -> dict[str, float]:
-    """Slot seconds of a round, its median, by what the work was."""
+    """Median slot seconds of a round, by the work that it did."""
     if not results.is_dir():
         return {}
     tables = load_results(results)
@@ -111,6 +112,6 @@ def _recorded(results: Path) -> dict[str, float]:
 
 
 def _work(config: ExperimentConfig) -> str:
-    """What decides how long a round takes: two configurations alike in this take as long."""
+    """The settings that decide how long a round takes, as text to compare."""
     parts = config.model_dump(mode="json", include={"model", "local"})
     return json.dumps([parts, config.federation.clients_per_round], sort_keys=True)

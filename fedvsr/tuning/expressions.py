@@ -1,4 +1,4 @@
-"""Arithmetic in sweep files: + - * / over numbers and names of settings, and nothing else."""
+"""Arithmetic in sweep files: + - * / over numbers and names of settings."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ _OPERATIONS: dict[type[ast.operator | ast.unaryop], Callable[..., float]] = {
     ast.USub: operator.neg,
     ast.UAdd: operator.pos,
 }
-# Longer ones are no arithmetic that a person wrote, and deep ones would exhaust the stack.
+# Nobody writes longer ones by hand, and a deep one would exhaust the stack.
 _MAX_CHARACTERS = 200
 
 
 def evaluate(expression: str, values: Mapping[str, object]) -> float:
     """The value of e.g. `1 - algorithm.lambda_vsr`, with names looked up in `values`.
 
-    Rounded to 10 significant digits, so that `1 - 0.9` is 0.1.
+    It is rounded to 10 significant digits, so that `1 - 0.9` is 0.1.
 
     Raises:
-        UserError: it is no such arithmetic, a name is unknown or no number, or it divides by zero.
+        UserError: the expression is not arithmetic, has a name that is unknown or not a number, or
+            divides by zero.
     """
     try:
         return tidy(_evaluate(_parse(expression), values))
@@ -38,10 +39,10 @@ def evaluate(expression: str, values: Mapping[str, object]) -> float:
 
 
 def names_in(expression: str) -> list[str]:
-    """The names that an expression needs, in order.
+    """The names in an expression, in order.
 
     Raises:
-        UserError: it is no arithmetic.
+        UserError: it is not arithmetic.
     """
     try:
         return list(_names(_parse(expression)))
@@ -50,7 +51,7 @@ def names_in(expression: str) -> list[str]:
 
 
 def tidy(value: float) -> float:
-    """A float without the dust of binary arithmetic: 10 significant digits."""
+    """A float rounded to 10 significant digits, without the errors of binary arithmetic."""
     return float(f"{value:.10g}")
 
 
@@ -74,7 +75,7 @@ def _evaluate(node: ast.expr, values: Mapping[str, object]) -> float:
     name = _name(node)
     if name not in values:
         hint = did_you_mean(name, values) or f" (there are: {', '.join(values)})"
-        raise UserError(f"{name} is not known here{hint}")
+        raise UserError(f"{name} is not a known setting{hint}")
     value = values[name]
     if not _is_number(value):
         raise UserError(f"{name} = {value!r} is not a number")
@@ -92,12 +93,12 @@ def _names(node: ast.expr) -> Iterator[str]:
 
 
 def _name(node: ast.expr) -> str:
-    """`algorithm.alpha` as Python parses it: an attribute of a name."""
+    """The dotted name of a node; Python parses `algorithm.alpha` as an attribute of a name."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):
         return f"{_name(node.value)}.{node.attr}"
-    raise UserError("only + - * / ( ), numbers and names of settings may stand here")
+    raise UserError("only + - * / ( ), numbers and names of settings are allowed")
 
 
 def _is_number(value: object) -> bool:

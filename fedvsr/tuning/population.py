@@ -1,4 +1,4 @@
-"""Population-based training: a run that goes on from another run's state, with other settings."""
+"""Population-based training: runs that continue from another run's state with new settings."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ _BY_ROUND = ("rounds", "clients", "evaluations")
 
 
 def pack(run: Path, target: Path) -> None:
-    """Copy the newest state of a run, and what its clients remember, into a folder."""
+    """Copy the newest checkpoint of a run, and its clients' states, into a folder."""
     states = sorted((run / "checkpoints").glob("round-*.safetensors"))
     for path in (*states[-1:], *(run / "checkpoints").glob("client-*.safetensors")):
         shutil.copyfile(path, target / path.name)
 
 
 def fork(parent: Path, packed: Path, run: Path, config: ExperimentConfig) -> int:
-    """Fill a new run's folder with the parent's state, and its rounds up to there.
+    """Start a new run from another run's state: copy the state and the rounds that led to it.
 
-    The rows of those rounds bear the new run's id: they are the history of its network.
+    The copied rows get the new run's id, because they are the history of its network.
 
     Args:
-        parent: folder of the run that `packed` was made of.
-        packed: see `pack`.
+        parent: folder of the other run.
+        packed: the other run's state, as `pack` wrote it.
         run: folder of the new run.
-        config: the new run's.
+        config: configuration of the new run.
 
     Returns:
-        The round from which it goes on; 0 where the parent had not saved any.
+        The last round that was copied; 0 if the other run had saved no state.
     """
     table = ParamTable.of(models.build_fresh(config.model))
     before = load_config(str(parent / "config.yaml"))
@@ -58,6 +58,6 @@ def fork(parent: Path, packed: Path, run: Path, config: ExperimentConfig) -> int
     folder.mkdir(exist_ok=True)
     for path in packed.glob("client-*.safetensors"):
         shutil.copyfile(path, folder / path.name)
-    # Last: a run with a state is one that goes on.
+    # Last, because a run with a checkpoint counts as one that can be resumed.
     checkpoint.save(folder, state, table, config.config_hash())
     return state.round_idx

@@ -1,4 +1,4 @@
-"""The state of a sweep's trials, read again and again from their runs' folders while it runs."""
+"""The state of a sweep's trials, read from their runs' folders while the sweep runs."""
 
 from __future__ import annotations
 
@@ -18,29 +18,31 @@ from fedvsr.tuning.sweep import SweepConfig, Trial
 from fedvsr.tuning.table import RUNS, Note, column_of, newest_runs, row_of, write_trials
 
 Row = dict[str, Any]
+"""A row of `trials.parquet`, by column."""
+
 _PERIOD_S = 1.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What Tune knows of a trial."""
+    """What Ray Tune knows about a trial."""
 
     tune_trial_id: str
     index: int | None
-    """Of the trial; None where the searcher chose it."""
+    """Index of the trial; None if a searcher chose it."""
     state: str
-    """TERMINATED, ERROR, or another where the sweep was stopped."""
+    """TERMINATED, ERROR, or another state if the sweep was stopped."""
     error: str | None
 
 
-class Watch:
-    """Reads all trials every second in a thread, passes them on, and keeps `trials.parquet`.
+class TrialMonitor:
+    """Reads the runs of all trials every second in a thread, and writes `trials.parquet`.
 
     Args:
         sweep: the sweep.
-        trials: all of them; None where the searcher chooses them.
-        folder: the sweep's.
-        show: what to do with the rows when one of them has changed.
+        trials: its trials; None if a searcher chooses them.
+        folder: the sweep's folder.
+        show: called with all rows after one has changed.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class Watch:
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> TrialMonitor:
         self._thread.start()
         return self
 
@@ -68,23 +70,23 @@ class Watch:
             raise self._error
 
     def finish(self, outcomes: Sequence[Outcome]) -> list[Row]:
-        """The last rows, with what Tune knows: which trials were stopped early, and which failed.
+        """Write and return the final rows, which also say which trials Tune stopped or gave up.
 
         Args:
-            outcomes: as `run_sweep` returns them.
+            outcomes: what `run_sweep` has returned.
         """
         by_id = {outcome.tune_trial_id: outcome for outcome in outcomes}
         by_index = {outcome.index: outcome for outcome in outcomes}
         self._look()
         for row in self._rows:
             note = Note.read(self._folder / RUNS / row["run_id"])
-            # A trial that never came to its run is known by its number alone.
-            known = by_id.get(note.tune_trial_id) if note else by_index.get(row["trial"])
-            if known is None:
+            # A trial that never started its run is known only by its index.
+            outcome = by_id.get(note.tune_trial_id) if note else by_index.get(row["trial"])
+            if outcome is None:
                 continue
-            if known.state == "ERROR":
-                row |= {"status": "failed", "error": row.get("error") or known.error}
-            elif known.state == "TERMINATED" and row["status"] == "interrupted":
+            if outcome.state == "ERROR":
+                row |= {"status": "failed", "error": row.get("error") or outcome.error}
+            elif outcome.state == "TERMINATED" and row["status"] == "interrupted":
                 row["status"] = "stopped_early"
         self._write()
         return self._rows
@@ -103,22 +105,22 @@ class Watch:
             self._error = error
 
     def _look(self) -> None:
+        runs = self._folder / RUNS
         if self._trials is None or self._sweep.scheduler.name == "pbt":
-            found = _searched(self._folder / RUNS)
+            trials = _started_trials(runs)
         else:
-            runs = self._folder / RUNS
-            found = [(t.index, t.values, t.config, runs / t.run_id) for t in self._trials]
-        self._rows = [self._row(*trial) for trial in found]
+            trials = [(t.index, t.values, t.config, runs / t.run_id) for t in self._trials]
+        self._rows = [self._row(*trial) for trial in trials]
 
     def _row(
         self, index: int, values: Mapping[str, Value], config: ExperimentConfig, folder: Path
     ) -> Row:
-        """Read anew only if a file or the status has changed."""
+        """A trial's row, which is read again only after a file or the status has changed."""
         files = [folder / name for name in ("trial.json", "runs.parquet", "rounds.parquet")]
-        state = [path.stat().st_mtime_ns if path.exists() else 0 for path in files]
-        now = (state, run_status(folder) if state[0] else "")
-        if self._known.get(folder, (None,))[0] != now:
-            self._known[folder] = now, row_of(self._sweep.name, index, values, config, folder)
+        times = [path.stat().st_mtime_ns if path.exists() else 0 for path in files]
+        state = (times, run_status(folder) if times[0] else "")
+        if self._known.get(folder, (None,))[0] != state:
+            self._known[folder] = state, row_of(self._sweep.name, index, values, config, folder)
         return {**self._known[folder][1]}
 
     def _write(self) -> None:
@@ -129,19 +131,19 @@ class Watch:
 
 
 def best_of(rows: Sequence[Row], sweep: SweepConfig) -> list[Row]:
-    """Rows that have the sweep's metric, the best first; finished ones before those stopped."""
+    """The rows that have the sweep's metric: finished trials first, the best of them on top."""
     column = column_of(sweep.metric)
     sign = -1 if sweep.mode == "max" else 1
-    have = [row for row in rows if row.get(column) is not None and row["status"] != "failed"]
-    return sorted(have, key=lambda row: (row["status"] != "finished", sign * row[column]))
+    scored = [row for row in rows if row.get(column) is not None and row["status"] != "failed"]
+    return sorted(scored, key=lambda row: (row["status"] != "finished", sign * row[column]))
 
 
 def write_best(sweep: SweepConfig, row: Row, folder: Path) -> Path:
-    """Write the configuration of a trial as `best.yaml`, which `fedvsr run` takes."""
+    """Write a trial's configuration to `best.yaml`, for `fedvsr run`; return the path."""
     config = _config(folder / RUNS / row["run_id"])
     column = column_of(sweep.metric)
     text = (
-        f"# Of the sweep {sweep.name} the trial {row['trial']} ({row['run_id']}), with "
+        f"# Trial {row['trial']} ({row['run_id']}) of the sweep {sweep.name}, with "
         f"{column} = {row[column]:.4f} after {row['round_idx']} rounds.\n"
     )
     with replacing(folder / "best.yaml") as aside:
@@ -149,14 +151,14 @@ def write_best(sweep: SweepConfig, row: Row, folder: Path) -> Path:
     return folder / "best.yaml"
 
 
-def _searched(runs: Path) -> list[tuple[int, Mapping[str, Value], ExperimentConfig, Path]]:
-    """The trials that have begun so far, in the order they did."""
-    found = list[tuple[int, Mapping[str, Value], ExperimentConfig, Path]]()
+def _started_trials(runs: Path) -> list[tuple[int, Mapping[str, Value], ExperimentConfig, Path]]:
+    """Number, values, configuration and run of each trial that has started, in that order."""
+    trials = list[tuple[int, Mapping[str, Value], ExperimentConfig, Path]]()
     for index, folder in enumerate(newest_runs(runs).values()):
         note = Note.read(folder)
         assert note is not None
-        found.append((index, note.values, _config(folder), folder))
-    return found
+        trials.append((index, note.values, _config(folder), folder))
+    return trials
 
 
 def _config(run: Path) -> ExperimentConfig:

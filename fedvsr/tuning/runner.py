@@ -1,4 +1,4 @@
-"""A sweep on a Ray cluster: Ray Tune starts, stops and restarts the trials."""
+"""Runs a sweep on a Ray cluster: Ray Tune starts, stops and restarts the trials."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from fedvsr.tuning.trial import bundles_of, run_trial, trial_of
 
 _TUNE = "tune"
 _MAX_NAME = 120
-# Of what trials report: unlike Tune's own count it goes on where a trial is started again.
+# The progress that trials report. Tune's own count begins again when a trial is restarted.
 _TIME = "round_idx"
 _ENVIRONMENT = {
-    # Trials save their own state; Tune's is small, and what is lost of it is repeated.
+    # Seconds between saves of Tune's state. It is small, and what is lost of it is repeated.
     "TUNE_GLOBAL_CHECKPOINT_S": "5",
-    # The older reporter is silent where it is told to be.
+    # The new reporter prints even with verbose=0; the old one is silent.
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
 
 @contextmanager
 def opened(sweep: SweepConfig, folder: Path, resume: bool) -> Iterator[None]:
-    """Hold a sweep's folder, which is made, or with `resume` must be that of this very sweep.
+    """Make a sweep's folder, or with `resume` find it, and lock it meanwhile.
 
     Raises:
-        UserError: it is another sweep's, or not there to resume, or another process runs it.
+        UserError: the folder holds another sweep, none to resume, or one that runs already.
     """
     path = folder / SWEEP_FILE
     if resume and not path.exists():
@@ -50,14 +50,14 @@ def opened(sweep: SweepConfig, folder: Path, resume: bool) -> Iterator[None]:
     if path.exists():
         if not resume:
             raise UserError(
-                f"{folder} holds a sweep of this name; --resume goes on with it, --name gives "
+                f"{folder} holds a sweep of this name; --resume resumes it, --name starts one of "
                 "another name"
             )
-        # The order counts too: it numbers the trials.
+        # Compared as text, because the order of keys numbers the trials.
         if load_sweep(path).model_dump_json() != sweep.model_dump_json():
             raise UserError(
-                f"{path} is not this sweep: the file or --set has changed since; give what it was "
-                "started with, or start another one by --name"
+                f"{path} is another sweep: the file or --set has changed; give what it was started "
+                "with, or start a new sweep by --name"
             )
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
@@ -77,16 +77,16 @@ def run_sweep(
     *,
     max_concurrent: int | None,
 ) -> list[Outcome]:
-    """Run all trials, or go on with them, on the connected cluster.
+    """Run or resume all trials on the connected cluster.
 
     Args:
         sweep: the sweep, whose folder is `opened`.
-        trials: all of them; None where the searcher chooses them.
-        folder: the sweep's.
-        max_concurrent: trials at once; None: as many as fit.
+        trials: its trials; None if a searcher chooses them.
+        folder: the sweep's folder.
+        max_concurrent: most trials at once; None runs as many as fit.
 
     Returns:
-        What Tune knows of each trial that it has begun or was to begin.
+        What Tune knows about each trial, including those that have not started.
     """
     folder = folder.resolve()
     os.environ.update({k: v for k, v in _ENVIRONMENT.items() if k not in os.environ})
@@ -94,8 +94,8 @@ def run_sweep(
         logging.getLogger(name).setLevel(logging.ERROR)
     trainable = tune.with_resources(run_trial, _resources(sweep))
     experiment = folder / _TUNE
-    # Tuner.can_restore() is true before the first state file is written, and what is restored
-    # then is one trial without settings. Runs go on from their own checkpoints either way.
+    # Tuner.can_restore() is true even before the first state file is written, and would then
+    # restore one trial without settings. Runs resume from their own checkpoints in either case.
     if any(experiment.glob("experiment_state-*.json")):
         tuner = tune.Tuner.restore(
             str(experiment), trainable=trainable, resume_unfinished=True, resume_errored=True
@@ -108,7 +108,7 @@ def run_sweep(
 
 def _outcome(trial: Any) -> Outcome:
     error = trial.get_pickled_error() if trial.status == "ERROR" else None
-    # What a trial raised is wrapped by Ray; what became of its process is not.
+    # Ray wraps what a trial has raised, but not the loss of its process.
     cause = getattr(error, "cause", error)
     lines = str(cause).strip().splitlines() if cause else []
     return Outcome(
@@ -129,10 +129,10 @@ def _fresh(
         searcher: Any = _searcher(sweep)
         num_samples = sweep.searcher.num_samples
     else:
-        # Each trial is a point given, so that Tune's loggers see its values by name.
+        # Each trial is a given point, so that Tune's loggers show its values by name.
         points = [{"trial": t.index, **_own(sweep, t)} for t in trials]
         space = {key: tune.choice([point[key] for point in points]) for key in points[0]}
-        # This searcher keeps the limit itself: Tune ignores its own beside it.
+        # This searcher must know the limit too: with it, Tune ignores its own.
         searcher = BasicVariantGenerator(
             points_to_evaluate=points, max_concurrent=max_concurrent or 0
         )
@@ -153,7 +153,7 @@ def _fresh(
             name=_TUNE,
             storage_path=str(folder),
             failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
-            # Another trial may still go on from an old one where trials copy each other.
+            # With pbt, a trial may continue from an old checkpoint of another.
             checkpoint_config=tune.CheckpointConfig(
                 num_to_keep=None if sweep.scheduler.name == "pbt" else 1
             ),
@@ -164,23 +164,23 @@ def _fresh(
 
 
 def _folder_name(swept: Sequence[str], trial: Any) -> str:
-    """Where Tune keeps what it logs of a trial: TensorBoard calls the trial so."""
+    """Folder of Tune's logs of a trial; TensorBoard shows it as the trial's name."""
     values = describe({key: trial.config[key] for key in swept})
     return re.sub(r"[^\w=.-]+", "-", f"{trial.trial_id} {values}")[:_MAX_NAME]
 
 
 def _own(sweep: SweepConfig, trial: Trial) -> dict[str, Any]:
-    """What a trial's settings follow from: its values without those of constraints."""
+    """A trial's values without those that constraints compute."""
     return {key: value for key, value in trial.values.items() if key not in sweep.constraints}
 
 
 def _resources(sweep: SweepConfig) -> Callable[[dict[str, Any]], PlacementGroupFactory]:
-    """What the trial of given settings reserves."""
+    """A function that says what the trial of some settings reserves."""
 
-    def of(settings: dict[str, Any]) -> PlacementGroupFactory:
+    def resources_of(settings: dict[str, Any]) -> PlacementGroupFactory:
         return bundles_of(sweep, trial_of(sweep, settings).config)
 
-    return of
+    return resources_of
 
 
 def _domain(dimension: Dimension) -> Any:
@@ -192,7 +192,7 @@ def _domain(dimension: Dimension) -> Any:
 
 
 def _searcher(sweep: SweepConfig) -> Searcher:
-    """Ray Tune's wrapper of the searcher that the sweep names.
+    """Ray Tune's wrapper of the sweep's searcher.
 
     Raises:
         UserError: its package is not installed.
@@ -218,7 +218,7 @@ def _scheduler(sweep: SweepConfig) -> schedulers.TrialScheduler | None:
             time_attr=_TIME,
             grace_period=config.grace_rounds,
             reduction_factor=config.reduction_factor,
-            # A run ends by itself.
+            # No limit: a run ends after its last round.
             max_t=1_000_000,
         )
     if config.name == "median":
@@ -237,7 +237,7 @@ def _scheduler(sweep: SweepConfig) -> schedulers.TrialScheduler | None:
 
 
 def _within(sweep: SweepConfig, settings: dict[str, Any]) -> dict[str, Any]:
-    """What population-based training made of a trial's settings, back within the space."""
+    """Settings that population-based training has changed, moved back into the space."""
     for key, dimension in sweep.space.items():
         if bounds := dimension.uniform or dimension.loguniform:
             settings[key] = tidy(min(max(settings[key], bounds[0]), bounds[1]))
@@ -245,7 +245,7 @@ def _within(sweep: SweepConfig, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _loggers(sweep: SweepConfig) -> list[tune.Callback]:
-    """Ray Tune's own callbacks; TensorBoard's is there in any case.
+    """Ray Tune's callbacks for the sweep's loggers; Tune adds TensorBoard's by itself.
 
     Raises:
         UserError: a package is not installed.

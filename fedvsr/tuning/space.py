@@ -1,4 +1,4 @@
-"""The search space of a sweep: for each swept setting, the values that it may take."""
+"""The search space of a sweep: the values that each swept setting may take."""
 
 from __future__ import annotations
 
@@ -14,60 +14,64 @@ from fedvsr.section import Section
 from fedvsr.tuning.expressions import tidy
 
 Value = bool | int | float | str
-"""Of a swept setting, or the name of a case."""
+"""Value of a swept setting, or the name of a case."""
 
 _KINDS = ("grid", "linspace", "uniform", "loguniform", "choice", "cases")
 
 
 class Dimension(Section):
-    """The values of one swept setting; exactly one key is given."""
+    """The values of one swept setting: exactly one of these keys."""
 
-    grid: list[Value] | None = Field(None, min_length=1, description="Each of these.")
+    grid: list[Value] | None = Field(None, min_length=1, description="Each of these values.")
     linspace: tuple[float, float, int] | None = Field(
-        None, description="From, to (both taken), and how many, evenly spaced."
+        None, description="[from, to, how many]: evenly spaced values, both ends included."
     )
-    uniform: tuple[float, float] | None = Field(None, description="Drawn between these.")
+    uniform: tuple[float, float] | None = Field(
+        None, description="[a, b]: drawn at random between a and b."
+    )
     loguniform: tuple[float, float] | None = Field(
-        None, description="Drawn between these, its logarithm evenly."
+        None, description="[a, b]: drawn at random, with an evenly distributed logarithm."
     )
-    choice: list[Value] | None = Field(None, min_length=1, description="Drawn from these.")
+    choice: list[Value] | None = Field(
+        None, min_length=1, description="Drawn at random from these."
+    )
     cases: dict[str, dict[str, Any]] | None = Field(
         None,
         min_length=1,
-        description="Each of these, by name: several settings that change together. The name of "
-        "the dimension is then free.",
+        description="Each of these named groups of settings, which change together. The dimension "
+        "may then have any name.",
     )
 
     @field_validator("grid", "choice", mode="before")
     @classmethod
     def _read_numbers(cls, values: Any) -> Any:
-        """YAML reads 1e-3 as text; it wants 1.0e-3."""
+        """Read 1e-3 as a number: YAML takes it for text, and only 1.0e-3 for a number."""
         return [_number(v) for v in values] if isinstance(values, list) else values
 
     def model_post_init(self, _: object) -> None:
-        """Check what one field alone cannot show."""
-        given = [kind for kind in _KINDS if getattr(self, kind) is not None]
-        if len(given) != 1:
+        """Check what concerns several fields at once."""
+        kinds = [kind for kind in _KINDS if getattr(self, kind) is not None]
+        if len(kinds) != 1:
             raise UserError(
                 f"give one of {', '.join(_KINDS)}"
-                + (f", not {len(given)} ({', '.join(given)})" if given else "")
+                + (f", not {len(kinds)} ({', '.join(kinds)})" if kinds else "")
             )
         if self.linspace and self.linspace[2] < 2:
             raise UserError("linspace needs at least 2 values: [from, to, how many]")
         bounds = self.uniform or self.loguniform
         if bounds and not bounds[0] < bounds[1]:
-            raise UserError(f"{given[0]} = {list(bounds)}: the first bound must be the lower one")
+            raise UserError(f"{kinds[0]} = {list(bounds)}: the first bound must be the lower one")
         if self.loguniform and self.loguniform[0] <= 0:
             raise UserError("loguniform needs bounds above 0")
 
     @property
     def is_random(self) -> bool:
-        """Whether a grid search draws its values instead of going through them."""
+        """Whether a grid search draws its values at random instead of taking each."""
         return self.finite is None or self.choice is not None
 
     @property
     def finite(self) -> list[Value] | None:
-        """All values, in the order of the file; None where there are infinitely many."""
+        """All values, in the order of the file; None if there are infinitely many."""
         if self.linspace:
             first, last, count = self.linspace
             return [tidy(value) for value in np.linspace(first, last, count)]
@@ -76,7 +80,7 @@ class Dimension(Section):
         return self.grid or self.choice
 
     def draw(self, rng: np.random.Generator) -> Value:
-        """One value at random."""
+        """A random value."""
         if self.uniform:
             return tidy(rng.uniform(*self.uniform))
         if self.loguniform:
@@ -87,11 +91,11 @@ class Dimension(Section):
         return values[int(rng.integers(len(values)))]
 
     def settings(self, key: str, value: Value) -> dict[str, Any]:
-        """What a value sets, by dotted key. `key` is the dimension's name."""
+        """The settings of a value, by dotted key; `key` is the dimension's name."""
         return flat(self.cases[str(value)]) if self.cases else {key: value}
 
     def keys(self, key: str) -> list[str]:
-        """All dotted keys that its values set."""
+        """All dotted keys that the values set; `key` is the dimension's name."""
         return [k for value in self.cases or [""] for k in self.settings(key, value)]
 
 
@@ -106,7 +110,7 @@ def _number(value: Any) -> Any:
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted key: `{"local": {"lr": 1}}` is `{"local.lr": 1}`; later ones stand."""
+    """Settings by dotted key: `{"local": {"lr": 1}}` is `{"local.lr": 1}`; the last one wins."""
     result: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
@@ -125,6 +129,6 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
         for section in sections:
             inner = inner.setdefault(section, {})
             if not isinstance(inner, dict):
-                raise UserError(f"{key} is set within {section}, which is set too")
+                raise UserError(f"{key} is part of {section}, which has a value of its own")
         inner[last] = value
     return result

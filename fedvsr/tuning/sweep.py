@@ -1,4 +1,4 @@
-"""A sweep file: its schema, and the trials that it stands for."""
+"""A sweep file: its schema, and the trials that it describes."""
 
 from __future__ import annotations
 
@@ -21,32 +21,40 @@ from fedvsr.seeding import generator
 from fedvsr.tuning.expressions import evaluate, names_in
 from fedvsr.tuning.space import Dimension, Value, flat, nested
 
-# Draws of a trial that is not there yet, before its space is taken for exhausted.
+# Draws without a new trial, after which the space counts as exhausted.
 _MAX_REDRAWS = 100
 _BASE, _SEED = "base", "seed"
-# Sections whose settings may change in the middle of a run (population-based training).
+# Sections whose settings population-based training may change in the middle of a run.
 _CHANGEABLE = ("algorithm", "local", "update")
 
 
 class SchedulerConfig(Section):
-    """What ends trials early."""
+    """Which trials are stopped early."""
 
     name: Literal["none", "asha", "median", "pbt"] = Field(
         "none",
-        description="none; asha (successive halving without waiting, Li et al. 2020); median (stop "
-        "what is below the median of the others); pbt (population-based training, Jaderberg et al. "
-        "2017: poor trials go on from good ones with other values).",
+        description="none; asha (asynchronous successive halving, Li et al. 2020); median (stop a "
+        "trial below the median of the others); pbt (population-based training, Jaderberg et al. "
+        "2017: poor trials continue from the state of good ones, with changed values).",
     )
-    grace_rounds: int = Field(1, ge=1, description="asha, median: rounds that each trial has.")
+    grace_rounds: int = Field(
+        1, ge=1, description="asha, median: rounds before a trial can be stopped."
+    )
     reduction_factor: float = Field(
-        3.0, gt=1, description="asha: one in so many goes on at each rung."
+        3.0, gt=1, description="asha: at each rung, one in this many trials continues."
     )
     perturb_rounds: int = Field(5, ge=1, description="pbt: rounds between exchanges.")
     quantile: float = Field(
-        0.25, gt=0, le=0.5, description="pbt: the part that copies, and the part that is copied."
+        0.25,
+        gt=0,
+        le=0.5,
+        description="pbt: share of trials that copy another, and of those that are copied.",
     )
     resample_probability: float = Field(
-        0.25, ge=0, le=1, description="pbt: that a value is drawn anew instead of changed a little."
+        0.25,
+        ge=0,
+        le=1,
+        description="pbt: probability that a value is drawn again instead of changed a little.",
     )
 
 
@@ -57,32 +65,33 @@ class SearcherConfig(Section):
         "grid", "random", "optuna", "hyperopt", "nevergrad", "ax", "hebo", "zoopt", "bayesopt"
     ] = Field(
         "grid",
-        description="grid: every combination, with what is random drawn for each; random: all is "
-        "drawn; others choose by the results so far, through Ray Tune's wrappers, and need their "
-        "package (extra `optuna` for optuna).",
+        description="grid: every combination, with random values drawn for each; random: every "
+        "value is drawn; the others choose by the results so far, through Ray Tune's wrappers, and "
+        "need their package (extra `optuna` for optuna).",
     )
     num_samples: int = Field(
-        1, ge=1, description="grid: times the grid is gone through; others: trials."
+        1, ge=1, description="grid: number of passes over the grid; others: number of trials."
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="Of what is drawn.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the random values.")
 
     @property
     def built_in(self) -> bool:
-        """Whether all trials are known from the beginning."""
+        """Whether all trials are known before the sweep starts."""
         return self.name in ("grid", "random")
 
 
 class EstimateConfig(Section):
-    """What a trial costs, before it has run."""
+    """What a trial is expected to cost."""
 
     gpu_seconds_per_round: str | float = Field(
-        description="Seconds of one GPU, or arithmetic over settings: 6624 * local.epochs."
+        description="Seconds of one GPU: a number, or arithmetic over settings such as "
+        "6624 * local.epochs."
     )
     source: str = Field(description="Where the number comes from.")
 
 
 class LoggersConfig(Section):
-    """Where Tune sends metrics besides TensorBoard."""
+    """Where Tune sends metrics in addition to TensorBoard."""
 
     mlflow: str | None = Field(
         None, description="Tracking URI of MLflow (extra `mlflow`), e.g. sqlite:///mlflow.db."
@@ -93,74 +102,95 @@ class LoggersConfig(Section):
 class SweepConfig(Section):
     """A sweep: an experiment, the settings that differ, and how the best is found."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,48}$", description="Of the sweep and its folder.")
-    description: str = Field("", description="One line on what the sweep is for.")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9._-]{1,48}$", description="Name of the sweep and of its folder."
+    )
+    description: str = Field("", description="One line on the purpose of the sweep.")
     base: str = Field(description="A preset, or a YAML file beside this one.")
     set: dict[str, Any] = Field({}, description="Settings that differ from base in every trial.")
     space: dict[str, Dimension] = Field(
-        min_length=1, description="What differs between trials; later ones go through faster."
+        min_length=1, description="Settings that differ between trials; the last varies fastest."
     )
     constraints: dict[str, str] = Field(
         {},
-        description="Settings that follow from swept ones: algorithm.lambda_hifr: "
+        description="Settings computed from swept ones: algorithm.lambda_hifr: "
         "1 - algorithm.lambda_vsr.",
     )
-    seeds: list[int] = Field([], description="Run every trial with each (default: base's seed).")
+    seeds: list[int] = Field(
+        [], description="Run every trial with each of these seeds (default: base's seed)."
+    )
     metric: str = Field(
         "psnr_db",
-        description="What is compared: psnr_db, ssim, loss, or of one test set test/NAME/psnr_db.",
+        description="Metric that trials are compared by: psnr_db, ssim, loss, or test/NAME/psnr_db "
+        "of one test set.",
     )
-    mode: Literal["max", "min"] = Field("max", description="Which way is better.")
-    scheduler: SchedulerConfig = Field(SchedulerConfig(), description="Stopping early.")
-    searcher: SearcherConfig = Field(SearcherConfig(), description="Choosing trials.")
+    mode: Literal["max", "min"] = Field(
+        "max", description="Whether the highest or the lowest metric is best."
+    )
+    scheduler: SchedulerConfig = Field(
+        SchedulerConfig(), description="Which trials are stopped early."
+    )
+    searcher: SearcherConfig = Field(SearcherConfig(), description="How trials are chosen.")
     executor: Literal["ray", "serial"] = Field(
         "ray",
         description="ray: a trial's clients are actors in its slots. serial: they train one by one "
-        "in the trial's process, without a GPU; the same bits, and no processes to start, which "
-        "small networks would wait for longer than for training.",
+        "in the trial's process, without a GPU; the bits are the same. Use serial for small "
+        "networks, which train faster than processes start.",
     )
     max_failures: int = Field(
-        2, ge=0, description="Times a trial that fails goes on from its checkpoint."
+        2, ge=0, description="Times that a failed trial is resumed from its checkpoint."
     )
-    estimate: EstimateConfig | None = Field(None, description="Expected cost.")
-    loggers: LoggersConfig = Field(LoggersConfig(), description="Other trackers.")
+    estimate: EstimateConfig | None = Field(None, description="Expected cost of a trial.")
+    loggers: LoggersConfig = Field(LoggersConfig(), description="Other experiment trackers.")
 
     def model_post_init(self, _: object) -> None:
-        """Check what no field can see alone."""
+        """Check what concerns several fields at once."""
+        self._require_metric()
+        self._require_searcher()
+        if self.scheduler.name == "pbt":
+            self._require_population()
+        self._require_constraints()
+
+    def _require_metric(self) -> None:
         if not re.fullmatch(r"psnr_db|ssim|loss|test/[^/]+/(psnr_db|ssim)", self.metric):
             hint = did_you_mean(self.metric, ("psnr_db", "ssim", "loss"))
             raise UserError(
                 f"metric = {self.metric} is not reported{hint} (there are: psnr_db, ssim, loss, "
                 "and of one test set test/NAME/psnr_db, test/NAME/ssim)"
             )
+
+    def _require_searcher(self) -> None:
         if self.seeds and (_SEED in self.space or len(set(self.seeds)) < len(self.seeds)):
-            raise UserError("seeds: give each seed once, and no `seed` in space besides")
+            raise UserError("seeds: give each seed once, and no `seed` in space")
         if not self.searcher.built_in and self.seeds:
             raise UserError(
-                f"seeds do not go with searcher.name = {self.searcher.name}; sweep `seed` instead"
+                f"seeds cannot be used with searcher.name = {self.searcher.name}; sweep `seed` "
+                "instead"
             )
         random = [key for key, dimension in self.space.items() if dimension.is_random]
         if self.searcher.name == "grid" and self.searcher.num_samples > 1 and not random:
             raise UserError(
-                f"searcher.num_samples = {self.searcher.num_samples}, but nothing in space is drawn"
-                " at random: every repetition would be the same; use seeds"
+                f"searcher.num_samples = {self.searcher.num_samples}, but nothing in space is "
+                "random: every repetition would be the same; use seeds"
             )
         if self.searcher.name == "bayesopt" and any(d.finite for d in self.space.values()):
-            raise UserError("searcher.name = bayesopt takes uniform and loguniform alone")
-        if self.scheduler.name == "pbt":
-            self._require_population()
+            raise UserError("searcher.name = bayesopt takes only uniform and loguniform")
+
+    def _require_constraints(self) -> None:
         known = self.swept
         for key, expression in self.constraints.items():
             if key in known:
                 raise UserError(f"constraints.{key} is in space too; give it once")
             for name in names_in(expression):
                 if name not in known:
-                    hint = did_you_mean(name, known) or f" (swept are: {', '.join(known)})"
+                    hint = did_you_mean(name, known) or f" (swept: {', '.join(known)})"
                     raise UserError(f"constraints.{key}: {name} is not swept{hint}")
 
     def _require_population(self) -> None:
         if not self.searcher.built_in or self.seeds:
-            raise UserError("scheduler.name = pbt goes with searcher.name = grid or random, alone")
+            raise UserError(
+                "scheduler.name = pbt works only with searcher.name = grid or random, and no seeds"
+            )
         fixed = [k for k in (*self.space, *self.constraints) if not _changeable(k)]
         fixed += [key for key, dimension in self.space.items() if dimension.cases]
         if fixed:
@@ -171,7 +201,7 @@ class SweepConfig(Section):
 
     @property
     def swept(self) -> list[str]:
-        """The dotted keys that differ between trials, but for those that follow from them."""
+        """The dotted keys of `space`; those that constraints compute are left out."""
         return [key for name, dimension in self.space.items() for key in dimension.keys(name)]
 
 
@@ -187,17 +217,17 @@ class Trial:
 
     @property
     def run_id(self) -> str:
-        """Names its run: the same for the same settings, so that a trial finds its run again."""
+        """Id of its run: equal settings give an equal id, so a trial finds its run again."""
         return f"{self.config.name}-{self.config.config_hash()}"
 
     @property
     def label(self) -> str:
-        """The values in words."""
+        """The values, as `describe` writes them."""
         return describe(self.values)
 
 
 def describe(values: Mapping[str, Value]) -> str:
-    """Values in words: `lambda_vsr=0.1 lambda_hifr=0.9`."""
+    """Values for people: `lambda_vsr=0.1 lambda_hifr=0.9`."""
     return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in values.items())
 
 
@@ -205,12 +235,12 @@ def load_sweep(path: Path, overrides: Iterable[str] = (), name: str | None = Non
     """Read a sweep file.
 
     Args:
-        path: of the file.
-        overrides: such as `local.lr=1e-3`; they change the experiment in every trial.
-        name: of the sweep, instead of the file's.
+        path: the file.
+        overrides: settings of every trial, such as `local.lr=1e-3`.
+        name: name of the sweep (default: the file's).
 
     Raises:
-        UserError: something is missing, unknown, misspelt or out of bounds.
+        UserError: the file cannot be read, or a key is missing, unknown or out of bounds.
     """
     try:
         settings = yaml.safe_load(path.read_text())
@@ -242,7 +272,7 @@ def load_sweep(path: Path, overrides: Iterable[str] = (), name: str | None = Non
 
 
 def save_sweep(config: SweepConfig, path: Path) -> None:
-    """Write a sweep so that `load_sweep` reads the same."""
+    """Write a sweep as a file from which `load_sweep` reads an equal one."""
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
     with replacing(path) as aside:
         aside.write_text(text)
@@ -252,7 +282,7 @@ def expand(sweep: SweepConfig) -> list[Trial]:
     """All trials of a grid or random search, in order, each with its checked configuration.
 
     Raises:
-        UserError: a trial's settings are refused, or two trials are the same.
+        UserError: a trial's settings are refused, or two trials are equal.
     """
     assert sweep.searcher.built_in
     trials, known = list[Trial](), dict[str, Trial]()
@@ -272,7 +302,7 @@ def expand(sweep: SweepConfig) -> list[Trial]:
 
 
 def make_trial(sweep: SweepConfig, index: int, point: Mapping[str, Value]) -> Trial:
-    """The trial of one point of the space.
+    """The trial at one point of the space.
 
     Raises:
         UserError: its settings are refused; the message names the trial.
@@ -296,7 +326,7 @@ def make_trial(sweep: SweepConfig, index: int, point: Mapping[str, Value]) -> Tr
 
 
 def any_trial(sweep: SweepConfig) -> Trial:
-    """One trial of the space, drawn at random.
+    """A random trial of the space.
 
     Raises:
         UserError: its settings are refused.
@@ -306,7 +336,7 @@ def any_trial(sweep: SweepConfig) -> Trial:
 
 
 def _points(sweep: SweepConfig) -> Iterator[dict[str, Value]]:
-    """Points of the space; those with something random are drawn until they are new."""
+    """Points of the space; a point with random values is drawn until it is new."""
     searcher, space = sweep.searcher, sweep.space
     if searcher.name == "random":
         grids: list[dict[str, Value]] = [{}]
@@ -324,7 +354,7 @@ def _points(sweep: SweepConfig) -> Iterator[dict[str, Value]]:
             else:
                 raise UserError(
                     f"searcher.num_samples = {searcher.num_samples}: the space has only "
-                    f"{len(seen)} combinations, or few more; lower it"
+                    f"{len(seen)} combinations, or a few more; lower it"
                 )
             seen.add(tuple(point.values()))
             count += 1
@@ -336,7 +366,10 @@ def _changeable(key: str) -> bool:
 
 
 def _overrides(settings: Mapping[str, Any]) -> list[str]:
-    """As `load_config` takes them, one a section: a change of name must come with its settings."""
+    """Settings as `load_config` takes them, one per section.
+
+    A section is one override because a new `name` must come together with its settings.
+    """
     return [
         f"{key}={yaml.safe_dump(value, default_flow_style=True, width=10**6).strip()}"
         for key, value in nested(flat(settings)).items()
@@ -354,5 +387,5 @@ def _parse(override: str) -> dict[str, Any]:
 
 
 def _beside(path: Path, base: str) -> str:
-    """A YAML file is looked for beside the sweep file."""
+    """The base of a sweep file: a YAML file is searched beside it."""
     return str((path.parent / base).resolve()) if Path(base).suffix in {".yaml", ".yml"} else base

@@ -1,4 +1,4 @@
-"""What a sweep's trials came to: read from the runs' own tables, written as one row a trial."""
+"""The results of a sweep's trials: read from the runs' tables, written as one row per trial."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fedvsr.tuning.space import Value
 
 SCHEMA_VERSION = 1
 
-# In a sweep's folder: the sweep itself, and the folder of the runs.
+# Names in a sweep's folder: its file, and the folder of its runs.
 SWEEP_FILE, RUNS = "sweep.yaml", "runs"
 
 HELD_OUT = "held_out"
@@ -34,12 +34,12 @@ def _field(name: str, kind: pa.DataType, description: str, unit: str = "") -> pa
     return pa.field(name, kind, metadata=metadata)
 
 
-# Behind these stand a column for every swept setting, by its dotted key, and four for every test
+# After these come a column for each swept setting, named by its dotted key, and four for each test
 # set: NAME.psnr_db, NAME.ssim, NAME.best_psnr_db, NAME.best_ssim.
 FIELDS = (
     _field("sweep", pa.string(), "The sweep's name."),
-    _field("trial", pa.int64(), "From 0, in the order of the sweep."),
-    _field("run_id", pa.string(), "Of the trial's run; joins the tables in runs/."),
+    _field("trial", pa.int64(), "Number of the trial, from 0, in the order of the sweep."),
+    _field("run_id", pa.string(), "Id of the trial's run; joins the tables in runs/."),
     _field(
         "status",
         pa.string(),
@@ -48,44 +48,51 @@ FIELDS = (
     _field("num_rounds", pa.int64(), "Rounds asked for.", "1"),
     _field("round_idx", pa.int64(), "Rounds done.", "1"),
     _field("evaluated_round_idx", pa.int64(), "The last evaluated round."),
-    _field("loss", pa.float64(), "Local loss of that round.", "1"),
-    _field("psnr_db", pa.float64(), "Of that round, mean of all test clips.", "dB"),
-    _field("ssim", pa.float64(), "Of that round, mean of all test clips.", "1"),
-    _field("best_psnr_db", pa.float64(), "Highest of any round.", "dB"),
-    _field("best_ssim", pa.float64(), "Highest of any round.", "1"),
-    _field("best_round_idx", pa.int64(), "Round of the highest PSNR."),
-    _field("bicubic_psnr_db", pa.float64(), "Bicubic enlargement of the test clips.", "dB"),
-    _field("rounds_s", pa.float64(), "Training, aggregation and scoring of all rounds.", "s"),
-    _field("attempts", pa.int64(), "Starts of the trial; over 1 where it failed or was resumed."),
-    _field("parent_run_id", pa.string(), "pbt: the run whose state it went on from; else null."),
-    _field("from_round", pa.int64(), "pbt: after which round; those before are the parent's."),
-    _field("error", pa.string(), "Why a failed trial failed."),
+    _field("loss", pa.float64(), "Local loss of the last evaluated round.", "1"),
+    _field("psnr_db", pa.float64(), "PSNR of that round, mean of all test clips.", "dB"),
+    _field("ssim", pa.float64(), "SSIM of that round, mean of all test clips.", "1"),
+    _field("best_psnr_db", pa.float64(), "Highest PSNR of any round.", "dB"),
+    _field("best_ssim", pa.float64(), "Highest SSIM of any round.", "1"),
+    _field("best_round_idx", pa.int64(), "Round with the highest PSNR."),
+    _field(
+        "bicubic_psnr_db",
+        pa.float64(),
+        "PSNR of bicubic enlargement, mean of the test clips.",
+        "dB",
+    ),
+    _field(
+        "rounds_s", pa.float64(), "Seconds of training, aggregation and scoring in all rounds.", "s"
+    ),
+    _field("attempts", pa.int64(), "Starts of the trial; more than 1 if it failed or was resumed."),
+    _field("parent_run_id", pa.string(), "pbt: the run from whose state it continued; else null."),
+    _field("from_round", pa.int64(), "pbt: the last round that is the parent's; else null."),
+    _field("error", pa.string(), "Reason why a failed trial failed."),
 )
 
 
 @dataclass(frozen=True)
 class Note:
-    """What a trial leaves in its run's folder, beside the run's own tables."""
+    """What a trial adds to its run's folder, beside the run's own tables."""
 
     values: dict[str, Value]
     test_sets: list[str]
     """The test set of each test clip, in order."""
     attempts: int
-    """Starts."""
+    """Number of starts."""
     tune_trial_id: str
     parent_run_id: str | None = None
-    """The run whose state this one went on from (population-based training)."""
+    """The run from whose state this one continued (population-based training)."""
     from_round: int = 0
-    """After which of its rounds."""
+    """The last round of that run that this one took over."""
 
     def write(self, folder: Path) -> None:
-        """Into the run's folder."""
+        """Write the note into a run's folder."""
         with replacing(folder / "trial.json") as aside:
             aside.write_text(json.dumps(asdict(self)))
 
     @staticmethod
     def read(folder: Path) -> Note | None:
-        """From a run's folder; None where no trial has left one."""
+        """The note in a run's folder; None if there is none."""
         try:
             return Note(**json.loads((folder / "trial.json").read_text()))
         except FileNotFoundError:
@@ -93,23 +100,23 @@ class Note:
 
 
 def newest_runs(runs: Path) -> dict[str, Path]:
-    """The run of each trial that has begun, by Tune's trial id, in the order they began.
+    """The run of each trial that has started, by Tune's trial id, in the order they started.
 
-    In population-based training a trial has several, each going on from another's state: the last.
+    With population-based training a trial has several runs; its last one is returned.
     """
-    found = dict[str, tuple[int, Path]]()
+    newest = dict[str, tuple[int, Path]]()
     folders = [path.parent for path in runs.glob("*/trial.json")]
     folders.sort(key=lambda folder: ((folder / "config.yaml").stat().st_mtime_ns, folder.name))
     for folder in folders:
         note = Note.read(folder)
         assert note is not None
-        if note.from_round >= found.get(note.tune_trial_id, (0,))[0]:
-            found[note.tune_trial_id] = note.from_round, folder
-    return {tune_id: folder for tune_id, (_, folder) in found.items()}
+        if note.from_round >= newest.get(note.tune_trial_id, (0,))[0]:
+            newest[note.tune_trial_id] = note.from_round, folder
+    return {tune_id: folder for tune_id, (_, folder) in newest.items()}
 
 
 def sets_of(config: ExperimentConfig, split: Split) -> list[str]:
-    """The name of each test clip's set: the store's, or `held_out`, or `reds4` for those."""
+    """The test set of each test clip: its store's name; `held_out` or `reds4` if held out."""
     stores = {str(Path(name).expanduser().resolve()): name for name in config.data.test}
     held_out = "reds4" if config.data.held_out == "reds4" else HELD_OUT
     return [
@@ -118,27 +125,31 @@ def sets_of(config: ExperimentConfig, split: Split) -> list[str]:
 
 
 def history(folder: Path, sets: Sequence[str]) -> list[dict[str, Any]]:
-    """Of every evaluated round of a run: `round_idx`, `loss`, `psnr_db`, `ssim`, and by set.
+    """For each evaluated round of a run: `round_idx`, `loss`, `psnr_db`, `ssim` and `test`.
 
-    `test` holds the means by set: `{"vid4": {"psnr_db": 24.9, "ssim": 0.77}}`.
+    `test` holds the means by test set: `{"vid4": {"psnr_db": 24.9, "ssim": 0.77}}`.
+
+    Args:
+        folder: the run's folder.
+        sets: the test set of each test clip, in order (see `sets_of`).
     """
     results = load_results(folder)
     rounds = results.rounds.dropna(subset=["psnr_db"])
-    found = list[dict[str, Any]]()
+    entries = list[dict[str, Any]]()
     for row in rounds.to_dict("records"):
         scores = results.evaluations[results.evaluations["round_idx"] == row["round_idx"]]
-        # Where each client has a network, the clips come once a client, in the same order.
+        # If each client has its own network, the clips repeat for each client, in the same order.
         by_set = scores[list(_SCORES)].groupby([sets[i % len(sets)] for i in range(len(scores))])
         means = by_set.mean().to_dict("index")
         entry = {name: row[name] for name in ("round_idx", "loss", *_SCORES)}
-        found.append({**entry, "test": {str(name): dict(mean) for name, mean in means.items()}})
-    return found
+        entries.append({**entry, "test": {str(name): dict(mean) for name, mean in means.items()}})
+    return entries
 
 
 def row_of(
     sweep: str, index: int, values: Mapping[str, Value], config: ExperimentConfig, folder: Path
 ) -> dict[str, Any]:
-    """A trial's row, from its run's folder, which may not be there yet."""
+    """A trial's row of `trials.parquet`, read from its run's folder, which may be missing."""
     row: dict[str, Any] = {
         "sweep": sweep,
         "trial": index,
@@ -182,7 +193,7 @@ def row_of(
 
 
 def write_trials(path: Path, rows: Sequence[Mapping[str, Any]], swept: Iterable[str]) -> None:
-    """Write `trials.parquet`: `FIELDS`, then the swept settings, then the test sets."""
+    """Write `trials.parquet`: columns of `FIELDS`, of the swept settings and of the test sets."""
     fixed, swept = {field.name for field in FIELDS}, list(swept)
     columns = [*FIELDS]
     for key in swept:
@@ -201,10 +212,10 @@ def write_trials(path: Path, rows: Sequence[Mapping[str, Any]], swept: Iterable[
 
 
 def read_trials(path: Path) -> pd.DataFrame:
-    """A sweep's `trials.parquet`.
+    """The table of a sweep's `trials.parquet`.
 
     Raises:
-        UserError: it is not there, or was written by a newer version.
+        UserError: the file is missing, or a newer version has written it.
     """
     if not path.is_file():
         raise UserError(f"there is no sweep at {path.parent}; `fedvsr tune` makes one")
@@ -231,7 +242,7 @@ def _kind(values: Sequence[Value | None]) -> pa.DataType:
 
 
 def _as(value: Any, kind: pa.DataType) -> Any:
-    # A setting whose values are numbers and words, such as a list of clips or `reds4`.
+    # The values of one setting may be numbers and words, such as 4 and `reds4`.
     return str(value) if value is not None and pa.types.is_string(kind) else value
 
 

@@ -1,4 +1,4 @@
-"""One trial: an experiment in a process that Ray Tune starts, stops, and starts again."""
+"""Runs one trial: an experiment in a process that Ray Tune starts, stops and restarts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from ray import tune
 from ray.tune import PlacementGroupFactory
@@ -29,22 +29,29 @@ from fedvsr.tuning.population import fork, pack
 from fedvsr.tuning.sweep import SweepConfig, Trial, load_sweep, make_trial
 from fedvsr.tuning.table import RUNS, SWEEP_FILE, Note, history, newest_runs, sets_of
 
-# What a killed sweep left running ends within seconds of it.
+# Processes of a killed sweep end within seconds.
 _LOCK_WAIT_S, _POLL_S = 120.0, 0.5
 _POINTER = "reported.json"
 
 
-def run_trial(settings: dict[str, Any]) -> None:
-    """Run one trial, or go on with it, and report every evaluated round to Tune.
+class _Pointer(TypedDict):
+    """What a checkpoint of Tune holds: a run, and its last round that was reported."""
 
-    The run's own folder is the checkpoint; Tune's says only what has been reported already, and
-    holds a run's state where another trial may go on from it.
+    run_id: str
+    round_idx: int
+
+
+def run_trial(settings: dict[str, Any]) -> None:
+    """Run or resume one trial, and report every evaluated round to Tune.
+
+    The trial resumes from its run's own folder. Tune's checkpoint says only which rounds were
+    reported, and with population-based training holds the run's state for another trial.
 
     Args:
-        settings: `sweep`, the sweep's folder; `cwd`, where relative paths begin; `trial`, its index
-            if all trials were known from the beginning; and the trial's values by name.
+        settings: `sweep`, the sweep's folder; `cwd`, the folder of relative paths; `trial`, its
+            index, unless a searcher chose it; and the trial's values by name.
     """
-    # This process is the trial's alone. Without a share of its own Ray would show it every GPU.
+    # The trial's own process trains nothing on a GPU, but Ray would show it every GPU.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.chdir(settings["cwd"])
     folder = Path(settings["sweep"])
@@ -63,21 +70,22 @@ def run_trial(settings: dict[str, Any]) -> None:
         return
     try:
         for event in execute(run, split, _executor(sweep, trial.config)):
-            # The last round is reported when the run is finished: a scheduler may end a trial at
-            # any report, and the network is saved after that round.
+            # The last round is reported after the run has finished: a scheduler may end a trial at
+            # any report, and the network is saved only after the last round.
             last = trial.config.federation.num_rounds
             if isinstance(event, RoundRecorded) and event.scores and event.round_idx < last:
                 report.new()
     except UserError:
         if not report.any:
             raise
-        # Equal settings fail alike, so Tune is not told to try again; the run's record says why.
+        # A retry with equal settings would fail again, so Tune does not hear of the failure; the
+        # run's record says why.
         return
     report.new()
 
 
 def trial_of(sweep: SweepConfig, settings: Mapping[str, Any]) -> Trial:
-    """The trial that Tune's settings stand for (see `run_trial`)."""
+    """The trial of Tune's settings (see `run_trial`)."""
     point = {k: v for k, v in settings.items() if k in sweep.space or (k == "seed" and sweep.seeds)}
     return make_trial(sweep, int(settings.get("trial", 0)), point)
 
@@ -93,10 +101,10 @@ def bundles_of(sweep: SweepConfig, config: ExperimentConfig) -> PlacementGroupFa
 
 
 def wanted(config: ExperimentConfig) -> Slots:
-    """The driver and the slots of a trial: one slot, if `cluster.slots` says nothing.
+    """The driver and the slots of a trial: `cluster.slots`, or one slot if that is not set.
 
     Raises:
-        UserError: the cluster has no such GPU.
+        UserError: the cluster lacks the GPU that the configuration names.
     """
     federation, cluster = config.federation, config.cluster
     one = cluster.model_copy(update={"slots": cluster.slots or 1})
@@ -113,12 +121,12 @@ def _executor(sweep: SweepConfig, config: ExperimentConfig) -> Callable[[Clients
 
 
 def _own_run(trial: Trial, runs: Path) -> Run:
-    """The trial's run, found by its settings, so that nothing of Tune's is needed to go on."""
+    """The trial's run, found by its settings, so that resuming needs nothing from Tune."""
     return open_run(trial.config, runs / trial.run_id)
 
 
 def _population_run(trial: Trial, runs: Path) -> Run:
-    """The newest run of this trial, or one that goes on from another trial's state."""
+    """The newest run of this trial, or a new one that continues from another trial's state."""
     tune_id = tune.get_context().get_trial_id()
     own, name = newest_runs(runs).get(tune_id), f"{trial.config.name}-{tune_id}"
     checkpoint = tune.get_checkpoint()
@@ -140,7 +148,7 @@ def _note(trial: Trial) -> Note:
 
 
 class _Reporter:
-    """Reports the rounds of a run that Tune has not seen."""
+    """Reports to Tune the rounds of a run that it has not seen."""
 
     def __init__(self, run: Run, sets: list[str], with_state: bool) -> None:
         self._run, self._sets, self._with_state = run, sets, with_state
@@ -148,30 +156,29 @@ class _Reporter:
         checkpoint = tune.get_checkpoint()
         if checkpoint is not None:
             with checkpoint.as_directory() as path:
-                self._last = int(_pointer(Path(path))["round_idx"])
+                self._last = _pointer(Path(path))["round_idx"]
 
     @property
     def any(self) -> bool:
-        """Whether anything was ever reported."""
+        """Whether any round was ever reported."""
         return self._last >= 0
 
     def new(self) -> None:
-        """Report what the run has recorded since the last report."""
+        """Report the rounds that the run has recorded since the last report."""
         for metrics in history(self._run.folder, self._sets):
             if metrics["round_idx"] <= self._last:
                 continue
             self._last = int(metrics["round_idx"])
             with tempfile.TemporaryDirectory() as path:
-                pointer = {"run_id": self._run.run_id, "round_idx": self._last}
+                pointer = _Pointer(run_id=self._run.run_id, round_idx=self._last)
                 (Path(path) / _POINTER).write_text(json.dumps(pointer))
                 if self._with_state:
                     pack(self._run.folder, Path(path))
                 tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(path))
 
 
-def _pointer(path: Path) -> dict[str, Any]:
-    """What a checkpoint of Tune's says: which run, and the last round that was reported."""
-    pointer: dict[str, Any] = json.loads((path / _POINTER).read_text())
+def _pointer(path: Path) -> _Pointer:
+    pointer: _Pointer = json.loads((path / _POINTER).read_text())
     return pointer
 
 

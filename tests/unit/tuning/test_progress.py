@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fedvsr.config import load_config
-from fedvsr.tuning.progress import Outcome, Watch
+from fedvsr.tuning.progress import Outcome, TrialMonitor
 from fedvsr.tuning.sweep import SweepConfig, expand
 from fedvsr.tuning.table import Note, sets_of
 from tests.integration.running import run_serially, split_of
@@ -27,9 +27,8 @@ def test_what_tune_knows_is_added_at_the_end(small_yaml: Path, tmp_path: Path) -
         sets = sets_of(trial.config, split_of(trial.config))
         Note(dict(trial.values), sets, 1, f"t{trial.index}").write(folder)
     as_running(tmp_path / "runs" / trials[1].run_id)
-    shown = list[list[str]]()
-    watch = Watch(sweep, trials, tmp_path, lambda rows: shown.append([r["status"] for r in rows]))
-    rows = watch.finish(
+    monitor = TrialMonitor(sweep, trials, tmp_path, lambda _: None)
+    rows = monitor.finish(
         [
             Outcome("t0", 0, "TERMINATED", None),
             Outcome("t1", 1, "TERMINATED", None),
@@ -68,7 +67,7 @@ def test_a_trial_is_shown_while_it_runs(small_yaml: Path, tmp_path: Path) -> Non
         if "finished" in shown[-1]:
             seen.set()
 
-    with Watch(sweep, trials, tmp_path, show):
+    with TrialMonitor(sweep, trials, tmp_path, show):
         config = load_config(str(small_yaml), ["algorithm.alpha=1"])
         folder = run_serially(config, tmp_path / "made")
         sets = sets_of(config, split_of(config))
