@@ -103,7 +103,7 @@ def test_a_sweep_from_the_file_to_its_best(small_yaml: Path, tmp_path: Path) -> 
 
     again = subprocess.run(command(file, tmp_path), capture_output=True, text=True, timeout=100)
     assert again.returncode == 2
-    assert "--resume goes on with it" in again.stderr
+    assert "--resume resumes it" in again.stderr
 
 
 def load_events(folder: Path) -> dict[str, list[float]]:
