@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from fedvsr.cli.common import SetOption, console
+
+if TYPE_CHECKING:
+    from fedvsr.cluster.doctor import Finding
+    from fedvsr.config import ExperimentConfig
 
 # The command imports Ray and torch when it runs, so that `--help` stays quick.
 
@@ -42,18 +47,7 @@ def doctor(
     config = load_config(source, settings or ()) if source else None
     address = address or os.environ.get("RAY_ADDRESS")
     if address and address.startswith("http"):
-        from fedvsr.cli.jobs import follow_job
-        from fedvsr.cluster import package as job_package
-        from fedvsr.cluster.jobs import Jobs
-
-        server = Jobs(address)
-        with tempfile.TemporaryDirectory() as folder:
-            built = job_package.build(Path(folder) / "package", config, [], source=True)
-            inside = f" {job_package.CONFIG}" if config else ""
-            job_id = server.submit(
-                f"python -m fedvsr doctor{inside} --address auto", built.folder, "doctor"
-            )
-        follow_job(server, job_id)
+        _check_by_job(config, address)
     if address:
         from fedvsr.federation import driver
 
@@ -64,6 +58,27 @@ def doctor(
             driver.disconnect()
     else:
         findings = checks.look_here(config)
+    _print(findings)
+    if any(finding.level == "error" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _check_by_job(config: ExperimentConfig | None, address: str) -> NoReturn:
+    """Run `doctor` as a job on the cluster, show what it prints, and exit with its exit code."""
+    from fedvsr.cli.jobs import follow_job
+    from fedvsr.cluster import package as job_package
+    from fedvsr.cluster.jobs import Jobs
+
+    server = Jobs(address)
+    with tempfile.TemporaryDirectory() as folder:
+        built = job_package.build(Path(folder) / "package", config, [], source=True)
+        source = f" {job_package.CONFIG}" if config else ""
+        command = f"python -m fedvsr doctor{source} --address auto"
+        job_id = server.submit(command, built.folder, "doctor")
+    follow_job(server, job_id)
+
+
+def _print(findings: Sequence[Finding]) -> None:
     table = Table(box=None, pad_edge=False)
     for name in ("check", "", "where", "found", "what to do"):
         table.add_column(name, overflow="fold")
@@ -74,5 +89,3 @@ def doctor(
     # A log gets each finding on one line.
     wide = console if console.is_terminal else Console(width=10_000)
     wide.print(table, highlight=False)
-    if any(finding.level == "error" for finding in findings):
-        raise typer.Exit(1)

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.table import Table
@@ -179,7 +179,7 @@ def fetch(
     say(f"{folder}/: {num_files} files, checksum correct; `fedvsr show {folder}`")
 
 
-def follow_job(server: Jobs, job_id: str) -> None:
+def follow_job(server: Jobs, job_id: str) -> NoReturn:
     """Show what a job prints until it ends, and exit with its exit code.
 
     Ctrl-C ends the display; the job keeps running.

@@ -6,7 +6,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -17,6 +17,7 @@ from fedvsr.errors import UserError
 if TYPE_CHECKING:
     from fedvsr.config import ExperimentConfig
     from fedvsr.tuning.estimate import Cost
+    from fedvsr.tuning.progress import Row
     from fedvsr.tuning.sweep import SweepConfig, Trial
 
 
@@ -223,7 +224,7 @@ def _representative(sweep: SweepConfig, trials: Sequence[Trial] | None) -> Exper
     return max((trial.config for trial in trials), key=slots_of)
 
 
-def _print_best(best: Sequence[Any], sweep: SweepConfig) -> None:
+def _print_best(best: Sequence[Row], sweep: SweepConfig) -> None:
     from fedvsr.cli.sweep_view import trials_table
 
     print_wide(trials_table(best[:_BEST_SHOWN], _swept(sweep)))
@@ -246,7 +247,7 @@ def report(
     folder = Path(name) if (Path(name) / "trials.parquet").is_file() else out / "sweeps" / name
     trials = read_trials(folder / "trials.parquet")
     sweep = load_sweep(folder / SWEEP_FILE)
-    rows: list[dict[str, Any]] = [
+    rows: list[Row] = [
         {str(k): None if v != v else v for k, v in row.items()} for row in trials.to_dict("records")
     ]
     best = best_of(rows, sweep)

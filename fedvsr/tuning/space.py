@@ -90,7 +90,7 @@ class Dimension(Section):
         assert values is not None
         return values[int(rng.integers(len(values)))]
 
-    def settings(self, key: str, value: Value) -> dict[str, Any]:
+    def settings(self, key: str, value: Value) -> dict[str, object]:
         """The settings of a value, by dotted key; `key` is the dimension's name."""
         return flat(self.cases[str(value)]) if self.cases else {key: value}
 
@@ -109,9 +109,9 @@ def _number(value: Any) -> Any:
     return number if math.isfinite(number) else value
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Settings by dotted key: `{"local": {"lr": 1}}` is `{"local.lr": 1}`; the last one wins."""
-    result: dict[str, Any] = {}
+    result = dict[str, object]()
     for key, value in settings.items():
         if isinstance(value, Mapping):
             result |= flat(value, f"{prefix}{key}.")
@@ -120,15 +120,16 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+def nested(settings: Mapping[str, object]) -> dict[str, object]:
     """Flat settings as sections: `{"local.lr": 1}` is `{"local": {"lr": 1}}`."""
-    result: dict[str, Any] = {}
+    result = dict[str, object]()
     for key, value in settings.items():
         *sections, last = key.split(".")
         inner = result
         for section in sections:
-            inner = inner.setdefault(section, {})
-            if not isinstance(inner, dict):
+            deeper = inner.setdefault(section, {})
+            if not isinstance(deeper, dict):
                 raise UserError(f"{key} is part of {section}, which has a value of its own")
+            inner = deeper
         inner[last] = value
     return result

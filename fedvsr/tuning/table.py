@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypedDict
 
 import pandas as pd
 import pyarrow as pa
@@ -26,7 +26,7 @@ SCHEMA_VERSION = 1
 SWEEP_FILE, RUNS = "sweep.yaml", "runs"
 
 HELD_OUT = "held_out"
-_SCORES = ("psnr_db", "ssim")
+_SCORES: Final = ("psnr_db", "ssim")
 
 
 def _field(name: str, kind: pa.DataType, description: str, unit: str = "") -> pa.Field:
@@ -124,10 +124,19 @@ def sets_of(config: ExperimentConfig, split: Split) -> list[str]:
     ]
 
 
-def history(folder: Path, sets: Sequence[str]) -> list[dict[str, Any]]:
-    """For each evaluated round of a run: `round_idx`, `loss`, `psnr_db`, `ssim` and `test`.
+class Scores(TypedDict):
+    """What a trial reports of one evaluated round."""
 
-    `test` holds the means by test set: `{"vid4": {"psnr_db": 24.9, "ssim": 0.77}}`.
+    round_idx: int
+    loss: float
+    psnr_db: float
+    ssim: float
+    test: dict[str, dict[str, float]]
+    """Means by test set: `{"vid4": {"psnr_db": 24.9, "ssim": 0.77}}`."""
+
+
+def history(folder: Path, sets: Sequence[str]) -> list[Scores]:
+    """The scores of each evaluated round of a run, in order.
 
     Args:
         folder: the run's folder.
@@ -135,14 +144,21 @@ def history(folder: Path, sets: Sequence[str]) -> list[dict[str, Any]]:
     """
     results = load_results(folder)
     rounds = results.rounds.dropna(subset=["psnr_db"])
-    entries = list[dict[str, Any]]()
+    entries = list[Scores]()
     for row in rounds.to_dict("records"):
         scores = results.evaluations[results.evaluations["round_idx"] == row["round_idx"]]
         # If each client has its own network, the clips repeat for each client, in the same order.
         by_set = scores[list(_SCORES)].groupby([sets[i % len(sets)] for i in range(len(scores))])
         means = by_set.mean().to_dict("index")
-        entry = {name: row[name] for name in ("round_idx", "loss", *_SCORES)}
-        entries.append({**entry, "test": {str(name): dict(mean) for name, mean in means.items()}})
+        entries.append(
+            {
+                "round_idx": row["round_idx"],
+                "loss": row["loss"],
+                "psnr_db": row["psnr_db"],
+                "ssim": row["ssim"],
+                "test": {str(name): dict(mean) for name, mean in means.items()},
+            }
+        )
     return entries
 
 
@@ -181,7 +197,8 @@ def row_of(
     if not evaluated:
         return row
     last, best = evaluated[-1], max(evaluated, key=lambda entry: float(entry["psnr_db"]))
-    row |= {name: _finite(last[name]) for name in ("loss", *_SCORES)}
+    row |= {"loss": _finite(last["loss"])}
+    row |= {name: _finite(last[name]) for name in _SCORES}
     row["evaluated_round_idx"] = last["round_idx"]
     row["best_round_idx"] = best["round_idx"]
     row |= {f"best_{name}": max(entry[name] for entry in evaluated) for name in _SCORES}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from ray import tune
 from ray.tune import PlacementGroupFactory
@@ -26,6 +26,7 @@ from fedvsr.runs.execution import execute
 from fedvsr.runs.launch import prepare_data
 from fedvsr.runs.run import Run, open_run, run_status
 from fedvsr.tuning.population import fork, pack
+from fedvsr.tuning.space import Value
 from fedvsr.tuning.sweep import SweepConfig, Trial, load_sweep, make_trial
 from fedvsr.tuning.table import RUNS, SWEEP_FILE, Note, history, newest_runs, sets_of
 
@@ -41,7 +42,7 @@ class _Pointer(TypedDict):
     round_idx: int
 
 
-def run_trial(settings: dict[str, Any]) -> None:
+def run_trial(settings: dict[str, Value]) -> None:
     """Run or resume one trial, and report every evaluated round to Tune.
 
     The trial resumes from its run's own folder. Tune's checkpoint says only which rounds were
@@ -53,8 +54,8 @@ def run_trial(settings: dict[str, Any]) -> None:
     """
     # The trial's own process trains nothing on a GPU, but Ray would show it every GPU.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    os.chdir(settings["cwd"])
-    folder = Path(settings["sweep"])
+    os.chdir(str(settings["cwd"]))
+    folder = Path(str(settings["sweep"]))
     sweep = load_sweep(folder / SWEEP_FILE)
     trial = trial_of(sweep, settings)
     split = prepare_data(trial.config, lambda *_: None)
@@ -84,7 +85,7 @@ def run_trial(settings: dict[str, Any]) -> None:
     report.new()
 
 
-def trial_of(sweep: SweepConfig, settings: Mapping[str, Any]) -> Trial:
+def trial_of(sweep: SweepConfig, settings: Mapping[str, Value]) -> Trial:
     """The trial of Tune's settings (see `run_trial`)."""
     point = {k: v for k, v in settings.items() if k in sweep.space or (k == "seed" and sweep.seeds)}
     return make_trial(sweep, int(settings.get("trial", 0)), point)
