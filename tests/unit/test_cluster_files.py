@@ -1,4 +1,4 @@
-"""The files of cluster/, each checked by the schema of what reads it."""
+"""The files of cluster/, each checked by the schema of the program that reads it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def ray_start_options(line: str) -> dict[str, str]:
     return {name: context.params[name[2:].replace("-", "_")] for name in given}
 
 
-def test_ray_accepts_the_file_for_ray_up() -> None:
+def test_ray_accepts_onprem_yaml() -> None:
     config = read("onprem.yaml")
     validate_config(prepare_config(copy.deepcopy(config)))
     assert prepare_config(copy.deepcopy(config))["max_workers"] == 3
@@ -50,7 +50,7 @@ def test_ray_accepts_the_file_for_ray_up() -> None:
         validate_config(prepare_config({**config, "head_start_ray_comands": []}))
 
 
-def test_ray_knows_the_options_of_its_start_lines() -> None:
+def test_ray_knows_the_options_in_onprem_yaml() -> None:
     config = read("onprem.yaml")
     head = ray_start_options(config["head_start_ray_commands"][-1])
     assert head["--dashboard-host"] == "127.0.0.1"
@@ -63,7 +63,7 @@ def test_ray_knows_the_options_of_its_start_lines() -> None:
         ray_start_options("ray start --hed")
 
 
-def test_the_slurm_script_is_a_script_with_options_that_ray_knows() -> None:
+def test_the_slurm_script_parses_and_ray_knows_its_options() -> None:
     path = CLUSTER / "slurm.sbatch"
     subprocess.run(["bash", "-n", str(path)], check=True)
     text = path.read_text().replace("\\\n", " ")
@@ -75,8 +75,8 @@ def test_the_slurm_script_is_a_script_with_options_that_ray_knows() -> None:
     assert directives["ntasks-per-node"] == "1"
 
 
-# The part of KubeRay's ray.io/v1 that our files use. They were checked once, strictly, against the
-# custom resource definitions themselves (cluster/README.md).
+# The part of KubeRay's ray.io/v1 that our files use. The files were checked once, strictly, against
+# the custom resource definitions themselves (cluster/README.md).
 
 
 class Strict(BaseModel):
@@ -193,7 +193,7 @@ class RayJob(Strict):
 def test_the_kubernetes_files_fit_kuberay() -> None:
     cluster = RayCluster.model_validate(read("kuberay/raycluster.yaml"))
     job = RayJob.model_validate(read("kuberay/rayjob.yaml"))
-    assert job.spec.ray_cluster_spec == cluster.spec, "they differ only in what runs on them"
+    assert job.spec.ray_cluster_spec == cluster.spec, "only the experiment makes the files differ"
     assert cluster.spec.auth_options.mode == "token"
     assert cluster.spec.head_group_spec.service_type == "ClusterIP", "reached from within alone"
     for group in (cluster.spec.head_group_spec, *cluster.spec.worker_group_specs):
@@ -213,7 +213,7 @@ def test_the_kubernetes_files_fit_kuberay() -> None:
         RayJob.model_validate(typo)
 
 
-def test_the_job_of_kubernetes_is_one_that_runs() -> None:
+def test_the_command_of_the_kubernetes_job_parses() -> None:
     words = shlex.split(read("kuberay/rayjob.yaml")["spec"]["entrypoint"])
     assert words[:4] == ["python", "-m", "fedvsr", "run"]
     parse(words[3:])
@@ -223,7 +223,7 @@ def test_the_job_of_kubernetes_is_one_that_runs() -> None:
 INSTRUCTIONS = {"FROM", "RUN", "WORKDIR", "COPY", "ARG", "USER", "ENV", "CMD"}
 
 
-def test_the_image_is_built_from_files_that_are_there() -> None:
+def test_the_image_is_built_from_existing_files() -> None:
     text = re.sub(r"^#.*\n", "", (CLUSTER / "Dockerfile").read_text(), flags=re.MULTILINE)
     steps = [line.split(None, 1) for line in text.replace("\\\n", " ").splitlines() if line.strip()]
     assert {name for name, _ in steps} == INSTRUCTIONS
@@ -241,7 +241,7 @@ def test_the_image_is_built_from_files_that_are_there() -> None:
     assert all(f"\n{extra} =\n" in setup for extra in extras)
 
 
-def test_what_is_watched_is_what_is_described() -> None:
+def test_the_dashboard_draws_the_documented_metrics() -> None:
     (job,) = read("prometheus.yml")["scrape_configs"]
     assert job["file_sd_configs"] == [{"files": ["/tmp/ray/prom_metrics_service_discovery.json"]}]
     described = set(re.findall(r"`(ray_\w+)`", (CLUSTER / "monitoring.md").read_text()))
@@ -253,7 +253,7 @@ def test_what_is_watched_is_what_is_described() -> None:
 
 
 def parse(words: list[str]) -> None:
-    """Parse a command of ours as the command line would, without running it."""
+    """Parse a command of fedvsr without running it."""
     commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
     commands[words[0]].make_context(words[0], words[1:])
 
@@ -273,6 +273,6 @@ def test_commands_in_the_documents_parse(document: str) -> None:
         assert (ROOT / document).parent.joinpath(target).exists(), target
 
 
-def test_nothing_that_is_started_is_open_to_all() -> None:
+def test_no_server_listens_on_every_address() -> None:
     for path in [p for p in CLUSTER.rglob("*") if p.is_file()]:
         assert "0.0.0.0" not in path.read_text(), path

@@ -19,7 +19,7 @@ from tests.unit.cli.test_cli import fedvsr
 TUNE_CONFIGS = Path(__file__).parents[3] / "tune_configs"
 
 
-def test_a_dry_run_tells_trials_cost_and_concurrency(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_prints_trials_cost_and_concurrency(capsys: pytest.CaptureFixture[str]) -> None:
     file = str(TUNE_CONFIGS / "lambda_grid_rvrt.yaml")
     assert fedvsr("tune", file, "--dry-run", "--max-concurrent", "1") == 0
     printed = capsys.readouterr().out
@@ -119,7 +119,7 @@ def test_a_report_prints_the_best_and_draws(
     assert "there is no sweep at" in capsys.readouterr().err
 
 
-def test_one_setting_makes_a_curve_and_so_do_bounded_ones(tmp_path: Path) -> None:
+def test_one_free_setting_gives_a_curve_and_bounded_ones_do_too(tmp_path: Path) -> None:
     from fedvsr.report.sweep import draw
 
     table = pd.DataFrame(ROWS)
@@ -131,7 +131,7 @@ def test_one_setting_makes_a_curve_and_so_do_bounded_ones(tmp_path: Path) -> Non
     assert [path.name for path in drawn] == ["heat_map.png", "curve.png", "parallel.png"]
 
 
-def test_what_is_seen_while_it_runs() -> None:
+def test_a_running_sweep_prints_changes() -> None:
     console = Console(file=io.StringIO(), width=200)
     running = {**ROWS[0], "status": "running", "round_idx": 2, "evaluated_round_idx": 1}
     further = {**running, "round_idx": 3}

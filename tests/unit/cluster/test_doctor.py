@@ -36,7 +36,7 @@ def changed(**values: Any) -> NodeReport:
     return dataclasses.replace(GOOD, host="b", **values)
 
 
-def test_good_nodes_are_good() -> None:
+def test_nodes_without_faults_give_only_good_findings() -> None:
     findings = judge([GOOD, changed()], DATA)
     assert {finding.level for finding in findings} == {"ok"}
     assert {finding.where for finding in findings} == {"a, b"}, "a line for both"
@@ -102,7 +102,7 @@ def test_good_nodes_are_good() -> None:
         ({"silent": "did not answer within 120 s"}, "node", "error", "did not answer", "take it"),
     ],
 )
-def test_each_fault_is_one_line_of_its_node(
+def test_each_fault_is_one_finding_of_its_node(
     values: dict[str, Any], check: str, level: str, found: str, todo: str
 ) -> None:
     findings = judge([GOOD, changed(**values)], DATA)
@@ -112,7 +112,7 @@ def test_each_fault_is_one_line_of_its_node(
     assert todo in wrong.todo
 
 
-def test_the_probe_sees_this_machine(tmp_path: Path) -> None:
+def test_the_probe_describes_this_machine(tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").write_bytes(b"v")
     with socket.socket() as listening, socket.socket() as free:
         for each in (listening, free):
@@ -149,7 +149,7 @@ def test_a_changed_source_is_another_version(
     assert all(version.startswith("1 (source ") for version in seen)
 
 
-def test_which_paths_every_node_needs(small_yaml: Path, tmp_path: Path) -> None:
+def test_paths_that_every_node_reads(small_yaml: Path, tmp_path: Path) -> None:
     store, videos = tmp_path / "store", tmp_path / "videos"
     for folder in (store, videos):
         folder.mkdir()
@@ -172,7 +172,7 @@ def test_which_paths_every_node_needs(small_yaml: Path, tmp_path: Path) -> None:
     assert not any(cache.iterdir())
 
 
-def test_this_machine_as_a_table(
+def test_the_command_prints_a_table_of_this_machine(
     small_yaml: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

@@ -1,4 +1,4 @@
-"""What needs no cluster; tests/integration/test_jobs.py has one."""
+"""Jobs and packages without a cluster; tests/integration/test_jobs.py has one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_package_runs_from_its_own_folder(small_yaml: Path, tmp_path: Path) ->
     assert set(built.sizes) == {"fedvsr", "run.yaml", "extra"}
     assert not list(built.folder.rglob("__pycache__"))
     assert config.load_config(str(built.folder / "run.yaml")) == experiment
-    # Isolated from this checkout: what is shipped suffices, and knows its commit.
+    # Isolated from this checkout: the shipped source is complete, and knows its commit.
     program = (
         "import sys; sys.path.insert(0, '.'); import fedvsr.environment as e; "
         "print(e.__file__, e.git_commit())"
@@ -43,13 +43,13 @@ def test_a_package_runs_from_its_own_folder(small_yaml: Path, tmp_path: Path) ->
     assert commit == str(environment.git_commit())
 
 
-def test_what_is_installed_is_not_shipped(small_yaml: Path, tmp_path: Path) -> None:
+def test_an_installed_source_is_not_shipped(small_yaml: Path, tmp_path: Path) -> None:
     experiment = config.load_config(str(small_yaml))
     built = job_package.build(tmp_path / "package", experiment, [], source=False)
     assert set(built.sizes) == {"run.yaml"}
 
 
-def test_a_package_that_is_too_large_names_what_is_large(
+def test_a_package_that_is_too_large_names_its_largest_files(
     small_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, mib in {"big.npy": 99, "small.npy": 2}.items():
@@ -77,7 +77,7 @@ def test_a_package_that_is_too_large_names_what_is_large(
         (["--set", "local.stpes=1"], "local.stpes is not a setting"),
     ],
 )
-def test_mistakes_are_found_before_anything_is_sent(
+def test_mistakes_are_reported_before_anything_is_sent(
     small_yaml: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -92,7 +92,7 @@ def test_mistakes_are_found_before_anything_is_sent(
     assert err.count("\n") == 1
 
 
-def test_what_is_shipped_may_be_named_relatively(
+def test_a_shipped_file_may_have_a_relative_path(
     small_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.mp4").write_bytes(b"v")
@@ -110,7 +110,7 @@ def test_what_is_shipped_may_be_named_relatively(
         ("http://no.such.host.invalid:8265", "no Ray job server answers at http://no.such"),
     ],
 )
-def test_an_address_where_nothing_answers(
+def test_an_address_without_a_job_server_is_one_error_line(
     address: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.socket() as free:
@@ -122,7 +122,7 @@ def test_an_address_where_nothing_answers(
     assert err.count("\n") == 1
 
 
-def test_where_jobs_go_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_address_of_the_job_server(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     assert jobs._resolve(None) == "http://127.0.0.1:8265"
@@ -147,11 +147,13 @@ def test_where_jobs_go_without_an_address(monkeypatch: pytest.MonkeyPatch) -> No
         ("FAILED", None, 1),
     ],
 )
-def test_exit_codes_are_a_shells(status: str, code: int | None, expected: int | None) -> None:
+def test_exit_codes_are_those_of_a_shell(
+    status: str, code: int | None, expected: int | None
+) -> None:
     assert jobs._exit_code(status, code) == expected
 
 
-def test_lines_for_a_shell_keep_odd_names_whole() -> None:
+def test_names_with_spaces_are_quoted_for_the_shell() -> None:
     arguments = ["python", "-m", "fedvsr", "run", "--out", "~/my results; rm"]
     assert jobs.shell_command(arguments) == "python -m fedvsr run --out ~/'my results; rm'"
     line = jobs.ray_command("http://h:1", "a b", arguments, "demo", "~/my results")
@@ -159,7 +161,7 @@ def test_lines_for_a_shell_keep_odd_names_whole() -> None:
     assert line.endswith("-- python -m fedvsr run --out '~/my results; rm'")
 
 
-def test_a_log_that_breaks_off_goes_on_where_it_broke(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_log_continues_where_it_broke(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs.time, "sleep", lambda _: None)
     whole = "one\ntwo\nthree\nfour\n"
     # How many characters each connection gives before it breaks.
@@ -186,10 +188,10 @@ def test_a_log_that_breaks_off_goes_on_where_it_broke(monkeypatch: pytest.Monkey
 
     server = jobs.Jobs.__new__(jobs.Jobs)
     server.address, server._client = "http://h", Client()  # type: ignore[assignment]
-    said: list[str] = []
-    assert server.follow("job", said.append).exit_code == 0
-    assert "".join(said) == whole
+    printed: list[str] = []
+    assert server.follow("job", printed.append).exit_code == 0
+    assert "".join(printed) == whole
 
     connections = iter([5] + [0] * 9)
     with pytest.raises(UserError, match="closed unexpectedly"):
-        server.follow("job", said.append)
+        server.follow("job", printed.append)

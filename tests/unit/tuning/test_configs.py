@@ -1,4 +1,4 @@
-"""Every file in tune_configs/ is what its opening comment says."""
+"""Every file in tune_configs/ matches its opening comment."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ EXPECTED = {
 }
 
 
-def test_all_are_tested() -> None:
+def test_every_file_is_tested() -> None:
     assert [path.stem for path in FILES] == sorted(EXPECTED)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_file_expands_to_what_its_comment_says(path: Path, tmp_path: Path) -> None:
+def test_a_files_comment_gives_its_number_of_runs_and_hours(path: Path, tmp_path: Path) -> None:
     comment = path.read_text().partition("\nname:")[0]
     sweep = load_sweep(path)
     trials = expand(sweep)
@@ -57,7 +57,7 @@ def test_a_file_expands_to_what_its_comment_says(path: Path, tmp_path: Path) -> 
     assert int(hours[2].replace(",", "")) == round(estimate.wall_hours(trials, 4))
 
 
-def test_table1_is_what_the_paper_ran() -> None:
+def test_table1_has_the_runs_of_the_paper() -> None:
     trials = expand(load_sweep(FOLDER / "table1.yaml"))
     configs = [t.config for t in trials]
     assert {(c.model.name, c.algorithm.name, c.data.partition) for c in configs} == {
@@ -85,7 +85,7 @@ def test_table1_is_what_the_paper_ran() -> None:
     assert {c.algorithm.lambda_hifr for c in configs if c.algorithm.name != "fedvsr"} == {0}
 
 
-def test_table2_takes_one_part_at_a_time() -> None:
+def test_table2_has_one_part_of_fedvsr_at_a_time() -> None:
     for trial in expand(load_sweep(FOLDER / "table2_ablation.yaml")):
         algorithm, network = trial.config.algorithm, trial.config.model.name
         best = {"vrt": (1, 1), "rvrt": (1, 0.5), "iart": (0.5, 0.5)}[network]

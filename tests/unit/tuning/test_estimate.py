@@ -21,39 +21,41 @@ def sweep_of(small_yaml: Path, **settings: object) -> SweepConfig:
 
 
 def test_a_given_estimate_follows_the_trials_settings(small_yaml: Path, tmp_path: Path) -> None:
-    estimate = {"gpu_seconds_per_round": "100 * algorithm.alpha", "source": "said"}
+    estimate = {"gpu_seconds_per_round": "100 * algorithm.alpha", "source": "measured"}
     sweep = sweep_of(small_yaml, estimate=estimate)
-    found = cost(sweep, expand(sweep), tmp_path)
-    assert found
-    assert found.slot_s == [300, 600, 900], "3 rounds each"
-    assert found.slot_hours == 0.5
+    estimated = cost(sweep, expand(sweep), tmp_path)
+    assert estimated
+    assert estimated.slot_s == [300, 600, 900], "3 rounds each"
+    assert estimated.slot_hours == 0.5
     # Two at once: 300 and 600 begin; 900 follows the 300.
-    assert found.wall_hours(expand(sweep), 2) == 1200 / 3600
-    wrong = {"gpu_seconds_per_round": "2 * local.epoch", "source": "said"}
+    assert estimated.wall_hours(expand(sweep), 2) == 1200 / 3600
+    wrong = {"gpu_seconds_per_round": "2 * local.epoch", "source": "measured"}
     sweep = sweep_of(small_yaml, estimate=wrong)
     with pytest.raises(UserError, match=r"estimate.gpu_seconds_per_round: .*'local\.epochs'"):
         cost(sweep, expand(sweep), tmp_path)
 
 
 def test_slots_of_a_trial_divide_its_time(small_yaml: Path, tmp_path: Path) -> None:
-    estimate = {"gpu_seconds_per_round": 100, "source": "said"}
+    estimate = {"gpu_seconds_per_round": 100, "source": "measured"}
     sweep = sweep_of(small_yaml, estimate=estimate, set={"cluster.slots": 2})
-    found = cost(sweep, expand(sweep), tmp_path)
-    assert found
-    assert found.slot_hours == 900 / 3600
-    assert found.wall_hours(expand(sweep), 1) == 450 / 3600
+    estimated = cost(sweep, expand(sweep), tmp_path)
+    assert estimated
+    assert estimated.slot_hours == 900 / 3600
+    assert estimated.wall_hours(expand(sweep), 1) == 450 / 3600
 
 
-def test_else_runs_of_the_same_work_tell(small_yaml: Path, tmp_path: Path) -> None:
+def test_without_an_estimate_runs_of_the_same_work_give_the_cost(
+    small_yaml: Path, tmp_path: Path
+) -> None:
     sweep = sweep_of(small_yaml)
     trials = expand(sweep)
     assert cost(sweep, trials, tmp_path / "nowhere") is None
     run_serially(load_config(str(small_yaml)), tmp_path)
-    found = cost(sweep, trials, tmp_path)
-    assert found
+    estimated = cost(sweep, trials, tmp_path)
+    assert estimated
     clients = load_results(tmp_path).clients
     per_round = clients.groupby("round_idx")["train_s"].sum().median()
-    assert found.slot_s == pytest.approx([3 * per_round] * 3)
+    assert estimated.slot_s == pytest.approx([3 * per_round] * 3)
     other = yaml.safe_load(small_yaml.read_text())
     other["local"]["steps"] = 4
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))

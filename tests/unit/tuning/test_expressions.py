@@ -44,5 +44,5 @@ def test_anything_else_is_refused(expression: str, message: str) -> None:
         evaluate(expression, VALUES)
 
 
-def test_names_that_an_expression_needs() -> None:
+def test_names_in_an_expression() -> None:
     assert names_in("1 - (local.epochs + a) * -algorithm.b") == ["local.epochs", "a", "algorithm.b"]

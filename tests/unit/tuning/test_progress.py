@@ -14,7 +14,7 @@ from fedvsr.tuning.table import Note, sets_of
 from tests.integration.running import run_serially, split_of
 
 
-def test_what_tune_knows_is_added_at_the_end(small_yaml: Path, tmp_path: Path) -> None:
+def test_tunes_outcomes_are_added_at_the_end(small_yaml: Path, tmp_path: Path) -> None:
     space = {"algorithm.alpha": {"grid": [1, 2, 3, 4, 5]}}
     sweep = SweepConfig.model_validate({"name": "s", "base": str(small_yaml), "space": space})
     trials = expand(sweep)

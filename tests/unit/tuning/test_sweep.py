@@ -25,13 +25,13 @@ def load(folder: Path, settings: dict[str, Any], *overrides: str) -> SweepConfig
     return load_sweep(path, overrides)
 
 
-def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path: Path) -> None:
+def test_1e_3_is_read_as_a_number(tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text("name: s\nbase: demo\nspace: {local.lr: {grid: [1e-3, 0.002, 2E-3]}}\n")
     assert load_sweep(path).space["local.lr"].grid == [1e-3, 2e-3, 2e-3]
 
 
-def test_a_grid_goes_through_every_combination_in_order(tmp_path: Path) -> None:
+def test_a_grid_has_every_combination_in_order(tmp_path: Path) -> None:
     trials = expand(load(tmp_path, LAMBDAS, "federation.num_rounds=3"))
     assert [t.index for t in trials] == list(range(20))
     assert trials[5].values == {"algorithm.lambda_vsr": 0.3, "algorithm.lambda_hifr": 1.0}
@@ -54,7 +54,7 @@ def test_a_constraint_follows_what_is_swept(tmp_path: Path) -> None:
     assert found == [(i / 10, (10 - i) / 10) for i in range(1, 11)]
 
 
-def test_cases_change_several_settings_and_later_ones_stand(tmp_path: Path) -> None:
+def test_cases_change_several_settings_and_the_last_one_wins(tmp_path: Path) -> None:
     space = {
         "model": {"cases": {"a": {"local.lr": 1e-5, "algorithm.lambda_hifr": 0.5}, "b": {}}},
         "method": {
@@ -171,7 +171,7 @@ def test_a_refused_trial_is_named_before_anything_starts(
         expand(load(tmp_path, LAMBDAS | changes))
 
 
-def test_what_is_swept_cannot_be_set_besides(tmp_path: Path) -> None:
+def test_a_swept_setting_cannot_be_set_by_an_option(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--set algorithm\.lambda_vsr: it is swept by"):
         load(tmp_path, LAMBDAS, "algorithm.lambda_vsr=1")
     with pytest.raises(UserError, match="not of the form"):

@@ -33,7 +33,7 @@ def finished(small_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-def test_a_finished_trials_row_says_what_its_run_says(finished: Path) -> None:
+def test_a_finished_trials_row_has_the_scores_of_its_run(finished: Path) -> None:
     run = read_run(finished)
     assert run is not None
     config = load_config(str(finished / "config.yaml"))
@@ -95,7 +95,9 @@ def test_every_column_is_described_and_typed(finished: Path, tmp_path: Path) -> 
         read_trials(tmp_path / "nowhere" / "trials.parquet")
 
 
-def test_the_best_is_a_finished_one_and_runs(finished: Path, tmp_path: Path) -> None:
+def test_the_best_trial_is_a_finished_one_and_its_file_loads(
+    finished: Path, tmp_path: Path
+) -> None:
     sweep = SweepConfig.model_validate(
         {"name": "s", "base": "demo", "space": {"local.lr": {"grid": [1]}}}
     )
@@ -117,6 +119,6 @@ def test_the_best_is_a_finished_one_and_runs(finished: Path, tmp_path: Path) -> 
     assert best.name == "s-best"
 
 
-def test_a_metrics_column() -> None:
+def test_the_column_of_a_metric() -> None:
     assert column_of("psnr_db") == "psnr_db"
     assert column_of("test/reds4/ssim") == "reds4.ssim"
