@@ -1,4 +1,4 @@
-"""Experiments as jobs of a Ray cluster, through the job server of its head, over HTTP alone."""
+"""Experiments as jobs of a Ray cluster, through the HTTP job server of its head."""
 
 from __future__ import annotations
 
