@@ -13,7 +13,6 @@ from typing import IO
 from fedvsr.cluster.archive import JOBS, is_name
 from fedvsr.errors import UserError
 from fedvsr.files import replacing, replacing_folder
-from fedvsr.records import read_run
 
 # Environment variable in which `fedvsr submit` tells `fedvsr run` the job's id.
 JOB_VARIABLE = "FEDVSR_JOB"
@@ -89,6 +88,9 @@ def _require_earlier_copy(target: Path, fetched: Path) -> None:
     Raises:
         UserError: it does not; the message says why.
     """
+    # pandas, which only a fetch needs: `fedvsr jobs` and `logs` stay quick.
+    from fedvsr.records import read_run
+
     hint = "rename it, or fetch into another folder by --out"
     if target.is_symlink() or not (target / "config.yaml").is_file():
         raise UserError(f"{target} exists and is not a run's folder; {hint}")

@@ -210,9 +210,9 @@ class Trial:
     """One run of a sweep."""
 
     index: int
-    """From 0."""
+    """Number of the trial, from 0."""
     values: Mapping[str, Value]
-    """By swept setting, constraint or name of cases, in order."""
+    """Value by swept setting, constraint or name of cases, in order."""
     config: ExperimentConfig
 
     @property
