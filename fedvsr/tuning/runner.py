@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import logging
 import os
@@ -13,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from ray import tune
 from ray.tune import ExperimentAnalysis, PlacementGroupFactory, schedulers
 from ray.tune.search import BasicVariantGenerator, Searcher, create_searcher
@@ -60,14 +60,17 @@ def opened(sweep: SweepConfig, folder: Path, resume: bool) -> Iterator[None]:
                 "with, or start a new sweep by --name"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process runs the sweep in {folder}; wait for it") from None
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(f"another process runs the sweep in {folder}; wait for it") from None
+    try:
         if not path.exists():
             save_sweep(sweep, path)
         yield
+    finally:
+        lock.release()
 
 
 def run_sweep(
