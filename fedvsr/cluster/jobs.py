@@ -264,7 +264,7 @@ def shell_command(arguments: Sequence[str]) -> str:
 def ray_command(
     address: str, working_dir: str, arguments: Sequence[str], name: str, out: str
 ) -> str:
-    """The `ray job submit` line that submits the same job; a name is made up for each call."""
+    """The `ray job submit` line that submits the same job, with a new id at each call."""
     job_id = new_id(name)
     options = ["--address", address, "--working-dir", working_dir, "--submission-id", job_id]
     options += ["--runtime-env-json", json.dumps({"env_vars": _environment(job_id)})]
