@@ -18,11 +18,11 @@ from fedvsr.errors import UserError
 from fedvsr.federation.config import ClusterConfig
 from fedvsr.federation.privacy import require_private
 from fedvsr.federation.sampling import FederationConfig
-from fedvsr.inference.evaluate import EvaluationConfig
+from fedvsr.inference.config import EvaluationConfig
 from fedvsr.lookup import did_you_mean, load, names
 from fedvsr.section import Section
 from fedvsr.training.config import LocalConfig
-from fedvsr.training.local import require_features, require_sample
+from fedvsr.training.requirements import require_features, require_sample
 from fedvsr.training.updates import UpdateConfig
 
 if TYPE_CHECKING:

@@ -8,33 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from fedvsr import metrics, models
 from fedvsr.data.clips import Clip, Frames
 from fedvsr.data.degrade import bicubic_upscale, quantise
 from fedvsr.determinism import scoped_torch
-from fedvsr.inference.tiling import TileConfig, super_resolve
+from fedvsr.inference.config import EvaluationConfig
+from fedvsr.inference.tiling import super_resolve
 from fedvsr.models.spec import ModelConfig
 from fedvsr.params import FloatVector, load_flat
-from fedvsr.section import Section
-from fedvsr.training.local import model_spec
-
-
-class EvaluationConfig(Section):
-    """When and how the global model is scored."""
-
-    every_rounds: int = Field(1, ge=1, description="Score after every so many rounds.")
-    luma: bool = Field(False, description="Score BT.601 Y (Vid4's custom) instead of RGB (REDS4).")
-    lpips: bool = Field(False, description="Score LPIPS too (needs the extra `metrics`).")
-    max_frames: int | None = Field(
-        None, ge=1, description="Use the first frames of each test clip only (default: all)."
-    )
-    crop: int | None = Field(
-        None, ge=16, description="Score the middle only, square, in pixels (default: whole frames)."
-    )
-    tiles: TileConfig = Field(TileConfig(), description="Tiles of inference.")
-    num_threads: int = Field(1, ge=1, le=256, description="CPU threads of the evaluator.")
+from fedvsr.training.requirements import model_spec
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from fedvsr.data.frames import Source, clips_in, open_clip
 from fedvsr.data.split import prepare
 from fedvsr.data.videos import Progress as VideoProgress
 from fedvsr.errors import UserError
-from fedvsr.inference.evaluate import ClipScore, EvaluationConfig, score_clip, scored_frames
+from fedvsr.inference.config import EvaluationConfig
+from fedvsr.inference.evaluate import ClipScore, score_clip, scored_frames
 from fedvsr.inference.streaming import Compute, Progress, Say, super_resolve_stream
 from fedvsr.inference.trained import Trained
 

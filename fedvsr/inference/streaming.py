@@ -11,9 +11,10 @@ from torch import nn
 
 from fedvsr.data.clips import Frames
 from fedvsr.errors import UserError
+from fedvsr.inference.config import TileConfig
 from fedvsr.inference.memory import CudaMeter, HostMeter, available_bytes, show_bytes, used_bytes
 from fedvsr.inference.tile_choice import Limits, TileChooser
-from fedvsr.inference.tiling import Blend, TileConfig, is_out_of_memory, super_resolve_frames
+from fedvsr.inference.tiling import Blend, is_out_of_memory, super_resolve_frames
 from fedvsr.models.spec import ModelSpec
 from fedvsr.precision import Precision
 

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from fedvsr.errors import UserError
+from fedvsr.inference.config import TileConfig
 from fedvsr.inference.memory import Meter, show_bytes
 from fedvsr.inference.tiling import (
-    TileConfig,
     is_out_of_memory,
     multiple_of,
     padded,

@@ -15,36 +15,17 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from fedvsr.data.clips import Frames
+from fedvsr.inference.config import TileConfig
 from fedvsr.mirror import mirrored
 from fedvsr.models.spec import ModelSpec
 from fedvsr.precision import Precision, autocast
-from fedvsr.section import Section
 
 # Called with the frames done so far, those of a window in progress in part.
 Progress = Callable[[float], None]
 Blend = Literal["mean", "ramp"]
-
-
-class TileConfig(Section):
-    """Tiles of inference, in frames and low-resolution pixels. Overlaps are averaged."""
-
-    frames: int | None = Field(None, ge=1, description="Frames a tile (default: the whole clip).")
-    size: int | None = Field(
-        None, ge=8, description="Height and width of a tile (default: the whole frame)."
-    )
-    overlap_frames: int = Field(2, ge=0, description="Frames that neighbouring tiles share.")
-    overlap: int = Field(16, ge=0, description="Pixels that neighbouring tiles share.")
-
-    def model_post_init(self, _: object) -> None:
-        """Check that tiles move on."""
-        if self.frames is not None and self.overlap_frames >= self.frames:
-            raise ValueError(f"overlap_frames = {self.overlap_frames} must be below frames")
-        if self.size is not None and self.overlap >= self.size:
-            raise ValueError(f"overlap = {self.overlap} must be below size = {self.size}")
 
 
 class Budget(Protocol):

@@ -16,7 +16,7 @@ from fedvsr.params import ParamTable
 from fedvsr.runs.events import Event, measure
 from fedvsr.runs.execution import execute
 from fedvsr.runs.run import Run
-from fedvsr.training.local import require_room
+from fedvsr.training.requirements import require_room
 
 if TYPE_CHECKING:
     from fedvsr.federation.placement import Placement

@@ -24,10 +24,9 @@ from fedvsr.data.loader import Loader
 from fedvsr.data.sampling import Draw, passes, read_batch, to_float
 from fedvsr.determinism import scoped_torch
 from fedvsr.errors import UserError
-from fedvsr.lookup import load
 from fedvsr.losses import charbonnier
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Packed, Vectors
-from fedvsr.models.spec import ModelConfig, ModelSpec
+from fedvsr.models.spec import ModelConfig
 from fedvsr.params import (
     FloatVector,
     all_finite,
@@ -50,6 +49,7 @@ from fedvsr.training.optimiser import (
     moments,
     restore_moments,
 )
+from fedvsr.training.requirements import model_spec
 from fedvsr.training.updates import UNCHANGED, UpdateConfig, outgoing
 
 # Low-resolution and ground-truth frames of a batch, (B, T, C, H, W) uint8.
@@ -422,70 +422,3 @@ def _gradient_norm(params: Iterable[Tensor]) -> float:
     """L2 norm of all gradients; not finite if one of them is not."""
     norms = torch._foreach_norm([g for p in params if (g := p.grad) is not None])
     return float(torch.linalg.vector_norm(torch.stack(norms)).item())
-
-
-def model_spec(model: ModelConfig) -> ModelSpec:
-    """What the network of a `models/<name>.py` section declares."""
-    spec: ModelSpec = load("fedvsr.models", model.name).spec(model)
-    return spec
-
-
-def require_sample(
-    model: ModelConfig, local: LocalConfig, scale: int, clip_frames: int | None
-) -> None:
-    """Check that the network can take the samples asked for, and clips can give them.
-
-    Raises:
-        UserError: they cannot; the message names the setting to change.
-    """
-    spec = model_spec(model)
-    if scale != spec.scale:
-        raise UserError(
-            f"data.scale = {scale}, but the network enlarges by {spec.scale}; make them equal"
-        )
-    if local.crop % scale:
-        raise UserError(f"local.crop = {local.crop} is not a multiple of data.scale = {scale}")
-    if clip_frames is not None and local.sample_shape.span > clip_frames:
-        raise UserError(f"{_reach(local)} more than data.clip_frames = {clip_frames}")
-    num_frames = local.num_frames * (2 if local.mirror else 1)
-    spec.require_sample(num_frames, local.crop // scale, model.name)
-
-
-def require_features(model: ModelConfig, algorithm: NamedSection) -> None:
-    """Check that a network declares the features that an algorithm contrasts.
-
-    Raises:
-        UserError: it declares none.
-    """
-    if algorithms.build(algorithm).contrasts and model_spec(model).features is None:
-        raise UserError(
-            f"algorithm.name = {algorithm.name} contrasts a network's features, and {model.name} "
-            "declares none (ModelSpec.features); take another network or algorithm"
-        )
-
-
-def require_room(clips: Sequence[Clip], local: LocalConfig) -> None:
-    """Check that a sample fits into every clip.
-
-    Raises:
-        UserError: it does not; the message names the clip.
-    """
-    for clip in clips:
-        if clip.num_frames < local.sample_shape.span:
-            raise UserError(
-                f"{_reach(local)} more than clip {clip.clip_id} has ({clip.num_frames}); lower it"
-            )
-        if min(clip.height, clip.width) < local.crop:
-            raise UserError(
-                f"local.crop = {local.crop} is larger than clip {clip.clip_id} "
-                f"({clip.width} x {clip.height}); lower it"
-            )
-
-
-def _reach(local: LocalConfig) -> str:
-    if local.interval == 1:
-        return f"local.num_frames = {local.num_frames} is"
-    return (
-        f"local.num_frames = {local.num_frames} at local.interval = {local.interval} reaches over "
-        f"{local.sample_shape.span} frames,"
-    )

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fedvsr import models
 from fedvsr.errors import UserError
-from fedvsr.inference.tiling import TileConfig, super_resolve, super_resolve_frames
+from fedvsr.inference.config import TileConfig
+from fedvsr.inference.tiling import super_resolve, super_resolve_frames
 from fedvsr.models.spec import ModelSpec
 
 

@@ -20,7 +20,8 @@ from fedvsr.params import ParamTable, flatten
 from fedvsr.resize import upscale_planes
 from fedvsr.training.config import LocalConfig
 from fedvsr.training.features import with_features
-from fedvsr.training.local import LocalTrainer, model_spec
+from fedvsr.training.local import LocalTrainer
+from fedvsr.training.requirements import model_spec
 from tests.conftest import moving_texture, write_video
 
 

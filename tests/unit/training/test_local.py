@@ -16,7 +16,8 @@ from fedvsr.lookup import load
 from fedvsr.messages import ClientTask
 from fedvsr.params import FloatVector, flatten
 from fedvsr.runs.launch import prepare_data
-from fedvsr.training.local import LocalTrainer, require_room
+from fedvsr.training.local import LocalTrainer
+from fedvsr.training.requirements import require_room
 
 TASK = ClientTask(client_id=0, round_idx=1, num_rounds=1, seed=5)
 

@@ -1,0 +1,45 @@
+"""The `evaluation` section: when and how the global network is scored."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from fedvsr.section import Section
+
+
+class TileConfig(Section):
+    """Tiles of inference, in frames and low-resolution pixels. Overlaps are averaged."""
+
+    frames: int | None = Field(None, ge=1, description="Frames a tile (default: the whole clip).")
+    size: int | None = Field(
+        None, ge=8, description="Height and width of a tile (default: the whole frame)."
+    )
+    overlap_frames: int = Field(2, ge=0, description="Frames that neighbouring tiles share.")
+    overlap: int = Field(16, ge=0, description="Pixels that neighbouring tiles share.")
+
+    def model_post_init(self, _: object) -> None:
+        """Check that each tile starts after the one before it."""
+        if self.frames is not None and self.overlap_frames >= self.frames:
+            raise ValueError(f"overlap_frames = {self.overlap_frames} must be below frames")
+        if self.size is not None and self.overlap >= self.size:
+            raise ValueError(f"overlap = {self.overlap} must be below size = {self.size}")
+
+
+class EvaluationConfig(Section):
+    """When and how the global network is scored."""
+
+    every_rounds: int = Field(1, ge=1, description="Rounds from one scoring to the next.")
+    luma: bool = Field(
+        False, description="Score BT.601 luma, as is usual for Vid4, instead of RGB (REDS4)."
+    )
+    lpips: bool = Field(False, description="Also score LPIPS (needs the extra `metrics`).")
+    max_frames: int | None = Field(
+        None, ge=1, description="Frames scored from the start of each test clip (default: all)."
+    )
+    crop: int | None = Field(
+        None,
+        ge=16,
+        description="Score only a centred square with this side, in pixels (default: the frame).",
+    )
+    tiles: TileConfig = Field(TileConfig(), description="Tiles of inference.")
+    num_threads: int = Field(1, ge=1, le=256, description="CPU threads of the evaluator.")

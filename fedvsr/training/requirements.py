@@ -1,0 +1,89 @@
+"""What must hold before anything is trained: the network, the samples and the clips fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fedvsr import algorithms
+from fedvsr.errors import UserError
+from fedvsr.lookup import load
+
+if TYPE_CHECKING:
+    from fedvsr.data.clips import Clip
+    from fedvsr.models.spec import ModelConfig, ModelSpec
+    from fedvsr.section import NamedSection
+    from fedvsr.training.config import LocalConfig
+
+
+def model_spec(model: ModelConfig) -> ModelSpec:
+    """The size rules of the network that a `models/<name>` section configures."""
+    spec: ModelSpec = load("fedvsr.models", model.name).spec(model)
+    return spec
+
+
+def require_sample(
+    model: ModelConfig, local: LocalConfig, scale: int, clip_frames: int | None
+) -> None:
+    """Check that the network takes the configured samples, and that clips are long enough.
+
+    Args:
+        model: the network.
+        local: what a sample is made of.
+        scale: `data.scale`.
+        clip_frames: frames of every clip, if the configuration says so.
+
+    Raises:
+        UserError: a setting does not fit; the message names it.
+    """
+    spec = model_spec(model)
+    if scale != spec.scale:
+        raise UserError(
+            f"data.scale = {scale}, but the network enlarges by {spec.scale}; make them equal"
+        )
+    if local.crop % scale:
+        raise UserError(f"local.crop = {local.crop} is not a multiple of data.scale = {scale}")
+    if clip_frames is not None and local.sample_shape.span > clip_frames:
+        raise UserError(f"{_reach(local)} more than data.clip_frames = {clip_frames}")
+    num_frames = local.num_frames * (2 if local.mirror else 1)
+    spec.require_sample(num_frames, local.crop // scale, model.name)
+
+
+def require_features(model: ModelConfig, algorithm: NamedSection) -> None:
+    """Check that the network declares features if the algorithm contrasts them.
+
+    Raises:
+        UserError: it declares none.
+    """
+    if algorithms.build(algorithm).contrasts and model_spec(model).features is None:
+        raise UserError(
+            f"algorithm.name = {algorithm.name} contrasts a network's features, and {model.name} "
+            "declares none (ModelSpec.features); take another network or algorithm"
+        )
+
+
+def require_room(clips: Sequence[Clip], local: LocalConfig) -> None:
+    """Check that a sample fits into every clip.
+
+    Raises:
+        UserError: a clip is too short or too small; the message names it.
+    """
+    for clip in clips:
+        if clip.num_frames < local.sample_shape.span:
+            raise UserError(
+                f"{_reach(local)} more than clip {clip.clip_id} has ({clip.num_frames}); lower it"
+            )
+        if min(clip.height, clip.width) < local.crop:
+            raise UserError(
+                f"local.crop = {local.crop} is larger than clip {clip.clip_id} "
+                f"({clip.width} x {clip.height}); lower it"
+            )
+
+
+def _reach(local: LocalConfig) -> str:
+    if local.interval == 1:
+        return f"local.num_frames = {local.num_frames} is"
+    return (
+        f"local.num_frames = {local.num_frames} at local.interval = {local.interval} reaches over "
+        f"{local.sample_shape.span} frames,"
+    )
