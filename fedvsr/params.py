@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
 
 from fedvsr.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 FloatVector = npt.NDArray[np.float32]
 
@@ -81,6 +83,8 @@ def load_flat(module: nn.Module, vector: FloatVector) -> None:
     Raises:
         ValueError: the sizes differ.
     """
+    import torch
+
     table = ParamTable.of(module)
     if vector.shape != (table.size,):
         raise ValueError(f"{vector.shape} values for a network of {table.size} parameters")
@@ -158,6 +162,8 @@ def all_finite(vector: FloatVector) -> bool:
 
 def split_tensors(module: nn.Module, vector: FloatVector) -> list[Tensor]:
     """Copies of the parameters in `vector` (P,), one for each of `module`'s, on its device."""
+    import torch
+
     values = ParamTable.of(module).views(vector)
     return [
         torch.tensor(values[name], device=parameter.device)
@@ -167,6 +173,8 @@ def split_tensors(module: nn.Module, vector: FloatVector) -> list[Tensor]:
 
 def join_tensors(tensors: Sequence[Tensor], out: FloatVector | None = None) -> FloatVector:
     """The inverse of `split_tensors`: a vector (P,), `out` or a new one."""
+    import torch
+
     # NumPy's memory comes in huge pages, torch's in small ones: five times the time, all in faults.
     vector = np.empty(sum(t.numel() for t in tensors), np.float32) if out is None else out
     start = 0

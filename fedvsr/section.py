@@ -1,9 +1,9 @@
-"""The base of every configuration section: frozen, bounded, and strict about what it is given."""
+"""The base of every configuration section: frozen, bounded, and strict about its settings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
@@ -11,17 +11,51 @@ from pydantic_core import PydanticCustomError
 from fedvsr.lookup import did_you_mean
 
 
+class OnlyWith:
+    """Marks a field that counts only if another field of its section has one of some values.
+
+    `Annotated[float, OnlyWith("weights", "loss_aware")]`. Without values, the other field must be
+    set: not 0, null or empty.
+    """
+
+    def __init__(self, field: str, *values: object) -> None:
+        self.field, self.values = field, values
+
+    def holds(self, value: object) -> bool:
+        """Whether the marked field counts while the other one is `value`."""
+        return value in self.values if self.values else bool(value)
+
+    def condition(self, value: object) -> str:
+        """The condition in words, for a refusal where the other field is `value`."""
+        if self.values:
+            return f"{self.field} = {' or '.join(map(show, self.values))}"
+        return f"{self.field} above 0" if isinstance(value, (int, float)) else f"{self.field} set"
+
+
+class Unused(NamedTuple):
+    """A setting that differs from its default and has no effect."""
+
+    key: str
+    """Dotted, e.g. `algorithm.alpha`."""
+    default: object
+    reason: str
+    """A refusal in one line."""
+
+
 class Section(BaseModel):
-    """A part of the configuration; it stands beside the code that it configures."""
+    """A part of the configuration, defined beside the code that it configures."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
 
+    ignored: ClassVar[tuple[str, ...]] = ()
+    """Inherited settings that have no effect in this section."""
+
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown(cls, values: Any) -> Any:
-        # Before pydantic's own check: its message knows no suggestion.
+        # Before pydantic's own check, whose message suggests nothing.
         for key in values if isinstance(values, Mapping) else ():
             if key not in cls.model_fields:
                 hint = did_you_mean(str(key), cls.model_fields)
@@ -31,8 +65,46 @@ class Section(BaseModel):
                 )
         return values
 
+    def without_effect(self, path: str = "") -> list[Unused]:
+        """Settings that differ from their defaults and have no effect, nested sections included.
+
+        `path`, e.g. `algorithm.`, precedes their names.
+        """
+        unused = list[Unused]()
+        # A value without effect cannot give an effect to another.
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        for name, field in type(self).model_fields.items():
+            default = field.get_default(call_default_factory=True)
+            if isinstance(values[name], Section):
+                unused += values[name].without_effect(f"{path}{name}.")
+            elif values[name] != default and (reason := self._why_unused(name, values, path)):
+                text = f"{path}{name} = {show(values[name])} has no effect: {reason}; leave it out"
+                unused.append(Unused(path + name, default, text))
+                values[name] = default
+        return unused
+
+    def _why_unused(self, name: str, values: Mapping[str, object], path: str) -> str | None:
+        if name in self.ignored:
+            return f"{path}name = {values['name']} does not use it"
+        for mark in type(self).model_fields[name].metadata:
+            if isinstance(mark, OnlyWith) and not mark.holds(other := values[mark.field]):
+                return (
+                    f"{path}{mark.field} = {show(other)} ({name} counts only with "
+                    f"{mark.condition(other)})"
+                )
+        return None
+
 
 class NamedSection(Section):
-    """A section whose keys belong to one network or algorithm, the one that `name` names."""
+    """The section of one network or algorithm, which `name` chooses."""
 
     name: str
+
+
+def show(value: object) -> str:
+    """A setting's value as YAML on one line."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(show, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)

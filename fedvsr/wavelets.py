@@ -1,41 +1,43 @@
 """One level of the discrete wavelet transform, by strided sums, differentiable.
 
-Filters and boundary rule (half-sample symmetric) are PyWavelets', so `pywt.dwt2` and `pywt.dwtn`
-are the reference for every orthogonal wavelet.
+Filters and boundary rule (half-sample symmetric) are those of PyWavelets, so `pywt.dwt2` and
+`pywt.dwtn` are the reference for every orthogonal wavelet.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-
-import pywt
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from fedvsr.errors import UserError
 from fedvsr.mirror import mirrored
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 @lru_cache(maxsize=16)
 def filters(wavelet: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Decomposition low-pass and high-pass taps of an orthogonal wavelet, e.g. "haar" or "db2".
+    """Low-pass and high-pass decomposition taps of an orthogonal wavelet, e.g. "haar" or "db2".
 
     Raises:
         UserError: PyWavelets has no orthogonal wavelet of that name.
     """
+    import pywt
+
     try:
-        found = pywt.Wavelet(wavelet)
+        wave = pywt.Wavelet(wavelet)
     except ValueError:
-        found = None
-    if found is None or not found.orthogonal:
+        wave = None
+    if wave is None or not wave.orthogonal:
         raise UserError(
             f"{wavelet!r} is not an orthogonal wavelet of PyWavelets (haar, db2, sym4, coif1, ...)"
         )
-    return tuple(found.dec_lo), tuple(found.dec_hi)
+    return tuple(wave.dec_lo), tuple(wave.dec_hi)
 
 
 def detail_bands(x: Tensor, num_axes: int, wavelet: str = "haar") -> list[Tensor]:
-    """The detail coefficients of `x` over its last `num_axes` axes: all bands but the all-low one.
+    """Detail coefficients of `x` over its last `num_axes` axes: all bands but the all-low one.
 
     Args:
         x: any real tensor with at least `num_axes` axes.
@@ -48,19 +50,22 @@ def detail_bands(x: Tensor, num_axes: int, wavelet: str = "haar") -> list[Tensor
         length n becomes `(n + taps - 1) // 2`.
     """
     low_taps, high_taps = filters(wavelet)
-    all_low, details = x, list[Tensor]()
+    all_low = x
+    details: list[Tensor] = []
     for axis in range(-num_axes, 0):
-        split = [half for band in details for half in _filter(band, axis, low_taps, high_taps)]
+        halves = [half for band in details for half in _filter(band, axis, low_taps, high_taps)]
         if axis < -1:
             all_low, high = _filter(all_low, axis, low_taps, high_taps)
-        else:  # The all-low band is not wanted, so its last filter is never run.
+        else:  # Nobody needs the all-low band, so its last filter is left out.
             (high,) = _filter(all_low, axis, high_taps)
-        details = [high, *split]
+        details = [high, *halves]
     return details
 
 
 def _filter(x: Tensor, axis: int, *filters: tuple[float, ...]) -> list[Tensor]:
     """For each filter f: `out[k] = sum_j f[j] * x[2k + 1 - j]` along `axis`."""
+    import torch
+
     taps, n = len(filters[0]), x.shape[axis]
     num_out = (n + taps - 1) // 2
     before, after = taps - 2, 2 * num_out - n
@@ -72,7 +77,7 @@ def _filter(x: Tensor, axis: int, *filters: tuple[float, ...]) -> list[Tensor]:
     for f in filters:
         out = f[0] * phases[0]
         for tap, phase in zip(f[1:], phases[1:], strict=True):
-            out = torch.add(out, phase, alpha=tap)
+            out = out.add(phase, alpha=tap)
         outputs.append(out)
     return outputs
 

@@ -1,7 +1,8 @@
-"""The federated algorithms, one a file: the file's name is the configuration's `algorithm.name`.
+"""The federated algorithms, one per file; the file's name is the configuration's `algorithm.name`.
 
-A file holds `Config`, a section, and `Algorithm`, mathematics on values: no Ray, no files, nothing
-kept between calls. Hooks default to FedAvg, so a method shows only its difference.
+A file has a `Config`, which is a section of the configuration, and an `Algorithm`: mathematics on
+values that uses neither Ray nor files and keeps nothing between calls. Hooks default to FedAvg, so
+a method shows only what it does differently.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from fedvsr.lookup import load, names
 from fedvsr.section import NamedSection
 
 COLUMNS = ("algorithm", "client keeps", "server keeps", "down", "up", "extra compute", "source")
-"""Of `rows`. `down` and `up` are bytes per client and round in units of the parameters' size."""
+"""Columns of `rows`; `down` and `up` count vectors of the parameters' size, a client and round."""
 
 
 def build(config: NamedSection) -> FedAvg:
@@ -23,7 +24,7 @@ def build(config: NamedSection) -> FedAvg:
 
 
 def rows() -> list[tuple[str, ...]]:
-    """What each algorithm is and costs, in `COLUMNS`."""
+    """What each algorithm sends, keeps and computes, in `COLUMNS`."""
     kinds = {name: load(__name__, name).Algorithm for name in names(__name__)}
     return [
         (
@@ -44,19 +45,21 @@ def reference() -> str:
     lines = [
         "# Algorithms",
         "",
-        "Written by `fedvsr algorithms --markdown`. `down` and `up` are what a client and a round",
-        "send, in units of the parameters' size; what a client or the server keeps are vectors of",
-        "that size each.",
+        "Written by `fedvsr algorithms --markdown`. `down` and `up` say how much a client receives",
+        "and sends in a round; `client keeps` and `server keeps` name vectors that are remembered.",
+        "The unit of all of them is the size of the network's parameters.",
         "",
         _row(COLUMNS),
         _row(["---"] * len(COLUMNS)),
         *(_row(row) for row in rows()),
         "",
-        "## Settings of all",
+        "## Settings of all algorithms",
         "",
-        "Any method takes the detail loss, the loss-aware weights and the proximal term of others,",
-        "e.g. `algorithm: {name: fedadam, lambda_hifr: 1, weights: loss_aware, mu: 1e-3}`. One",
-        "that weighs clients itself has no choice of `weights`.",
+        "Every method can be combined with the detail loss, the loss-aware weights and the",
+        "proximal term, e.g. `algorithm: {name: fedadam, lambda_hifr: 1, weights: loss_aware,",
+        "mu: 1e-3}`. A method that weighs clients itself has no choice of `weights`. A setting that",
+        "differs from its default and has no effect, such as `alpha` without `weights: loss_aware`,",
+        "is refused.",
         "",
         *_settings(AlgorithmConfig, None),
     ]
@@ -69,7 +72,7 @@ def reference() -> str:
 
 
 def _settings(config: type[NamedSection], base: type[NamedSection] | None) -> list[str]:
-    """The fields that differ from those of `base`, in default or in type, as a table."""
+    """A table of the fields whose default or type differs from that of `base`."""
     inherited = base.model_fields if base else {}
     table = []
     for name, field in config.model_fields.items():

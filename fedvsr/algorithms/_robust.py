@@ -1,4 +1,7 @@
-"""What the coordinate-wise robust methods share. K clients, P parameters."""
+"""What the robust methods share: their settings, and combining clients' values by coordinate.
+
+K clients, P parameters, C coordinates of a chunk.
+"""
 
 from __future__ import annotations
 
@@ -12,41 +15,41 @@ from fedvsr.algorithms.base import Aggregated, AlgorithmConfig, FedAvg
 from fedvsr.messages import Round, Vectors
 from fedvsr.params import FloatVector
 
-# Values of each client taken at once: 1 MiB a client.
+# Coordinates combined at a time: 1 MiB per client.
 CHUNK = 1 << 18
 
 _MOST_FOR_NETWORK = 16
 
 
 class RobustConfig(AlgorithmConfig):
-    """Robust aggregation knows no weights: a client that lies would lie about its samples too."""
+    """Settings of robust methods: no weights, because a liar would lie about its samples too."""
 
     weights: Literal["uniform"] = Field("uniform", description="Every client counts alike.")
 
 
 class CoordinateWise(FedAvg):
-    """Each coordinate of the result depends on the K clients' values there alone."""
+    """Combines the K clients' values of each coordinate independently of all others."""
 
     def aggregate(
         self,
         uploads: Iterable[Vectors],
         weights: Sequence[float],
         server: Vectors,
-        this: Round,
+        round_info: Round,
     ) -> Aggregated:
-        """Holds all K vectors where they are, and `CHUNK` values of each in memory of its own."""
+        """Combine chunk by chunk. All K uploads are held; copies are of one `CHUNK` each."""
         return Aggregated({"params": by_chunk(uploads, self.combine)}, None)
 
     def combine(self, values_KC: FloatVector) -> FloatVector:
-        """K clients' values `(K, C)` to one `(C,)`."""
-        raise AssertionError("a method says how")
+        """Combine K clients' values `(K, C)` into one `(C,)`."""
+        raise AssertionError("a method overrides this")
 
 
 def sorted_rows(values_KC: FloatVector) -> FloatVector:
-    """Sort every column of `(K, C)`, in place for few rows.
+    """Sort every column of `(K, C)`, in place if there are few rows.
 
-    For these an odd-even network of whole rows: NumPy sorts columns one by one, which for 5 rows
-    takes ten times as long.
+    Few rows go through an odd-even sorting network of whole rows: NumPy sorts column by column,
+    which takes ten times as long for 5 rows.
     """
     count = len(values_KC)
     if count > _MOST_FOR_NETWORK:
@@ -64,7 +67,7 @@ def sorted_rows(values_KC: FloatVector) -> FloatVector:
 def by_chunk(
     uploads: Iterable[Vectors], combine: Callable[[FloatVector], FloatVector]
 ) -> FloatVector:
-    """Combine K vectors (P,) a chunk of coordinates at a time."""
+    """Combine K vectors (P,) into one, a chunk of coordinates at a time."""
     vectors = [upload["params"] for upload in uploads]
     result = np.empty_like(vectors[0])
     for begin in range(0, result.size, CHUNK):

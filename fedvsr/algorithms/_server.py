@@ -1,7 +1,7 @@
 """Server optimisers: Reddi et al., Adaptive Federated Optimization, ICLR 2021 (Algorithm 2).
 
-The round's average less the global parameters, `D_t`, is the server's gradient, with the sign
-turned. As published, m starts at 0 and v at tau^2, and neither is corrected for it.
+The server's gradient is `-D_t`, where `D_t` is the round's average minus the global parameters. As
+published, m starts at 0 and v at tau^2, without bias correction.
 """
 
 from __future__ import annotations
@@ -18,8 +18,15 @@ class AdaptiveConfig(AlgorithmConfig):
     """Settings of the adaptive server optimisers."""
 
     server_lr: float = Field(1e-2, gt=0, le=100, description="The server's learning rate, eta.")
-    beta_1: float = Field(0.9, ge=0, lt=1, description="Decay of the server's momentum.")
-    tau: float = Field(1e-3, gt=0, le=1, description="Added to the root, the degree of adaptivity.")
+    beta_1: float = Field(
+        0.9, ge=0, lt=1, description="Decay rate of the server's momentum, beta_1."
+    )
+    tau: float = Field(
+        1e-3,
+        gt=0,
+        le=1,
+        description="Added to the root of the second moment; smaller is more adaptive.",
+    )
 
 
 class Adaptive(FedAvg):
@@ -28,8 +35,10 @@ class Adaptive(FedAvg):
     source = "Reddi et al., ICLR 2021"
     server_state = ("momentum", "second_moment")
 
-    def server_step(self, server: Vectors, aggregated: Vectors, this: Round) -> Vectors:
-        """One step of Algorithm 2."""
+    config: AdaptiveConfig
+
+    def server_step(self, server: Vectors, aggregated: Vectors, round_info: Round) -> Vectors:
+        """Take one step of Algorithm 2."""
         c = self.config
         delta = aggregated["params"] - server["params"]
         momentum = np.float32(c.beta_1) * server["momentum"] + np.float32(1 - c.beta_1) * delta
@@ -39,9 +48,9 @@ class Adaptive(FedAvg):
         return {"params": params, "momentum": momentum, "second_moment": second}
 
     def initial(self, name: str) -> float:
-        """The paper asks for `v >= tau^2`."""
-        return float(self.config.tau**2) if name == "second_moment" else 0.0
+        """0 for the momentum, tau^2 for v (the paper asks for `v >= tau^2`)."""
+        return self.config.tau**2 if name == "second_moment" else 0.0
 
     def second_moment(self, second: FloatVector, squared: FloatVector) -> FloatVector:
         """The next v, from the last one and D^2."""
-        raise AssertionError("a method says how")
+        raise AssertionError("a method overrides this")

@@ -1,4 +1,4 @@
-"""The hooks of a federated algorithm, with FedAvg's answer to each, and the settings of all.
+"""The hooks of a federated algorithm, each with FedAvg's answer, and the settings of all methods.
 
 P is the number of parameters. B clips, T frames, H x W pixels, values in [0, 1].
 """
@@ -8,71 +8,89 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from fedvsr.errors import UserError
-from fedvsr.losses import Reduction, high_frequency
 from fedvsr.messages import ClientReport, Round, Vectors
 from fedvsr.params import FloatVector, weighted_sum
-from fedvsr.section import NamedSection
+from fedvsr.section import NamedSection, OnlyWith
 from fedvsr.wavelets import filters
 
-KEPT_BY_TRAINER = ("params", "moments", "residual")
-"""Names in a client's state that the trainer fills: its last parameters, what its optimiser keeps
-(of another length), and what compression left out of its updates."""
+if TYPE_CHECKING:
+    from torch import Tensor
 
-# Below this Hellinger distance the published implementation averages plainly.
+KEPT_BY_TRAINER = ("params", "moments", "residual")
+"""Names in a client's state that the trainer fills: the client's last parameters, its optimiser's
+moments (a vector of another length), and what compression left out of its updates."""
+
+# Below this Hellinger distance the published implementation averages uniformly.
 _HELLINGER_THRESHOLD = 0.05
+
+Weights = Literal["samples", "uniform", "loss_aware"]
+Decay = Annotated[Literal["linear", "power", "none"], OnlyWith("weights", "loss_aware")]
 
 
 class AlgorithmConfig(NamedSection):
-    """What every algorithm can be combined with: a local loss, weights, a proximal term.
+    """Settings of every algorithm: the local loss, aggregation weights, a proximal term.
 
-    A method that leaves no choice narrows a field's type; one that makes another choice changes its
-    default.
+    A method that leaves no choice narrows a field's type, one that ignores a field names it in
+    `ignored`, and one that chooses differently changes the default.
     """
 
     lambda_vsr: float = Field(1.0, ge=0, le=100, description="Weight of the network's own loss.")
-    lambda_hifr: float = Field(0.0, ge=0, le=100, description="Weight of the wavelet detail loss.")
-    dwt: Literal["2d", "3d"] = Field(
-        "2d", description="Transform each frame (the paper) or space and time together (its code)."
+    lambda_hifr: float = Field(
+        0.0, ge=0, le=100, description="Weight of the wavelet detail loss; 0 leaves it out."
     )
-    wavelet: str = Field("haar", description="Any orthogonal wavelet of PyWavelets.")
-    reduction: Reduction = Field(
-        "mean", description="Over the detail coefficients: mean, or the sum that Eq. 10 writes."
+    dwt: Annotated[Literal["2d", "3d"], OnlyWith("lambda_hifr")] = Field(
+        "2d",
+        description="Wavelet transform of each frame (2d, as in the paper) or of space and time "
+        "together (3d, as in its code).",
     )
-    weights: Literal["samples", "uniform", "loss_aware"] = Field(
-        "samples", description="Of the round's clients: by samples, alike, or FedVSR's by loss."
+    wavelet: Annotated[str, OnlyWith("lambda_hifr")] = Field(
+        "haar", description="Wavelet of the detail loss: any orthogonal one of PyWavelets."
     )
-    alpha: float = Field(
+    reduction: Annotated[Literal["mean", "sum"], OnlyWith("lambda_hifr")] = Field(
+        "mean",
+        description="How the detail loss combines coefficients: mean, or the sum of Eq. 10.",
+    )
+    weights: Weights = Field(
+        "samples",
+        description="Aggregation weights of a round's clients: by their samples, uniform, or "
+        "FedVSR's by their losses.",
+    )
+    alpha: Annotated[float, OnlyWith("weights", "loss_aware")] = Field(
         1.0, gt=0, le=100, description="loss_aware: exponent of 1 / loss before any decay."
     )
-    decay: Literal["linear", "power", "none"] = Field(
+    decay: Decay = Field(
         "linear",
-        description="loss_aware: exponent in round t of T: alpha * (1 - t/T), which ends in plain "
-        "averaging as the paper's prose says; alpha ** (1 - t/T), the formula it prints; or alpha "
-        "throughout.",
+        description="loss_aware: exponent in round t of T. linear: alpha * (1 - t/T), which ends "
+        "in uniform averaging as the paper's text says; power: alpha ** (1 - t/T), the formula "
+        "that it prints; none: alpha in every round.",
     )
-    mixing: Literal["none", "hellinger"] = Field(
+    mixing: Annotated[Literal["none", "hellinger"], OnlyWith("weights", "loss_aware")] = Field(
         "none",
-        description="loss_aware: mix with uniform weights by Hellinger distance, as the paper's "
-        "code does.",
+        description="loss_aware: mix with uniform weights by their Hellinger distance, as the "
+        "paper's code does.",
     )
-    mu: float = Field(0.0, ge=0, le=1000, description="FedProx's pull to the global network.")
+    mu: float = Field(
+        0.0, ge=0, le=1000, description="Strength of FedProx's pull to the global network."
+    )
 
     def model_post_init(self, _: object) -> None:
         """Check what one field alone cannot show."""
-        filters(self.wavelet)
+        # Haar is known; PyWavelets takes a while to import.
+        if self.wavelet != "haar":
+            filters(self.wavelet)
         if self.lambda_vsr == self.lambda_hifr == 0:
-            raise UserError("lambda_vsr and lambda_hifr are both 0: there is nothing to minimise")
+            raise UserError(
+                "lambda_vsr and lambda_hifr are both 0, which leaves nothing to minimise; raise one"
+            )
 
     def notes(self) -> tuple[str, ...]:
-        """What a person who starts a run should know of these settings."""
+        """Remarks on these settings for the user who starts a run."""
         if self.mu > 1e-2:
             return (
                 f"algorithm.mu = {self.mu:g} is large: the FedVSR paper finds that "
@@ -92,51 +110,57 @@ class Batch:
     gt: Tensor
     """Ground truth (B, T, 3, H, W)."""
     features: Mapping[str, Tensor] = field(default_factory=dict)
-    """Where the algorithm contrasts them and the client has trained before: (B * T, C, h, w) by
-    network, `local`, `global` and `previous`, the client's last."""
+    """Features (B * T, C, h, w) of the networks `local`, `global` and `previous` (the client's
+    last). Empty unless the algorithm contrasts them and the client has trained before."""
 
 
 @dataclass(frozen=True)
 class LocalRound:
-    """One client's training in one round. Lists hold a tensor per parameter, on its device."""
+    """One client's training in one round. Lists have a tensor per parameter, on its device."""
 
     params: list[Tensor]
     """The client's parameters, which the optimiser changes."""
     shared: dict[str, list[Tensor]]
-    """What the server sent; `params` are the global parameters."""
+    """The server's vectors by name; `params` are the global parameters."""
     state: dict[str, list[Tensor]]
-    """What the client remembers of its last round; empty in its first."""
+    """What the client remembers from its last round; empty in its first."""
     sums: dict[str, list[Tensor]]
-    """What the hooks gather over the steps; they start it."""
+    """Accumulators that the hooks fill over the steps; see `sum`."""
     num_steps: int
     """Steps that the round will take."""
     steps_per_epoch: int
 
     def sum(self, name: str) -> list[Tensor]:
-        """A sum that starts at zero."""
+        """The named accumulator; zeros on first use."""
+        import torch
+
         if name not in self.sums:
             self.sums[name] = [torch.zeros_like(p) for p in self.params]
         return self.sums[name]
 
 
 class Aggregated(NamedTuple):
-    """What the server made of a round's updates."""
+    """A round's updates, combined by the server."""
 
     vectors: Vectors
-    """By the names of the uploads."""
+    """The combined vectors, by the names of the uploads."""
     weights: Sequence[float] | None
-    """Each client's share; None where a method gives none."""
+    """Each client's share; None if the method has no single share per client."""
 
 
 class FedAvg:
-    """Federated averaging (McMahan et al. 2017, Algorithm 1): weights n_k / n by samples."""
+    """Federated averaging (McMahan et al. 2017, Algorithm 1): weights n_k / n by samples.
+
+    An algorithm holds its settings only. A method with settings of its own declares
+    `config: Config`.
+    """
 
     source: ClassVar[str]
     """Where the method is published."""
     extra_compute: ClassVar[str] = "none"
     """What a client computes beyond FedAvg, in words."""
     broadcast: ClassVar[tuple[str, ...]] = ("params",)
-    """Server vectors that go to every client of a round."""
+    """Server vectors sent to every client of a round."""
     upload: ClassVar[tuple[str, ...]] = ("params",)
     """Vectors that every client sends."""
     client_state: ClassVar[tuple[str, ...]] = ()
@@ -144,13 +168,15 @@ class FedAvg:
     server_state: ClassVar[tuple[str, ...]] = ()
     """Vectors that the server keeps besides the parameters; they start at `initial`."""
     contrasts: ClassVar[bool] = False
-    """Whether the loss compares features of networks; asks for `params` in `client_state`."""
+    """Whether the loss compares features of networks; this needs `params` in `client_state`."""
     personal: ClassVar[bool] = False
-    """Whether each client keeps a network of its own, which is what is scored."""
+    """Whether each client keeps its own network, which is then what is scored."""
     pooled: ClassVar[bool] = False
     """Whether one client holds the clips of all and takes the steps of a whole cohort."""
 
-    def __init__(self, config: Any) -> None:
+    config: AlgorithmConfig
+
+    def __init__(self, config: AlgorithmConfig) -> None:
         self.config = config
 
     # On a client.
@@ -158,17 +184,18 @@ class FedAvg:
     def local_loss(self, batch: Batch) -> Tensor:
         """The loss that a client minimises: Eq. 11 of FedVSR, whose second weight may be 0."""
         c = self.config
-        loss: Tensor = batch.vsr_loss if c.lambda_vsr == 1 else c.lambda_vsr * batch.vsr_loss
+        loss = batch.vsr_loss if c.lambda_vsr == 1 else c.lambda_vsr * batch.vsr_loss
         if c.lambda_hifr == 0:
             return loss
+        from fedvsr.losses import high_frequency
+
         detail = high_frequency(batch.sr, batch.gt, c.dwt, c.wavelet, reduction=c.reduction)
-        both: Tensor = loss + c.lambda_hifr * detail
-        return both
+        return loss + c.lambda_hifr * detail
 
     @property
     def corrects_gradients(self) -> bool:
         """Whether `correct_gradients` does anything."""
-        return bool(self.config.mu > 0)
+        return self.config.mu > 0
 
     @property
     def wants_first_gradient(self) -> bool:
@@ -176,13 +203,16 @@ class FedAvg:
         return False
 
     def correct_gradients(self, local: LocalRound, step: int) -> float:
-        """Change the gradients of `local.params` in place, before step number `step` from 0.
+        """Change the gradients of `local.params` in place before optimiser step `step` (from 0).
 
-        The base adds FedProx's `mu (w - w_t)`, exactly, whatever the optimiser.
+        FedAvg adds `mu (w - w_t)`, the gradient of FedProx's term, to those that exist. It is exact
+        for every optimiser.
 
         Returns:
-            What the terms add to the loss.
+            What the added terms contribute to the loss.
         """
+        import torch
+
         mu = self.config.mu
         if mu == 0:
             return 0.0
@@ -192,9 +222,9 @@ class FedAvg:
             if p.grad is not None
         ]
         grads, params, anchors = (list(column) for column in zip(*learning, strict=True))
-        apart = torch._foreach_sub(params, anchors)
-        torch._foreach_add_(grads, apart, alpha=mu)
-        norms = torch.stack(torch._foreach_norm(apart)).double()
+        differences = torch._foreach_sub(params, anchors)
+        torch._foreach_add_(grads, differences, alpha=mu)
+        norms = torch.stack(torch._foreach_norm(differences)).double()
         return float(0.5 * mu * norms.square().sum().item())
 
     def finish(self, local: LocalRound) -> tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]]:
@@ -204,20 +234,20 @@ class FedAvg:
     # On the server.
 
     def initial(self, name: str) -> float:
-        """Every value of a vector of `server_state` before the first round."""
+        """The value with which a vector of `server_state` is filled before the first round."""
         return 0.0
 
     def require_cohort(self, count: int) -> None:
-        """Check that rounds of `count` clients are enough.
+        """Check that rounds of `count` clients are large enough.
 
         Raises:
-            UserError: they are not.
+            UserError: they are too small.
         """
 
     def weights(self, reports: Sequence[ClientReport], num_rounds: int) -> list[float]:
         """Aggregation weights of a round's clients, in the order of `reports`.
 
-        They need not sum to 1: the rest is the global network's own share.
+        Their sum may be below 1: the global network gets the rest.
         """
         kind = self.config.weights
         if kind == "uniform":
@@ -232,29 +262,29 @@ class FedAvg:
         uploads: Iterable[Vectors],
         weights: Sequence[float],
         server: Vectors,
-        this: Round,
+        round_info: Round,
     ) -> Aggregated:
-        """Fold a round's uploads into one, in sampled order.
+        """Combine a round's uploads, in sampled order.
 
-        `uploads` fetches one client's vectors at a time; whoever reads it once holds one's.
+        `uploads` unpacks one client's vectors at a time, so a single pass needs memory for one.
         """
         total = weighted_sum((upload["params"] for upload in uploads), weights)
         rest = 1 - math.fsum(weights)
-        # A rest of rounding alone is none.
+        # Smaller rests are rounding errors of weights that sum to 1.
         if abs(rest) > 1e-9:
             total = total + np.float32(rest) * server["params"]
         return Aggregated({"params": total}, weights)
 
-    def server_step(self, server: Vectors, aggregated: Vectors, this: Round) -> Vectors:
-        """The server's next vectors, `params` and `server_state`."""
+    def server_step(self, server: Vectors, aggregated: Vectors, round_info: Round) -> Vectors:
+        """The server's next vectors: `params` and those of `server_state`."""
         return {**server, "params": aggregated["params"]}
 
     # FedVSR's weights, for every algorithm.
 
     def _loss_aware(self, reports: Sequence[ClientReport], num_rounds: int) -> list[float]:
-        """`I_i^a / sum_j I_j^a` with `I_i = 1 / L_i`, mixed with uniform weights if so set."""
+        """`I_i^a / sum_j I_j^a` with `I_i = 1 / L_i`, mixed with uniform weights on request."""
         exponent = self.exponent(reports[0].round_idx, num_rounds)
-        # In logarithms: no overflow for small losses and large exponents.
+        # In logarithms, so that small losses and large exponents do not overflow.
         logs = [-exponent * math.log(report.loss) for report in reports]
         powers = [math.exp(log - max(logs)) for log in logs]
         weights = [power / sum(powers) for power in powers]
@@ -262,15 +292,15 @@ class FedAvg:
 
     def exponent(self, round_idx: int, num_rounds: int) -> float:
         """The exponent a in round t = `round_idx` (1 to T) of T = `num_rounds`."""
-        c, left = self.config, 1 - round_idx / num_rounds
-        alpha = float(c.alpha)
-        if c.decay == "linear":
-            return alpha * left
-        return float(alpha**left) if c.decay == "power" else alpha
+        alpha, decay = self.config.alpha, self.config.decay
+        remaining = 1 - round_idx / num_rounds
+        if decay == "linear":
+            return alpha * remaining
+        return float(alpha**remaining) if decay == "power" else alpha
 
 
 def start(algorithm: FedAvg, params: FloatVector) -> Vectors:
-    """The server's vectors before the first round: parameters (P,), and what it keeps (P,)."""
+    """The server's vectors (P,) before the first round: `params`, and those of `server_state`."""
     kept = {n: np.full_like(params, algorithm.initial(n)) for n in algorithm.server_state}
     return {"params": params} | kept
 
@@ -278,8 +308,9 @@ def start(algorithm: FedAvg, params: FloatVector) -> Vectors:
 def mix_by_hellinger(weights: Sequence[float]) -> list[float]:
     """Mix weights p with uniform ones u: `(1 - m) u + m p`.
 
-    `m = max(0, h - 0.05) / 0.95` with h the Hellinger distance of p and u. Not in the paper: from
-    its published implementation. Below a relative spread of about 14 % it is the plain mean.
+    `m = max(0, h - 0.05) / 0.95`, where h is the Hellinger distance of p and u. This is from the
+    paper's published implementation, not from the paper. If the weights' relative spread is below
+    about 14 %, the result is uniform.
     """
     uniform = 1 / len(weights)
     squares = sum((math.sqrt(uniform) - math.sqrt(p)) ** 2 for p in weights)

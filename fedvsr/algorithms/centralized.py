@@ -1,4 +1,4 @@
-"""All clips in one place: the upper bound that federated training is measured against."""
+"""Training with all clips in one place: the upper bound of federated training."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from fedvsr.algorithms.base import AlgorithmConfig, FedAvg
 class Config(AlgorithmConfig):
     """Ordinary training on the clips of all clients."""
 
+    # One client has nothing to be weighed against.
+    ignored = ("weights",)
+
     name: Literal["centralized"] = "centralized"
 
 
 class Algorithm(FedAvg):
     """One client holds every clip. A round takes as many steps as a cohort's clients together.
 
-    The recipe is the federated one, but for the optimiser, which keeps its moments from round to
-    round, as nothing interrupts it.
+    The recipe is the federated one, except that the optimiser keeps its moments from round to
+    round, because nothing interrupts it.
     """
 
     source = "baseline"

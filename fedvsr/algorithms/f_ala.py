@@ -7,15 +7,17 @@ from typing import Literal
 from pydantic import Field
 
 from fedvsr.algorithms import fedvsr
-from fedvsr.algorithms.base import AlgorithmConfig
+from fedvsr.algorithms.base import AlgorithmConfig, Weights
 
 
 class Config(AlgorithmConfig):
-    """Only defaults differ from FedVSR's."""
+    """FedVSR's settings with other defaults."""
 
     name: Literal["f_ala"] = "f_ala"
-    weights: Literal["samples", "uniform", "loss_aware"] = Field(
-        "loss_aware", description="Of the round's clients: by samples, alike, or FedVSR's by loss."
+    weights: Weights = Field(
+        "loss_aware",
+        description="Aggregation weights of a round's clients: by their samples, uniform, or "
+        "FedVSR's by their losses.",
     )
 
 

@@ -1,4 +1,4 @@
-"""F-GLA, an ablation of FedVSR (Table 2): loss-aware weights alike in every round, alone."""
+"""F-GLA, an ablation of FedVSR (Table 2): loss-aware weights without decay alone."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from typing import Literal
 from pydantic import Field
 
 from fedvsr.algorithms import fedvsr
-from fedvsr.algorithms.base import AlgorithmConfig
+from fedvsr.algorithms.base import AlgorithmConfig, Decay, Weights
 
 
 class Config(AlgorithmConfig):
-    """Only defaults differ from FedVSR's."""
+    """FedVSR's settings with other defaults."""
 
     name: Literal["f_gla"] = "f_gla"
-    weights: Literal["samples", "uniform", "loss_aware"] = Field(
-        "loss_aware", description="Of the round's clients: by samples, alike, or FedVSR's by loss."
+    weights: Weights = Field(
+        "loss_aware",
+        description="Aggregation weights of a round's clients: by their samples, uniform, or "
+        "FedVSR's by their losses.",
     )
-    decay: Literal["linear", "power", "none"] = Field(
-        "none", description="Course of the exponent over the rounds: see fedvsr; here none."
+    decay: Decay = Field(
+        "none", description="Course of the exponent over the rounds, as for fedvsr; here none."
     )
 
 
 class Algorithm(fedvsr.Algorithm):
-    """FedAvg with loss-aware weights whose exponent stays."""
+    """FedAvg with loss-aware weights whose exponent is the same in every round."""
 
     extra_compute = "none"

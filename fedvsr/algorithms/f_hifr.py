@@ -11,7 +11,7 @@ from fedvsr.algorithms.base import AlgorithmConfig
 
 
 class Config(AlgorithmConfig):
-    """Only defaults differ from FedVSR's."""
+    """FedVSR's settings with other defaults."""
 
     name: Literal["f_hifr"] = "f_hifr"
     lambda_hifr: float = Field(1.0, ge=0, le=100, description="Weight of the wavelet detail loss.")

@@ -9,7 +9,7 @@ from fedvsr.params import FloatVector
 
 
 class Config(AdaptiveConfig):
-    """FedAdagrad's settings."""
+    """Settings of FedAdagrad."""
 
     name: Literal["fedadagrad"] = "fedadagrad"
 
@@ -17,10 +17,10 @@ class Config(AdaptiveConfig):
 class Algorithm(Adaptive):
     """`v <- v + D^2`, `w <- w + eta m / (sqrt(v) + tau)`.
 
-    D is the round's average less the global parameters w, `m <- b1 m + (1 - b1) D`; m starts at 0
-    and v at tau^2. b1 `beta_1`, eta `server_lr`.
+    D is the round's average minus the global parameters w, and `m <- b1 m + (1 - b1) D`; m starts
+    at 0 and v at tau^2. b1 is `beta_1` and eta `server_lr`.
     """
 
     def second_moment(self, second: FloatVector, squared: FloatVector) -> FloatVector:
-        """A sum of squares."""
+        """The sum of squares so far."""
         return second + squared

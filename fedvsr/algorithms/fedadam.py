@@ -12,20 +12,22 @@ from fedvsr.params import FloatVector
 
 
 class Config(AdaptiveConfig):
-    """FedAdam's settings."""
+    """Settings of FedAdam."""
 
     name: Literal["fedadam"] = "fedadam"
-    beta_2: float = Field(0.99, ge=0, lt=1, description="Decay of the second moment.")
+    beta_2: float = Field(0.99, ge=0, lt=1, description="Decay rate of the second moment.")
 
 
 class Algorithm(Adaptive):
     """`v <- b2 v + (1 - b2) D^2`, `w <- w + eta m / (sqrt(v) + tau)`.
 
-    D is the round's average less the global parameters w, `m <- b1 m + (1 - b1) D`; m starts at 0
-    and v at tau^2. b1 `beta_1`, b2 `beta_2`, eta `server_lr`.
+    D is the round's average minus the global parameters w, and `m <- b1 m + (1 - b1) D`; m starts
+    at 0 and v at tau^2. b1 is `beta_1`, b2 `beta_2` and eta `server_lr`.
     """
 
+    config: Config
+
     def second_moment(self, second: FloatVector, squared: FloatVector) -> FloatVector:
-        """A moving mean of squares."""
+        """The moving mean of squares."""
         beta = self.config.beta_2
         return np.float32(beta) * second + np.float32(1 - beta) * squared

@@ -16,8 +16,9 @@ class Config(AlgorithmConfig):
 class Algorithm(FedAvg):
     """`w <- sum_k (n_k / n) w_k` over the round's clients (Algorithm 1).
 
-    w_k are client k's parameters, n_k the samples that it drew in the round and n their sum. With
-    `local.epochs` n_k is in proportion to its frames; with `local.steps` all draw as many.
+    w_k are client k's parameters, n_k is the number of samples that it drew in the round, and n
+    their sum. With `local.epochs`, n_k is proportional to the client's frames; with `local.steps`
+    it is the same for all clients.
     """
 
     source = "McMahan et al., AISTATS 2017"

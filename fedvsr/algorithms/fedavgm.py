@@ -20,7 +20,7 @@ class Config(AlgorithmConfig):
 
 
 class Algorithm(FedAvg):
-    """`v <- beta v + D`, `w <- w + eta v`, D the round's average less the global parameters w.
+    """`v <- beta v + D`, `w <- w + eta v`, where D is the round's average minus the parameters w.
 
     v starts at 0; eta is `server_lr`.
     """
@@ -28,8 +28,10 @@ class Algorithm(FedAvg):
     source = "Hsu et al., arXiv 1909.06335"
     server_state = ("momentum",)
 
-    def server_step(self, server: Vectors, aggregated: Vectors, this: Round) -> Vectors:
-        """One step of SGD with momentum on `-D`."""
+    config: Config
+
+    def server_step(self, server: Vectors, aggregated: Vectors, round_info: Round) -> Vectors:
+        """Take one step of SGD with momentum along `D`."""
         c = self.config
         delta = aggregated["params"] - server["params"]
         momentum = np.float32(c.beta) * server["momentum"] + delta

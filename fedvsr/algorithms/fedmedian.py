@@ -20,7 +20,7 @@ class Algorithm(CoordinateWise):
     source = "Yin et al., ICML 2018"
 
     def combine(self, values_KC: FloatVector) -> FloatVector:
-        """Of an even number the mean of the middle two."""
+        """The median; of an even number of values, the mean of the middle two."""
         ordered, count = sorted_rows(values_KC), len(values_KC)
         middle: FloatVector = ordered[(count - 1) // 2 : count // 2 + 1].mean(axis=0)
         return middle

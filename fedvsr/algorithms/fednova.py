@@ -18,9 +18,9 @@ class Config(AlgorithmConfig):
 class Algorithm(FedAvg):
     """Averages directions per effective step: `w <- w + tau_eff sum_i p_i (w_i - w) / |a_i|_1`.
 
-    `tau_eff = sum_i p_i |a_i|_1` (Eqs. 8 and 13), with p_i the weights that FedAvg would take and
-    |a_i|_1 the effective steps of the client's optimiser: its steps for SGD, more with momentum,
-    fewer with the proximal pull. The paper treats SGD; for Adam they are the steps taken.
+    `tau_eff = sum_i p_i |a_i|_1` (Eqs. 8 and 13), where p_i are FedAvg's weights and |a_i|_1 are
+    the effective steps of client i's optimiser: the number of its steps for SGD, more with
+    momentum, fewer with the proximal pull. The paper treats SGD; for Adam the steps are counted.
     """
 
     source = "Wang et al., NeurIPS 2020"

@@ -13,14 +13,16 @@ class Config(AlgorithmConfig):
     """FedProx. The FedVSR paper finds that super-resolution fails with a larger mu."""
 
     name: Literal["fedprox"] = "fedprox"
-    mu: float = Field(1e-3, ge=0, le=1000, description="FedProx's pull to the global network.")
+    mu: float = Field(
+        1e-3, ge=0, le=1000, description="Strength of FedProx's pull to the global network."
+    )
 
 
 class Algorithm(FedAvg):
     """FedAvg with `mu / 2 * |w - w_t|^2` added to the local loss (Eq. 2).
 
     w are the client's parameters, w_t the global ones. The term's gradient `mu (w - w_t)` is added
-    as it is.
+    exactly, for every optimiser.
     """
 
     source = "Li et al., MLSys 2020"

@@ -1,8 +1,8 @@
 """FedVSR: Mollaahmadi Dehaghi et al., Model-Agnostic Federated Learning in Video Super-Resolution.
 
 Local loss (Eq. 11) `lambda_vsr * L_VSR + lambda_hifr * L_HiFr`, and loss-aware aggregation
-(Section 4.2, Algorithm 1): client i weighs `I_i^a / sum_j I_j^a` with `I_i = 1 / L_i`, L_i its mean
-local loss. Both are settings of every algorithm; here they are on.
+(Section 4.2, Algorithm 1): client i has the weight `I_i^a / sum_j I_j^a` with `I_i = 1 / L_i`,
+where L_i is its mean local loss. Every algorithm has both as settings; here they are on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from fedvsr.algorithms.base import AlgorithmConfig, FedAvg
+from fedvsr.algorithms.base import AlgorithmConfig, FedAvg, Weights
 
 
 class Config(AlgorithmConfig):
@@ -19,8 +19,10 @@ class Config(AlgorithmConfig):
 
     name: Literal["fedvsr"] = "fedvsr"
     lambda_hifr: float = Field(1.0, ge=0, le=100, description="Weight of the wavelet detail loss.")
-    weights: Literal["samples", "uniform", "loss_aware"] = Field(
-        "loss_aware", description="Of the round's clients: by samples, alike, or FedVSR's by loss."
+    weights: Weights = Field(
+        "loss_aware",
+        description="Aggregation weights of a round's clients: by their samples, uniform, or "
+        "FedVSR's by their losses.",
     )
 
 

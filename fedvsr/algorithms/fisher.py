@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from fedvsr.algorithms.base import Aggregated, AlgorithmConfig, FedAvg, LocalRound
 from fedvsr.messages import Round, Vectors
 from fedvsr.params import weighted_sums
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Config(AlgorithmConfig):
@@ -23,8 +24,8 @@ class Config(AlgorithmConfig):
         0.01,
         gt=0,
         le=1,
-        description="Added to a client's Fisher information, as part of its mean: parameters that "
-        "mattered to nobody are averaged plainly.",
+        description="Part of a client's mean Fisher information that is added to every value, so "
+        "that parameters which mattered to no client are averaged plainly.",
     )
 
 
@@ -32,21 +33,25 @@ class Algorithm(FedAvg):
     """`w_j <- sum_k p_k F_kj w_kj / sum_k p_k F_kj` in every parameter j (Eq. 3).
 
     F_k is the diagonal of client k's empirical Fisher information: the mean square of its batch
-    gradients over the last local epoch. Squares of batch gradients stand for those of single
-    samples, which would cost a backward pass each; a larger batch makes them smaller alike.
+    gradients over the last local epoch. Batch gradients replace those of single samples, which
+    would need a backward pass each; a larger batch makes all squares smaller alike.
     """
 
     source = "Matena and Raffel, NeurIPS 2022"
     extra_compute = "one sum of squared gradients a step of the last epoch"
     upload = ("params", "fisher")
 
+    config: Config
+
     @property
     def corrects_gradients(self) -> bool:
-        """It reads them."""
+        """True: the hook reads the gradients."""
         return True
 
     def correct_gradients(self, local: LocalRound, step: int) -> float:
-        """Gather the squares of the last epoch, before any other term."""
+        """In the last epoch, add up the squared gradients before any other term."""
+        import torch
+
         if step >= local.num_steps - local.steps_per_epoch:
             pairs = [
                 (square, p.grad)
@@ -58,26 +63,29 @@ class Algorithm(FedAvg):
         return super().correct_gradients(local, step)
 
     def finish(self, local: LocalRound) -> tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]]:
-        """The mean of the squares."""
-        gathered = min(local.num_steps, local.steps_per_epoch)
-        return {"fisher": list(torch._foreach_div(local.sum("square"), float(gathered)))}, {}
+        """Send the mean of the squares."""
+        import torch
+
+        num_summed = min(local.num_steps, local.steps_per_epoch)
+        return {"fisher": list(torch._foreach_div(local.sum("square"), float(num_summed)))}, {}
 
     def aggregate(
         self,
         uploads: Iterable[Vectors],
         weights: Sequence[float],
         server: Vectors,
-        this: Round,
+        round_info: Round,
     ) -> Aggregated:
-        """Every parameter has shares of its own, so clients have none."""
+        """The weighted mean of each parameter. Shares differ by parameter, so clients have none."""
         sums = weighted_sums(
-            (self._precise(upload) for upload in uploads), {"scaled": weights, "fisher": weights}
+            (self._scaled(upload) for upload in uploads), {"scaled": weights, "fisher": weights}
         )
         return Aggregated({"params": sums["scaled"] / sums["fisher"]}, None)
 
-    def _precise(self, upload: Vectors) -> Vectors:
+    def _scaled(self, upload: Vectors) -> Vectors:
+        """A client's Fisher information, raised by the floor, and its parameters times that."""
         fisher = upload["fisher"]
-        # A client whose gradients all vanished counts as one to whom everything mattered alike.
+        # If all its gradients vanished, every parameter counts the same.
         mean = float(fisher.mean(dtype=np.float64)) or 1.0
         raised = fisher + np.float32(self.config.floor * mean)
         return {"scaled": raised * upload["params"], "fisher": raised}

@@ -21,22 +21,30 @@ class Config(RobustConfig):
 
     name: Literal["krum"] = "krum"
     num_byzantine: int = Field(
-        1, ge=0, description="Clients of a round that may lie, f; it takes 2 f + 3 to tell."
+        1, ge=0, description="Clients of a round that may lie, f; this needs 2 f + 3 clients."
     )
-    num_selected: int = Field(1, ge=1, description="Clients to average, those of the best scores.")
+    num_selected: int = Field(
+        1, ge=1, description="Clients that are averaged: those with the lowest scores."
+    )
 
 
 class Algorithm(FedAvg):
     """The vector w_k of least `sum_i |w_k - w_i|^2`, over its K - f - 2 nearest w_i (Section 4).
 
-    K are the round's clients, f `num_byzantine`. Multi-Krum takes the mean of the `num_selected`
-    least.
+    K is the number of the round's clients, f is `num_byzantine`. Multi-Krum takes the mean of the
+    `num_selected` vectors with the least sums.
     """
 
     source = "Blanchard et al., NeurIPS 2017"
 
+    config: Config
+
     def require_cohort(self, count: int) -> None:
-        """K >= 2 f + 3, of which at least `num_selected` are honest."""
+        """Check that K >= 2 f + 3, and that at least `num_selected` clients are honest.
+
+        Raises:
+            UserError: there are too few clients.
+        """
         f, selected = self.config.num_byzantine, self.config.num_selected
         if count < 2 * f + 3 or selected > count - f:
             raise UserError(
@@ -50,16 +58,16 @@ class Algorithm(FedAvg):
         uploads: Iterable[Vectors],
         weights: Sequence[float],
         server: Vectors,
-        this: Round,
+        round_info: Round,
     ) -> Aggregated:
-        """The weights that count are 1 / `num_selected` for those selected, in sampled order.
+        """Average the selected clients, each with weight 1 / `num_selected`, in sampled order.
 
         Raises:
-            UserError: there are too few clients for that many liars.
+            UserError: too few clients finished the round.
         """
         vectors = [upload["params"] for upload in uploads]
         f, selected, count = self.config.num_byzantine, self.config.num_selected, len(vectors)
-        # Fewer than configured may have been reached.
+        # Fewer clients than configured may have finished.
         self.require_cohort(count)
         distances = squared_distances(vectors)
         np.fill_diagonal(distances, np.inf)
@@ -71,13 +79,13 @@ class Algorithm(FedAvg):
 
 
 def squared_distances(vectors: Sequence[FloatVector]) -> npt.NDArray[np.float64]:
-    """Squared L2 distances (K, K) of K vectors (P,), a chunk of coordinates at a time."""
+    """Squared L2 distances (K, K) of K vectors (P,), computed a chunk of coordinates at a time."""
     count = len(vectors)
     total = np.zeros((count, count))
     for begin in range(0, vectors[0].size, CHUNK):
         parts = [vector[begin : begin + CHUNK] for vector in vectors]
         for i in range(count):
             for j in range(i):
-                apart = parts[i] - parts[j]
-                total[i, j] += np.dot(apart, apart)
+                difference = parts[i] - parts[j]
+                total[i, j] += np.dot(difference, difference)
     return total + total.T

@@ -1,4 +1,4 @@
-"""Each client alone: the lower bound that federated training must beat."""
+"""Training of each client alone: the lower bound that federated training must beat."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from fedvsr.messages import Round, Vectors
 
 
 class Config(AlgorithmConfig):
-    """No aggregation."""
+    """Local training without aggregation."""
+
+    ignored = ("weights",)
 
     name: Literal["local"] = "local"
 
 
 class Algorithm(FedAvg):
-    """A client goes on from its own last network; nothing leaves it.
+    """Each client continues from its own last network and sends nothing.
 
-    All start from the same network and train in the rounds in which they are drawn, so that a
-    client does the work that it would do in federated training. The score is a mean over all
-    clients' networks.
+    All start from the same network, and train in the rounds in which they are sampled, so that a
+    client does as much work as in federated training. The score is the mean over the networks of
+    all clients.
     """
 
     source = "baseline"
@@ -33,7 +35,7 @@ class Algorithm(FedAvg):
         uploads: Iterable[Vectors],
         weights: Sequence[float],
         server: Vectors,
-        this: Round,
+        round_info: Round,
     ) -> Aggregated:
-        """Keep the server's network: nothing is sent."""
+        """Keep the global network: nothing is sent."""
         return Aggregated({"params": server["params"]}, None)

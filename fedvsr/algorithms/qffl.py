@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from fedvsr.algorithms.base import AlgorithmConfig, FedAvg
 from fedvsr.messages import ClientReport
+from fedvsr.section import OnlyWith
 
 
 class Config(AlgorithmConfig):
@@ -17,29 +18,31 @@ class Config(AlgorithmConfig):
 
     name: Literal["qffl"] = "qffl"
     weights: Literal["uniform"] = Field(
-        "uniform", description="q-FFL weighs by loss and step length itself."
+        "uniform", description="q-FFL weighs clients itself, by loss and length of the update."
     )
-    q: float = Field(1.0, ge=0, le=100, description="Fairness: 0 averages plainly.")
-    lipschitz: float | None = Field(
+    q: float = Field(1.0, ge=0, le=100, description="Fairness; 0 is uniform averaging.")
+    lipschitz: Annotated[float | None, OnlyWith("q")] = Field(
         None,
         gt=0,
-        description="L of Algorithm 2 (default: 1 / local.lr for SGD; for Adam what gives the "
-        "changes the length of gradients, a mean over the round's clients).",
+        description="L of Algorithm 2 (default: 1 / local.lr for SGD; for Adam, the mean ratio of "
+        "gradient to update length over the round's clients).",
     )
 
 
 class Algorithm(FedAvg):
-    """`w <- w - sum_k D_k / sum_k h_k` with clients of high loss pulling harder (Algorithm 2).
+    """`w <- w - sum_k D_k / sum_k h_k`, where clients with a high loss pull harder (Algorithm 2).
 
     `D_k = F_k^q L (w - w_k)` and `h_k = q F_k^(q-1) L^2 |w - w_k|^2 + L F_k^q`. F_k is the loss of
-    the client's first batch under the global network, an unbiased estimate of the loss over all its
-    data, which would cost another pass. L makes gradients of changes; the paper's 1 / local.lr is
-    right for SGD alone. Adam's changes are thousands of times as long, and `h_k` with their square
-    would let nothing move: there L is |gradient| / |w - w_k|, with the client's first gradient, a
-    mean over the round's clients.
+    the client's first batch under the global network: an unbiased estimate of the loss over all its
+    data, which would cost another pass. L turns updates into gradients. The paper's 1 / local.lr is
+    right only for SGD: Adam's updates are thousands of times as long, and their square in `h_k`
+    would stop all movement. For Adam, L is |gradient| / |w - w_k|, with the client's first
+    gradient, a mean over the round's clients.
     """
 
     source = "Li et al., ICLR 2020"
+
+    config: Config
 
     def weights(self, reports: Sequence[ClientReport], num_rounds: int) -> list[float]:
         """`F_k^q L / sum_j h_j`."""

@@ -16,20 +16,22 @@ class Config(RobustConfig):
 
     name: Literal["trimmed_mean"] = "trimmed_mean"
     beta: float = Field(
-        0.25, ge=0, lt=0.5, description="Part of the clients left out at either end."
+        0.25, ge=0, lt=0.5, description="Part of the clients that is left out at each end."
     )
 
 
 class Algorithm(CoordinateWise):
-    """In every coordinate the mean of K clients without the `floor(beta K)` largest and smallest.
+    """In every coordinate, the mean of K clients without the `floor(beta K)` at each end.
 
-    Algorithm 1, option II.
+    Algorithm 1, option II: the largest and the smallest values are left out.
     """
 
     source = "Yin et al., ICML 2018"
 
+    config: Config
+
     def combine(self, values_KC: FloatVector) -> FloatVector:
-        """Leaves out `floor(beta K)` values at either end."""
+        """The mean of the values in between, `(K, C)` to `(C,)`."""
         count = len(values_KC)
         trim = int(self.config.beta * count)
         ordered = sorted_rows(values_KC)

@@ -167,14 +167,16 @@ class Server:
             for i in range(options.clients)
         ]
         tensors = tuple(slice(i, i + 10_000) for i in range(0, options.size, 10_000))
-        self.this = Round(2, 10, 40, options.clients, tensors)
+        self.round_info = Round(2, 10, 40, options.clients, tensors)
 
     def fold(self) -> float:
         """Seconds of weighing, folding and the server's step."""
         began = time.perf_counter()
         weights = self.algorithm.weights(self.reports, 10)
-        aggregated = self.algorithm.aggregate(iter(self.uploads), weights, self.server, self.this)
-        self.algorithm.server_step(self.server, aggregated.vectors, self.this)
+        aggregated = self.algorithm.aggregate(
+            iter(self.uploads), weights, self.server, self.round_info
+        )
+        self.algorithm.server_step(self.server, aggregated.vectors, self.round_info)
         return time.perf_counter() - began
 
 

@@ -29,10 +29,10 @@ def run(config: ExperimentConfig, algorithm: str, out: Path) -> tuple[Path, Resu
     settings = config.model_dump() | {"algorithm": {"name": algorithm}}
     changed = ExperimentConfig.model_validate(settings)
     split = prepare_data(changed, lambda *_: None)
-    this = create_run(changed, out)
-    events = list(execute(this, split, SerialExecutor))
+    created = create_run(changed, out)
+    events = list(execute(created, split, SerialExecutor))
     assert isinstance(events[-1], RoundRecorded)
-    return this.folder, load_results(this.folder)
+    return created.folder, load_results(created.folder)
 
 
 def test_centralized_is_one_client_with_a_cohorts_steps(

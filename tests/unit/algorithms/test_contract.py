@@ -23,7 +23,7 @@ from fedvsr.training.local import LocalTrainer
 from fedvsr.training.updates import incoming
 
 # Not the first round, and two tensors.
-THIS = Round(2, 10, num_clients=8, num_sampled=6, tensors=(slice(0, 30), slice(30, 100)))
+ROUND = Round(2, 10, num_clients=8, num_sampled=6, tensors=(slice(0, 30), slice(30, 100)))
 
 
 @pytest.fixture(params=names("fedvsr.algorithms"))
@@ -61,7 +61,7 @@ def test_equal_clients_weigh_the_same_and_give_their_own_vector(algorithm: FedAv
     random = np.random.default_rng(0)
     upload = {name: random.random(100).astype(np.float32) for name in algorithm.upload}
     server = start(algorithm, np.zeros(100, np.float32))
-    result = algorithm.aggregate([upload] * 6, weights, server, THIS).vectors
+    result = algorithm.aggregate([upload] * 6, weights, server, ROUND).vectors
     # What the weights leave of 1 is the global network's share, here of zeros.
     own = np.zeros(100) if algorithm.personal else upload["params"]
     np.testing.assert_allclose(result["params"], sum(weights) * own, rtol=1e-5)
@@ -74,7 +74,7 @@ def test_the_server_only_reads_and_stays_where_nothing_moved(algorithm: FedAvg) 
     for vector in (*server.values(), *upload.values()):
         vector.flags.writeable = False
     weights = algorithm.weights([report(i, 0.2) for i in range(6)], 10)
-    aggregated = algorithm.aggregate(iter([upload] * 6), weights, server, THIS)
+    aggregated = algorithm.aggregate(iter([upload] * 6), weights, server, ROUND)
     after = algorithm.server_step(
         server, aggregated.vectors, Round(1, 10, 8, 6, (slice(0, 60), slice(60, 100)))
     )
@@ -94,7 +94,7 @@ def test_order_of_clients_does_not_matter(algorithm: FedAvg) -> None:
     def outcome(order: list[int]) -> FloatVector:
         weights = algorithm.weights([reports[i] for i in order], 10)
         chosen = [uploads[i] for i in order]
-        return algorithm.aggregate(chosen, weights, server, THIS).vectors["params"]
+        return algorithm.aggregate(chosen, weights, server, ROUND).vectors["params"]
 
     np.testing.assert_allclose(outcome([3, 1, 0, 5, 4, 2]), outcome([*range(6)]), atol=1e-6)
 
@@ -178,9 +178,9 @@ def test_a_round_lowers_the_loss(algorithm: FedAvg, small: ExperimentConfig) -> 
         return
     weights = algorithm.weights(reports, 5)
     uploads = [{n: incoming(v, server["params"]) for n, v in u.upload.items()} for u in updates]
-    this = Round(1, 5, 6, 6, ParamTable.of(trainer.network).slices())
-    aggregated = algorithm.aggregate(uploads, weights, server, this)
-    moved = algorithm.server_step(server, aggregated.vectors, this)
+    round_info = Round(1, 5, 6, 6, ParamTable.of(trainer.network).slices())
+    aggregated = algorithm.aggregate(uploads, weights, server, round_info)
+    moved = algorithm.server_step(server, aggregated.vectors, round_info)
     part = 0.98 if "second_moment" in algorithm.server_state else 0.9
     assert loss_on(trainer, moved["params"], clips) < part * before
 

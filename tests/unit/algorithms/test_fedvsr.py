@@ -101,5 +101,5 @@ def test_ablations(name: str, weights: list[float], detail: int) -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="nothing to minimise"):
+    with pytest.raises(ValueError, match="leaves nothing to minimise"):
         algorithm(lambda_vsr=0, lambda_hifr=0)

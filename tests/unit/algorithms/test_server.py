@@ -16,7 +16,7 @@ from fedvsr.errors import UserError
 from fedvsr.lookup import load
 from fedvsr.messages import ClientReport, Round, Vectors
 
-THIS = Round(round_idx=1, num_rounds=10, num_clients=8, num_sampled=4, tensors=())
+ROUND = Round(round_idx=1, num_rounds=10, num_clients=8, num_sampled=4, tensors=())
 
 
 def build(name: str, **settings: Any) -> FedAvg:
@@ -37,7 +37,7 @@ def two_steps(algorithm: FedAvg) -> list[float]:
     places = []
     for _ in range(2):
         average = {"params": server["params"] + np.float32(0.1)}
-        server = algorithm.server_step(server, average, THIS)
+        server = algorithm.server_step(server, average, ROUND)
         places.append(float(server["params"][0]))
     return places
 
@@ -78,7 +78,7 @@ def test_fednova() -> None:
     assert weights == pytest.approx([1, 1 / 3])
     # From w = 2 to 3 in one step and to 5 in three: 2 + 1 * 1 + 3 / 3 = 4.
     server = vectors([2.0])[0]
-    result = algorithm.aggregate(vectors([3.0], [5.0]), weights, server, THIS)
+    result = algorithm.aggregate(vectors([3.0], [5.0]), weights, server, ROUND)
     assert result.vectors["params"] == pytest.approx([4])
 
 
@@ -117,22 +117,22 @@ def test_qffl() -> None:
 def test_median_and_trimmed_mean_shrug_off_a_liar() -> None:
     uploads = vectors([1, 5], [2, 6], [3, 7], [1e9, -1e9])
     server = vectors([0, 0])[0]
-    result = build("fedmedian").aggregate(uploads, [0.25] * 4, server, THIS)
+    result = build("fedmedian").aggregate(uploads, [0.25] * 4, server, ROUND)
     assert result.vectors["params"].tolist() == [2.5, 5.5]
     assert result.weights is None
     # A quarter of four at either end: (2 + 3) / 2 and (5 + 6) / 2.
-    result = build("trimmed_mean", beta=0.25).aggregate(uploads, [0.25] * 4, server, THIS)
+    result = build("trimmed_mean", beta=0.25).aggregate(uploads, [0.25] * 4, server, ROUND)
     assert result.vectors["params"].tolist() == [2.5, 5.5]
 
 
 def test_medians_and_means_of_odd_numbers() -> None:
     uploads = vectors([5], [1], [9], [2], [4])
     server = vectors([0])[0]
-    found = build("fedmedian").aggregate(uploads, [0.2] * 5, server, THIS)
+    found = build("fedmedian").aggregate(uploads, [0.2] * 5, server, ROUND)
     assert found.vectors["params"].tolist() == [4]
     # floor(.4 * 5) = 2 at either end leave 4; floor(.3 * 5) = 1 leaves (2 + 4 + 5) / 3.
     for beta, mean in ((0.4, 4), (0.3, 11 / 3)):
-        found = build("trimmed_mean", beta=beta).aggregate(uploads, [0.2] * 5, server, THIS)
+        found = build("trimmed_mean", beta=beta).aggregate(uploads, [0.2] * 5, server, ROUND)
         assert found.vectors["params"] == pytest.approx([mean])
 
 
@@ -153,7 +153,7 @@ def test_chunks_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     for name, vector in expected.items():
         uploads = [{"params": row} for row in rows]
-        found = build(name).aggregate(uploads, [0.2] * 5, uploads[0], THIS)
+        found = build(name).aggregate(uploads, [0.2] * 5, uploads[0], ROUND)
         np.testing.assert_allclose(found.vectors["params"], vector, rtol=1e-6)
 
 
@@ -167,13 +167,13 @@ def test_krum_selects_the_closest() -> None:
     # Scores with f = 1 of 5 sum the 2 nearest: of 0, 1, 2, 2.5, 100 they are 5, 2, 1.25, 2.5, big.
     uploads = vectors([0], [1], [2], [2.5], [100])
     server = vectors([0])[0]
-    result = build("krum").aggregate(uploads, [0.2] * 5, server, THIS)
+    result = build("krum").aggregate(uploads, [0.2] * 5, server, ROUND)
     assert result.vectors["params"].tolist() == [2]
     assert result.weights == [0, 0, 1, 0, 0]
-    result = build("krum", num_selected=2).aggregate(uploads, [0.2] * 5, server, THIS)
+    result = build("krum", num_selected=2).aggregate(uploads, [0.2] * 5, server, ROUND)
     assert result.vectors["params"].tolist() == [1.5]
     with pytest.raises(UserError, match=r"need at least 5 clients a round, not 4; raise"):
-        build("krum").aggregate(uploads[:4], [0.25] * 4, server, THIS)
+        build("krum").aggregate(uploads[:4], [0.25] * 4, server, ROUND)
 
 
 def test_a_large_mu_is_remarked_on() -> None:
