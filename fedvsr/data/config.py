@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from fedvsr.errors import UserError
-from fedvsr.section import Section
+from fedvsr.section import OnlyWith, Section
 
 Partition = Literal["less", "more", "by_folder", "dirichlet", "quantity", "motion", "texture"]
 
@@ -48,10 +48,10 @@ class DataConfig(Section):
         le=1000,
         description="Frames per clip when videos or folders are cut; no frame is in two clips.",
     )
-    max_clips_per_video: int | None = Field(
+    max_clips_per_video: Annotated[int | None, OnlyWith("videos")] = Field(
         None, ge=1, description="Cut at most this many clips from each of `videos` (default: all)."
     )
-    test_clips_per_video: int = Field(
+    test_clips_per_video: Annotated[int, OnlyWith("videos")] = Field(
         1, ge=1, description="Clips held out for scoring at the end of each of `videos`."
     )
     num_clients: int = Field(
@@ -64,7 +64,7 @@ class DataConfig(Section):
         "dirichlet, shares of each label by Dirichlet(alpha); quantity, numbers of clips by "
         "Dirichlet(alpha); motion or texture, clips with similar motion or texture together.",
     )
-    alpha: float = Field(
+    alpha: Annotated[float, OnlyWith("partition", "dirichlet", "quantity")] = Field(
         0.5,
         gt=0,
         le=1e6,
