@@ -1,10 +1,10 @@
-"""The configuration of an experiment: presets and YAML files, overrides, and clear refusals."""
+"""The configuration of an experiment: presets, YAML files, overrides, and clear refusals."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union
@@ -20,7 +20,7 @@ from fedvsr.federation.privacy import require_private
 from fedvsr.federation.sampling import FederationConfig
 from fedvsr.inference.config import EvaluationConfig
 from fedvsr.lookup import did_you_mean, load, names
-from fedvsr.section import Section
+from fedvsr.section import Section, Unused, show
 from fedvsr.training.config import LocalConfig
 from fedvsr.training.requirements import require_features, require_sample
 from fedvsr.training.updates import UpdateConfig
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 else:
 
     def _one_of(package: str) -> Any:
-        """The `Config` of every module in a package, told apart by its `name`."""
+        """The union of the `Config`s of a package's modules; `name` chooses one."""
         configs = tuple(load(package, name).Config for name in names(package))
         if len(configs) == 1:
             return configs[0]
@@ -43,24 +43,26 @@ else:
 
 _ModelSection: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
 
-# Sections whose keys depend on their `name`, but for those that all of them share.
+# Sections whose keys depend on their `name`, except for the shared ones.
 _NAMED = ("model", "algorithm")
 _SHARED = ("size",)
+# Settings of `federation` about choosing among clients, which pooled training has one of.
+_OF_COHORTS = ("sampling", "num_candidates", "offline_probability", "min_updates")
 
 
 class CheckpointConfig(Section):
     """How often a run's state is saved."""
 
-    every_rounds: int = Field(1, ge=1, description="Save after every so many rounds.")
+    every_rounds: int = Field(1, ge=1, description="Rounds from one checkpoint to the next.")
 
 
 class ExperimentConfig(Section):
     """A whole experiment. Equal settings and seeds give equal numbers."""
 
     name: str = Field(
-        "experiment", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Starts the run's id."
+        "experiment", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="First part of the run's id."
     )
-    description: str = Field("", description="One line on what the experiment is for.")
+    description: str = Field("", description="The experiment's purpose, in one line.")
     seed: int = Field(0, ge=0, lt=2**63, description="Root of every random draw.")
     data: DataConfig = Field(description="Clips, and the clients that hold them.")
     model: ModelConfig = Field(description="The network.")
@@ -75,23 +77,23 @@ class ExperimentConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _follow_recipe(cls, values: Any) -> Any:
-        """Let the network's recipe fill in what other sections leave out."""
+        """Fill in what sections leave out from the network's recipe."""
         if not isinstance(values, Mapping):
             return values
         try:
             model = _ModelSection.validate_python(values.get("model"))
         except ValidationError:
-            # The section's own validation says what is wrong.
+            # The section's own validation reports the mistake.
             return values
         filled = dict(values)
         for section, recipe in model.recipe().items():
-            given = values.get(section, {})
-            if isinstance(given, Mapping):
-                filled[section] = {**recipe, **given}
+            settings = values.get(section, {})
+            if isinstance(settings, Mapping):
+                filled[section] = {**recipe, **settings}
         return filled
 
     def model_post_init(self, _: object) -> None:
-        """Check what no section can see alone."""
+        """Check what no section can check alone."""
         cohort, num_clients = self.federation.clients_per_round, self.data.num_clients
         if cohort > num_clients:
             raise UserError(
@@ -112,8 +114,27 @@ class ExperimentConfig(Section):
         frames = self.data.clip_frames if self.data.videos else None
         require_sample(self.model, self.local, self.data.scale, frames)
 
+    def without_effect(self, path: str = "") -> list[Unused]:
+        """Settings that differ from their defaults and have no effect, in any section."""
+        unused = super().without_effect(path)
+        if build(self.algorithm).pooled:
+            known = {setting.key for setting in unused}
+            for name in _OF_COHORTS:
+                key, value = f"federation.{name}", getattr(self.federation, name)
+                default = FederationConfig.model_fields[name].default
+                if value != default and key not in known:
+                    text = (
+                        f"{key} = {show(value)} has no effect: algorithm.name = "
+                        f"{self.algorithm.name} trains one client in every round; leave it out"
+                    )
+                    unused.append(Unused(key, default, text))
+        return unused
+
     def config_hash(self) -> str:
-        """Of every setting that can change a number: placement, saving and names are left out."""
+        """Hash of the settings that can change a number.
+
+        It does not depend on placement, saving and names, nor on settings without effect.
+        """
         settings = self.model_dump(
             mode="json",
             exclude={
@@ -125,10 +146,11 @@ class ExperimentConfig(Section):
                 "local": {"num_workers"},
             },
         )
+        settings = _reset(settings, self.without_effect())
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
     def files(self) -> dict[str, list[str]]:
-        """The files and folders that the settings name, by setting; none where none is named."""
+        """The files and folders that settings name, by setting; settings without one are absent."""
         named: dict[str, list[str | None]] = {
             "data.videos": [*self.data.videos],
             "data.train": [*self.data.train],
@@ -144,7 +166,7 @@ class ExperimentConfig(Section):
 
 
 class _ModelAlone(Section):
-    """A model section by itself; its errors read as those of a whole experiment."""
+    """A model section by itself; its errors read like those of a whole experiment."""
 
     model: ModelConfig
 
@@ -152,25 +174,41 @@ class _ModelAlone(Section):
 def load_config(source: str, overrides: Iterable[str] = ()) -> ExperimentConfig:
     """Load a preset by name or a YAML file by path, and apply overrides such as `local.lr=1e-3`.
 
-    A file may say `extends: PRESET` and give only what differs.
+    A file with `extends: PRESET` gives only what differs from the preset, or from another file.
 
     Raises:
-        UserError: something is missing, unknown, misspelt or out of bounds.
+        UserError: a setting is missing, unknown, misspelt, out of bounds, or has no effect although
+            the file or an override gives it.
     """
-    settings = _read(source)
-    for override in overrides:
-        settings = _merge(settings, _parse_override(override))
-    try:
-        return ExperimentConfig.model_validate(settings)
-    except ValidationError as error:
-        raise UserError(explain(error)) from None
+    config, refused = _load(source, overrides)
+    if refused:
+        raise UserError(refused[0].reason + _and_more(refused))
+    return config
+
+
+def load_effective(
+    source: str, overrides: Iterable[str] = ()
+) -> tuple[ExperimentConfig, tuple[str, ...]]:
+    """Load as `load_config` does, but reset settings without effect to their defaults.
+
+    For settings that were not chosen for this experiment alone: those of a sweep, or of a run that
+    an older version made.
+
+    Returns:
+        The configuration, and the dotted keys of the given settings that were reset.
+
+    Raises:
+        UserError: a setting is missing, unknown, misspelt or out of bounds.
+    """
+    config, unused = _load(source, overrides)
+    return config, tuple(setting.key for setting in unused)
 
 
 def load_model_section(name: str, overrides: Iterable[str] = ()) -> ModelConfig:
-    """The section of a network, with overrides such as `channels=32`.
+    """The `model` section of a network, with overrides such as `channels=32`.
 
     Raises:
-        UserError: there is no such network, or a setting is unknown or out of bounds.
+        UserError: the network or a setting is unknown, or a value is out of bounds.
     """
     settings: dict[str, Any] = {"name": name}
     for override in overrides:
@@ -183,14 +221,14 @@ def load_model_section(name: str, overrides: Iterable[str] = ()) -> ModelConfig:
 
 def presets() -> dict[str, str]:
     """The packaged presets and their one-line descriptions."""
-    return {name: str(_read(name).get("description", "")) for name in _preset_names()}
+    return {name: str(_extended(name)[0].get("description", "")) for name in _preset_names()}
 
 
 def explain(error: ValidationError, has_overrides: bool = True) -> str:
-    """The first refusal of a validation, as one line that names the setting and the way out.
+    """The first error of a validation, as one line that names the setting and what to do.
 
     Args:
-        error: the refused validation.
+        error: the validation's error.
         has_overrides: whether `--set` can give these settings.
     """
     errors = error.errors()
@@ -218,14 +256,84 @@ def explain(error: ValidationError, has_overrides: bool = True) -> str:
         text = message if message.startswith(path) or not path else f"{path}: {message}"
     else:
         text = f"{path} = {first['input']!r}: {message[:1].lower()}{message[1:]}"
-    return text + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
+    return text + _and_more(errors)
+
+
+def _and_more(errors: Sequence[object]) -> str:
+    return f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+
+
+def _load(source: str, overrides: Iterable[str]) -> tuple[ExperimentConfig, list[Unused]]:
+    """The configuration without settings that have no effect, and which of these were given.
+
+    Those of a base file, a preset or a recipe do not count as given: a change beside them may have
+    taken their effect.
+    """
+    settings, given = _extended(source)
+    for override in overrides:
+        change = _parse_override(override)
+        settings = _merge(settings, change)
+        given |= set(_keys(change))
+    config = _validated(settings)
+    unused = config.without_effect()
+    if unused:
+        config = _validated(_reset(settings, unused))
+    return config, [setting for setting in unused if setting.key in given]
+
+
+def _validated(settings: Mapping[str, Any]) -> ExperimentConfig:
+    try:
+        return ExperimentConfig.model_validate(settings)
+    except ValidationError as error:
+        raise UserError(explain(error)) from None
+
+
+def _reset(settings: Mapping[str, Any], unused: Iterable[Unused]) -> dict[str, Any]:
+    """Settings with the defaults of those without effect."""
+    reset = dict(settings)
+    for setting in unused:
+        reset = _merge(reset, _nested(setting.key, setting.default))
+    return reset
+
+
+def _keys(settings: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """The dotted keys of nested settings."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}"
+
+
+def _nested(key: str, value: object) -> dict[str, Any]:
+    """A dotted key and its value as nested settings."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    assert isinstance(value, dict)
+    return value
+
+
+def _extended(source: str) -> tuple[dict[str, Any], set[str]]:
+    """The settings of a preset or file over those that it extends.
+
+    Returns:
+        The settings, and the dotted keys that the file gives itself; a preset gives none.
+    """
+    settings = _read(source)
+    base = settings.pop("extends", None)
+    given = set(_keys(settings)) if _is_file(source) else set[str]()
+    return (settings if base is None else _merge(_extended(str(base))[0], settings)), given
+
+
+def _is_file(source: str) -> bool:
+    return Path(source).suffix in {".yaml", ".yml"}
 
 
 def _read(source: str) -> dict[str, Any]:
-    path = Path(source)
-    if path.suffix in {".yaml", ".yml"}:
+    """The settings of a preset or file as they are written."""
+    if _is_file(source):
         try:
-            text = path.read_text()
+            text = Path(source).read_text()
         except OSError as error:
             raise UserError(f"{source} cannot be read: {error.strerror}") from None
     else:
@@ -240,13 +348,12 @@ def _read(source: str) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" line {where.line + 1}" if where else ""
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
         raise UserError(f"{source}{line} is not valid YAML") from None
     if not isinstance(settings, dict):
         raise UserError(f"{source} holds no settings")
-    base = settings.pop("extends", None)
-    return _merge(_read(str(base)), settings) if base is not None else settings
+    return settings
 
 
 def _preset_names() -> list[str]:
@@ -262,14 +369,14 @@ def _parse_override(override: str) -> dict[str, Any]:
         settings = yaml.safe_load(value)
     except yaml.YAMLError:
         raise UserError(f"--set {key}: {value!r} is not a valid value") from None
-    for part in reversed(key.split(".")):
-        settings = {part: settings}
-    merged: dict[str, Any] = settings
-    return merged
+    return _nested(key, settings)
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes over base, section by section. Another network takes nothing but its size along."""
+    """Changes over base, section by section.
+
+    A change of network or algorithm drops the settings of the old one, except for the size.
+    """
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)

@@ -12,24 +12,26 @@ from fedvsr.lookup import did_you_mean
 
 
 class OnlyWith:
-    """Marks a field that counts only if another field of its section has one of some values.
+    """Marks a field that has an effect only if another field of its section has certain values.
 
-    `Annotated[float, OnlyWith("weights", "loss_aware")]`. Without values, the other field must be
-    set: not 0, null or empty.
+    `Annotated[float, OnlyWith("weights", "loss_aware")]`: one of these values;
+    `OnlyWith("mu", above=0)`: a number above a bound; `OnlyWith("videos")`: neither null nor empty.
     """
 
-    def __init__(self, field: str, *values: object) -> None:
-        self.field, self.values = field, values
+    def __init__(self, field: str, *values: object, above: float | None = None) -> None:
+        self.field, self.values, self.above = field, values, above
 
-    def holds(self, value: object) -> bool:
-        """Whether the marked field counts while the other one is `value`."""
+    def holds(self, value: Any) -> bool:
+        """Whether the marked field has an effect if the other one is `value`."""
+        if self.above is not None:
+            return bool(value > self.above)
         return value in self.values if self.values else bool(value)
 
-    def condition(self, value: object) -> str:
-        """The condition in words, for a refusal where the other field is `value`."""
-        if self.values:
-            return f"{self.field} = {' or '.join(map(show, self.values))}"
-        return f"{self.field} above 0" if isinstance(value, (int, float)) else f"{self.field} set"
+    def __str__(self) -> str:
+        if self.above is not None:
+            return f"{self.field} above {self.above:g}"
+        values = " or ".join(map(show, self.values))
+        return f"{self.field} = {values}" if values else f"{self.field} set"
 
 
 class Unused(NamedTuple):
@@ -88,10 +90,7 @@ class Section(BaseModel):
             return f"{path}name = {values['name']} does not use it"
         for mark in type(self).model_fields[name].metadata:
             if isinstance(mark, OnlyWith) and not mark.holds(other := values[mark.field]):
-                return (
-                    f"{path}{mark.field} = {show(other)} ({name} counts only with "
-                    f"{mark.condition(other)})"
-                )
+                return f"{path}{mark.field} = {show(other)} ({name} counts only with {mark})"
         return None
 
 

@@ -57,9 +57,9 @@ def reference() -> str:
         "",
         "Every method can be combined with the detail loss, the loss-aware weights and the",
         "proximal term, e.g. `algorithm: {name: fedadam, lambda_hifr: 1, weights: loss_aware,",
-        "mu: 1e-3}`. A method that weighs clients itself has no choice of `weights`. A setting that",
-        "differs from its default and has no effect, such as `alpha` without `weights: loss_aware`,",
-        "is refused.",
+        "mu: 1e-3}`. A method that weighs clients itself has no choice of `weights`. A setting",
+        "that differs from its default and has no effect, such as `alpha` without",
+        "`weights: loss_aware`, is refused.",
         "",
         *_settings(AlgorithmConfig, None),
     ]

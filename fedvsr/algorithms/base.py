@@ -44,15 +44,15 @@ class AlgorithmConfig(NamedSection):
     lambda_hifr: float = Field(
         0.0, ge=0, le=100, description="Weight of the wavelet detail loss; 0 leaves it out."
     )
-    dwt: Annotated[Literal["2d", "3d"], OnlyWith("lambda_hifr")] = Field(
+    dwt: Annotated[Literal["2d", "3d"], OnlyWith("lambda_hifr", above=0)] = Field(
         "2d",
         description="Wavelet transform of each frame (2d, as in the paper) or of space and time "
         "together (3d, as in its code).",
     )
-    wavelet: Annotated[str, OnlyWith("lambda_hifr")] = Field(
+    wavelet: Annotated[str, OnlyWith("lambda_hifr", above=0)] = Field(
         "haar", description="Wavelet of the detail loss: any orthogonal one of PyWavelets."
     )
-    reduction: Annotated[Literal["mean", "sum"], OnlyWith("lambda_hifr")] = Field(
+    reduction: Annotated[Literal["mean", "sum"], OnlyWith("lambda_hifr", above=0)] = Field(
         "mean",
         description="How the detail loss combines coefficients: mean, or the sum of Eq. 10.",
     )

@@ -34,7 +34,7 @@ class Config(AlgorithmConfig):
         "one of PyWavelets.",
     )
     lambda_con: float = Field(0.1, ge=0, le=100, description="Weight of the contrast.")
-    temperature: Annotated[float, OnlyWith("lambda_con")] = Field(
+    temperature: Annotated[float, OnlyWith("lambda_con", above=0)] = Field(
         0.07, gt=0, le=100, description="Temperature tau of the contrast."
     )
 

@@ -23,7 +23,7 @@ class Config(AlgorithmConfig):
         le=100,
         description="Weight of the contrast, the paper's mu; its classifiers need 1 and more.",
     )
-    temperature: Annotated[float, OnlyWith("lambda_con")] = Field(
+    temperature: Annotated[float, OnlyWith("lambda_con", above=0)] = Field(
         0.5, gt=0, le=100, description="Temperature tau of the contrast."
     )
 

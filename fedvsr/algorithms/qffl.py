@@ -21,7 +21,7 @@ class Config(AlgorithmConfig):
         "uniform", description="q-FFL weighs clients itself, by loss and length of the update."
     )
     q: float = Field(1.0, ge=0, le=100, description="Fairness; 0 is uniform averaging.")
-    lipschitz: Annotated[float | None, OnlyWith("q")] = Field(
+    lipschitz: Annotated[float | None, OnlyWith("q", above=0)] = Field(
         None,
         gt=0,
         description="L of Algorithm 2 (default: 1 / local.lr for SGD; for Adam, the mean ratio of "

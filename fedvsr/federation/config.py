@@ -1,4 +1,4 @@
-"""Where a run's clients are placed."""
+"""The `cluster` section: where a run's clients are placed."""
 
 from __future__ import annotations
 
@@ -17,47 +17,49 @@ class ClusterConfig(Section):
     slots: int | None = Field(
         None,
         ge=1,
-        description="Clients that train at once (default: as many as fit, a cohort at most).",
+        description="Clients that train at once (default: as many as fit, at most a cohort).",
     )
     accelerator: str | None = Field(
         None,
-        description="Kind of GPU by Ray's label ray.io/accelerator-type, e.g. RTX-A6000 (default: "
-        "any).",
+        description="Kind of GPU to use, by Ray's label ray.io/accelerator-type, e.g. RTX-A6000 "
+        "(default: any).",
     )
-    clients_per_gpu: int = Field(1, ge=1, le=64, description="Clients that share a GPU in time.")
+    clients_per_gpu: int = Field(1, ge=1, le=64, description="Clients that take turns on a GPU.")
     gpu_share: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="GPU share that a client's process holds, also while it waits: 0.1 lets ten "
-        "live on a GPU (default: 0.1 or less, as clients_per_gpu asks; 0 without a GPU).",
+        description="Share of a GPU that a client's process holds, even while it waits: with 0.1, "
+        "ten fit on a GPU (default: 0.1, or less if clients_per_gpu needs it; 0 without a GPU).",
     )
     max_live_clients: int = Field(
         8,
         ge=1,
-        description="Client processes kept or built ahead for later rounds; each holds about "
+        description="Client processes kept, or started early, for later rounds; each takes about "
         "0.4 GB.",
     )
     max_retries: int = Field(
-        2, ge=0, description="Times a client that failed, or the driver, is started again."
+        2, ge=0, description="Retries of a failed client, and restarts of the driver."
     )
     client_timeout_s: float | None = Field(
         None,
         gt=0,
-        description="A client that takes longer, the start of its process included, is "
-        "taken for hung (default: no limit).",
+        description="Seconds, including the start of its process, after which a client counts as "
+        "hung (default: no limit).",
     )
     placement_timeout_s: float = Field(
-        30.0, gt=0, description="How long to wait for what others hold of the cluster."
+        30.0,
+        gt=0,
+        description="Seconds to wait for resources of the cluster that others are using.",
     )
     client_state_bytes: int = Field(
         2**30,
         ge=0,
-        description="Memory for what clients remember (scaffold); the rest waits on disk, bytes.",
+        description="Bytes of memory for what clients remember (scaffold); the rest is on disk.",
     )
 
     def model_post_init(self, _: object) -> None:
-        """Check that those who share a GPU fit on it."""
+        """Check that the clients which share a GPU fit on it."""
         if self.gpu_share is not None and self.clients_per_gpu * self.gpu_share > 1:
             raise UserError(
                 f"cluster.gpu_share = {self.gpu_share:g} leaves no room for "

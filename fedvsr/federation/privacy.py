@@ -1,7 +1,7 @@
-"""Central differential privacy: noise on the mean of clipped changes, and what it is worth.
+"""Central differential privacy: noise on the mean of clipped updates, and its guarantee.
 
-McMahan et al., Learning Differentially Private Recurrent Language Models, ICLR 2018. A client, with
-all its clips, is the unit that is protected. The server is trusted with single updates.
+McMahan et al., Learning Differentially Private Recurrent Language Models, ICLR 2018. The unit of
+protection is a client with all its clips. The server is trusted with individual updates.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from fedvsr.training.updates import UpdateConfig
 def require_private(
     algorithm: FedAvg, federation: FederationConfig, update: UpdateConfig, num_clients: int
 ) -> None:
-    """Check that the noise protects a client as accounted for.
+    """Check that the noise gives the guarantee that `epsilon` computes.
 
     Raises:
-        UserError: with these settings it would not.
+        UserError: with these settings it would not, or the extra `privacy` is not installed.
     """
     if not update.noise_multiplier:
         return
@@ -33,18 +33,18 @@ def require_private(
     plain = kind.aggregate is FedAvg.aggregate and kind.weights is FedAvg.weights
     if not plain or algorithm.upload != ("params",) or algorithm.pooled:
         raise UserError(
-            "update.noise_multiplier protects a plain mean of updates, and algorithm.name = "
-            f"{name} takes more of a client; take fedavg or one of its server optimisers"
+            "update.noise_multiplier protects only a plain mean of updates, and algorithm.name = "
+            f"{name} takes more from a client; use fedavg or one of its server optimisers"
         )
     if algorithm.config.weights != "uniform":
         raise UserError(
             f"update.noise_multiplier needs algorithm.weights = uniform, not "
-            f"{algorithm.config.weights}: a weight tells of a client what no noise covers"
+            f"{algorithm.config.weights}: weights would reveal what the noise does not cover"
         )
     if federation.sampling not in ("uniform", "poisson"):
         raise UserError(
             f"update.noise_multiplier has no guarantee with federation.sampling = "
-            f"{federation.sampling}; take poisson or uniform"
+            f"{federation.sampling}; use poisson or uniform"
         )
     if federation.sampling == "uniform" and federation.offline_probability:
         raise UserError(
@@ -59,9 +59,10 @@ def require_private(
 def add_noise(
     params: FloatVector, update: UpdateConfig, clients_per_round: int, seed: int, round_idx: int
 ) -> FloatVector:
-    """Noise on a mean (P,) of changes, each of norm `clip_norm` at most and divided by the cohort.
+    """Add noise to the mean (P,) of updates whose norms are at most `clip_norm`.
 
-    It follows the run's seed: whoever knows the seed can take it off again.
+    The mean is the sum of updates divided by `clients_per_round`. The noise follows from the run's
+    seed, so anyone who knows the seed can remove it.
     """
     assert update.clip_norm is not None
     deviation = update.noise_multiplier * update.clip_norm / clients_per_round
@@ -74,11 +75,11 @@ def add_noise(
 def epsilon(
     update: UpdateConfig, federation: FederationConfig, num_clients: int, num_rounds: int
 ) -> float:
-    """The epsilon of (epsilon, delta)-differential privacy after so many rounds, by Renyi orders.
+    """The epsilon of (epsilon, delta)-differential privacy after `num_rounds`, by Renyi orders.
 
-    Poisson sampling: neighbours are federations with and without a client. Uniform sampling without
-    replacement: with one client exchanged for another, which can move the sum twice as far; the
-    bound (Wang et al. 2019) is much looser.
+    With Poisson sampling, neighbouring federations differ by one client that is missing. With
+    uniform sampling without replacement, one client is exchanged for another, which can move the
+    sum twice as far; that bound (Wang et al. 2019) is much looser.
 
     Raises:
         UserError: the extra `privacy` is not installed.
@@ -98,14 +99,14 @@ def epsilon(
             num_clients, cohort, accounting.GaussianDpEvent(multiplier / 2)
         )
     accountant = rdp.RdpAccountant(neighboring_relation=relation)
-    # It warns of every order at which a series does not converge, and leaves that order out.
+    # It warns about every order whose series does not converge, and leaves that order out.
     logging.getLogger("absl").setLevel(logging.ERROR)
     accountant.compose(event, num_rounds)
     return float(accountant.get_epsilon(delta_of(update, num_clients)))
 
 
 def delta_of(update: UpdateConfig, num_clients: int) -> float:
-    """The delta that epsilon goes with."""
+    """The delta for which epsilon is computed: the configured one, or `num_clients ** -1.1`."""
     return update.delta if update.delta is not None else float(num_clients**-1.1)
 
 

@@ -1,48 +1,49 @@
-"""Which clients train in a round. K registered clients, of which each is online or not."""
+"""Which clients train in a round. K clients are registered; each of them is online or not."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
 from fedvsr.errors import UserError
-from fedvsr.section import Section
+from fedvsr.section import OnlyWith, Section
 from fedvsr.seeding import generator
 
 _Ids = npt.NDArray[np.int64]
 
 
 class FederationConfig(Section):
-    """How many rounds, and which clients train in each."""
+    """The number of rounds, and which clients train in each."""
 
     num_rounds: int = Field(100, ge=1, le=1_000_000, description="Communication rounds T.")
     clients_per_round: int = Field(
-        4, ge=1, description="Clients sampled each round; fewer where fewer are online."
+        4, ge=1, description="Clients sampled per round; fewer if fewer are online."
     )
     sampling: Literal["uniform", "size", "power_of_choice", "round_robin", "poisson"] = Field(
         "uniform",
-        description="Without replacement: uniform; by size (with algorithm.weights=uniform, which "
-        "counts size once); power_of_choice, those of the highest last loss among candidates drawn "
-        "by size (Cho et al. 2020); or in turns. poisson: each by itself, clients_per_round on "
-        "average, perhaps none (for differential privacy).",
+        description="How clients are sampled, without replacement. uniform: all alike; size: by "
+        "their number of frames (combine it with algorithm.weights=uniform, or size counts twice); "
+        "power_of_choice: of candidates drawn by size, those with the highest last loss (Cho et "
+        "al. 2020); round_robin: in turns; poisson: each client independently, clients_per_round "
+        "on average and perhaps none (for differential privacy).",
     )
-    num_candidates: int | None = Field(
+    num_candidates: Annotated[int | None, OnlyWith("sampling", "power_of_choice")] = Field(
         None, ge=1, description="power_of_choice: candidates d (default: twice clients_per_round)."
     )
     offline_probability: float = Field(
-        0.0, ge=0, lt=1, description="That a client cannot be reached in a round."
+        0.0, ge=0, lt=1, description="Probability that a client cannot be reached in a round."
     )
     min_updates: int | None = Field(
         None,
         ge=1,
-        description="Updates with which a round closes though other clients keep failing "
-        "(default: every sampled client's).",
+        description="Updates that suffice to close a round if other clients keep failing "
+        "(default: those of all sampled clients).",
     )
 
     def model_post_init(self, _: object) -> None:
@@ -55,7 +56,7 @@ class FederationConfig(Section):
 
     @property
     def knows_cohorts(self) -> bool:
-        """Whether a round's cohort is known before the round before it has ended."""
+        """Whether a round's cohort can be drawn before the previous round has ended."""
         return self.sampling != "power_of_choice"
 
 
@@ -64,8 +65,9 @@ class Cohort:
     """A round's clients."""
 
     client_ids: list[int]
-    """In the order they were drawn, which is the order of aggregation."""
+    """The sampled clients in the order of the draw, which is the order of aggregation."""
     num_online: int
+    """Clients that could be reached."""
 
 
 def sample_cohort(
@@ -78,16 +80,16 @@ def sample_cohort(
     """Draw a round's clients.
 
     Args:
-        config: how.
-        seed: root of the draws; a round's depend on it and its index alone.
-        round_idx: from 1.
+        config: how to sample.
+        seed: root of the draws; those of a round depend only on it and on the round's index.
+        round_idx: the round, from 1.
         sizes: frames of each of the K clients.
-        losses: the last reported loss by client. Those that never trained count as the highest.
+        losses: the last reported loss by client. Clients without one count as the highest.
     """
     online = _online(config.offline_probability, seed, round_idx, len(sizes))
     count = min(config.clients_per_round, len(online))
     rng = generator(seed, "sampling", round_idx)
-    # In arrays, and weighed only where asked for: 100,000 clients that stay at home cost nothing.
+    # Arrays, and weights only on demand, keep 100,000 clients that are not drawn cheap.
     drawn: list[int]
     if config.sampling == "uniform":
         drawn = rng.choice(online, size=count, replace=False).tolist()
@@ -95,18 +97,18 @@ def sample_cohort(
         drawn = rng.choice(online, size=count, replace=False, p=_by_size(sizes, online)).tolist()
     elif config.sampling == "power_of_choice":
         wanted = config.num_candidates or 2 * config.clients_per_round
-        several = min(max(wanted, count), len(online))
+        num_candidates = min(max(wanted, count), len(online))
         by_size = _by_size(sizes, online)
-        candidates = rng.choice(online, size=several, replace=False, p=by_size).tolist()
-        # Stable: those alike stay in the order they were drawn.
+        candidates = rng.choice(online, size=num_candidates, replace=False, p=by_size).tolist()
+        # Stable: candidates with equal losses keep the order of the draw.
         candidates.sort(key=lambda i: -losses.get(i, math.inf))
         drawn = candidates[:count]
     elif config.sampling == "poisson":
-        chance = config.clients_per_round / len(sizes)
-        chosen = rng.random(len(sizes)) < chance
+        probability = config.clients_per_round / len(sizes)
+        chosen = rng.random(len(sizes)) < probability
         drawn = online[chosen[online]].tolist()
     else:
-        # From the first whose turn it is, then round to those before.
+        # From the first client whose turn it is to the last one, then from the beginning.
         first = (round_idx - 1) * config.clients_per_round % len(sizes)
         turn = int(np.searchsorted(online, first))
         drawn = [*online[turn : turn + count].tolist(), *online[: min(turn, count)].tolist()][
@@ -122,10 +124,10 @@ def _by_size(sizes: Sequence[int], online: _Ids) -> npt.NDArray[np.float64]:
 
 
 def _online(offline_probability: float, seed: int, round_idx: int, num_clients: int) -> _Ids:
-    """Who can be reached, rising."""
+    """Ids of the clients that can be reached, ascending; at least one."""
     if offline_probability == 0:
         return np.arange(num_clients)
-    # With nobody online a server waits until somebody is.
+    # If no client is online, the server waits until one is.
     rng = generator(seed, "availability", round_idx)
     while not (online := np.flatnonzero(rng.random(num_clients) >= offline_probability)).size:
         pass

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
-from fedvsr.section import Section
+from fedvsr.section import OnlyWith, Section
 
 
 class TileConfig(Section):
@@ -14,8 +16,12 @@ class TileConfig(Section):
     size: int | None = Field(
         None, ge=8, description="Height and width of a tile (default: the whole frame)."
     )
-    overlap_frames: int = Field(2, ge=0, description="Frames that neighbouring tiles share.")
-    overlap: int = Field(16, ge=0, description="Pixels that neighbouring tiles share.")
+    overlap_frames: Annotated[int, OnlyWith("frames")] = Field(
+        2, ge=0, description="Frames that neighbouring tiles share."
+    )
+    overlap: Annotated[int, OnlyWith("size")] = Field(
+        16, ge=0, description="Pixels that neighbouring tiles share."
+    )
 
     def model_post_init(self, _: object) -> None:
         """Check that each tile starts after the one before it."""

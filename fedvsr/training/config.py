@@ -8,57 +8,81 @@ from pydantic import Field
 
 from fedvsr.data.shape import Ends, SampleShape
 from fedvsr.precision import Precision
-from fedvsr.section import Section
+from fedvsr.section import OnlyWith, Section
 
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LocalConfig(Section):
-    """Local training of a client in a round. A key left out is what the network's recipe says."""
+    """A client's training in a round. The network's recipe fills in the keys that are left out."""
 
-    epochs: int = Field(1, ge=1, le=1000, description="Passes over the client's clips per round.")
+    epochs: Annotated[int, OnlyWith("steps", None)] = Field(
+        1, ge=1, le=1000, description="Passes over the client's clips per round."
+    )
     steps: int | None = Field(
-        None, ge=1, description="Optimiser steps per round, however many passes; replaces epochs."
+        None,
+        ge=1,
+        description="Optimiser steps per round, whatever the number of passes; replaces epochs.",
     )
-    batch_size: int = Field(4, ge=1, le=1024, description="Samples a step.")
+    batch_size: int = Field(4, ge=1, le=1024, description="Samples per step.")
     num_frames: int = Field(6, ge=1, le=1000, description="Frames of a sample.")
-    interval: int = Field(1, ge=1, le=100, description="Frame step: 2 takes every other frame.")
-    ends: Ends = Field(
-        "redraw",
-        description="Where too few frames follow a start: draw it anew, or go back from the end.",
+    interval: Annotated[int, OnlyWith("num_frames", above=1)] = Field(
+        1,
+        ge=1,
+        le=100,
+        description="Distance of a sample's frames in the clip: 2 takes every other frame.",
     )
-    crop: int = Field(256, ge=8, le=4096, description="Ground-truth crop in pixels, square.")
+    ends: Annotated[Ends, OnlyWith("num_frames", above=1)] = Field(
+        "redraw",
+        description="If too few frames follow a start: draw another start, or continue backwards "
+        "from the clip's end.",
+    )
+    crop: int = Field(
+        256, ge=8, le=4096, description="Side of the square ground-truth crop, in pixels."
+    )
     augment: bool = Field(True, description="Flip and transpose samples at random.")
-    random_reverse: bool = Field(False, description="Reverse samples in time at random.")
+    random_reverse: Annotated[bool, OnlyWith("num_frames", above=1)] = Field(
+        False, description="Reverse samples in time at random."
+    )
     mirror: bool = Field(
-        False, description="Follow each sample by itself in reverse: twice num_frames frames."
+        False, description="Append each sample's reverse to it, which doubles num_frames."
     )
     optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="The optimiser.")
     lr: float = Field(4e-4, gt=0, le=1, description="Learning rate.")
-    betas: tuple[DecayRate, DecayRate] = Field((0.9, 0.99), description="Adam moment decay rates.")
-    momentum: float = Field(0.0, ge=0, lt=1, description="Momentum of sgd.")
+    betas: Annotated[tuple[DecayRate, DecayRate], OnlyWith("optimizer", "adam", "adamw")] = Field(
+        (0.9, 0.99), description="Decay rates of Adam's moments."
+    )
+    momentum: Annotated[float, OnlyWith("optimizer", "sgd")] = Field(
+        0.0, ge=0, lt=1, description="Momentum of sgd."
+    )
     weight_decay: float = Field(0.0, ge=0, le=1, description="Weight decay.")
     schedule: Literal["constant", "cosine"] = Field(
         "constant",
-        description="Course of the learning rate over all rounds: cosine ends at min_lr.",
+        description="Course of the learning rate over all rounds; cosine ends at min_lr.",
     )
-    min_lr: float = Field(1e-7, ge=0, le=1, description="Learning rate that cosine ends at.")
+    min_lr: Annotated[float, OnlyWith("schedule", "cosine")] = Field(
+        1e-7, ge=0, le=1, description="Learning rate at the end of the cosine schedule."
+    )
     slow_params: tuple[str, ...] = Field(
-        (), description="Parts of names of parameters that learn more slowly, e.g. [spynet]."
+        (), description="Parts of the names of parameters that learn more slowly, e.g. [spynet]."
     )
-    slow_factor: float = Field(1.0, gt=0, le=1, description="Their learning rate, as part of lr.")
-    freeze_steps: int = Field(
-        0, ge=0, description="Local steps, counted over all rounds, in which they stay as they are."
+    slow_factor: Annotated[float, OnlyWith("slow_params")] = Field(
+        1.0, gt=0, le=1, description="Learning rate of slow_params, relative to lr."
+    )
+    freeze_steps: Annotated[int, OnlyWith("slow_params")] = Field(
+        0,
+        ge=0,
+        description="Local steps, counted over all rounds, before slow_params start to learn.",
     )
     precision: Precision = Field(
-        "fp32", description="Autocast of the network; fp16 scales the loss."
+        "fp32", description="Precision that the network computes in; fp16 scales the loss."
     )
     compile: bool = Field(False, description="Compile the network's layers (torch.compile).")
     num_threads: int = Field(
         1, ge=1, le=256, description="CPU threads of a client; float sums depend on it."
     )
     num_workers: int = Field(
-        1, ge=0, le=64, description="Threads that read samples ahead; no number depends on it."
+        1, ge=0, le=64, description="Threads that read samples ahead; no result depends on it."
     )
 
     @property

@@ -1,13 +1,13 @@
-"""What is done to a client's change of the parameters before it travels: clipping, compression.
+"""A client's update on its way to the server: clipping and compression.
 
-P is the number of parameters.
+An update is the change that training made to the parameters. P is the number of parameters.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,74 +16,80 @@ from pydantic import Field
 from fedvsr.errors import UserError
 from fedvsr.messages import Packed
 from fedvsr.params import FloatVector
-from fedvsr.section import Section
+from fedvsr.section import OnlyWith, Section
 
-# Values that share a scale: 4 bytes in 1024, and an outlier coarsens no more than its neighbours.
+# Values that share a scale, which adds 4 bytes to 1024; an outlier coarsens only its own block.
 _BLOCK = 1024
 
 
 class UpdateConfig(Section):
-    """What is done to updates on their way from clients to the global network: nothing."""
+    """Privacy, compression and rejection of updates; by default they travel unchanged."""
 
     reject_nonfinite: bool = Field(
         False,
-        description="Go on without clients whose loss or update is not finite, and record them "
-        "(default: stop there).",
+        description="Leave out clients whose loss or update is not finite, and record them "
+        "(default: stop the run).",
     )
     clip_norm: float | None = Field(
-        None, gt=0, description="Largest L2 norm of a client's change; longer ones are scaled."
+        None, gt=0, description="Bound on the L2 norm of a client's update; longer ones are scaled."
     )
     noise_multiplier: float = Field(
         0.0,
         ge=0,
         le=1000,
-        description="Standard deviation of the Gaussian noise on the sum of changes, in units of "
+        description="Standard deviation of the Gaussian noise on the sum of updates, in units of "
         "clip_norm: central differential privacy (needs the extra `privacy`).",
     )
-    delta: float | None = Field(
-        None, gt=0, lt=1, description="Delta of epsilon (default: num_clients ** -1.1)."
+    delta: Annotated[float | None, OnlyWith("noise_multiplier", above=0)] = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Delta for which epsilon is reported (default: num_clients ** -1.1).",
     )
     compression: Literal["none", "int8", "top_k"] = Field(
         "none",
-        description="Of a client's change: int8, a scale to 1024 values; or its top_k values.",
+        description="How updates are compressed: int8, with a scale per 1024 values; or top_k, the "
+        "values of largest magnitude alone.",
     )
-    top_k: float = Field(
-        0.01, gt=0, le=1, description="top_k: the part of all values that is sent, by magnitude."
+    top_k: Annotated[float, OnlyWith("compression", "top_k")] = Field(
+        0.01, gt=0, le=1, description="top_k: part of all values that is sent."
     )
-    error_feedback: bool = Field(
+    error_feedback: Annotated[bool, OnlyWith("compression", "int8", "top_k")] = Field(
         True,
         description="Let clients remember what compression left out, and add it to their next "
-        "change (Seide et al. 2014).",
+        "update (Seide et al. 2014).",
     )
 
     def model_post_init(self, _: object) -> None:
         """Check what one field alone cannot show."""
         if self.noise_multiplier and self.clip_norm is None:
-            raise UserError("update.noise_multiplier needs update.clip_norm, which bounds a client")
+            raise UserError(
+                "update.noise_multiplier needs update.clip_norm, which bounds a client's influence"
+            )
         if self.noise_multiplier and self.compression != "none":
             raise UserError(
-                "update.compression changes a client's norm after clipping, so it does not go with "
-                "update.noise_multiplier"
+                "update.compression changes an update's norm after clipping, so it cannot be "
+                "combined with update.noise_multiplier; leave one out"
             )
 
     @property
     def active(self) -> bool:
-        """Whether a change is anything but passed on."""
+        """Whether updates are modified at all."""
         return self.clip_norm is not None or self.compression != "none"
 
 
 UNCHANGED = UpdateConfig()
-"""Updates travel as they are."""
+"""The settings under which updates travel unchanged."""
 
 
 @dataclass(frozen=True)
 class Int8:
-    """A vector in blocks of 1024 values, each with a scale."""
+    """A vector quantised to 8 bits, with a scale per block of 1024 values."""
 
     codes: npt.NDArray[np.int8]
     """(P,), from -127 to 127."""
     scales: FloatVector
-    """A step of each block's codes."""
+    """What a step of 1 in the codes is worth, by block."""
 
     @property
     def nbytes(self) -> int:
@@ -99,10 +105,10 @@ class Int8:
 
 @dataclass(frozen=True)
 class TopK:
-    """The values of largest magnitude of a vector."""
+    """A vector's values of largest magnitude, and where they are."""
 
     indices: npt.NDArray[np.int32]
-    """(k,), rising."""
+    """(k,), ascending."""
     values: FloatVector
     """(k,)."""
     size: int
@@ -121,7 +127,7 @@ class TopK:
 
 
 def to_int8(vector: FloatVector) -> Int8:
-    """Quantise: every value to the nearest of 255 steps between its block's extremes."""
+    """Quantise every value to the nearest of 255 steps, scaled by its block's largest one."""
     padded = np.zeros(-(-vector.size // _BLOCK) * _BLOCK, np.float32)
     padded[: vector.size] = vector
     blocks = padded.reshape(-1, _BLOCK)
@@ -142,16 +148,17 @@ def to_top_k(vector: FloatVector, share: float) -> TopK:
 def outgoing(
     params: FloatVector, begin: FloatVector, residual: FloatVector | None, config: UpdateConfig
 ) -> tuple[FloatVector | Packed, FloatVector | None]:
-    """What a client sends of its training, and the residual that it remembers.
+    """Clip and compress a client's update as configured.
 
     Args:
-        params: after training, (P,), finite.
-        begin: the global parameters (P,) that it began from.
-        residual: what compression left out of the changes before; None for nothing.
-        config: what to do.
+        params: the parameters (P,) after training, finite.
+        begin: the global parameters (P,) from which training started.
+        residual: what compression left out of earlier updates; None for nothing.
+        config: how to clip and compress.
 
     Returns:
-        Parameters (P,), or the compressed change of them; and the new residual, if there is one.
+        What to send, parameters (P,) or a compressed update; and the new residual to remember, or
+        None.
     """
     if not config.active:
         return params, None
@@ -170,5 +177,5 @@ def outgoing(
 
 
 def incoming(upload: FloatVector | Packed, begin: FloatVector) -> FloatVector:
-    """The parameters (P,) that a client sent, whatever their form."""
+    """The parameters (P,) that a client sent, uncompressed; `begin` are the global ones."""
     return upload if isinstance(upload, np.ndarray) else begin + upload.unpack()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedvsr.config import ExperimentConfig, load_config, presets
+from fedvsr.config import ExperimentConfig, load_config, load_effective, presets
 from fedvsr.errors import UserError
 
 
@@ -47,6 +47,122 @@ def test_refusals_are_one_line_with_the_way_out(
     with pytest.raises(UserError, match=message) as refused:
         load_config(str(small_yaml), [override])
     assert "\n" not in str(refused.value)
+
+
+FEDAVG, IN_TURNS = "algorithm.name=fedavg", "federation.sampling=round_robin"
+FOLDERS = "data={videos: [], train: [a], test: [b]}"
+
+
+@pytest.mark.parametrize(
+    ("setting", "settings", "reason"),
+    [
+        # Without the detail loss.
+        ("algorithm.dwt=3d", [FEDAVG], "algorithm.lambda_hifr = 0"),
+        ("algorithm.wavelet=db2", [FEDAVG], "algorithm.lambda_hifr = 0"),
+        ("algorithm.reduction=sum", [FEDAVG], "algorithm.lambda_hifr = 0"),
+        # Without loss-aware weights, or in a method that ignores weights.
+        ("algorithm.alpha=2", [FEDAVG], "algorithm.weights = samples"),
+        ("algorithm.alpha=2", ["algorithm.weights=uniform"], "algorithm.weights = uniform"),
+        ("algorithm.alpha=2", ["algorithm.name=fedmedian"], "algorithm.weights = uniform"),
+        ("algorithm.decay=power", [FEDAVG], "algorithm.weights = samples"),
+        ("algorithm.decay=linear", ["algorithm={name: f_gla, weights: samples}"], "algorithm.wei"),
+        ("algorithm.mixing=hellinger", [FEDAVG], "algorithm.weights = samples"),
+        ("algorithm.weights=uniform", ["algorithm.name=local"], "algorithm.name = local does not"),
+        ("algorithm.weights=loss_aware", ["algorithm.name=centralized"], "algorithm.name = centr"),
+        # Settings of single methods.
+        ("algorithm.lipschitz=2", ["algorithm={name: qffl, q: 0}"], "algorithm.q = 0 "),
+        ("algorithm.temperature=1", ["algorithm={name: moon, lambda_con: 0}"], "algorithm.lambda_"),
+        ("algorithm.temperature=1", ["algorithm={name: fedsr, lambda_con: 0}"], "algorithm.lambda"),
+        ("data.alpha=2", [], "data.partition = less"),
+        ("data.alpha=2", ["data.partition=motion"], "data.partition = motion"),
+        ("data.max_clips_per_video=9", [FOLDERS], "data.videos = []"),
+        ("data.test_clips_per_video=2", [FOLDERS], "data.videos = []"),
+        ("federation.num_candidates=3", [], "federation.sampling = uniform"),
+        # Of one client there is no choice.
+        (
+            IN_TURNS,
+            ["algorithm.name=centralized"],
+            "algorithm.name = centralized trains one client",
+        ),
+        (
+            "federation.offline_probability=0.5",
+            ["algorithm.name=centralized"],
+            "algorithm.name = c",
+        ),
+        (
+            "federation.min_updates=1",
+            ["algorithm.name=centralized"],
+            "algorithm.name = centralized",
+        ),
+        ("local.epochs=2", [], "local.steps = 3"),
+        ("local.interval=2", ["local.num_frames=1"], "local.num_frames = 1"),
+        ("local.ends=mirror", ["local.num_frames=1"], "local.num_frames = 1"),
+        ("local.random_reverse=true", ["local.num_frames=1"], "local.num_frames = 1"),
+        ("local.betas=[0.5, 0.9]", ["local.optimizer=sgd"], "local.optimizer = sgd"),
+        ("local.momentum=0.9", [], "local.optimizer = adam"),
+        ("local.momentum=0.9", ["local.optimizer=adamw"], "local.optimizer = adamw"),
+        ("local.min_lr=1e-5", [], "local.schedule = constant"),
+        ("local.slow_factor=0.5", [], "local.slow_params = []"),
+        ("local.freeze_steps=2", [], "local.slow_params = []"),
+        ("update.delta=1e-5", [], "update.noise_multiplier = 0"),
+        ("update.top_k=0.5", [], "update.compression = none"),
+        ("update.top_k=0.5", ["update.compression=int8"], "update.compression = int8"),
+        ("update.error_feedback=false", [], "update.compression = none"),
+        ("evaluation.tiles.overlap_frames=1", [], "evaluation.tiles.frames = null"),
+        ("evaluation.tiles.overlap=8", [], "evaluation.tiles.size = null"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(
+    small_yaml: Path, setting: str, settings: list[str], reason: str
+) -> None:
+    key, _, value = setting.partition("=")
+    with pytest.raises(UserError) as refused:
+        load_config(str(small_yaml), [*settings, setting])
+    message = str(refused.value)
+    assert message.startswith(f"{key} = ")
+    assert f" has no effect: {reason}" in message
+    assert message.endswith("; leave it out")
+    assert "\n" not in message
+    # A sweep resets it, so that trials that do the same have the same hash.
+    config, unused = load_effective(str(small_yaml), [*settings, setting])
+    assert unused == (key,)
+    assert config == load_config(str(small_yaml), settings)
+    # However a configuration is made, its hash does not depend on it.
+    forced = config.model_dump(mode="json")
+    section = forced
+    *sections, name = key.split(".")
+    for part in sections:
+        section = section[part]
+    assert section[name] != yaml.safe_load(value)
+    section[name] = yaml.safe_load(value)
+    assert ExperimentConfig.model_validate(forced).config_hash() == config.config_hash()
+
+
+def test_a_refusal_of_a_setting_without_effect_names_the_condition() -> None:
+    with pytest.raises(UserError) as refused:
+        load_config("demo_fedavg", ["algorithm.alpha=2"])
+    assert str(refused.value) == (
+        "algorithm.alpha = 2 has no effect: algorithm.weights = samples (alpha counts only with "
+        "weights = loss_aware); leave it out"
+    )
+    with pytest.raises(UserError, match=r"leave it out \(and 1 more\)$"):
+        load_config("demo_fedavg", ["algorithm.alpha=2", "algorithm.mixing=hellinger"])
+    # A default is accepted everywhere: `fedvsr config` prints all of them.
+    load_config("demo_fedavg", ["algorithm.alpha=1"])
+
+
+def test_only_what_is_given_is_refused(tmp_path: Path) -> None:
+    videos = "data.videos=[a.mp4]"
+    # The preset's overlap and the recipe's slow parameters go with what they belong to.
+    config = load_config("vrt", [videos, "evaluation.tiles.size=null", "local.slow_params=[]"])
+    assert config.evaluation.tiles.overlap == 16
+    assert (config.local.slow_factor, config.local.freeze_steps) == (1, 0)
+    base, child = tmp_path / "base.yaml", tmp_path / "child.yaml"
+    base.write_text("extends: demo\nalgorithm: {alpha: 2, decay: none}\n")
+    child.write_text(f"extends: {base}\nalgorithm: {{weights: uniform}}\n")
+    assert load_config(str(child)).algorithm.alpha == 1
+    with pytest.raises(UserError, match=r"^algorithm\.alpha = 2 has no effect"):
+        load_config(str(base), ["algorithm.weights=uniform"])
 
 
 def test_bad_files(tmp_path: Path) -> None:

@@ -104,8 +104,8 @@ def test_nobody_drawn_is_a_round_too(small_yaml: Path, tmp_path: Path) -> None:
     ("settings", "message"),
     [
         (["algorithm.weights=samples"], "needs algorithm.weights = uniform, not samples"),
-        (["algorithm.name=scaffold"], "algorithm.name = scaffold takes more of a client"),
-        (["algorithm.name=fedsr"], "algorithm.name = fedsr takes more of a client"),
+        (["algorithm.name=scaffold"], "algorithm.name = scaffold takes more from a client"),
+        (["algorithm.name=fedsr"], "algorithm.name = fedsr takes more from a client"),
         (["federation.sampling=size"], "no guarantee with federation.sampling = size"),
         (
             ["federation.sampling=uniform", "federation.offline_probability=0.1"],

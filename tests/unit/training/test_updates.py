@@ -129,7 +129,7 @@ def test_a_last_step_into_infinity_is_seen_too(small: ExperimentConfig) -> None:
         (["update.noise_multiplier=1"], "needs update.clip_norm"),
         (
             ["update.noise_multiplier=1", "update.clip_norm=1", "update.compression=int8"],
-            "does not go with update.noise_multiplier",
+            "cannot be combined with update.noise_multiplier",
         ),
         (["update.clip_norm=1", "algorithm.name=local"], "sends no updates"),
         (["algorithm.name=krum"], "need at least 5 clients a round, not 2"),
