@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from fedvsr import algorithms, models
-from fedvsr.config import ExperimentConfig, load_config, load_model_section
+from fedvsr.config import ExperimentConfig, load_effective, load_model_section
 from fedvsr.errors import UserError
 from fedvsr.models.spec import ModelSpec
 from fedvsr.params import ParamTable, load_flat
@@ -70,7 +70,8 @@ def _of_run(folder: Path) -> Trained:
     settings = folder / "config.yaml"
     if not settings.is_file():
         raise UserError(f"{folder} is no run's folder: it has no config.yaml")
-    config, name = load_config(str(settings)), folder.resolve().name
+    # An older version may have recorded settings that have no effect.
+    config, name = load_effective(str(settings))[0], folder.resolve().name
     finished = folder / "model.safetensors"
     if algorithms.build(config.algorithm).personal:
         raise UserError(

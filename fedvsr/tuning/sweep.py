@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from fedvsr.config import ExperimentConfig, explain, load_config
+from fedvsr.config import ExperimentConfig, explain, load_effective
 from fedvsr.errors import UserError
 from fedvsr.files import replacing
 from fedvsr.lookup import did_you_mean
@@ -214,6 +214,8 @@ class Trial:
     values: Mapping[str, Value]
     """Value by swept setting, constraint or name of cases, in order."""
     config: ExperimentConfig
+    unused: tuple[str, ...] = ()
+    """Swept settings that have no effect in this trial; `config` has their defaults."""
 
     @property
     def run_id(self) -> str:
@@ -292,6 +294,9 @@ def expand(sweep: SweepConfig) -> list[Trial]:
             values = point if seed is None else {**point, _SEED: seed}
             trial = make_trial(sweep, len(trials), values)
             twin = known.setdefault(trial.config.config_hash(), trial)
+            if twin is not trial and (trial.unused or twin.unused):
+                # They differ only by what has no effect: one run is enough.
+                continue
             if twin is not trial:
                 raise UserError(
                     f"trials {twin.index} ({twin.label}) and {trial.index} ({trial.label}) have "
@@ -320,7 +325,8 @@ def make_trial(sweep: SweepConfig, index: int, point: Mapping[str, Value]) -> Tr
         changes = [*_overrides(sweep.set), *_overrides(settings), f"name={sweep.name}"]
         if sweep.executor == "serial":
             changes += ["cluster.slots=1", "cluster.gpu_share=0"]
-        return Trial(index, values, load_config(base, changes))
+        config, unused = load_effective(base, changes)
+        return Trial(index, values, config, tuple(key for key in unused if key in flat(settings)))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fedvsr.config import load_config
 from fedvsr.errors import UserError
 from fedvsr.tuning.sweep import SweepConfig, expand, load_sweep, save_sweep
 
@@ -99,6 +100,31 @@ def test_random_draws_are_the_same_each_time_and_differ_among_themselves(tmp_pat
     assert {t.config.algorithm.decay for t in first} == {"linear", "none"}
     other = load(tmp_path, sweep | {"searcher": {"name": "random", "num_samples": 30, "seed": 1}})
     assert expand(other)[0].values != first[0].values
+
+
+def test_what_has_no_effect_in_a_trial_is_left_out_of_it(tmp_path: Path) -> None:
+    space = {
+        "algorithm.name": {"grid": ["fedavg", "fedvsr"]},
+        "algorithm.alpha": {"grid": [0.5, 1, 2]},
+    }
+    sweep = LAMBDAS | {"space": space, "set": {"algorithm.decay": "none"}}
+    trials = expand(load(tmp_path, sweep))
+    # FedAvg is one experiment, whatever alpha is.
+    assert [(t.config.algorithm.name, t.config.algorithm.alpha) for t in trials] == [
+        ("fedavg", 1),
+        ("fedvsr", 0.5),
+        ("fedvsr", 1),
+        ("fedvsr", 2),
+    ]
+    assert [t.index for t in trials] == [0, 1, 2, 3]
+    assert [t.config.algorithm.decay for t in trials] == ["linear", "none", "none", "none"]
+    assert trials[0].config.config_hash() == load_config("demo_fedavg").config_hash()
+    assert trials[0].values == {"algorithm.name": "fedavg", "algorithm.alpha": 0.5}
+    assert trials[0].unused == ("algorithm.alpha",)
+    # Trials that are the same for another reason are a mistake.
+    sweep["space"] = {"rate": {"cases": {"a": {"local.lr": 0.5}, "b": {"local.lr": 0.5}}}}
+    with pytest.raises(UserError, match="have the same settings; take one out"):
+        expand(load(tmp_path, sweep))
 
 
 def test_seeds_repeat_every_trial(tmp_path: Path) -> None:
