@@ -24,7 +24,7 @@ class ClusterConfig(Section):
         description="Kind of GPU to use, by Ray's label ray.io/accelerator-type, e.g. RTX-A6000 "
         "(default: any).",
     )
-    clients_per_gpu: int = Field(1, ge=1, le=64, description="Clients that take turns on a GPU.")
+    clients_per_gpu: int = Field(1, ge=1, le=64, description="Clients that train on a GPU at once.")
     gpu_share: float | None = Field(
         None,
         ge=0,
