@@ -1,4 +1,4 @@
-"""Find a method or a network by its file name: `algorithms/fedvsr.py` is `fedvsr`."""
+"""Find an algorithm or a network by its module's name: `algorithms/fedvsr.py` is `fedvsr`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _SHARED = ("base", "spec")
 
 
 def names(package: str) -> list[str]:
-    """Public module names in `package` (a dotted name), sorted.
+    """Names of the algorithms or networks in `package` (a dotted name), sorted.
 
-    A leading underscore hides one; `base` and `spec` hold what the others share.
+    Modules with a leading underscore, `base` and `spec` are shared by them and left out.
     """
     path = importlib.import_module(package).__path__
     return sorted(
@@ -30,7 +30,7 @@ def load(package: str, name: str) -> ModuleType:
     """Import `package.name`.
 
     Raises:
-        UserError: there is no such module; the message lists those there are.
+        UserError: there is no such module; the message lists the existing ones.
     """
     known = names(package)
     if name not in known:
@@ -43,6 +43,6 @@ def load(package: str, name: str) -> ModuleType:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the closest of `known`, or nothing where none is close."""
+    """`; did you mean 'x'?` for the word of `known` closest to `word`; empty if none is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,4 +1,4 @@
-"""What the commands share: options, printing, and stopping on SIGTERM."""
+"""Shared parts of the commands: options, printing, and stopping on SIGTERM."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ ResultsOption = Annotated[
 
 
 def say(line: str) -> None:
-    """Print one line as it is: no markup, no colours, no wrapping."""
+    """Print one line without markup, colours or wrapping."""
     console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_wide(table: Table) -> None:
-    """Print a table at least 120 columns wide: ids are there to be copied, so none is cut."""
+    """Print a table at least 120 columns wide, so that ids can be copied whole."""
     Console(width=max(console.width, 120)).print(table)
 
 

@@ -1,4 +1,4 @@
-"""What there is to choose from, and what a configuration comes to."""
+"""Commands that list what can be configured: `algorithms`, `presets` and `config`."""
 
 from __future__ import annotations
 
@@ -43,10 +43,13 @@ def show_config(
     source: SourceArgument = "demo",
     settings: SetOption = None,
     schema: Annotated[
-        bool, typer.Option("--schema", help="Print the JSON schema, for editors to complete from.")
+        bool,
+        typer.Option(
+            "--schema", help="Print the JSON schema, from which editors complete settings."
+        ),
     ] = False,
 ) -> None:
-    """Print an experiment's resolved configuration as YAML."""
+    """Print an experiment's complete configuration as YAML."""
     import json
 
     from fedvsr.config import ExperimentConfig, load_config

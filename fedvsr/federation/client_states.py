@@ -1,7 +1,7 @@
-"""What clients must remember between their rounds: kept for them, in memory or on disk.
+"""What clients remember between their rounds, kept for them in memory or on disk.
 
-A client's vectors are written once a round at most, into a file of their own that names the round,
-so that a checkpoint saves only what changed since the last one, and refers to the rest.
+A client's vectors are written at most once per round, to a file whose name says the client and the
+round. A checkpoint therefore saves only what changed since the last one, and refers to the rest.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from fedvsr.messages import Vectors
 
 
 class ClientStates:
-    """Vectors (P,) by client and name. Those unused for longest leave memory first.
+    """Vectors (P,) by client and name; the least recently used ones leave memory first.
 
     Args:
-        folder: where files go; None keeps everything in memory.
-        max_bytes: memory to hold them in.
+        folder: folder of the files; None keeps everything in memory.
+        max_bytes: memory that the vectors may take.
     """
 
     def __init__(self, folder: Path | None = None, max_bytes: int = 2**30) -> None:
@@ -36,10 +36,10 @@ class ClientStates:
         self._held = OrderedDict[int, Vectors]()
 
     def get(self, client_id: int) -> Vectors:
-        """What the client remembers; empty if nothing.
+        """The vectors that the client remembers; empty if there are none.
 
         Raises:
-            UserError: its file is damaged.
+            UserError: the client's file is damaged.
         """
         if client_id not in self._rounds:
             return {}
@@ -49,37 +49,37 @@ class ClientStates:
         return self._held[client_id]
 
     def round_of(self, client_id: int) -> int | None:
-        """The round from which the client remembers something; None if nothing."""
+        """The round whose state the client remembers; None if it remembers nothing."""
         return self._rounds.get(client_id)
 
     @property
     def newest_round(self) -> int:
-        """The last round from which any client remembers something; 0 if none does."""
+        """The latest round whose state any client remembers; 0 if no client remembers anything."""
         return max(self._rounds.values(), default=0)
 
     def put(self, client_id: int, round_idx: int, state: Vectors) -> None:
-        """Let the client remember `state` from round `round_idx` on."""
+        """Let the client remember `state`, from round `round_idx`; an empty one changes nothing."""
         if not state:
             return
         self._rounds[client_id] = round_idx
         self._on_disk.discard(client_id)
-        # Copied: a view would pin the whole update that it came in.
+        # Copied, because a view would keep the whole update in memory.
         self._hold(client_id, {name: np.array(vector) for name, vector in state.items()})
 
     def save(self) -> dict[int, int]:
-        """Write what is not on disk, and return the round of every client's state."""
+        """Write what is not on disk yet, and return the round of every client's state."""
         if self._folder is not None:
             for client_id in self._held:
                 self._write(client_id)
         return dict(self._rounds)
 
     def restore(self, rounds: Mapping[int, int]) -> None:
-        """Go back to what `save` returned."""
+        """Return to the states that `rounds`, a result of `save`, refers to."""
         self._held.clear()
         self._rounds, self._on_disk = dict(rounds), set(rounds)
 
     def clean(self, saved: Iterable[Mapping[int, int]]) -> None:
-        """Remove the files that neither this nor any of the `saved` indices refers to."""
+        """Remove the files that neither the current states nor any of `saved` refer to."""
         if self._folder is None or not self._folder.is_dir():
             return
         needed = {self._path(*item) for index in (*saved, self._rounds) for item in index.items()}

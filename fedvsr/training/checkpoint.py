@@ -1,4 +1,4 @@
-"""Run state on disk: one safetensors file a checkpoint, written aside, fsynced and renamed."""
+"""Checkpoints of a run: a safetensors file each, written under another name and then renamed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from fedvsr.models.spec import ModelConfig
 from fedvsr.params import ParamTable
 
 _FORMAT = 2
-# One entry of metadata: safetensors writes several in an order that changes from run to run.
+# A single metadata entry: safetensors writes several in an order that differs between runs.
 _KEY = "fedvsr"
-# The one before is kept, so that a damaged newest file loses a round and not the run.
+# Two, so that a damaged newest file costs one round and not the run.
 _KEPT = 2
 
 
@@ -34,16 +34,16 @@ class Saved:
     server: Vectors
     """The server's vectors (P,), `params` among them."""
     clients: dict[int, int]
-    """By client, the round from which it remembers something."""
+    """By client, the round whose state it remembers; clients without one are absent."""
     losses: Mapping[int, float]
-    """By client, the loss it reported last."""
+    """By client, the last loss that it reported."""
 
 
 def save(folder: Path, state: Saved, table: ParamTable, config_hash: str) -> list[dict[int, int]]:
-    """Save the server's vectors after a round; older checkpoints but one are removed.
+    """Save a run's state after a round, and remove all older checkpoints except the last one.
 
     Returns:
-        `Saved.clients` of the checkpoints that are left.
+        `Saved.clients` of each remaining checkpoint.
     """
     folder.mkdir(parents=True, exist_ok=True)
     metadata = _metadata(
@@ -61,40 +61,43 @@ def save(folder: Path, state: Saved, table: ParamTable, config_hash: str) -> lis
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a folder of checkpoints gives."""
+class Newest:
+    """The newest checkpoint of a folder that can be read."""
 
     state: Saved | None
-    """The newest that can be read; None where there is none at all."""
+    """Its content; None if the folder has no checkpoint."""
     damaged: tuple[str, ...] = ()
-    """What is wrong with newer ones."""
+    """What is wrong with newer checkpoints, a message each."""
 
 
-def latest(folder: Path, table: ParamTable, config_hash: str) -> Found:
-    """The newest readable checkpoint.
+def latest(folder: Path, table: ParamTable, config_hash: str) -> Newest:
+    """Read the newest checkpoint that is not damaged.
 
     Raises:
-        UserError: all checkpoints are damaged, or of another configuration or network.
+        UserError: all checkpoints are damaged, or one belongs to another configuration or network.
     """
     damaged = list[str]()
     for path in sorted(folder.glob("round-*.safetensors"), reverse=True):
         try:
             with safe_open(str(path), framework="numpy") as file:
                 metadata = json.loads(file.metadata()[_KEY])
-                # An open file has names but is no mapping.
+                # An open file has `keys`, but is not iterable.
                 server = {name: np.array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             damaged.append(f"{path} is damaged ({error})")
             continue
         if metadata["format"] != _FORMAT or metadata["config_hash"] != config_hash:
-            raise UserError(f"{path} belongs to another configuration; it is not resumed from")
+            raise UserError(
+                f"{path} belongs to another configuration, so the run cannot be resumed from it; "
+                "use the settings that it was started with"
+            )
         shapes = tuple(map(tuple, metadata["shapes"]))
         table.require_equal(ParamTable(tuple(metadata["names"]), shapes), f"{path}'s parameters")
         clients, losses = dict(metadata["clients"]), dict(metadata["losses"])
-        return Found(Saved(metadata["round_idx"], server, clients, losses), tuple(damaged))
+        return Newest(Saved(metadata["round_idx"], server, clients, losses), tuple(damaged))
     if damaged:
         raise UserError(f"no checkpoint can be read: {'; '.join(damaged)}; start a new run")
-    return Found(None)
+    return Newest(None)
 
 
 def _clients(path: Path) -> dict[int, int]:
@@ -102,17 +105,17 @@ def _clients(path: Path) -> dict[int, int]:
         with safe_open(str(path), framework="numpy") as file:
             return dict(json.loads(file.metadata()[_KEY])["clients"])
     except (SafetensorError, OSError):
-        # A damaged one will not be resumed from.
+        # A damaged checkpoint is never resumed from, so it needs no client's file.
         return {}
 
 
 def client_file(folder: Path, client_id: int) -> Path:
-    """Where a finished run has the network of one client, if each has its own."""
+    """The file of one client's network in a finished run whose clients keep their own."""
     return folder / "clients" / f"client-{client_id:05d}.safetensors"
 
 
 def save_model(path: Path, network: nn.Module, model: ModelConfig) -> None:
-    """Save a trained network by tensor names, with its configuration in the file's metadata."""
+    """Save a trained network's tensors by name, with its configuration as metadata."""
     metadata = _metadata(model=model.model_dump(mode="json"))
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     with replacing(path) as aside:

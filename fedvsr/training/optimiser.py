@@ -1,10 +1,10 @@
-"""Local optimisers: their making, their learning rates, and what they keep as one vector."""
+"""Local optimisers: construction, learning rates, and their state as one vector."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 def make_optimiser(
     local: LocalConfig, params: Sequence[nn.Parameter], slow: Sequence[nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """A new optimiser; each group's `factor` scales the learning rate.
+    """A new optimiser; the `factor` of a parameter group scales its learning rate.
 
     Args:
-        local: which.
-        params: all of the network's.
+        local: settings of the optimiser.
+        params: all parameters of the network.
         slow: those among them that learn more slowly.
     """
-    apart = {id(parameter) for parameter in slow}
-    usual = [p for p in params if id(p) not in apart]
-    groups: list[dict[str, Any]] = [{"params": usual, "factor": 1.0}]
+    slow_ids = {id(parameter) for parameter in slow}
+    usual = [p for p in params if id(p) not in slow_ids]
+    groups: list[dict[str, object]] = [{"params": usual, "factor": 1.0}]
     if slow:
         groups.append({"params": list(slow), "factor": local.slow_factor})
     if local.optimizer == "sgd":
@@ -40,24 +40,24 @@ def make_optimiser(
 
 
 def moments(optimiser: torch.optim.Optimizer) -> FloatVector:
-    """What an optimiser keeps: its moments, and each parameter's count of steps, which Adam needs.
+    """An optimiser's state: its moments, and each parameter's number of steps, which Adam needs.
 
-    A vector of `num_moments * P` values and a count a parameter tensor. A parameter that has not
-    learnt yet has zeros, which is how both optimisers start.
+    A vector of `num_moments * P` values followed by one number per parameter tensor. A parameter
+    that has not been updated yet has zeros, as at the optimiser's start.
     """
     parts = list[Tensor]()
     for name in _moment_names(optimiser):
-        kept = [optimiser.state[p].get(name) for p in _params(optimiser)]
+        values = [optimiser.state[p].get(name) for p in _params(optimiser)]
         parts += [
             torch.zeros_like(p) if value is None else value
-            for p, value in zip(_params(optimiser), kept, strict=True)
+            for p, value in zip(_params(optimiser), values, strict=True)
         ]
     steps = [float(optimiser.state[p].get("step", 0.0)) for p in _params(optimiser)]
     return join_tensors([*parts, torch.tensor(steps)])
 
 
 def restore_moments(optimiser: torch.optim.Optimizer, vector: FloatVector) -> None:
-    """Let a new optimiser go on from what `moments` returned."""
+    """Load what `moments` returned into a new optimiser."""
     params = _params(optimiser)
     values = torch.from_numpy(np.array(vector))
     steps = values[-len(params) :]
@@ -73,7 +73,7 @@ def restore_moments(optimiser: torch.optim.Optimizer, vector: FloatVector) -> No
 
 
 def learning_rate(local: LocalConfig, progress: float) -> float:
-    """The learning rate when a part `progress` in [0, 1) of all local steps has been taken."""
+    """The learning rate after a part `progress`, in [0, 1), of all local steps."""
     if local.schedule == "constant":
         return local.lr
     span = local.lr - local.min_lr
@@ -81,31 +81,32 @@ def learning_rate(local: LocalConfig, progress: float) -> float:
 
 
 def effective_steps(local: LocalConfig, mu: float, rates: Sequence[float]) -> float:
-    """FedNova's |a|_1 (Wang et al. 2020): the way that a gradient of 1 at every step makes.
+    """FedNova's |a|_1 (Wang et al. 2020): the distance covered if every gradient were 1.
 
-    In units of the mean learning rate. Adam's steps have a length of their own; theirs are counted.
+    The unit is the mean of the learning `rates`, one per step. For Adam, whose steps do not scale
+    with the gradient, it is the number of steps.
     """
     if local.optimizer != "sgd":
         return float(len(rates))
-    way = momentum = 0.0
+    distance = momentum = 0.0
     for rate in rates:
-        # The pull goes back along the way already made.
-        momentum = local.momentum * momentum + (1 - mu * way)
-        way += rate * momentum
-    return way * len(rates) / math.fsum(rates)
+        # The proximal term pulls back in proportion to the distance so far.
+        momentum = local.momentum * momentum + (1 - mu * distance)
+        distance += rate * momentum
+    return distance * len(rates) / math.fsum(rates)
 
 
 def lipschitz(local: LocalConfig, lr: float, gradient_norm: float, update_norm: float) -> float:
-    """q-FFL's L (Li et al. 2020): what makes a gradient of a client's change of its parameters.
+    """q-FFL's L (Li et al. 2020), the factor that turns a client's update into a gradient.
 
-    For SGD 1 / lr, as published. Adam's steps have a length of their own, thousands of times that
-    of `lr` times the gradient: there it is what gives the whole change the length of a gradient.
+    For SGD it is 1 / lr, as published. Adam's steps are thousands of times as long as `lr` times
+    the gradient, so for Adam it is the factor that gives the whole update a gradient's length.
 
     Args:
-        local: which optimiser.
+        local: settings of the optimiser.
         lr: mean learning rate.
-        gradient_norm: L2 norm of a gradient where the client began; 0 if unknown.
-        update_norm: L2 norm of its change.
+        gradient_norm: L2 norm of a gradient at the global parameters; 0 if unknown.
+        update_norm: L2 norm of the update.
     """
     if local.optimizer == "sgd" or gradient_norm == 0 or update_norm == 0:
         return 1 / lr

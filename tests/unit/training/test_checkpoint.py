@@ -19,7 +19,7 @@ def saved(round_idx: int) -> checkpoint.Saved:
 
 
 def test_newest_comes_back_and_old_ones_go(tmp_path: Path) -> None:
-    assert checkpoint.latest(tmp_path, TABLE, "h") == checkpoint.Found(None)
+    assert checkpoint.latest(tmp_path, TABLE, "h") == checkpoint.Newest(None)
     for round_idx in range(1, 12):
         checkpoint.save(tmp_path, saved(round_idx), TABLE, "h")
     found = checkpoint.latest(tmp_path, TABLE, "h").state
