@@ -191,11 +191,12 @@ def load_effective(
 ) -> tuple[ExperimentConfig, tuple[str, ...]]:
     """Load as `load_config` does, but reset settings without effect to their defaults.
 
-    For settings that were not chosen for this experiment alone: those of a sweep, or of a run that
-    an older version made.
+    This is for settings that were not chosen for one experiment: a sweep's, or those that an older
+    version of the program recorded.
 
     Returns:
-        The configuration, and the dotted keys of the given settings that were reset.
+        The configuration, and the dotted keys of the file's and overrides' settings that were
+        reset.
 
     Raises:
         UserError: a setting is missing, unknown, misspelt or out of bounds.
@@ -264,21 +265,23 @@ def _and_more(errors: Sequence[object]) -> str:
 
 
 def _load(source: str, overrides: Iterable[str]) -> tuple[ExperimentConfig, list[Unused]]:
-    """The configuration without settings that have no effect, and which of these were given.
+    """The configuration, in which settings without effect have their defaults.
 
-    Those of a base file, a preset or a recipe do not count as given: a change beside them may have
-    taken their effect.
+    Returns:
+        The configuration, and the settings without effect that the file or an override sets. Those
+        of an extended file, a preset or a recipe are not among them: a change may have taken their
+        effect.
     """
-    settings, given = _extended(source)
+    settings, explicit = _extended(source)
     for override in overrides:
         change = _parse_override(override)
         settings = _merge(settings, change)
-        given |= set(_keys(change))
+        explicit |= set(_keys(change))
     config = _validated(settings)
     unused = config.without_effect()
     if unused:
         config = _validated(_reset(settings, unused))
-    return config, [setting for setting in unused if setting.key in given]
+    return config, [setting for setting in unused if setting.key in explicit]
 
 
 def _validated(settings: Mapping[str, Any]) -> ExperimentConfig:
@@ -314,15 +317,15 @@ def _nested(key: str, value: object) -> dict[str, Any]:
 
 
 def _extended(source: str) -> tuple[dict[str, Any], set[str]]:
-    """The settings of a preset or file over those that it extends.
+    """The settings of a preset or file, merged over those that it extends.
 
     Returns:
-        The settings, and the dotted keys that the file gives itself; a preset gives none.
+        The settings, and the dotted keys that the file itself sets; none for a preset.
     """
     settings = _read(source)
     base = settings.pop("extends", None)
-    given = set(_keys(settings)) if _is_file(source) else set[str]()
-    return (settings if base is None else _merge(_extended(str(base))[0], settings)), given
+    explicit = set(_keys(settings)) if _is_file(source) else set[str]()
+    return (settings if base is None else _merge(_extended(str(base))[0], settings)), explicit
 
 
 def _is_file(source: str) -> bool:

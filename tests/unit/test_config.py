@@ -41,7 +41,7 @@ from fedvsr.errors import UserError
         ("local.steps=[", r"^--set local\.steps: '\[' is not a valid value"),
     ],
 )
-def test_refusals_are_one_line_with_the_way_out(
+def test_a_refusal_is_one_line_that_says_what_to_do(
     small_yaml: Path, override: str, message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as refused:
@@ -192,7 +192,7 @@ def test_overrides_and_extends(tmp_path: Path, small_yaml: Path) -> None:
     assert load_config(str(child)).local.crop == load_config("demo").local.crop
 
 
-def test_another_algorithm_takes_no_key_along(small_yaml: Path) -> None:
+def test_another_algorithm_drops_the_keys_of_the_old_one(small_yaml: Path) -> None:
     config = load_config(str(small_yaml), ["algorithm.lambda_vsr=0.5", "algorithm.name=fedavg"])
     assert config.algorithm.model_dump()["name"] == "fedavg"
     assert config.algorithm.model_dump()["lambda_vsr"] == 1
@@ -213,7 +213,7 @@ def test_hash_covers_what_changes_numbers_and_nothing_else(small_yaml: Path) -> 
 
 def test_presets_resolve_and_print(tmp_path: Path) -> None:
     for name, description in presets().items():
-        # Those of the paper's networks lack nothing but videos.
+        # The presets of the paper's networks lack only videos.
         videos = ["data.videos=[a.mp4]"] if name in {"vrt", "rvrt", "iart"} else []
         config = load_config(name, videos)
         assert description, name
@@ -232,16 +232,16 @@ def test_schema_describes_every_field() -> None:
     assert "lambda_vsr" in yaml.safe_dump(schema)
 
 
-def test_what_local_leaves_out_is_the_networks_recipe(small_yaml: Path) -> None:
+def test_the_networks_recipe_fills_in_what_local_leaves_out(small_yaml: Path) -> None:
     demo = load_config("demo")
     assert (demo.local.crop, demo.local.batch_size, demo.local.steps) == (96, 4, 20)
     rvrt = load_config("demo", ["model.name=rvrt"])
     assert (rvrt.model.size, rvrt.local.crop, rvrt.local.num_frames) == ("demo", 128, 4)
     assert rvrt.local.slow_params == ("spynet",)
-    assert rvrt.evaluation.max_frames == 5, "what the preset says of a section stands"
-    given = load_config("demo", ["model.name=rvrt", "local.crop=160", "model.mlp_ratio=1.5"])
-    assert (given.local.crop, given.local.num_frames) == (160, 4)
-    assert (given.model.mlp_ratio, given.model.embed_dims) == (1.5, (24, 24, 24))
+    assert rvrt.evaluation.max_frames == 5, "the preset's own settings stay"
+    changed = load_config("demo", ["model.name=rvrt", "local.crop=160", "model.mlp_ratio=1.5"])
+    assert (changed.local.crop, changed.local.num_frames) == (160, 4)
+    assert (changed.model.mlp_ratio, changed.model.embed_dims) == (1.5, (24, 24, 24))
     own = load_config(str(small_yaml))
     assert own.local.crop == 32
 

@@ -15,7 +15,7 @@ def test_names_are_the_public_files() -> None:
     assert not any(name.startswith("_") for name in lookup.names("fedvsr.algorithms"))
 
 
-def test_an_unknown_name_is_told_its_neighbour() -> None:
+def test_an_unknown_name_gets_a_suggestion() -> None:
     with pytest.raises(UserError, match=r"did you mean 'fedavg'.*there are: .*fedvsr"):
         lookup.load("fedvsr.algorithms", "fedavgg")
 

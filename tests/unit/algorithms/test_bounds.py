@@ -88,7 +88,7 @@ def test_local_scores_every_clients_own_network(small: ExperimentConfig, tmp_pat
         trained = results.clients[results.clients["client_id"] == client_id]["round_idx"]
         moved = own.groupby("round_idx")["psnr_db"].mean().diff().fillna(0) != 0
         assert sorted(moved[moved].index) == sorted(trained)
-    # The files hold the networks that were scored.
+    # The files have the networks that were scored.
     config = small.model_copy()
     split = prepare_data(config, lambda *_: None)
     last = rows[rows["round_idx"] == 3]

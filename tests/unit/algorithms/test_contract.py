@@ -1,4 +1,4 @@
-"""What every algorithm must keep. A new file in the folder is tested the moment it exists."""
+"""The contract of every algorithm. A new file in the folder is tested as soon as it exists."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_pickles(algorithm: FedAvg) -> None:
     assert copy.config == algorithm.config
 
 
-def test_says_where_it_is_from(algorithm: FedAvg) -> None:
+def test_names_its_source(algorithm: FedAvg) -> None:
     assert algorithm.source
     assert type(algorithm).__doc__
     assert set(algorithm.broadcast) <= {"params", *algorithm.server_state}
@@ -62,12 +62,12 @@ def test_equal_clients_weigh_the_same_and_give_their_own_vector(algorithm: FedAv
     upload = {name: random.random(100).astype(np.float32) for name in algorithm.upload}
     server = start(algorithm, np.zeros(100, np.float32))
     result = algorithm.aggregate([upload] * 6, weights, server, ROUND).vectors
-    # What the weights leave of 1 is the global network's share, here of zeros.
+    # What the weights lack to 1 is the share of the global network, here zeros.
     own = np.zeros(100) if algorithm.personal else upload["params"]
     np.testing.assert_allclose(result["params"], sum(weights) * own, rtol=1e-5)
 
 
-def test_the_server_only_reads_and_stays_where_nothing_moved(algorithm: FedAvg) -> None:
+def test_the_server_changes_no_argument_and_stays_if_no_client_moved(algorithm: FedAvg) -> None:
     params = np.random.default_rng(1).standard_normal(100).astype(np.float32)
     server = start(algorithm, params)
     upload = server | dict.fromkeys(set(algorithm.upload) - {"params"}, np.zeros_like(params))
@@ -79,7 +79,7 @@ def test_the_server_only_reads_and_stays_where_nothing_moved(algorithm: FedAvg) 
         server, aggregated.vectors, Round(1, 10, 8, 6, (slice(0, 60), slice(60, 100)))
     )
     assert set(after) == set(server)
-    # FedAdam and its kin turn a difference of rounding into a step of rounding over tau.
+    # Adaptive servers divide rounding errors by tau.
     np.testing.assert_allclose(after["params"], params, atol=1e-5)
 
 
@@ -142,7 +142,7 @@ def test_a_round_of_training_is_whole_and_repeats(
     assert set(update.state) == set(algorithm.client_state)
     assert report.upload_bytes == sum(vector.nbytes for vector in update.upload.values())
     assert report.update_norm > 0
-    # A second round, with what the client remembers, twice.
+    # A second round, twice, with what the client remembers.
     later = dataclasses.replace(task, round_idx=2)
     _, one = trainer.train(later, shared, update.state, clips)
     _, two = trainer.train(later, shared, update.state, clips)
@@ -153,8 +153,8 @@ def test_a_round_of_training_is_whole_and_repeats(
 def test_a_round_lowers_the_loss(algorithm: FedAvg, small: ExperimentConfig) -> None:
     """Six clients of one clip each, from a network whose last layer is off by noise.
 
-    FedAvg takes 20 % off. Server optimisers begin slowly by design; a method that hardly moves at
-    all is set wrongly.
+    FedAvg lowers it by 20 %. Server optimisers start slowly by design, but a method that hardly
+    moves has wrong settings.
     """
     clips = prepare_data(small, lambda *_: None).train[:6]
     local = small.local.model_copy(update={"steps": 8, "lr": 2e-3})
@@ -166,8 +166,8 @@ def test_a_round_lowers_the_loss(algorithm: FedAvg, small: ExperimentConfig) -> 
     reports, updates = [], []
     for i, clip in enumerate(clips):
         task = ClientTask(client_id=i, round_idx=1, num_rounds=5, seed=i)
-        found, update = trainer.train(task, shared, {}, [clip])
-        reports.append(found)
+        client_report, update = trainer.train(task, shared, {}, [clip])
+        reports.append(client_report)
         updates.append(update)
     before = loss_on(trainer, server["params"], clips)
     if algorithm.personal:
@@ -186,7 +186,7 @@ def test_a_round_lowers_the_loss(algorithm: FedAvg, small: ExperimentConfig) -> 
 
 
 def loss_on(trainer: LocalTrainer, params: FloatVector, clips: Sequence[Clip]) -> float:
-    """L_VSR over whole clips."""
+    """Mean L_VSR over whole clips."""
     load_flat(trainer.network, params)
     losses = []
     for clip in clips:

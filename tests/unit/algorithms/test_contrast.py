@@ -37,54 +37,54 @@ def batch(**features: list[list[float]]) -> Batch:
 def test_moon_by_hand() -> None:
     # Means over the frame: z = (1, 0), z_glob = (0, 3), z_prev = (2, 0); cosines 0 and 1, tau 0.5:
     # -log(e^0 / (e^0 + e^2)) = log(1 + e^2).
-    here = batch(
+    one_frame = batch(
         local=[[2.0, 1.0], [0.0, -1.0]],
         **{"global": [[1.0, 3.0], [-1.0, 3.0]]},
         previous=[[2.0, 0.0], [2.0, 0.0]],
     )
     algorithm = moon.Algorithm(moon.Config(lambda_con=0.1))
     expected = 2 + 0.1 * math.log(1 + math.exp(2))
-    assert algorithm.local_loss(here).item() == pytest.approx(expected, rel=1e-6)
+    assert algorithm.local_loss(one_frame).item() == pytest.approx(expected, rel=1e-6)
     assert algorithm.local_loss(batch()).item() == 2, "a first round has nothing to compare with"
 
 
 def test_fedsr_looks_where_the_detail_is() -> None:
-    here = batch(
+    one_frame = batch(
         local=[[1.0, 0.0], [0.0, 1.0]],
         **{"global": [[1.0, 0.0], [1.0, 0.0]]},
         previous=[[0.0, 1.0], [0.0, 1.0]],
     )
     algorithm = fedsr.Algorithm(fedsr.Config(lambda_con=1, temperature=0.5))
 
-    def pulled(left: float, right: float) -> float:
-        """The contrast, with a checkerboard of that contrast in each half of the ground truth."""
+    def contrast_term(left: float, right: float) -> float:
+        """The term if the halves of the ground truth are checkerboards of these amplitudes."""
         board = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(2, 2)
         gt = torch.cat((left * board, right * board), dim=1).expand(1, 1, 3, 4, 8)
-        return algorithm.local_loss(dataclasses.replace(here, gt=gt)).item() - 2
+        return algorithm.local_loss(dataclasses.replace(one_frame, gt=gt)).item() - 2
 
     # All detail on the left: z is the left pixel, which sees what the global network sees.
-    assert pulled(1, 0) == pytest.approx(math.log(1 + math.exp(-2)), rel=1e-4)
-    assert pulled(0, 1) == pytest.approx(math.log(1 + math.exp(2)), rel=1e-4)
-    # Twice the contrast, twice the weight: z = (2, 1) / 3, cosines 2 / sqrt(5) and 1 / sqrt(5).
-    assert pulled(2, 1) == pytest.approx(math.log(1 + math.exp(-2 / math.sqrt(5))), rel=1e-4)
-    # Alike, or nowhere: the plain mean (0.5, 0.5), as near to the one as to the other.
-    assert pulled(1, 1) == pytest.approx(math.log(2), rel=1e-5)
-    assert pulled(0, 0) == pytest.approx(math.log(2), rel=1e-5)
+    assert contrast_term(1, 0) == pytest.approx(math.log(1 + math.exp(-2)), rel=1e-4)
+    assert contrast_term(0, 1) == pytest.approx(math.log(1 + math.exp(2)), rel=1e-4)
+    # Twice the amplitude, twice the weight: z = (2, 1) / 3, cosines 2 / sqrt(5) and 1 / sqrt(5).
+    assert contrast_term(2, 1) == pytest.approx(math.log(1 + math.exp(-2 / math.sqrt(5))), rel=1e-4)
+    # Equal detail, or none: the plain mean (0.5, 0.5), equally close to both.
+    assert contrast_term(1, 1) == pytest.approx(math.log(2), rel=1e-5)
+    assert contrast_term(0, 0) == pytest.approx(math.log(2), rel=1e-5)
 
 
-def test_fedsr_weighs_each_tensor_by_its_likeness_to_the_past() -> None:
+def test_fedsr_weighs_each_tensor_by_its_similarity_to_the_past() -> None:
     # First tensor, past (1, 0): cosines 1 and 0, so weights e / (1 + e) and 1 / (1 + e). Second
-    # tensor: the past is zero, all are alike.
+    # tensor: the past is zero, so all weights are equal.
     algorithm = fedsr.Algorithm(fedsr.Config())
     server = {"params": np.array([1, 0, 0], np.float32)}
     uploads = [{"params": np.array(w, np.float32)} for w in ([3, 0, 6], [0, 4, 0])]
     later = Round(2, 10, 4, 2, (slice(0, 2), slice(2, 3)))
-    found = algorithm.aggregate(uploads, [0.9, 0.1], server, later).vectors["params"]
+    params = algorithm.aggregate(uploads, [0.9, 0.1], server, later).vectors["params"]
     share = math.e / (1 + math.e)
-    np.testing.assert_allclose(found, [share * 3, (1 - share) * 4, 3], rtol=1e-6)
+    np.testing.assert_allclose(params, [share * 3, (1 - share) * 4, 3], rtol=1e-6)
     first = dataclasses.replace(later, round_idx=1)
-    found = algorithm.aggregate(uploads, [0.9, 0.1], server, first).vectors["params"]
-    np.testing.assert_allclose(found, [2.7, 0.4, 5.4], rtol=1e-6)
+    params = algorithm.aggregate(uploads, [0.9, 0.1], server, first).vectors["params"]
+    np.testing.assert_allclose(params, [2.7, 0.4, 5.4], rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [moon, fedsr])
@@ -100,7 +100,7 @@ def test_training_is_pulled_to_the_global_network(small: ExperimentConfig, kind:
         return update.upload["params"]
 
     def contrasted(params: FloatVector) -> float:
-        """What the algorithms lower, on clips of noise."""
+        """The contrast, which the algorithms lower, on clips of noise."""
         lq = torch.rand(1, 3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
         z = []
         for vector in (params, shared["params"], state["params"]):

@@ -23,7 +23,7 @@ def algorithm(**config: Any) -> Algorithm:
 
 
 def test_weights_by_hand() -> None:
-    # No decay, alpha 1: losses 1, 2, 4 give 1 : 1/2 : 1/4 = 4/7, 2/7, 1/7, whatever the sizes.
+    # No decay, alpha 1: losses 1, 2, 4 give 1 : 1/2 : 1/4 = 4/7, 2/7, 1/7, for all sizes.
     reports = [report(1.0, num_samples=9), report(2.0), report(4.0)]
     weights = algorithm(decay="none").weights(reports, 10)
     assert weights == pytest.approx([4 / 7, 2 / 7, 1 / 7])
@@ -61,7 +61,7 @@ def test_hellinger_by_hand() -> None:
     # p = (0.9, 0.1): sum of (sqrt(.5) - sqrt(p))^2 = .0583 + .1528 = .2111, h = .3249,
     # m = (.3249 - .05) / .95 = .28937, weights .5 + m * .4.
     assert mix_by_hellinger([0.9, 0.1]) == pytest.approx([0.61575, 0.38425], abs=1e-4)
-    # Near-equal losses: h under the threshold, the plain mean.
+    # Nearly equal losses: h is below the threshold, so weights are uniform.
     assert mix_by_hellinger([0.52, 0.48]) == [0.5, 0.5]
     mixed = algorithm(decay="none", mixing="hellinger").weights([report(1.0), report(9.0)], 10)
     assert mixed == pytest.approx([0.61575, 0.38425], abs=1e-4)
@@ -84,7 +84,7 @@ def test_local_loss_is_eq_11() -> None:
 @pytest.mark.parametrize(
     ("name", "weights", "detail"),
     [
-        # Losses 1 and 3, of 1 and 4 samples, in round 5 of 10: 1/3 to the half, or whole.
+        # Losses 1 and 3, of 1 and 4 samples, in round 5 of 10: exponent 1/2 with decay, else 1.
         ("f_ala", [3**0.5 / (1 + 3**0.5), 1 / (1 + 3**0.5)], 0),
         ("f_gla", [3 / 4, 1 / 4], 0),
         ("f_hifr", [1 / 5, 4 / 5], 1),
@@ -100,6 +100,6 @@ def test_ablations(name: str, weights: list[float], detail: int) -> None:
     assert loss.item() == pytest.approx(3 + detail * high_frequency(sr, gt).item())
 
 
-def test_refusals() -> None:
+def test_a_loss_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="leaves nothing to minimise"):
         algorithm(lambda_vsr=0, lambda_hifr=0)

@@ -9,9 +9,9 @@ from fedvsr.algorithms.fisher import Algorithm, Config
 from fedvsr.messages import Round
 
 
-def test_the_client_to_whom_a_parameter_matters_sets_it() -> None:
+def test_a_parameter_follows_the_client_to_which_it_matters() -> None:
     # Fisher (3, 1) and (1, 3), floor 0.5 of the mean 2 is 1: raised (4, 2) and (2, 4).
-    # Alike in weight: (4 * 0 + 2 * 6) / 6 = 2 and (2 * 0 + 4 * 6) / 6 = 4.
+    # With equal weights: (4 * 0 + 2 * 6) / 6 = 2 and (2 * 0 + 4 * 6) / 6 = 4.
     uploads = [
         {"params": np.float32([0, 0]), "fisher": np.float32([3, 1])},
         {"params": np.float32([6, 6]), "fisher": np.float32([1, 3])},

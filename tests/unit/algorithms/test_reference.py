@@ -5,7 +5,7 @@ from pathlib import Path
 from fedvsr import algorithms
 
 
-def test_the_reference_page_is_what_the_code_says() -> None:
+def test_the_reference_page_is_up_to_date() -> None:
     page = Path(__file__).parents[3] / "docs" / "reference" / "algorithms.md"
     assert page.read_text() == algorithms.reference(), (
         "run: fedvsr algorithms --markdown > docs/reference/algorithms.md"

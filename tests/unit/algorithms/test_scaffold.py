@@ -62,7 +62,7 @@ def test_option_i_is_the_gradient_where_the_client_begins(small: ExperimentConfi
     np.testing.assert_allclose(update.state["control"], same.state["control"], atol=1e-7)
     change = update.upload["control_change"]
     np.testing.assert_array_equal(change, update.state["control"] - state["control"])
-    # The steps themselves know nothing of the option.
+    # The steps themselves do not depend on the option.
     other = train(config, scaffold.Config(option=2), shared, state)
     np.testing.assert_array_equal(update.upload["params"], other.upload["params"])
     assert not np.array_equal(update.state["control"], other.state["control"])
@@ -83,7 +83,7 @@ def test_one_client_alone_is_sgd(small: ExperimentConfig) -> None:
         np.testing.assert_allclose(server["params"], plain, atol=1e-6)
 
 
-def test_steps_that_overflow_leave_no_trace(
+def test_steps_that_overflow_change_no_state(
     small: ExperimentConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make = torch.amp.GradScaler
@@ -96,7 +96,7 @@ def test_steps_that_overflow_leave_no_trace(
     assert not update.state["control"].any()
 
 
-def test_the_server_moves_its_control_by_the_part_that_took_part() -> None:
+def test_the_servers_control_moves_by_the_share_of_clients_that_trained() -> None:
     algorithm = scaffold.Algorithm(scaffold.Config(server_lr=0.5))
     server = {"params": np.float32([1.0]), "control": np.float32([0.2])}
     uploads = [

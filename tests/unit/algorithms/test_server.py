@@ -1,4 +1,4 @@
-"""Server-side methods on numbers derived by hand."""
+"""Server-side methods, with numbers derived by hand."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_fednova() -> None:
     assert result.vectors["params"] == pytest.approx([4])
 
 
-def test_loss_aware_weights_go_with_other_servers() -> None:
+def test_loss_aware_weights_can_be_combined_with_other_servers() -> None:
     # Losses 1 and 3 in the first of 10 rounds, alpha 1 without decay: 3/4 and 1/4.
     reports = [
         ClientReport(i, 1, 1, 1, loss, loss, 0.0, effective_steps=steps)
@@ -94,7 +94,7 @@ def test_loss_aware_weights_go_with_other_servers() -> None:
     # FedNova: tau_eff = 3/4 * 1 + 1/4 * 3 = 1.5; 1.5 * .75 / 1 and 1.5 * .25 / 3.
     weights = build("fednova", weights="loss_aware", decay="none").weights(reports, 10)
     assert weights == pytest.approx([1.125, 0.125])
-    # Those that weigh by themselves refuse.
+    # Methods that weigh clients themselves refuse them.
     for name in ("qffl", "krum", "fedmedian", "trimmed_mean"):
         with pytest.raises(ValueError, match="weights"):
             build(name, weights="loss_aware")
@@ -114,7 +114,7 @@ def test_qffl() -> None:
     assert weights == pytest.approx([1 / 36, 9 / 36])
 
 
-def test_median_and_trimmed_mean_shrug_off_a_liar() -> None:
+def test_median_and_trimmed_mean_ignore_a_liar() -> None:
     uploads = vectors([1, 5], [2, 6], [3, 7], [1e9, -1e9])
     server = vectors([0, 0])[0]
     result = build("fedmedian").aggregate(uploads, [0.25] * 4, server, ROUND)
@@ -128,21 +128,21 @@ def test_median_and_trimmed_mean_shrug_off_a_liar() -> None:
 def test_medians_and_means_of_odd_numbers() -> None:
     uploads = vectors([5], [1], [9], [2], [4])
     server = vectors([0])[0]
-    found = build("fedmedian").aggregate(uploads, [0.2] * 5, server, ROUND)
-    assert found.vectors["params"].tolist() == [4]
+    result = build("fedmedian").aggregate(uploads, [0.2] * 5, server, ROUND)
+    assert result.vectors["params"].tolist() == [4]
     # floor(.4 * 5) = 2 at either end leave 4; floor(.3 * 5) = 1 leaves (2 + 4 + 5) / 3.
     for beta, mean in ((0.4, 4), (0.3, 11 / 3)):
-        found = build("trimmed_mean", beta=beta).aggregate(uploads, [0.2] * 5, server, ROUND)
-        assert found.vectors["params"] == pytest.approx([mean])
+        result = build("trimmed_mean", beta=beta).aggregate(uploads, [0.2] * 5, server, ROUND)
+        assert result.vectors["params"] == pytest.approx([mean])
 
 
-def test_chunks_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_give_the_same_as_whole_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     # Ten coordinates by fours: the last chunk is short.
     for module in (_robust, krum):
         monkeypatch.setattr(module, "CHUNK", 4)
     rows = np.random.default_rng(0).random((5, 10), np.float32)
     rows[3] = rows[:3].mean(axis=0)
-    # Which the last chunk alone would not say.
+    # The last chunk alone would lead to another choice.
     rows[:, :8] *= 10
     rows[3, 8:] += 1
     expected = {
@@ -153,12 +153,12 @@ def test_chunks_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     for name, vector in expected.items():
         uploads = [{"params": row} for row in rows]
-        found = build(name).aggregate(uploads, [0.2] * 5, uploads[0], ROUND)
-        np.testing.assert_allclose(found.vectors["params"], vector, rtol=1e-6)
+        result = build(name).aggregate(uploads, [0.2] * 5, uploads[0], ROUND)
+        np.testing.assert_allclose(result.vectors["params"], vector, rtol=1e-6)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 16, 17])
-def test_columns_are_sorted(count: int) -> None:
+def test_sorted_rows_sorts_columns(count: int) -> None:
     values = np.random.default_rng(count).random((count, 500), dtype=np.float32)
     np.testing.assert_array_equal(sorted_rows(values.copy()), np.sort(values, axis=0))
 
@@ -176,7 +176,7 @@ def test_krum_selects_the_closest() -> None:
         build("krum").aggregate(uploads[:4], [0.25] * 4, server, ROUND)
 
 
-def test_a_large_mu_is_remarked_on() -> None:
+def test_a_large_mu_gives_a_note() -> None:
     config: Any = build("fedprox").config
     assert config.mu == 1e-3
     assert config.notes() == ()

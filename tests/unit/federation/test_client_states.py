@@ -22,7 +22,7 @@ def test_a_small_budget_spills_and_loses_nothing(tmp_path: Path) -> None:
     assert states.get(9) == {}
 
 
-def test_going_back_to_a_checkpoint(tmp_path: Path) -> None:
+def test_restoring_a_checkpoint(tmp_path: Path) -> None:
     states = ClientStates(tmp_path)
     states.put(0, 1, state(1))
     states.put(1, 1, state(2))
@@ -32,19 +32,19 @@ def test_going_back_to_a_checkpoint(tmp_path: Path) -> None:
     second = states.save()
     states.clean([first, second])
     assert len(list(tmp_path.iterdir())) == 3, "client 1 is not written again"
-    again = ClientStates(tmp_path)
-    again.restore(first)
-    assert [again.get(i)["control"][0] for i in range(2)] == [1, 2]
-    again.restore(second)
-    assert [again.get(i)["control"][0] for i in range(2)] == [3, 2]
-    again.clean([second])
+    restored = ClientStates(tmp_path)
+    restored.restore(first)
+    assert [restored.get(i)["control"][0] for i in range(2)] == [1, 2]
+    restored.restore(second)
+    assert [restored.get(i)["control"][0] for i in range(2)] == [3, 2]
+    restored.clean([second])
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_what_is_kept_is_a_copy(tmp_path: Path) -> None:
-    states, given = ClientStates(tmp_path), state(1)
-    states.put(0, 1, given)
-    given["control"][:] = 7
+def test_states_are_copied(tmp_path: Path) -> None:
+    states, vectors = ClientStates(tmp_path), state(1)
+    states.put(0, 1, vectors)
+    vectors["control"][:] = 7
     assert states.get(0)["control"][0] == 1
 
 

@@ -30,8 +30,8 @@ PRIVATE = [
 def run(source: Path, settings: list[str], out: Path) -> tuple[list[Event], Results]:
     config = load_config(str(source), settings)
     split = prepare_data(config, lambda *_: None)
-    this = create_run(config, out)
-    return list(execute(this, split, SerialExecutor)), load_results(this.folder)
+    created = create_run(config, out)
+    return list(execute(created, split, SerialExecutor)), load_results(created.folder)
 
 
 def test_noise_has_the_deviation_that_the_mean_needs() -> None:
@@ -50,16 +50,16 @@ def test_noise_has_the_deviation_that_the_mean_needs() -> None:
 def test_epsilon_without_subsampling_is_the_gaussian_mechanisms() -> None:
     """All clients in every round: Renyi epsilon T a / (2 z^2) at order a (Mironov 2017).
 
-    Converted by its proposition 3, that is the least of T a / (2 z^2) + log(1 / delta) / (a - 1)
-    over a, which bounds what a tighter conversion may find.
+    By proposition 3 there, epsilon is at most the least T a / (2 z^2) + log(1 / delta) / (a - 1)
+    over a; a tighter conversion may give less.
     """
     update = UpdateConfig(clip_norm=1, noise_multiplier=5, delta=1e-3)
     federation = FederationConfig(num_rounds=10, clients_per_round=8, sampling="poisson")
-    found = epsilon(update, federation, 8, 10)
+    result = epsilon(update, federation, 8, 10)
     orders = np.linspace(1.01, 100, 10_000)
     bound = (10 * orders / (2 * 25) + np.log(1e3) / (orders - 1)).min()
-    assert 0.75 * bound < found <= bound
-    # One exchanged for another moves the sum twice as far: as if the noise were half.
+    assert 0.75 * bound < result <= bound
+    # An exchanged client moves the sum twice as far, as if there were half the noise.
     exchanged = federation.model_copy(update={"sampling": "uniform"})
     halved = update.model_copy(update={"noise_multiplier": 2.5})
     assert epsilon(update, exchanged, 8, 10) == pytest.approx(epsilon(halved, federation, 8, 10))
@@ -85,11 +85,13 @@ def test_a_private_run_records_what_it_spent(small_yaml: Path, tmp_path: Path) -
     spent = [epsilon(config.update, config.federation, 4, t) for t in range(7)]
     assert results.rounds["epsilon"].tolist() == spent
     assert any(f"epsilon = {spent[-1]:.3g}" in note for note in started.notes)
-    assert results.clients["weight"].eq(0.5).all(), "a share of two, however many were drawn"
+    assert results.clients["weight"].eq(0.5).all(), (
+        "1 / clients_per_round, for any number of clients drawn"
+    )
     assert results.rounds["num_sampled"][1:].nunique() > 1, "Poisson cohorts vary"
 
 
-def test_nobody_drawn_is_a_round_too(small_yaml: Path, tmp_path: Path) -> None:
+def test_a_round_without_clients_is_recorded(small_yaml: Path, tmp_path: Path) -> None:
     rare = [f"federation.{setting}" for setting in ("sampling=poisson", "clients_per_round=1")]
     events, results = run(small_yaml, [*rare, "federation.num_rounds=6"], tmp_path)
     sampled = results.rounds["num_sampled"].tolist()[1:]
@@ -113,7 +115,7 @@ def test_nobody_drawn_is_a_round_too(small_yaml: Path, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_noise_would_not_cover_is_refused(
+def test_what_the_noise_would_not_cover_is_refused(
     small_yaml: Path, settings: list[str], message: str
 ) -> None:
     load_config(str(small_yaml), PRIVATE)

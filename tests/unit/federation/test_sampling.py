@@ -46,14 +46,14 @@ def test_by_size() -> None:
     assert abs(sum(first) - 1500) < 5 * 19
 
 
-def test_poisson_draws_each_client_by_itself() -> None:
+def test_poisson_draws_clients_independently() -> None:
     drawn = [cohort(i, sampling="poisson", clients_per_round=2).client_ids for i in range(2000)]
     counts = np.bincount([i for ids in drawn for i in ids], minlength=8)
-    # Each with chance 2 / 8: 500 expected, standard deviation sqrt(2000 * 3 / 16) = 19.
+    # Each with probability 2 / 8: 500 expected, standard deviation sqrt(2000 * 3 / 16) = 19.
     assert np.abs(counts - 500).max() < 5 * 19
     # Independent: cohorts have the variance 8 * 3 / 16 = 1.5 of a binomial, give or take 0.05.
     assert abs(np.var([len(ids) for ids in drawn]) - 1.5) < 5 * 0.05
-    # Who is offline is not drawn: half as many.
+    # Offline clients are not drawn, so cohorts are half as large.
     fewer = [cohort(i, sampling="poisson", offline_probability=0.5) for i in range(1000)]
     assert np.mean([len(c.client_ids) for c in fewer]) == pytest.approx(2, abs=0.2)
 
@@ -64,10 +64,10 @@ def test_power_of_choice_takes_the_highest_losses_and_the_unknown_first() -> Non
     assert cohort(1, losses=losses, **everyone).client_ids == [7, 6]
     del losses[0]
     assert cohort(1, losses=losses, **everyone).client_ids == [0, 7]
-    # Two candidates of one round: the drawn are those of higher loss among them.
+    # Two candidates: those drawn are ordered by loss.
     pair = cohort(1, losses=losses, **everyone | {"num_candidates": 2}).client_ids
     assert sorted(pair, key=lambda i: -losses.get(i, 9.0)) == pair
-    # By size: a client of no frames is no candidate.
+    # Candidates are drawn by size: a client without frames is none.
     sizes = [4] * 7 + [0]
     assert 7 not in {
         i
@@ -80,10 +80,10 @@ def test_power_of_choice_takes_the_highest_losses_and_the_unknown_first() -> Non
     assert len({tuple(ids) for ids in few}) == 1, "twice four candidates are all eight"
 
 
-def test_round_robin_takes_turns_and_passes_by_who_is_offline() -> None:
+def test_round_robin_takes_turns_and_skips_offline_clients() -> None:
     turns = [cohort(i, sampling="round_robin", clients_per_round=3).client_ids for i in (1, 2, 3)]
     assert turns == [[0, 1, 2], [3, 4, 5], [6, 7, 0]]
-    # Round 1 begins at client 0; whoever is offline makes room for the next.
+    # Round 1 begins at client 0; the next online client replaces an offline one.
     some = [
         cohort(1, seed, sampling="round_robin", clients_per_round=3, offline_probability=0.5)
         for seed in range(20)
@@ -103,7 +103,7 @@ def test_availability() -> None:
 def client_by_client(
     config: FederationConfig, seed: int, round_idx: int, sizes: Sequence[int]
 ) -> list[int]:
-    """What `sample_cohort` draws, in lists: without losses."""
+    """What `sample_cohort` draws without losses, computed with plain lists."""
     online = list(range(len(sizes)))
     if config.offline_probability:
         rng = generator(seed, "availability", round_idx)
@@ -120,8 +120,8 @@ def client_by_client(
     if config.sampling == "size":
         return list(rng.choice(online, size=count, replace=False, p=shares))
     if config.sampling == "power_of_choice":
-        several = min(2 * config.clients_per_round, len(online))
-        return list(rng.choice(online, size=several, replace=False, p=shares))[:count]
+        num_candidates = min(2 * config.clients_per_round, len(online))
+        return list(rng.choice(online, size=num_candidates, replace=False, p=shares))[:count]
     if config.sampling == "poisson":
         draws = rng.random(len(sizes))
         return [i for i in online if draws[i] < config.clients_per_round / len(sizes)]
@@ -134,23 +134,23 @@ def client_by_client(
 @pytest.mark.parametrize(
     "sampling", ["uniform", "size", "power_of_choice", "round_robin", "poisson"]
 )
-def test_draws_are_those_of_a_plain_loop(sampling: Any, offline: float) -> None:
+def test_draws_equal_those_of_a_plain_loop(sampling: Any, offline: float) -> None:
     sizes = [1 + (7 * i) % 11 for i in range(53)]
     for num_clients, per_round in ((53, 4), (53, 40), (3, 3)):
         config = FederationConfig(
             clients_per_round=per_round, sampling=sampling, offline_probability=offline
         )
         for round_idx in range(1, 60):
-            found = sample_cohort(config, 5, round_idx, sizes[:num_clients], {})
+            cohort = sample_cohort(config, 5, round_idx, sizes[:num_clients], {})
             expected = client_by_client(config, 5, round_idx, sizes[:num_clients])
-            assert found.client_ids == expected
-            assert all(type(i) is int for i in found.client_ids)
+            assert cohort.client_ids == expected
+            assert all(type(i) is int for i in cohort.client_ids)
 
 
-def test_few_of_many_are_those_of_a_plain_loop_too() -> None:
-    # NumPy draws few of many in another way than few of few.
+def test_few_of_many_equal_those_of_a_plain_loop() -> None:
+    # NumPy draws few of many by another method than few of few.
     sizes = [1] * 20_000
     for round_idx in range(1, 20):
         config = FederationConfig(clients_per_round=64)
-        found = sample_cohort(config, 0, round_idx, sizes, {}).client_ids
-        assert found == client_by_client(config, 0, round_idx, sizes)
+        client_ids = sample_cohort(config, 0, round_idx, sizes, {}).client_ids
+        assert client_ids == client_by_client(config, 0, round_idx, sizes)

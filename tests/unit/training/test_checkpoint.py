@@ -18,15 +18,15 @@ def saved(round_idx: int) -> checkpoint.Saved:
     return checkpoint.Saved(round_idx, {"params": PARAMS * round_idx}, {2: 1}, {2: 0.5})
 
 
-def test_newest_comes_back_and_old_ones_go(tmp_path: Path) -> None:
+def test_the_newest_is_read_and_old_ones_are_removed(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path, TABLE, "h") == checkpoint.Newest(None)
     for round_idx in range(1, 12):
         checkpoint.save(tmp_path, saved(round_idx), TABLE, "h")
-    found = checkpoint.latest(tmp_path, TABLE, "h").state
-    assert found is not None
-    assert found.round_idx == 11
-    np.testing.assert_array_equal(found.server["params"], PARAMS * 11)
-    assert (found.clients, found.losses) == ({2: 1}, {2: 0.5})
+    state = checkpoint.latest(tmp_path, TABLE, "h").state
+    assert state is not None
+    assert state.round_idx == 11
+    np.testing.assert_array_equal(state.server["params"], PARAMS * 11)
+    assert (state.clients, state.losses) == ({2: 1}, {2: 0.5})
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -35,10 +35,10 @@ def test_a_truncated_file_falls_back_to_the_one_before(tmp_path: Path) -> None:
         checkpoint.save(tmp_path, saved(round_idx), TABLE, "h")
     newest = sorted(tmp_path.iterdir())[-1]
     newest.write_bytes(newest.read_bytes()[:-3])
-    found = checkpoint.latest(tmp_path, TABLE, "h")
-    assert found.state is not None
-    assert found.state.round_idx == 1
-    (message,) = found.damaged
+    newest_readable = checkpoint.latest(tmp_path, TABLE, "h")
+    assert newest_readable.state is not None
+    assert newest_readable.state.round_idx == 1
+    (message,) = newest_readable.damaged
     assert message.startswith(f"{newest} is damaged (")
     (tmp_path / "round-000001.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match=r"no checkpoint can be read: .*round-000002"):

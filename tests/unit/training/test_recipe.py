@@ -1,4 +1,4 @@
-"""What a network's recipe can ask of local training: each setting does what it says."""
+"""Settings of local training that recipes use: each does what its description says."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def train(
     torch.manual_seed(0)
     trainer = LocalTrainer(config.model, config.algorithm, changed)
     table, before = ParamTable.of(trainer.network), flatten(trainer.network)
-    # The last layer starts at zero, which would keep the first step from the others.
+    # The last layer starts at zero, so without this no other layer would have a gradient.
     before += np.float32(0.01)
     _, update = trainer.train(task, {"params": before}, {}, clips)
     after = update.upload["params"]
@@ -39,7 +39,7 @@ def train(
 
 
 def moved(config: ExperimentConfig, task: ClientTask = FIRST, **local: Any) -> dict[str, float]:
-    """How far each tensor went."""
+    """The largest change of each tensor."""
     before, after = train(config, task, **local)
     return {name: float(np.abs(after[name] - before[name]).max()) for name in before}
 
@@ -51,7 +51,7 @@ def test_one_step_of_sgd_is_minus_lr_times_gradient(small: ExperimentConfig) -> 
     for name in before:
         step = single[name] - before[name]
         np.testing.assert_allclose(double[name] - before[name], 2 * step, rtol=1e-2, atol=1e-7)
-    # A weight that no data reaches decays alone: w - lr * decay * w.
+    # Weight decay adds its own term: w - lr * decay * w.
     _, decayed = train(small, **one, lr=1e-3, weight_decay=1.0)
     for name in before:
         np.testing.assert_allclose(
@@ -60,8 +60,8 @@ def test_one_step_of_sgd_is_minus_lr_times_gradient(small: ExperimentConfig) -> 
 
 
 def test_adams_first_step_is_lr_whatever_the_gradient(small: ExperimentConfig) -> None:
-    far = moved(small, steps=1, lr=1e-3)
-    assert max(far.values()) == pytest.approx(1e-3, rel=1e-2)
+    steps = moved(small, steps=1, lr=1e-3)
+    assert max(steps.values()) == pytest.approx(1e-3, rel=1e-2)
     adam, adamw = (
         train(small, steps=1, lr=1e-3, weight_decay=0.5, optimizer=kind)[1]
         for kind in ("adam", "adamw")
@@ -70,24 +70,24 @@ def test_adams_first_step_is_lr_whatever_the_gradient(small: ExperimentConfig) -
 
 
 def test_slow_parameters_take_smaller_steps(small: ExperimentConfig) -> None:
-    far = moved(small, steps=1, lr=1e-3, slow_params=("cell",), slow_factor=0.125)
-    for name, step in far.items():
+    steps = moved(small, steps=1, lr=1e-3, slow_params=("cell",), slow_factor=0.125)
+    for name, step in steps.items():
         assert step == pytest.approx(1.25e-4 if "cell" in name else 1e-3, rel=2e-2), name
 
 
-def test_frozen_parameters_stay_until_their_steps_are_over(small: ExperimentConfig) -> None:
+def test_frozen_parameters_stay_until_freeze_steps_are_over(small: ExperimentConfig) -> None:
     frozen = {"slow_params": ("cell",), "freeze_steps": 5, "steps": 3}
-    far = moved(small, **frozen)
-    assert all((step == 0) == ("cell" in name) for name, step in far.items())
+    steps = moved(small, **frozen)
+    assert all((step == 0) == ("cell" in name) for name, step in steps.items())
     # The second round begins at step 3, so its third step is the first that moves them.
     second = dataclasses.replace(FIRST, round_idx=2)
-    far = moved(small, second, **frozen, lr=1e-3)
-    assert all(step > 0 for step in far.values())
-    far = moved(small, second, **{**frozen, "steps": 2}, lr=1e-3)
-    assert all((step == 0) == ("cell" in name) for name, step in far.items())
+    steps = moved(small, second, **frozen, lr=1e-3)
+    assert all(step > 0 for step in steps.values())
+    steps = moved(small, second, **{**frozen, "steps": 2}, lr=1e-3)
+    assert all((step == 0) == ("cell" in name) for name, step in steps.items())
 
 
-def test_a_trainer_freezes_anew_for_an_earlier_round(small: ExperimentConfig) -> None:
+def test_a_trainer_freezes_again_for_an_earlier_round(small: ExperimentConfig) -> None:
     clips = prepare_data(small, lambda *_: None).train[:2]
     local = LocalConfig(
         **{**small.local.model_dump(), "slow_params": ["cell"], "freeze_steps": 3, "steps": 3}
@@ -96,8 +96,8 @@ def test_a_trainer_freezes_anew_for_an_earlier_round(small: ExperimentConfig) ->
     params = flatten(trainer.network)
     _, first = trainer.train(FIRST, {"params": params}, {}, clips)
     trainer.train(dataclasses.replace(FIRST, round_idx=2), {"params": params}, {}, clips)
-    _, again = trainer.train(FIRST, {"params": params}, {}, clips)
-    assert first.upload["params"].tobytes() == again.upload["params"].tobytes()
+    _, second = trainer.train(FIRST, {"params": params}, {}, clips)
+    assert first.upload["params"].tobytes() == second.upload["params"].tobytes()
 
 
 def test_unknown_slow_parameters_are_refused(small: ExperimentConfig) -> None:
@@ -112,10 +112,10 @@ def test_cosine_runs_from_lr_to_min_lr_over_all_rounds(small: ExperimentConfig) 
     assert learning_rate(local, 0.5) == pytest.approx((1e-3 + 1e-5) / 2)
     assert learning_rate(local, 1) == pytest.approx(1e-5)
     assert learning_rate(LocalConfig(lr=1e-3), 0.9) == 1e-3
-    # Round 3 of 4 with one step a round is half way through.
+    # Round 3 of 4 with one step a round is halfway.
     third = dataclasses.replace(FIRST, round_idx=3)
-    far = moved(small, third, steps=1, lr=1e-3, min_lr=1e-5, schedule="cosine")
-    assert max(far.values()) == pytest.approx(5.05e-4, rel=2e-2)
+    steps = moved(small, third, steps=1, lr=1e-3, min_lr=1e-5, schedule="cosine")
+    assert max(steps.values()) == pytest.approx(5.05e-4, rel=2e-2)
 
 
 def test_mirrored_samples_reach_the_network_whole(
@@ -146,11 +146,11 @@ def test_lower_precision_learns_nearly_the_same(small: ExperimentConfig, precisi
 
 
 def test_fp16_scales_the_loss(small: ExperimentConfig) -> None:
-    # A gradient of 1e-9 vanishes in half precision, whose least number is 6e-8.
+    # A gradient of 1e-9 vanishes in half precision, whose smallest number is 6e-8.
     algorithm = small.algorithm.model_copy(update={"lambda_vsr": 1e-7, "lambda_hifr": 0.0})
     config = small.model_copy(update={"algorithm": algorithm})
-    far = moved(config, steps=1, lr=1e-3, precision="fp16")
-    assert sum(step > 1e-4 for step in far.values()) > len(far) / 2
+    steps = moved(config, steps=1, lr=1e-3, precision="fp16")
+    assert sum(step > 1e-4 for step in steps.values()) > len(steps) / 2
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What a client's report tells the weights of FedNova and q-FFL."""
+"""The numbers of a client's report from which FedNova and q-FFL compute weights."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def report(small: ExperimentConfig, mu: float = 0.0, **local: Any) -> ClientRepo
     torch.manual_seed(0)
     settings = small.local.model_copy(update=local)
     trainer = LocalTrainer(small.model, fednova.Config(mu=mu), settings)
-    # The last layer starts at zero, which would keep the first gradient from the others.
+    # The last layer starts at zero, so without this no other layer would have a gradient.
     params = flatten(trainer.network) + np.float32(0.01)
     return trainer.train(TASK, {"params": params}, {}, clips)[0]
 
 
-def test_effective_steps_are_the_way_of_torchs_own_sgd(small: ExperimentConfig) -> None:
-    # A slope of 1 everywhere, momentum, the proximal pull and a falling rate, all at once.
+def test_effective_steps_equal_the_distance_of_torchs_sgd(small: ExperimentConfig) -> None:
+    # A gradient of 1 everywhere, with momentum, the proximal pull and a falling rate at once.
     rates, mu = [0.1, 0.08, 0.03, 0.01], 2.0
-    place = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
-    optimiser = torch.optim.SGD([place], lr=1, momentum=0.7)
+    position = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimiser = torch.optim.SGD([position], lr=1, momentum=0.7)
     for rate in rates:
         optimiser.param_groups[0]["lr"] = rate
-        place.grad = -1 + mu * place.detach()
+        position.grad = -1 + mu * position.detach()
         optimiser.step()
     local = small.local.model_copy(update={"optimizer": "sgd", "momentum": 0.7})
-    assert effective_steps(local, mu, rates) == pytest.approx(place.item() / (sum(rates) / 4))
+    assert effective_steps(local, mu, rates) == pytest.approx(position.item() / (sum(rates) / 4))
 
 
 def test_a_client_counts_its_effective_steps(small: ExperimentConfig) -> None:
@@ -48,21 +48,23 @@ def test_a_client_counts_its_effective_steps(small: ExperimentConfig) -> None:
     assert report(small, **sgd).effective_steps == pytest.approx(3)
     assert report(small, **sgd, momentum=0.5).effective_steps == pytest.approx(4.25)
     assert report(small, mu=2.0, **sgd).effective_steps == pytest.approx(2.44)
-    assert report(small, mu=2.0, steps=3).effective_steps == 3, "Adam's are counted"
+    assert report(small, mu=2.0, steps=3).effective_steps == 3, "the number of Adam's steps"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_lipschitz_makes_a_gradient_of_a_change(small: ExperimentConfig, precision: str) -> None:
-    # One step of SGD is -lr times the gradient: its norm is that of the change over lr.
+def test_lipschitz_turns_an_update_into_a_gradient(small: ExperimentConfig, precision: str) -> None:
+    # One step of SGD is -lr times the gradient, whose norm is that of the update over lr.
     sgd = report(small, optimizer="sgd", lr=1e-2, steps=1, precision=precision)
     assert sgd.lipschitz == pytest.approx(100)
     gradient_norm = sgd.update_norm / 1e-2
-    # Adam, several steps: the change, times L, is as long as the first gradient.
+    # Several steps of Adam: the update times L is as long as the first gradient.
     adam = report(small, lr=1e-3, steps=3, precision=precision)
     assert adam.lipschitz * adam.update_norm == pytest.approx(gradient_norm, rel=1e-3)
-    assert adam.lipschitz < 0.1 / 1e-3, "far from what SGD's rule would say"
+    assert adam.lipschitz < 0.1 / 1e-3, "far from SGD's 1 / lr"
 
 
-def test_nothing_to_compare_falls_back_on_the_rate(small: ExperimentConfig) -> None:
+def test_lipschitz_without_a_gradient_or_update_is_one_over_the_rate(
+    small: ExperimentConfig,
+) -> None:
     assert lipschitz(small.local, 0.02, 0.0, 1.0) == 50
     assert lipschitz(small.local, 0.02, 1.0, 0.0) == 50

@@ -57,8 +57,8 @@ def test_top_k_keeps_the_largest() -> None:
     np.testing.assert_array_equal(to_top_k(x, 1).unpack(), x)
 
 
-def test_clipping_scales_what_is_longer() -> None:
-    # (3, 4) has norm 5; to 2.5 it is halved, to 5 and beyond it stays.
+def test_clipping_scales_longer_updates() -> None:
+    # (3, 4) has norm 5: a bound of 2.5 halves it, bounds of 5 and more keep it.
     begin = vector(1, 1)
     for norm, expected in ((2.5, (2.5, 3)), (5, (4, 5)), (9, (4, 5))):
         sent, residual = outgoing(vector(4, 5), begin, None, UpdateConfig(clip_norm=norm))
@@ -68,14 +68,14 @@ def test_clipping_scales_what_is_longer() -> None:
     np.testing.assert_array_equal(incoming(same, begin), begin)
 
 
-def test_what_compression_leaves_out_comes_with_the_next_change() -> None:
+def test_what_compression_leaves_out_is_added_to_the_next_update() -> None:
     config = UpdateConfig(compression="top_k", top_k=0.5)
     begin = np.zeros(2, np.float32)
     sent, residual = outgoing(vector(3, 2), begin, None, config)
     assert incoming(sent, begin).tolist() == [3, 0]
     assert residual is not None
     assert residual.tolist() == [0, 2]
-    # 1 and 1 + 2: now the second is the larger.
+    # The changes are now 1 and 1 + 2, so the second is sent.
     sent, residual = outgoing(vector(1, 1), begin, residual, config)
     assert incoming(sent, begin).tolist() == [0, 3]
     assert residual is not None
@@ -96,16 +96,16 @@ def test_a_client_sends_what_its_report_says(
     assert report.upload_bytes <= part * begin.nbytes
     assert set(update.state) == ({"residual"} if settings else set())
     plain = train(small)[2].upload["params"]
-    got = incoming(update.upload["params"], begin)
+    arrived = incoming(update.upload["params"], begin)
     if settings:
-        # What arrived and what is left are what was learnt.
-        np.testing.assert_allclose(got + update.state["residual"], plain, atol=1e-6)
-        assert np.linalg.norm(got - plain) < 0.9 * np.linalg.norm(begin - plain)
+        # What arrived plus the residual is the whole update.
+        np.testing.assert_allclose(arrived + update.state["residual"], plain, atol=1e-6)
+        assert np.linalg.norm(arrived - plain) < 0.9 * np.linalg.norm(begin - plain)
     else:
-        np.testing.assert_array_equal(got, plain)
+        np.testing.assert_array_equal(arrived, plain)
 
 
-def test_a_client_that_diverges_stops_the_run_or_is_told(small: ExperimentConfig) -> None:
+def test_a_client_that_diverges_stops_the_run_or_is_rejected(small: ExperimentConfig) -> None:
     with pytest.raises(UserError, match=r"go on without such clients by update\.reject_nonfinite"):
         train(small, lr=1e30)
     _, report, update = train(small, lr=1e30, reject_nonfinite=True)
@@ -113,7 +113,7 @@ def test_a_client_that_diverges_stops_the_run_or_is_told(small: ExperimentConfig
     assert (update.upload, update.state, report.upload_bytes) == ({}, {}, 0)
 
 
-def test_a_last_step_into_infinity_is_seen_too(small: ExperimentConfig) -> None:
+def test_an_infinite_last_step_is_refused(small: ExperimentConfig) -> None:
     config = small.model_copy(update={"local": small.local.model_copy(update={"steps": 1})})
     trainer = LocalTrainer(config.model, config.algorithm, config.local)
     params = flatten(trainer.network)
