@@ -68,6 +68,9 @@ def reference() -> str:
         lines += ["", f"## {name}", "", inspect.cleandoc(module.__doc__ or ""), ""]
         lines += [inspect.cleandoc(module.Algorithm.__doc__), ""]
         lines += _settings(module.Config, AlgorithmConfig) or ["No settings of its own."]
+        if module.Config.ignored:
+            ignored = ", ".join(f"`{setting}`" for setting in module.Config.ignored)
+            lines += ["", f"It does not use {ignored}."]
     return "\n".join(lines) + "\n"
 
 

@@ -26,6 +26,20 @@ def test_importing_the_package_loads_neither_torch_nor_ray() -> None:
     assert done.stdout.strip() == "set()", done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        "from fedvsr.algorithms import reference; reference()",
+        "from fedvsr.cli.settings import algorithms; algorithms(markdown=True)",
+    ],
+)
+def test_reading_a_configuration_imports_no_heavy_package(program: str) -> None:
+    heavy = {"torch", "torchvision", "ray", "pandas", "av", "matplotlib", "pywt"}
+    program = f"import sys; {program}; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stdout[-500:] + done.stderr
+
+
 def test_seeds_differ_by_scope_and_stay_the_same() -> None:
     # Frozen: a changed value means that every recorded number can no longer be reproduced.
     assert derive_seed(0, "client", 3, 7) == 2665888356271776053
