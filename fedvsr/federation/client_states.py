@@ -111,7 +111,7 @@ class ClientStates:
             return dict(load_file(str(path)))
         except (SafetensorError, OSError) as error:
             raise UserError(
-                f"what client {client_id} remembers cannot be read: {path} ({error}); start a new "
+                f"the state of client {client_id} cannot be read: {path} ({error}); start a new "
                 "run"
             ) from None
 
