@@ -111,8 +111,7 @@ class ClientStates:
             return dict(load_file(str(path)))
         except (SafetensorError, OSError) as error:
             raise UserError(
-                f"the state of client {client_id} cannot be read: {path} ({error}); start a new "
-                "run"
+                f"the state of client {client_id} cannot be read: {path} ({error}); start a new run"
             ) from None
 
     def _path(self, client_id: int, round_idx: int) -> Path:

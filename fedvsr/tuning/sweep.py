@@ -215,7 +215,7 @@ class Trial:
     """Value by swept setting, constraint or name of cases, in order."""
     config: ExperimentConfig
     unused: tuple[str, ...] = ()
-    """Swept settings that have no effect in this trial; `config` has their defaults."""
+    """Settings of the sweep that have no effect in this trial; `config` has their defaults."""
 
     @property
     def run_id(self) -> str:
@@ -284,17 +284,20 @@ def expand(sweep: SweepConfig) -> list[Trial]:
     """All trials of a grid or random search, in order, each with its checked configuration.
 
     Raises:
-        UserError: a trial's settings are refused, or two trials are equal.
+        UserError: a trial's settings are refused, two trials are equal, or a setting of the
+            sweep has no effect in any trial.
     """
     assert sweep.searcher.built_in
-    trials, known = list[Trial](), dict[str, Trial]()
+    trials, known, unused = list[Trial](), dict[str, Trial](), set[str]()
+    swept = {*sweep.swept, *sweep.constraints}
     seeds: list[int | None] = [*sweep.seeds] or [None]
     for point in _points(sweep):
         for seed in seeds:
             values = point if seed is None else {**point, _SEED: seed}
             trial = make_trial(sweep, len(trials), values)
             twin = known.setdefault(trial.config.config_hash(), trial)
-            if twin is not trial and (trial.unused or twin.unused):
+            unused |= {*trial.unused}
+            if twin is not trial and swept & {*trial.unused, *twin.unused}:
                 # They differ only by what has no effect: one run is enough.
                 continue
             if twin is not trial:
@@ -303,6 +306,11 @@ def expand(sweep: SweepConfig) -> list[Trial]:
                     "the same settings; take one out"
                 )
             trials.append(trial)
+    configs = [flat(trial.config.model_dump(mode="json")) for trial in trials]
+    for key in sorted(unused):
+        # Where a setting has no effect it has its default.
+        if all(config.get(key) == configs[0].get(key) for config in configs):
+            raise UserError(f"{key} has no effect in any trial; leave it out")
     return trials
 
 
@@ -326,7 +334,8 @@ def make_trial(sweep: SweepConfig, index: int, point: Mapping[str, Value]) -> Tr
         if sweep.executor == "serial":
             changes += ["cluster.slots=1", "cluster.gpu_share=0"]
         config, unused = load_effective(base, changes)
-        return Trial(index, values, config, tuple(key for key in unused if key in flat(settings)))
+        own = {*flat(sweep.set), *flat(settings)}
+        return Trial(index, values, config, tuple(key for key in unused if key in own))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 

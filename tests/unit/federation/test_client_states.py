@@ -54,5 +54,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     states.restore(states.save())
     (path,) = tmp_path.iterdir()
     path.write_bytes(b"x")
-    with pytest.raises(UserError, match=r"the state of client 3 cannot be read: .*client-00003-round"):
+    with pytest.raises(
+        UserError, match=r"the state of client 3 cannot be read: .*client-00003-round"
+    ):
         states.get(3)

@@ -121,10 +121,21 @@ def test_what_has_no_effect_in_a_trial_is_left_out_of_it(tmp_path: Path) -> None
     assert trials[0].config.config_hash() == load_config("demo_fedavg").config_hash()
     assert trials[0].values == {"algorithm.name": "fedavg", "algorithm.alpha": 0.5}
     assert trials[0].unused == ("algorithm.alpha",)
-    # Trials that are the same for another reason are a mistake.
+    # Trials that are equal for another reason are a mistake.
     sweep["space"] = {"rate": {"cases": {"a": {"local.lr": 0.5}, "b": {"local.lr": 0.5}}}}
     with pytest.raises(UserError, match="have the same settings; take one out"):
         expand(load(tmp_path, sweep))
+
+
+def test_what_has_no_effect_in_any_trial_is_refused(tmp_path: Path) -> None:
+    sweep = LAMBDAS | {"base": "demo_fedavg"}
+    lr = {"local.lr": {"grid": [0.001, 0.002]}}
+    for changes, key in (
+        ({"space": {"algorithm.alpha": {"grid": [0.5, 1, 2]}}}, "algorithm.alpha"),
+        ({"space": lr, "set": {"local": {"momentum": 0.9}}}, "local.momentum"),
+    ):
+        with pytest.raises(UserError, match=f"^{key} has no effect in any trial; leave it out$"):
+            expand(load(tmp_path, sweep | changes))
 
 
 def test_seeds_repeat_every_trial(tmp_path: Path) -> None:
