@@ -1,47 +1,52 @@
-"""The networks, one a file: the file's name is the configuration's `model.name`.
+"""The networks, one a package or file: its name is the configuration's `model.name`.
 
-A file holds `Config`, a section; `Model`, built from it alone, which maps low-resolution clips
-`(B, T, 3, H, W)` in [0, 1] to `(B, T, 3, scale * H, scale * W)`, keeps its size rules as `spec` and
-says by `compiled_layers` which layers are worth compiling (none: the whole); and `spec(config)`,
-the size rules without the network. `Config.sizes` are the packaged configurations, each with the
-recipe that it is trained by.
+A network's module holds `Config`, a section, whose `sizes` are the packaged configurations, each
+with the recipe that it is trained by; `spec(config)`, the size rules; and `Model`, built from the
+section alone. `Model` maps low-resolution clips `(B, T, 3, H, W)` in [0, 1] to
+`(B, T, 3, scale * H, scale * W)`, keeps its size rules as `spec` and names in `compiled_layers` the
+kinds of layers that are worth compiling (none: the whole network).
+
+The module may be a package that keeps `Model` in `network.py`. Then its settings are read without
+torch, which takes over a second to import; no module imports torch before it builds a network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from fedvsr.errors import UserError
 from fedvsr.lookup import load, names
-from fedvsr.models._checkpoint import first_difference, load_tensors, read_tensors
-from fedvsr.models._flow import load_flow_weights
 from fedvsr.models.spec import FlowModelConfig, ModelConfig
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-def build(name: str, **config: Any) -> nn.Module:
+
+def build(name: str, **config: object) -> nn.Module:
     """Build the network `name` from its configuration keys.
 
-    Its weights are fresh, but for those that the keys `weights` and `flow_weights` name.
+    Its weights are fresh, except those that the keys `weights` and `flow_weights` name.
 
     Raises:
-        UserError: there is no such network, or a file does not fit it.
+        UserError: the network is unknown, or a file does not fit it.
         pydantic.ValidationError: a key is unknown or its value out of bounds.
     """
-    settings: ModelConfig = load(__name__, name).Config(**config)
+    settings = _section(name, config)
     network = build_fresh(settings)
     load_start(network, settings)
     return network
 
 
 def build_fresh(config: ModelConfig) -> nn.Module:
-    """Build the network of a `models/<name>.py` section; no file is read."""
-    network: nn.Module = load(__name__, config.name).Model(config)
+    """Build the network of a section with fresh weights; no file is read."""
+    module = load(__name__, config.name)
+    if not hasattr(module, "Model"):
+        module = import_module(f"{module.__name__}.network")
+    network: nn.Module = module.Model(config)
     return network
 
 
@@ -51,6 +56,9 @@ def load_start(network: nn.Module, config: ModelConfig) -> None:
     Raises:
         UserError: a file cannot be read, or does not fit the network.
     """
+    from fedvsr.models._checkpoint import load_tensors, read_tensors
+    from fedvsr.models._flow import load_flow_weights
+
     if config.weights is not None:
         path = Path(config.weights).expanduser()
         load_tensors(network, read_tensors(path)[0], path)
@@ -81,10 +89,12 @@ def load_checkpoint(path: str | Path, config: ModelConfig | None = None) -> nn.M
         UserError: the file cannot be read, or fits no known network; the message names the first
             tensor that is missing, of another shape, or unexpected in the nearest one.
     """
+    from fedvsr.models._checkpoint import load_tensors, read_tensors
+
     path = Path(path)
     tensors, metadata = read_tensors(path)
     if config is None and "model" in metadata:
-        config = _section(metadata["model"])
+        config = _section(metadata["model"]["name"], metadata["model"])
     if config is None:
         config = _identify(tensors, path)
     network = build_fresh(config)
@@ -99,13 +109,15 @@ def packaged(name: str) -> Iterator[ModelConfig]:
         yield module.Config(size=size)
 
 
-def _section(settings: dict[str, Any]) -> ModelConfig:
-    section: ModelConfig = load(__name__, settings["name"]).Config(**settings)
+def _section(name: str, settings: Mapping[str, object]) -> ModelConfig:
+    section: ModelConfig = load(__name__, name).Config(**settings)
     return section
 
 
 def _identify(tensors: dict[str, Tensor], path: Path) -> ModelConfig:
     """The packaged configuration that has the tensors found."""
+    from fedvsr.models._checkpoint import first_difference
+
     nearest: tuple[int, str, str] | None = None
     for name in names(__name__):
         for config in packaged(name):
@@ -127,5 +139,7 @@ def _identify(tensors: dict[str, Tensor], path: Path) -> ModelConfig:
 @lru_cache(maxsize=32)
 def _state_of(config: ModelConfig) -> dict[str, Tensor]:
     # Shapes are all that is asked for: no memory, no random draws.
+    import torch
+
     with torch.device("meta"):
         return build_fresh(config).state_dict()

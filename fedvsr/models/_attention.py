@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from fedvsr.models._windows import (
     Kept,
-    Window,
     biased_attention,
     recompute_plain,
     relative_position_index,
 )
+from fedvsr.models.spec import Window
 
 # Added to the logits of pairs that a cyclic shift brought together.
 _SEPARATE = -100.0

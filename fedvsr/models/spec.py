@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from fedvsr.errors import UserError
 from fedvsr.section import NamedSection
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# What the backward pass computes again instead of keeping it.
+Checkpointing = Literal["none", "attention", "blocks"]
+# Frames, rows and columns.
+Window = tuple[int, int, int]
 
 
 @dataclass(frozen=True)

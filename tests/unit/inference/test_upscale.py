@@ -18,6 +18,7 @@ from fedvsr.data.frames import Video, open_clip
 from fedvsr.inference import upscale
 from fedvsr.inference.evaluate import bicubic
 from fedvsr.lookup import load
+from fedvsr.models.tiny.network import Model
 from fedvsr.training.checkpoint import save_model
 from tests.conftest import moving_texture
 from tests.unit.cli.test_cli import fedvsr
@@ -244,7 +245,7 @@ def test_an_explicit_tile_that_does_not_fit(
     def forward(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(load("fedvsr.models", "tiny").Model, "forward", forward)
+    monkeypatch.setattr(Model, "forward", forward)
     video = write_clip(tmp_path / "v.mp4", SOFT[:2])
     assert fedvsr("upscale", str(video), "--checkpoint", weights, *RUN) == 2
     assert "does not suffice for this tile; give a smaller one" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from fedvsr.determinism import scoped_torch
 from fedvsr.errors import UserError
 from fedvsr.lookup import names
 from fedvsr.models import rvrt
+from fedvsr.models.rvrt.network import Model
 from fedvsr.training.checkpoint import save_model
 from tests.golden import recipe
 
@@ -42,7 +43,7 @@ def test_wrappers_and_prefix(
     state: dict[str, object] = {prefix + k: v for k, v in network.state_dict().items()}
     path = saved(tmp_path / "net.pth", {wrapper: state, "iter": 5} if wrapper else state)
     loaded = models.load_checkpoint(path)
-    assert type(loaded) is rvrt.Model
+    assert type(loaded) is Model
     assert not loaded.training
     assert same(loaded, network)
 

@@ -15,7 +15,8 @@ from fedvsr.determinism import scoped_torch
 from fedvsr.lookup import load, names
 from fedvsr.messages import ClientTask
 from fedvsr.models.spec import ModelConfig
-from fedvsr.models.tiny import Config, Model, spec
+from fedvsr.models.tiny import Config, spec
+from fedvsr.models.tiny.network import Model
 from fedvsr.params import ParamTable, flatten
 from fedvsr.resize import upscale_planes
 from fedvsr.training.config import LocalConfig

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedvsr.models import rvrt
+from fedvsr.models.rvrt import network
 from tests.unit.models import test_rvrt
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
@@ -106,20 +106,20 @@ def errors(want: list[Tensor], got: list[Tensor]) -> dict[str, float]:
 
 
 def fused() -> Attention:
-    from fedvsr.models import _guided_triton
+    from fedvsr.models.rvrt import _guided_triton
 
     return _guided_triton.guided_attention
 
 
 def tiles(elements: int) -> Any:
-    from fedvsr.models import _guided_triton
+    from fedvsr.models.rvrt import _guided_triton
 
     return mock.patch.multiple(_guided_triton, _FORWARD_TILE=elements, _BACKWARD_TILE=elements)
 
 
 def compare(case: Case) -> dict[str, float]:
     with tiles(case.tile):
-        return errors(results(rvrt.guided_attention, case), results(fused(), case))
+        return errors(results(network.guided_attention, case), results(fused(), case))
 
 
 def compare_used_twice(case: Case) -> dict[str, float]:
@@ -131,11 +131,11 @@ def compare_used_twice(case: Case) -> dict[str, float]:
 
         return call
 
-    return errors(results(twice(rvrt.guided_attention), case), results(twice(fused()), case))
+    return errors(results(twice(network.guided_attention), case), results(twice(fused()), case))
 
 
 def check_golden() -> None:
-    with mock.patch.object(rvrt, "guided_attention", fused()), tiles(8192):
+    with mock.patch.object(network, "guided_attention", fused()), tiles(8192):
         test_rvrt.test_guided_deformable_attention_golden()
 
 
@@ -175,25 +175,25 @@ def test_golden(interpreted):
     ],
 )
 def test_equals_the_pytorch_path_on_a_gpu(case):
-    assert rvrt._triton_serves(torch.device("cuda"))
-    want = results(rvrt.guided_attention, case)
-    found = errors(want, results(rvrt.guided_attention, case, "cuda"))
+    assert network._triton_serves(torch.device("cuda"))
+    want = results(network.guided_attention, case)
+    found = errors(want, results(network.guided_attention, case, "cuda"))
     assert max(found.values()) < max(1e-5, BOUNDS[case.dtype]), found
 
 
 def test_a_gpu_takes_the_kernels(monkeypatch):
-    from fedvsr.models import _guided_triton
+    from fedvsr.models.rvrt import _guided_triton
 
-    monkeypatch.setattr(rvrt, "_triton_serves", lambda device: device == "cuda:1")
+    monkeypatch.setattr(network, "_triton_serves", lambda device: device == "cuda:1")
     monkeypatch.setattr(_guided_triton, "guided_attention", lambda *args: args)
     q = mock.Mock(is_cuda=True, device="cuda:1")
-    assert rvrt.guided_attention(q, "k", "v", "grid", 4) == (q, "k", "v", "grid", 4)
+    assert network.guided_attention(q, "k", "v", "grid", 4) == (q, "k", "v", "grid", 4)
 
 
 def test_a_cpu_does_without_them(monkeypatch):
-    monkeypatch.setitem(sys.modules, "fedvsr.models._guided_triton", None)
-    monkeypatch.delattr("fedvsr.models._guided_triton", raising=False)
-    rvrt.guided_attention(*Case().inputs(), 4)
+    monkeypatch.setitem(sys.modules, "fedvsr.models.rvrt._guided_triton", None)
+    monkeypatch.delattr("fedvsr.models.rvrt._guided_triton", raising=False)
+    network.guided_attention(*Case().inputs(), 4)
     with pytest.raises(ImportError):
         fused()
 
@@ -206,14 +206,14 @@ def test_what_triton_takes(lacking, serves, tmp_path, monkeypatch):
     if lacking != "headers":
         (tmp_path / "Python.h").touch()
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(rvrt, "find_spec", lambda name: None if lacking == name else "found")
+    monkeypatch.setattr(network, "find_spec", lambda name: None if lacking == name else "found")
     monkeypatch.setattr("shutil.which", lambda name: None if lacking == "gcc" else name)
     monkeypatch.setattr("sysconfig.get_path", lambda *names: str(tmp_path))
     capability = (6, 1) if lacking == "capability" else (7, 5)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
-    rvrt._triton_serves.cache_clear()
-    assert rvrt._triton_serves(torch.device("cuda")) == serves
-    rvrt._triton_serves.cache_clear()
+    network._triton_serves.cache_clear()
+    assert network._triton_serves(torch.device("cuda")) == serves
+    network._triton_serves.cache_clear()
 
 
 # The paper's heads and groups; heads across groups, whose channels have their own positions.
@@ -223,7 +223,7 @@ def test_compiles(dtype, capability, heads, tmp_path, monkeypatch):
     pytest.importorskip("triton.backends.nvidia.compiler", reason="Triton for other devices")
     from triton.backends.compiler import GPUTarget
 
-    from fedvsr.models import _guided_triton as module
+    from fedvsr.models.rvrt import _guided_triton as module
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     q = torch.empty(2, 64, 64, 288, device="meta")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fedvsr import models
 from fedvsr.models import iart
 from fedvsr.models._windows import WindowAttention
+from fedvsr.models.iart import network as iart_network
 from tests.golden import recipe
 
 SMALL = {"mid_channels": 8, "embed_dim": 12, "depths": (2,), "num_heads": (2,)}
@@ -48,7 +49,9 @@ def test_network_golden(name):
 
 def test_implicit_alignment_golden():
     case = recipe.load("modules", "implicit_iart")
-    module = iart.ImplicitAlignment(case.meta["config"]["dim"], case.meta["config"]["num_heads"])
+    module = iart_network.ImplicitAlignment(
+        case.meta["config"]["dim"], case.meta["config"]["num_heads"]
+    )
     recipe.fill(module)
     inputs = {name: case.tensor(f"in_{name}").requires_grad_() for name in ("y", "x", "flow")}
     y, x = (inputs[name].permute(0, 2, 3, 1) for name in ("y", "x"))
@@ -59,7 +62,7 @@ def test_implicit_alignment_golden():
 def test_cell_golden():
     case = recipe.load("modules", "swinirfm_iart")
     keys = ("embed_dim", "depths", "num_heads", "window_size")
-    module = iart._Cell(iart.Config(**{key: case.meta["config"][key] for key in keys}))
+    module = iart_network._Cell(iart.Config(**{key: case.meta["config"][key] for key in keys}))
     recipe.fill(module)
     x = case.tensor("in_x").requires_grad_()
     out = module(x.permute(0, 1, 3, 4, 2)).permute(0, 3, 1, 2)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fedvsr import models
 from fedvsr.models import _frames, _windows, rvrt
 from fedvsr.models._windows import WindowAttention
+from fedvsr.models.rvrt import network as rvrt_network
 from tests.golden import recipe
 
 SMALL = {
@@ -65,7 +66,7 @@ def test_guided_deformable_attention_golden():
         deformable_groups=asked["deformable_groups"],
         attention_heads=asked["attention_heads"],
     )
-    module = rvrt.GuidedDeformableAttention(config)
+    module = rvrt_network.GuidedDeformableAttention(config)
     recipe.fill(module)
     names = ("q", "k", "v", "vw0", "vw1", "flow1", "flow2")
     inputs = {name: case.tensor(f"in_{name}").requires_grad_() for name in names}
@@ -79,7 +80,7 @@ def test_stage_golden():
     case = recipe.load("modules", "rstb_rvrt")
     asked = case.meta["config"]
     config = rvrt.Config(embed_dims=(asked["dim"],) * 3, num_heads=(4, 4, 4), num_blocks=(1, 1, 1))
-    module = rvrt._Stage(config, 1, asked["in_channels"], tuple(asked["window_size"]))
+    module = rvrt_network._Stage(config, 1, asked["in_channels"], tuple(asked["window_size"]))
     recipe.fill(module)
     x = case.tensor("in_x").requires_grad_()
     # The input convolution in two parts, as the recurrence takes it.
@@ -135,7 +136,7 @@ def test_checkpointing_keeps_less():
 def test_chunks_change_no_number(monkeypatch):
     lq = torch.rand(2, 4, 3, 33, 35, generator=torch.Generator().manual_seed(2))
     sr, want = gradients(small(), lq)
-    monkeypatch.setattr(rvrt, "_CHUNK_SAMPLES", 20_000)
+    monkeypatch.setattr(rvrt_network, "_CHUNK_SAMPLES", 20_000)
     monkeypatch.setattr(_frames, "_CHUNK_PIXELS", 3 * 33 * 35)
     monkeypatch.setattr(_windows, "_CHUNK_LOGITS", 1)
     got_sr, got = gradients(small(), lq)
@@ -154,10 +155,10 @@ def test_samples_no_more_than_a_chunk(monkeypatch):
         return out
 
     monkeypatch.setattr(torch.nn.functional, "grid_sample", watch)
-    monkeypatch.setattr(rvrt, "_CHUNK_SAMPLES", 50_000)
+    monkeypatch.setattr(rvrt_network, "_CHUNK_SAMPLES", 50_000)
     q, k, v = torch.rand(3, 2, 24, 20, 24)
     grid = torch.rand(2, 2, 4, 9, 20, 24, 2) * 2 - 1
-    rvrt.guided_attention(q, k, v, grid, heads=4)
+    rvrt_network.guided_attention(q, k, v, grid, heads=4)
     assert sum(taken) == 2 * (2 * 2 * 24 * 9 * 20 * 24)  # every key and value, once
     assert max(taken) <= 50_000
 

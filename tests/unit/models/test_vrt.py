@@ -13,6 +13,7 @@ from fedvsr import models
 from fedvsr.models import _deform, _windows, vrt
 from fedvsr.models._attention import WindowAttention, window_plan
 from fedvsr.models._deform import deform_conv3x3
+from fedvsr.models.vrt import network as vrt_network
 from tests.golden import recipe
 
 SMALL = {
@@ -124,7 +125,7 @@ def test_group_golden(kind):
     case = recipe.load("modules", f"tmsag_vrt_{kind}_shift_pad")
     asked = case.meta["config"]
     rates = [0.0] * asked["depth"]
-    module = vrt._Group(
+    module = vrt_network._Group(
         vrt.Config(), asked["dim"], asked["num_heads"], tuple(asked["window_size"]), rates,
         mutual=kind == "mutual",
     )  # fmt: skip
@@ -137,7 +138,7 @@ def test_group_golden(kind):
 def test_guided_deformable_convolution_golden():
     case = recipe.load("modules", "dcn_vrt_pa6")
     asked = case.meta["config"]
-    module = vrt.GuidedDeformConv(
+    module = vrt_network.GuidedDeformConv(
         asked["args"][0], 3, asked["deformable_groups"], asked["max_residue_magnitude"]
     )
     recipe.fill(module)
@@ -277,7 +278,7 @@ def test_drop_rates_rise_and_start_over_in_the_second_group():
 
 def test_drop_path_keeps_the_mean():
     torch.manual_seed(0)
-    block = vrt._Block(8, (2, 4, 4), 2, 16, False, 0.25, "none")
+    block = vrt_network._Block(8, (2, 4, 4), 2, 16, False, 0.25, "none")
     dropped = block._drop(torch.ones(20_000, 1, 1, 1, 1))
     assert set(dropped.unique().tolist()) == {0.0, float(torch.tensor(1.0) / 0.75)}
     assert abs(dropped.mean() - 1) < 0.02

@@ -1,8 +1,7 @@
-"""RVRT, the recurrent video restoration transformer with guided deformable attention.
+"""The network of RVRT (Liang et al. 2022), and its guided deformable attention.
 
-Liang et al., "Recurrent Video Restoration Transformer with Guided Deformable Attention", NeurIPS
-2022; here its enlargement of bicubically reduced video by four. Four branches pass over the clip,
-backward and forward in turn, two frames a step; each step aligns the state of the step before.
+Four branches pass over the clip, backward and forward in turn, two frames a step; each step aligns
+the state of the step before.
 
 B clips, T frames, N = B * frames folded, C channels, H x W low-resolution pixels; a frame's
 channels lie last in memory. G deformable groups, P taps. Flows are (dx, dy) in pixels.
@@ -18,155 +17,24 @@ from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from typing_extensions import Self
 
 from fedvsr.models._flow import SpyNet, compose, flow_warp
 from fedvsr.models._frames import per_frame
-from fedvsr.models._windows import Checkpointing, Mlp, SwinLayer, SwinLayers, Window
-from fedvsr.models.spec import FlowModelConfig, ModelSpec, Size
+from fedvsr.models._windows import Mlp, SwinLayer, SwinLayers, constant_in_graphs
+from fedvsr.models.rvrt import CLIP, Config, spec
+from fedvsr.models.spec import Window
 
-Three = tuple[int, int, int]
 # Flows from the frames of a pair to those of the pair before: in the same and in the other place.
 Guide = tuple[Tensor, Tensor]
 
 _BRANCHES = ("backward_1", "forward_1", "backward_2", "forward_2")
-_CLIP = 2
 # Numbers sampled at once for the guided deformable attention, keys or values.
 _CHUNK_SAMPLES = 2**23
-
-
-_SIZES = {
-    "paper": Size(
-        # The published option file for REDS x4, with the batch of the published federated training.
-        recipe={
-            "local": {
-                "batch_size": 1,
-                "num_frames": 30,
-                "crop": 256,
-                "lr": 4e-4,
-                "betas": (0.9, 0.99),
-                "slow_params": ("spynet",),
-                "slow_factor": 0.25,
-                "freeze_steps": 30_000,
-            }
-        }
-    ),
-    "demo": Size(
-        network={
-            "img_size": (2, 32, 32),
-            "window_size": (2, 4, 4),
-            "num_blocks": (1, 1, 1),
-            "embed_dims": (24, 24, 24),
-            "num_heads": (4, 4, 4),
-            "deformable_groups": 4,
-            "attention_heads": 4,
-        },
-        recipe={
-            "local": {
-                "steps": 5,
-                "batch_size": 1,
-                "num_frames": 4,
-                "crop": 128,
-                "lr": 2e-4,
-                "slow_params": ("spynet",),
-                "slow_factor": 0.25,
-            },
-            "evaluation": {"crop": 256},
-        },
-    ),
-}
-
-
-class Config(FlowModelConfig):
-    """Settings of the `rvrt` network; the defaults are the paper's for x4 super-resolution."""
-
-    sizes: ClassVar[dict[str, Size]] = _SIZES
-
-    name: Literal["rvrt"] = "rvrt"
-    size: Literal["paper", "demo"] = Field(
-        "paper",
-        description="The packaged configuration that the other keys start from: the paper's, or a "
-        "small one.",
-    )
-    upscale: Literal[4] = Field(4, description="Enlargement of height and width.")
-    clip_size: Literal[2] = Field(2, description="Frames per step of the recurrence.")
-    img_size: Three = Field(
-        (2, 64, 64), description="Training size (frames, height, width); without effect."
-    )
-    window_size: Three = Field(
-        (2, 8, 8),
-        description="Attention windows of the branches (frames, height, width); those before and "
-        "after them span one frame.",
-    )
-    num_blocks: Three = Field(
-        (1, 2, 1), description="Transformer blocks before, in each, and after the branches."
-    )
-    depths: Three = Field((2, 2, 2), description="Attention layers per block in the three places.")
-    embed_dims: Three = Field(
-        (144, 144, 144), description="Channels in the three places; all equal."
-    )
-    num_heads: Three = Field((6, 6, 6), description="Attention heads in the three places.")
-    mlp_ratio: float = Field(2.0, gt=0, le=8, description="Hidden over outer channels of an MLP.")
-    inputconv_groups: tuple[Literal[1], ...] = Field(
-        (1, 1, 1, 1, 1, 1), description="Groups of the six input convolutions: only 1."
-    )
-    max_residue_magnitude: float = Field(
-        10.0, gt=0, description="Bound on the offsets added to the flow, in pixels."
-    )
-    deformable_groups: int = Field(
-        12, ge=2, multiple_of=2, description="Groups with offsets of their own; keys hold half."
-    )
-    attention_heads: int = Field(12, ge=1, description="Heads of the deformable attention.")
-    attention_window: tuple[Literal[3], Literal[3]] = Field(
-        (3, 3), description="Places looked at around each position (height, width)."
-    )
-    cpu_cache_length: int = Field(
-        100, ge=1, description="Longer clips keep features in host memory during inference, frames."
-    )
-    checkpointing: Checkpointing = Field(
-        "none", description="What the backward pass computes again instead of keeping it."
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        dim = self.embed_dims[0]
-        if len(set(self.embed_dims)) > 1:
-            raise ValueError(f"embed_dims must be equal, not {self.embed_dims}")
-        if any(dim % heads for heads in self.num_heads):
-            raise ValueError(f"embed_dims = {dim} must be multiples of num_heads {self.num_heads}")
-        if (2 * dim) % self.attention_heads or (4 * dim) % self.deformable_groups:
-            raise ValueError(
-                f"attention_heads = {self.attention_heads} must divide {2 * dim} and "
-                f"deformable_groups = {self.deformable_groups} must divide {4 * dim} channels"
-            )
-        if self.window_size[0] not in (1, _CLIP) or not all(
-            2 <= side <= 32 for side in self.window_size[1:]
-        ):
-            raise ValueError(
-                f"window_size = {self.window_size} must be of 1 or 2 frames, 2 to 32 pixels a side"
-            )
-        if min(*self.num_blocks, *self.depths, *self.num_heads, dim) < 1:
-            raise ValueError("num_blocks, depths, embed_dims and num_heads must be positive")
-        return self
-
-
-def spec(config: Config) -> ModelSpec:
-    """Size rules: pairs of frames; SpyNet halves five times."""
-    return ModelSpec(
-        scale=config.upscale,
-        charbonnier_eps=1e-9,
-        min_frames=_CLIP,
-        frames_multiple=_CLIP,
-        min_size=32,
-        features="conv_before_upsampler",
-    )
 
 
 class Model(nn.Module):
@@ -261,7 +129,7 @@ class Model(nn.Module):
             state = state + stage(x)
             states.append(state.to(home))
         batch = features[-1].shape[0]
-        return torch.cat([torch.unflatten(s, 0, (batch, _CLIP)) for s in states], dim=1), refined
+        return torch.cat([torch.unflatten(s, 0, (batch, CLIP)) for s in states], dim=1), refined
 
     def _reconstruct(self, lq: Tensor, *features: Tensor) -> Tensor:
         x = self.reconstruction(self.reconstruction.enter(features))
@@ -274,12 +142,12 @@ class Model(nn.Module):
 
 def _pairs(clip_BTCHW: Tensor) -> list[Tensor]:
     """The steps of the recurrence, `(2B, C, H, W)` each."""
-    return [pair.flatten(0, 1) for pair in torch.split(clip_BTCHW, _CLIP, dim=1)]
+    return [pair.flatten(0, 1) for pair in torch.split(clip_BTCHW, CLIP, dim=1)]
 
 
 def _swap(pairs: Tensor) -> Tensor:
     """The two frames of each pair exchanged."""
-    return torch.unflatten(pairs, 0, (-1, _CLIP)).flip(1).flatten(0, 1)
+    return torch.unflatten(pairs, 0, (-1, CLIP)).flip(1).flatten(0, 1)
 
 
 def _guides(flow_BT2HW: Tensor) -> list[Guide]:
@@ -288,7 +156,7 @@ def _guides(flow_BT2HW: Tensor) -> list[Guide]:
     Args:
         flow_BT2HW: from every frame but the first to the one before.
     """
-    if flow_BT2HW.shape[1] < _CLIP:
+    if flow_BT2HW.shape[1] < CLIP:
         return []
     batch = len(flow_BT2HW)
     ba, ub, vu = (flow_BT2HW[:, i : i - 2 or None : 2].flatten(0, 1) for i in range(3))
@@ -402,12 +270,12 @@ class GuidedDeformableAttention(nn.Module):
         self.heads = config.attention_heads
         self.reach = config.max_residue_magnitude
         self.taps = config.attention_window
-        width, places = 64, _CLIP * self.taps[0] * self.taps[1]
+        width, places = 64, CLIP * self.taps[0] * self.taps[1]
         self.proj_q = nn.ModuleDict({"1": nn.Linear(dim, 2 * dim)})
         self.proj_k = nn.ModuleDict({"1": nn.Linear(dim, 2 * dim)})
         self.proj_v = nn.ModuleDict({"1": nn.Linear(dim, 2 * dim)})
         self.mlp = nn.ModuleDict({"1": Mlp(dim, 2 * dim)})
-        layers: list[nn.Module] = [FrameConv(3 * dim + 2 * _CLIP, width, 1)]
+        layers: list[nn.Module] = [FrameConv(3 * dim + 2 * CLIP, width, 1)]
         for _ in range(4):
             layers += [nn.LeakyReLU(0.1, True), FrameConv(width, width, 3)]
         head = FrameConv(width, 2 * places * self.groups, 1)
@@ -434,7 +302,7 @@ class GuidedDeformableAttention(nn.Module):
         offset = self.conv_offset(torch.cat((query, *warped, *guide), dim=1))
         # (dy, dx) of every place, relative to the pixel: N, frame, group, tap, 2, H, W.
         offset = self.reach * offset.float().tanh()
-        offset = torch.unflatten(offset, 1, (_CLIP, self.groups, -1, 2))
+        offset = torch.unflatten(offset, 1, (CLIP, self.groups, -1, 2))
         offset = offset + torch.stack(guide, dim=1).flip(2)[:, :, None, None]
         refined = offset.mean((2, 3)).flip(2)
 
@@ -487,7 +355,7 @@ def guided_attention(q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int) 
         `(N, C, H, W)`, float32.
     """
     if q.is_cuda and _triton_serves(q.device):
-        from fedvsr.models import _guided_triton
+        from fedvsr.models.rvrt import _guided_triton
 
         fused: Tensor = _guided_triton.guided_attention(q, k, v, grid, heads)
         return fused
@@ -498,7 +366,7 @@ def guided_attention(q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int) 
     unit = math.lcm(channels // heads, channels // key_groups)
     units = channels // unit
     q = q.float() * (channels // heads) ** -0.5
-    rows = max(1, _CHUNK_SAMPLES // (count * _CLIP * unit * grid.shape[3] * width))
+    rows = max(1, _CHUNK_SAMPLES // (count * CLIP * unit * grid.shape[3] * width))
     grids = torch.split(grid, key_groups // units, dim=2)
     outs = []
     for q_u, k_u, v_u, key_grid, value_grid in zip(
@@ -528,7 +396,7 @@ def guided_attention(q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int) 
     return torch.cat(outs, dim=1)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_in_graphs
 @lru_cache(maxsize=16)
 def _triton_serves(device: torch.device) -> bool:
     """Whether Triton is there and can compile for a GPU.
@@ -549,7 +417,7 @@ def _attend(
         # N, frame, head, channel, tap, H, W; the softmax is over frames and taps.
         logits = (torch.unflatten(q, 1, (1, heads, -1)).unsqueeze(4) * keys).sum(3)
         weights = logits.transpose(1, 2).flatten(2, 3).softmax(2)
-        weights = torch.unflatten(weights, 2, (_CLIP, -1)).transpose(1, 2)
+        weights = torch.unflatten(weights, 2, (CLIP, -1)).transpose(1, 2)
         return (weights.unsqueeze(3) * values).sum((1, 4)).flatten(1, 2)
 
 

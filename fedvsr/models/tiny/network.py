@@ -1,4 +1,4 @@
-"""A small recurrent residual network for demonstrations and tests; trains on a CPU in a minute.
+"""The `tiny` network.
 
 Bidirectional propagation of features (as in BasicVSR, Chan et al. 2021) without alignment, a pixel
 shuffle at the end, and a bicubic global residual, so that an untrained network equals bicubic.
@@ -7,42 +7,15 @@ B clips, T frames, C channels, H x W the low-resolution size.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
-from fedvsr.models.spec import ModelConfig, ModelSpec, Size
+from fedvsr.models.tiny import Config, spec
 from fedvsr.resize import upscale_planes
 
 # Leaky, as in BasicVSR: behind a last layer of zeros, plain rectifiers die in a few steps.
 _SLOPE = 0.1
-
-
-_SIZES = {
-    "demo": Size(
-        recipe={"local": {"steps": 20, "batch_size": 4, "num_frames": 5, "crop": 96, "lr": 2e-3}}
-    )
-}
-
-
-class Config(ModelConfig):
-    """Settings of the `tiny` network."""
-
-    sizes: ClassVar[dict[str, Size]] = _SIZES
-
-    name: Literal["tiny"] = "tiny"
-    size: Literal["demo"] = Field("demo", description="A packaged configuration; there is one.")
-    scale: int = Field(4, ge=2, le=8, description="Enlargement of height and width.")
-    channels: int = Field(16, ge=4, le=128, description="Feature channels.")
-    blocks: int = Field(2, ge=0, le=20, description="Residual blocks per direction.")
-
-
-def spec(config: Config) -> ModelSpec:
-    """Size rules."""
-    return ModelSpec(scale=config.scale, charbonnier_eps=1e-9, features="to_pixels")
 
 
 class Model(nn.Module):

@@ -1,4 +1,4 @@
-"""VRT, the Video Restoration Transformer (Liang et al. 2024), for super-resolution.
+"""The network of VRT, the Video Restoration Transformer (Liang et al. 2024).
 
 A U-shaped trunk over the whole clip at once: at each of its seven stages frames attend to each
 other inside windows, then every frame gathers features of its neighbours along the optical flow by
@@ -10,11 +10,9 @@ B clips, T frames, C channels, H x W the tensor's own height and width. Pixels a
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from fedvsr.models._attention import (
@@ -25,185 +23,15 @@ from fedvsr.models._attention import (
 )
 from fedvsr.models._deform import deform_conv3x3
 from fedvsr.models._flow import SpyNet, compose, flow_warp
-from fedvsr.models._windows import Checkpointing, Kept, Window, recompute
-from fedvsr.models.spec import FlowModelConfig, ModelSpec, Size
+from fedvsr.models._windows import Kept, recompute
+from fedvsr.models.spec import Checkpointing, Window
+from fedvsr.models.vrt import NUM_STAGES, Config, spec
 
 # Scale (a power of 1/2) of each stage of the trunk.
 _STAGE_SCALES = (0, 1, 2, 3, 2, 1, 0)
-_NUM_STAGES = len(_STAGE_SCALES)
 # Largest learned displacement at full size, in pixels; smaller scales have their part of it.
 _MAX_OFFSET = 10.0
 _UPSAMPLE_WIDTH = 64
-# SpyNet halves five times.
-_MIN_FLOW_SIZE = 32
-
-
-# The published option files for REDS x4. The batch is that of the published federated training.
-_RECIPE = {
-    "batch_size": 1,
-    "num_frames": 16,
-    "crop": 256,
-    "lr": 4e-4,
-    "betas": (0.9, 0.99),
-    "slow_params": ("spynet", "deform"),
-    "slow_factor": 0.125,
-    "freeze_steps": 20_000,
-}
-_SIZES = {
-    "paper": Size(recipe={"local": _RECIPE}),
-    "paper_6frames": Size(
-        network={
-            "img_size": (6, 64, 64),
-            "window_size": (6, 8, 8),
-            "pa_frames": 2,
-            "deformable_groups": 12,
-        },
-        recipe={"local": {**_RECIPE, "num_frames": 6}},
-    ),
-    "released_16frames": Size(
-        network={"pa_frames": 6, "deformable_groups": 24}, recipe={"local": _RECIPE}
-    ),
-    "demo": Size(
-        network={
-            "img_size": (4, 32, 32),
-            "window_size": (4, 4, 4),
-            "depths": (2,) * 9,
-            "indep_reconsts": (8,),
-            "embed_dims": (24,) * 7 + (32,) * 2,
-            "num_heads": (4,) * 9,
-            "pa_frames": 2,
-            "deformable_groups": 4,
-            "drop_path_rate": 0.0,
-        },
-        recipe={
-            "local": {
-                "steps": 5,
-                "batch_size": 1,
-                "num_frames": 4,
-                "crop": 128,
-                "lr": 2e-4,
-                "slow_params": ("spynet", "deform"),
-                "slow_factor": 0.125,
-            },
-            "evaluation": {"crop": 256},
-        },
-    ),
-}
-
-
-class Config(FlowModelConfig):
-    """Settings of VRT. The defaults are the network for 16 frames that the paper federates."""
-
-    sizes: ClassVar[dict[str, Size]] = _SIZES
-
-    name: Literal["vrt"] = "vrt"
-    size: Literal["paper", "paper_6frames", "released_16frames", "demo"] = Field(
-        "paper",
-        description="The packaged configuration that the other keys start from: the paper's, for "
-        "16 frames; the published one for 6; that of the released checkpoint for 16; or small.",
-    )
-    upscale: Literal[2, 4] = Field(4, description="Enlargement of height and width.")
-    img_size: Window = Field(
-        (16, 64, 64),
-        description="Frames, height and width of the training samples. For the record: any size "
-        "that suits the network gives the same numbers.",
-    )
-    window_size: Window = Field(
-        (8, 8, 8), description="Frames, rows and columns of a window of self attention."
-    )
-    depths: tuple[int, ...] = Field(
-        (8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4),
-        min_length=_NUM_STAGES + 1,
-        max_length=40,
-        description="Attention blocks of each of the seven stages, then of each final group.",
-    )
-    indep_reconsts: tuple[int, ...] = Field(
-        (11, 12), description="Final groups, as places in `depths`, that see each frame by itself."
-    )
-    embed_dims: tuple[int, ...] = Field(
-        (120, 120, 120, 120, 120, 120, 120, 180, 180, 180, 180, 180, 180),
-        description="Channels, for each entry of `depths`: one width for the stages and one for "
-        "the final groups.",
-    )
-    num_heads: tuple[int, ...] = Field(
-        (6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6),
-        description="Attention heads, for each entry of `depths`.",
-    )
-    pa_frames: Literal[2, 4, 6] = Field(
-        4, description="Neighbours that parallel warping aligns to each frame, half on each side."
-    )
-    deformable_groups: int = Field(
-        16, ge=1, le=64, description="Offset groups of the deformable convolutions."
-    )
-    mul_attn_ratio: float = Field(
-        0.75, ge=0, le=1, description="Part of a stage's blocks that have mutual attention."
-    )
-    mlp_ratio: float = Field(
-        2.0, gt=0, le=8, description="Hidden width of the blocks' multilayer perceptrons over C."
-    )
-    drop_path_rate: float = Field(
-        0.2, ge=0, lt=1, description="Rate of dropped residual branches at the last block."
-    )
-    checkpointing: Checkpointing = Field(
-        "none",
-        description="What the backward pass computes anew to save memory: nothing; what is large "
-        "and cheap (attention, gated products, deformable sampling); or whole groups of blocks, "
-        "the alignments and the enlargement.",
-    )
-
-    @field_validator("img_size", "window_size")
-    @classmethod
-    def _positive(cls, sizes: Window) -> Window:
-        if min(sizes) < 1:
-            raise ValueError(f"sizes must be at least 1, got {sizes}")
-        return sizes
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Config:
-        count = len(self.depths)
-        for key in ("embed_dims", "num_heads"):
-            if len(getattr(self, key)) != count:
-                raise ValueError(
-                    f"{key} has {len(getattr(self, key))} entries and depths {count}: give one each"
-                )
-        if min(self.depths) < 1 or min(self.num_heads) < 1:
-            raise ValueError("depths and num_heads must be at least 1")
-        stages, finals = set(self.embed_dims[:_NUM_STAGES]), set(self.embed_dims[_NUM_STAGES:])
-        if len(stages) > 1 or len(finals) > 1:
-            raise ValueError(
-                f"embed_dims must have one width for the first {_NUM_STAGES} entries and one for "
-                f"the rest, got {self.embed_dims}"
-            )
-        for channels, heads in zip(self.embed_dims, self.num_heads, strict=True):
-            if channels < 4 or channels % 4 or channels % heads:
-                raise ValueError(
-                    f"embed_dims: {channels} must be a multiple of 4 and of its {heads} heads"
-                )
-        if wrong := [i for i in self.indep_reconsts if not _NUM_STAGES <= i < count]:
-            raise ValueError(
-                f"indep_reconsts: {wrong[0]} is no final group; they are {_NUM_STAGES} to "
-                f"{count - 1}"
-            )
-        reach = self.pa_frames // 2
-        channels, groups = self.embed_dims[0], self.deformable_groups
-        if channels % reach or groups % reach or (reach * channels) % groups:
-            raise ValueError(
-                f"deformable_groups = {groups} and embed_dims = {channels} must be multiples of "
-                f"pa_frames / 2 = {reach}, and {reach * channels} a multiple of the groups"
-            )
-        return self
-
-
-def spec(config: Config) -> ModelSpec:
-    """Size rules: the trunk works down to 1/8 of the size, where a window must still fit."""
-    return ModelSpec(
-        scale=config.upscale,
-        charbonnier_eps=1e-9,
-        min_frames=config.pa_frames // 2 + 1,
-        min_size=max(8 * max(config.window_size[1:]), _MIN_FLOW_SIZE),
-        size_multiple=8,
-        features="conv_before_upsample",
-    )
 
 
 class Model(nn.Module):
@@ -225,11 +53,11 @@ class Model(nn.Module):
             rates[sum(config.depths[:i]) : sum(config.depths[: i + 1])]
             for i in range(len(config.depths))
         ]
-        for i in range(_NUM_STAGES):
+        for i in range(NUM_STAGES):
             self.add_module(f"stage{i + 1}", _Stage(config, i, by_depth[i]))
         widen = nn.Sequential(nn.Identity(), nn.LayerNorm(channels), nn.Linear(channels, width))
         self.stage8 = nn.ModuleList([widen])
-        for i in range(_NUM_STAGES, len(config.depths)):
+        for i in range(NUM_STAGES, len(config.depths)):
             self.stage8.append(_FinalGroup(config, i, by_depth[i]))
         self.norm = nn.LayerNorm(width)
         self.conv_after_body = nn.Linear(width, channels)
