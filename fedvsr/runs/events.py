@@ -13,7 +13,7 @@ from typing import Any
 
 from fedvsr.federation.executors import Fault
 from fedvsr.federation.rounds import ClientFinished
-from fedvsr.inference.evaluate import ClipScore
+from fedvsr.inference.scores import ClipScore
 
 
 @dataclass(frozen=True)
