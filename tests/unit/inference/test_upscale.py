@@ -185,9 +185,9 @@ def test_what_is_there_is_not_lost(
     assert "is the input" in refused(folder, f"{folder}/%d.png", "--overwrite")
     os.symlink(video, tmp_path / "link.mp4")
     assert "is the input" in refused(video, str(tmp_path / "link.mp4"), "--overwrite")
-    assert "is there already; --overwrite replaces it" in refused(video, str(taken))
-    assert "holds more than PNG pictures" in refused(video, str(precious), "--overwrite")
-    assert "is there and is no folder" in refused(video, f"{taken}/", "--overwrite")
+    assert "exists; replace it with --overwrite" in refused(video, str(taken))
+    assert "holds other files than PNG pictures" in refused(video, str(precious), "--overwrite")
+    assert "is a file, not a folder" in refused(video, f"{taken}/", "--overwrite")
     assert "there is no folder" in refused(video, str(tmp_path / "no" / "o.mp4"))
     assert "videos are written as .mp4" in refused(video, str(tmp_path / "o.avi"))
     for name in ("o.png", "%d_%d.png", "o%s.png"):
@@ -204,8 +204,8 @@ def test_what_is_there_is_not_lost(
         (["--tile", "8xbig"], "--tile 8xbig is not of the form FRAMESxSIZE"),
         (["--tile", "0"], "--tile 0 is not of the form"),
         (["--memory", "lots"], "--memory 'lots' is not a size"),
-        (["--memory", "1MB"], "1 MiB do not suffice: the program and the network take"),
-        (["--fps", "0"], "--fps 0 is no rate"),
+        (["--memory", "1MB"], "1.0 MB do not suffice: the program and the network take"),
+        (["--fps", "0"], "--fps 0 is not a rate"),
         (["--codec", "libx999"], "--codec libx999 is no encoder"),
         (["--set", "channels=8"], "name the network with --model"),
         (["--model", "tiny", "--set", "chanels=8"], "model.chanels is not a setting"),
@@ -298,7 +298,7 @@ def test_runs_and_checkpoints_by_name(
     part = run_folder / "checkpoints" / "round-000003.safetensors"
     assert "is part of a run; give the run's folder" in with_checkpoint(part)[2]
     assert "leave --model out" in with_checkpoint(run_folder, *own)[2]
-    assert "is no run's folder" in with_checkpoint(folder)[2]
+    assert "is not a run's folder" in with_checkpoint(folder)[2]
 
 
 def test_a_run_scores_as_its_table_says(
@@ -368,12 +368,12 @@ def test_test_sets(weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
         return capsys.readouterr().err
 
     gt = str(tmp_path / "gt")
-    assert "is no run with test clips of its own" in refused()
+    assert "is a file, not a run with test clips" in refused()
     assert "--lq needs ground truth" in refused("--lq", gt)
     assert "it must be 12 x 9" in refused(gt, "--lq", gt)
     lone = str(write_pictures(tmp_path / "lone", SOFT[:2]))
     assert "2 clips of ground truth and 1 of --lq" in refused(gt, "--lq", lone)
-    assert "is no .parquet file" in refused(gt, "--out", str(tmp_path / "s.csv"))
+    assert "name a .parquet file" in refused(gt, "--out", str(tmp_path / "s.csv"))
     (tmp_path / "lq" / "011" / "8.png").unlink()
     assert "lq/011 ends after 8 frames" in refused(gt, "--lq", str(tmp_path / "lq"))
     assert fedvsr("evaluate", weights, gt, "--lq", str(tmp_path / "lq"), "--max-frames", "5") == 0
