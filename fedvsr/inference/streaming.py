@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -104,26 +105,17 @@ def super_resolve_stream(
     network = network.to(device)
     num_frames, *size = shape
 
-    def report(done: float) -> None:
-        progress(done, num_frames)
-
+    run = partial(
+        super_resolve_frames,
+        network,
+        spec,
+        lq,
+        blend=compute.blend,
+        precision=compute.precision,
+        progress=lambda done: progress(done, num_frames),
+    )
     if compute.tiles is not None:
-        try:
-            yield from super_resolve_frames(
-                network,
-                spec,
-                lq,
-                compute.tiles,
-                blend=compute.blend,
-                precision=compute.precision,
-                progress=report,
-            )
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise UserError(
-                "memory does not suffice for this tile; give a smaller one, or leave --tile out"
-            ) from None
+        yield from _refuse_too_large(run(compute.tiles))
         return
     meter = HostMeter() if device.type == "cpu" else CudaMeter()
     try:
@@ -138,19 +130,22 @@ def super_resolve_stream(
         )
         chosen = chooser.choose()
         say(chooser.describe(chosen))
-        yield from super_resolve_frames(
-            network,
-            spec,
-            lq,
-            chosen,
-            blend=compute.blend,
-            precision=compute.precision,
-            budget=_Announced(chooser, say),
-            progress=report,
-        )
+        yield from run(chosen, budget=_Announced(chooser, say))
     finally:
         if isinstance(meter, HostMeter):
             meter.close()
+
+
+def _refuse_too_large(frames: Iterator[Frames]) -> Iterator[Frames]:
+    """Frames of tiles that the user sets; running out of memory is an error in one line."""
+    try:
+        yield from frames
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            "memory does not suffice for this tile; give a smaller one, or leave --tile out"
+        ) from None
 
 
 class _Announced:

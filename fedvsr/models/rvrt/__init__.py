@@ -1,8 +1,8 @@
 """RVRT, the recurrent video restoration transformer with guided deformable attention.
 
 Liang et al., "Recurrent Video Restoration Transformer with Guided Deformable Attention", NeurIPS
-2022; here its enlargement of bicubically reduced video by four. Settings, packaged sizes with their
-recipes, and size rules; the network itself is in `network.py`.
+2022; only its enlargement of bicubically reduced video by four. This module holds settings,
+packaged sizes with their recipes, and size rules; the network itself is in `network.py`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing_extensions import Self
 from fedvsr.models.spec import Checkpointing, FlowModelConfig, ModelSpec, Size
 
 Three = tuple[int, int, int]
-# Frames of a step of the recurrence.
+# Frames in a step of the recurrence.
 CLIP = 2
 
 
 _SIZES = {
     "paper": Size(
-        # The published option file for REDS x4, with the batch of the published federated training.
+        # The published option file for REDS x4; the batch of the published federated training.
         recipe={
             "local": {
                 "batch_size": 1,
@@ -69,46 +69,55 @@ class Config(FlowModelConfig):
     name: Literal["rvrt"] = "rvrt"
     size: Literal["paper", "demo"] = Field(
         "paper",
-        description="The packaged configuration that the other keys start from: the paper's, or a "
-        "small one.",
+        description="Packaged configuration that sets the other keys: the paper's, or a small one.",
     )
     upscale: Literal[4] = Field(4, description="Enlargement of height and width.")
     clip_size: Literal[2] = Field(2, description="Frames per step of the recurrence.")
     img_size: Three = Field(
-        (2, 64, 64), description="Training size (frames, height, width); without effect."
+        (2, 64, 64),
+        description="Training size (frames, height, width); recorded only, without effect.",
     )
     window_size: Three = Field(
         (2, 8, 8),
-        description="Attention windows of the branches (frames, height, width); those before and "
-        "after them span one frame.",
+        description="Attention windows of the branches (frames, height, width); windows before and "
+        "after the branches span one frame.",
     )
     num_blocks: Three = Field(
-        (1, 2, 1), description="Transformer blocks before, in each, and after the branches."
+        (1, 2, 1), description="Transformer blocks before, in each of, and after the branches."
     )
-    depths: Three = Field((2, 2, 2), description="Attention layers per block in the three places.")
+    depths: Three = Field(
+        (2, 2, 2), description="Attention layers per block in these three places."
+    )
     embed_dims: Three = Field(
-        (144, 144, 144), description="Channels in the three places; all equal."
+        (144, 144, 144), description="Channels in these three places; all equal."
     )
-    num_heads: Three = Field((6, 6, 6), description="Attention heads in the three places.")
-    mlp_ratio: float = Field(2.0, gt=0, le=8, description="Hidden over outer channels of an MLP.")
+    num_heads: Three = Field((6, 6, 6), description="Attention heads in these three places.")
+    mlp_ratio: float = Field(
+        2.0, gt=0, le=8, description="Hidden channels over channels in a perceptron."
+    )
     inputconv_groups: tuple[Literal[1], ...] = Field(
-        (1, 1, 1, 1, 1, 1), description="Groups of the six input convolutions: only 1."
+        (1, 1, 1, 1, 1, 1), description="Groups of the six input convolutions; only 1 is supported."
     )
     max_residue_magnitude: float = Field(
-        10.0, gt=0, description="Bound on the offsets added to the flow, in pixels."
+        10.0, gt=0, description="Largest offset added to the flow, in pixels."
     )
     deformable_groups: int = Field(
-        12, ge=2, multiple_of=2, description="Groups with offsets of their own; keys hold half."
+        12,
+        ge=2,
+        multiple_of=2,
+        description="Groups with separate offsets: half for keys, half for values.",
     )
     attention_heads: int = Field(12, ge=1, description="Heads of the deformable attention.")
     attention_window: tuple[Literal[3], Literal[3]] = Field(
-        (3, 3), description="Places looked at around each position (height, width)."
+        (3, 3), description="Positions sampled around each flow target (height, width)."
     )
     cpu_cache_length: int = Field(
-        100, ge=1, description="Longer clips keep features in host memory during inference, frames."
+        100, ge=1, description="Frames above which inference keeps features in host memory."
     )
     checkpointing: Checkpointing = Field(
-        "none", description="What the backward pass computes again instead of keeping it."
+        "none",
+        description="Values that the backward pass recomputes to save memory: none, attention, or "
+        "whole blocks.",
     )
 
     @model_validator(mode="after")
@@ -117,7 +126,9 @@ class Config(FlowModelConfig):
         if len(set(self.embed_dims)) > 1:
             raise ValueError(f"embed_dims must be equal, not {self.embed_dims}")
         if any(dim % heads for heads in self.num_heads):
-            raise ValueError(f"embed_dims = {dim} must be multiples of num_heads {self.num_heads}")
+            raise ValueError(
+                f"embed_dims = {dim} must be a multiple of each of num_heads {self.num_heads}"
+            )
         if (2 * dim) % self.attention_heads or (4 * dim) % self.deformable_groups:
             raise ValueError(
                 f"attention_heads = {self.attention_heads} must divide {2 * dim} and "
@@ -127,7 +138,8 @@ class Config(FlowModelConfig):
             2 <= side <= 32 for side in self.window_size[1:]
         ):
             raise ValueError(
-                f"window_size = {self.window_size} must be of 1 or 2 frames, 2 to 32 pixels a side"
+                f"window_size = {self.window_size} must have 1 or 2 frames, and sides of 2 to 32 "
+                "pixels"
             )
         if min(*self.num_blocks, *self.depths, *self.num_heads, dim) < 1:
             raise ValueError("num_blocks, depths, embed_dims and num_heads must be positive")
@@ -135,7 +147,7 @@ class Config(FlowModelConfig):
 
 
 def spec(config: Config) -> ModelSpec:
-    """Size rules: pairs of frames; SpyNet halves five times."""
+    """Size rules: pairs of frames, and 32 pixels a side: SpyNet halves the size five times."""
     return ModelSpec(
         scale=config.upscale,
         charbonnier_eps=1e-9,

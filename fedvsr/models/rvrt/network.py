@@ -14,26 +14,27 @@ import os
 import shutil
 import sysconfig
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from fedvsr.models._flow import SpyNet, compose, flow_warp
-from fedvsr.models._frames import per_frame
+from fedvsr.models._frames import FrameConv, per_frame
+from fedvsr.models._recompute import recompute_plain
 from fedvsr.models._windows import Mlp, SwinLayer, SwinLayers, constant_in_graphs
 from fedvsr.models.rvrt import CLIP, Config, spec
 from fedvsr.models.spec import Window
 
-# Flows from the frames of a pair to those of the pair before: in the same and in the other place.
+# Flows from the frames of a pair to the pair before it: to the frame in the same place, and to the
+# frame in the other place.
 Guide = tuple[Tensor, Tensor]
 
 _BRANCHES = ("backward_1", "forward_1", "backward_2", "forward_2")
-# Numbers sampled at once for the guided deformable attention, keys or values.
+# Keys, or values, that the guided deformable attention samples at once, in numbers.
 _CHUNK_SAMPLES = 2**23
 
 
@@ -81,8 +82,8 @@ class Model(nn.Module):
             # A backward branch is a forward one on the clip played in reverse.
             reverse = way == "backward"
             played = [f.flip(1) for f in features] if reverse else features
-            found, guides[way] = self._propagate(branch, played, guides[way], device, home)
-            features.append(found.flip(1) if reverse else found)
+            new, guides[way] = self._propagate(branch, played, guides[way], device, home)
+            features.append(new.flip(1) if reverse else new)
         return per_frame(self._reconstruct, [lq_BTCHW, *features], device, device)
 
     def _extract(self, lq: Tensor) -> Tensor:
@@ -97,21 +98,21 @@ class Model(nn.Module):
         device: torch.device,
         home: torch.device,
     ) -> tuple[Tensor, list[Guide]]:
-        """One branch, in its direction of play.
+        """Run one branch over the clip, in its direction of play.
 
         Args:
-            branch: its name.
-            features: those of the branches before it, `(B, T, C, H, W)` each.
-            guides: the flows per step, from the second on.
-            device: where to compute.
-            home: where to keep features.
+            branch: the branch's name.
+            features: features of the branches before it, `(B, T, C, H, W)` each.
+            guides: flows for each step from the second on.
+            device: the device that computes.
+            home: the device that keeps features.
 
         Returns:
-            The branch's features, and the flows as the alignment has refined them.
+            The branch's features, and the flows refined by the alignment.
         """
         align, stage = self.deform_align[branch], self.backbone[branch]
         assert isinstance(stage, _Stage)
-        # What the input convolution makes of the earlier branches does not wait for the recurrence.
+        # The input convolution's share of earlier branches does not depend on the recurrence.
         entered = _pairs(per_frame(lambda *f: stage.enter(f), features, device, home))
         sources = _pairs(features[-1])
         states: list[Tensor] = []
@@ -141,12 +142,12 @@ class Model(nn.Module):
 
 
 def _pairs(clip_BTCHW: Tensor) -> list[Tensor]:
-    """The steps of the recurrence, `(2B, C, H, W)` each."""
+    """Split a clip into the steps of the recurrence, `(2B, C, H, W)` each."""
     return [pair.flatten(0, 1) for pair in torch.split(clip_BTCHW, CLIP, dim=1)]
 
 
 def _swap(pairs: Tensor) -> Tensor:
-    """The two frames of each pair exchanged."""
+    """Exchange the two frames of each pair."""
     return torch.unflatten(pairs, 0, (-1, CLIP)).flip(1).flatten(0, 1)
 
 
@@ -169,18 +170,6 @@ def _guides(flow_BT2HW: Tensor) -> list[Guide]:
     return [(s.flatten(0, 1), o.flatten(0, 1)) for s, o in zip(same, other, strict=True)]
 
 
-class FrameConv(nn.Conv3d):
-    """A convolution within frames `(N, C, H, W)` whose weight has an axis of time, of length 1."""
-
-    def __init__(self, inputs: int, outputs: int, size: int) -> None:
-        super().__init__(inputs, outputs, (1, size, size))
-        self.margin = size // 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(N, inputs, H, W)` to `(N, outputs, H, W)`, zeros beyond the border."""
-        return F.conv2d(x, self.weight[:, :, 0], self.bias, padding=self.margin)
-
-
 class _Stage(nn.Module):
     """An input convolution and residual groups of window attention.
 
@@ -188,7 +177,7 @@ class _Stage(nn.Module):
         config: the network's settings.
         place: before (0), in (1) or after (2) the branches.
         inputs: input channels.
-        window: of the attention.
+        window: the attention's window.
     """
 
     def __init__(self, config: Config, place: int, inputs: int, window: Window) -> None:
@@ -208,11 +197,13 @@ class _Stage(nn.Module):
         )
 
     def enter(self, parts: Sequence[Tensor], first: int = 0) -> Tensor:
-        """The input convolution over some of its input, a sum over parts.
+        """Apply the input convolution to some parts of its input.
+
+        The whole convolution is the sum over all parts.
 
         Args:
-            parts: equal numbers of channels each, `(N, c, H, W)`.
-            first: the place of the first of them. The bias comes with part 0.
+            parts: parts of equal numbers of channels, `(N, c, H, W)` each.
+            first: position of the first part in the input. Part 0 adds the bias.
         """
         conv = self.main["1"]
         assert isinstance(conv, FrameConv)
@@ -223,14 +214,14 @@ class _Stage(nn.Module):
         return x
 
     def forward(self, x: Tensor) -> Tensor:
-        """What follows the input convolution, `(N, C, H, W)` to the same."""
+        """Apply all that follows the input convolution, `(N, C, H, W)` to the same."""
         x = torch.unflatten(self.main["3"](x.permute(0, 2, 3, 1)), 0, (-1, self.depth))
         x = self.main["7"](self.main["5"](x)).flatten(0, 1)
         return x.permute(0, 3, 1, 2)
 
 
 class _Group(nn.Module):
-    """Attention layers, every other one shifted, and a linear layer, around a residual."""
+    """Attention layers, every second one shifted, then a linear layer; all inside a residual."""
 
     def __init__(self, config: Config, place: int, window: Window) -> None:
         super().__init__()
@@ -259,8 +250,8 @@ class GuidedDeformableAttention(nn.Module):
     """Aligns the state of a pair of frames to the next pair (section 3.3 of the paper).
 
     Every pixel attends to places in both frames of the pair before: a window around where the flow
-    points, each place moved by a learned offset. Keys and values have offsets of their own, as in
-    the published implementation; the paper's text knows one set.
+    points, each place moved by a learned offset. Keys and values have separate offsets, as in the
+    published implementation; the paper describes one set.
     """
 
     def __init__(self, config: Config) -> None:
@@ -290,7 +281,7 @@ class GuidedDeformableAttention(nn.Module):
         """Align `value`.
 
         Args:
-            query: features of the pair at hand, `(2B, C, H, W)`.
+            query: features of the current pair, `(2B, C, H, W)`.
             key: features of the pair before.
             value: the state of the pair before.
             warped: `value` moved along each flow, `(2B, C, H, W)`.
@@ -300,7 +291,7 @@ class GuidedDeformableAttention(nn.Module):
             The aligned state, and the flows with the mean offset added.
         """
         offset = self.conv_offset(torch.cat((query, *warped, *guide), dim=1))
-        # (dy, dx) of every place, relative to the pixel: N, frame, group, tap, 2, H, W.
+        # (dy, dx) of every place relative to the pixel: N, frame, group, tap, 2, H, W.
         offset = self.reach * offset.float().tanh()
         offset = torch.unflatten(offset, 1, (CLIP, self.groups, -1, 2))
         offset = offset + torch.stack(guide, dim=1).flip(2)[:, :, None, None]
@@ -316,7 +307,7 @@ class GuidedDeformableAttention(nn.Module):
         return y.permute(0, 3, 1, 2), (refined[:, 0], refined[:, 1])
 
     def _grid(self, offset: Tensor) -> Tensor:
-        """Positions (x, y) from -1 to 1 between the outer pixels: N, frame, group, tap, H, W, 2."""
+        """Positions (x, y), -1 and 1 at the outer pixels: N, frame, group, tap, H, W, 2."""
         height, width = offset.shape[-2:]
         tap_y, tap_x, rows, columns = (
             torch.arange(n, device=offset.device, dtype=torch.float32)
@@ -337,19 +328,20 @@ class GuidedDeformableAttention(nn.Module):
 def guided_attention(q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int) -> Tensor:
     """Attention of every pixel to places in both frames of another pair.
 
-    On a GPU that Triton serves, this is `_guided_triton.guided_attention`. Elsewhere only a few
-    channels and rows are sampled at once, and in the backward pass sampled again: at most
-    `_CHUNK_SAMPLES` keys and as many values are held, where all of them would take 41 KB per pixel
+    On a GPU that Triton supports, this is `_guided_triton.guided_attention`. Elsewhere a few
+    channels and rows are sampled at a time, and sampled again in the backward pass, so that memory
+    holds at most `_CHUNK_SAMPLES` keys and as many values. All of them would take 41 KB per pixel
     and frame in the paper's network.
 
     Args:
         q: queries, `(N, C, H, W)`, pairs of frames folded.
-        k: keys of the other pair, alike.
-        v: its values.
-        grid: where to sample, float32 `(N, 2, G, P, H, W, 2)` as `grid_sample` takes it (ends at
-            corners): in the frame of the same place in the pair, then in the other one. The first
-            half of the groups samples keys, the second values; each divides all channels.
-        heads: attention heads over the channels.
+        k: keys of the other pair, of the same shape.
+        v: values of the other pair, of the same shape.
+        grid: positions to sample, float32 `(N, 2, G, P, H, W, 2)`, as `grid_sample` takes them with
+            aligned corners: in the frame of the same place in the pair, then in the other frame.
+            The first half of the groups samples keys, the second half values; each half divides
+            all channels.
+        heads: attention heads; they divide the channels.
 
     Returns:
         `(N, C, H, W)`, float32.
@@ -362,7 +354,7 @@ def guided_attention(q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int) 
     q, k, v = (x.contiguous() for x in (q, k, v))
     count, channels, _, width = q.shape
     key_groups = grid.shape[2] // 2
-    # The least number of channels that holds whole heads and whole groups.
+    # The smallest number of channels that consists of whole heads and of whole groups.
     unit = math.lcm(channels // heads, channels // key_groups)
     units = channels // unit
     q = q.float() * (channels // heads) ** -0.5
@@ -378,20 +370,8 @@ def guided_attention(q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int) 
             torch.split(value_grid, rows, dim=4),
             strict=True,
         )
-        attended = [
-            _attend(unit * heads // channels, k_u, v_u, *part)
-            if not torch.is_grad_enabled()
-            else checkpoint(
-                _attend,
-                unit * heads // channels,
-                k_u,
-                v_u,
-                *part,
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
-            for part in parts
-        ]
+        attend = partial(_attend, unit * heads // channels)
+        attended = [recompute_plain(attend, k_u, v_u, *part) for part in parts]
         outs.append(torch.cat(attended, dim=2))
     return torch.cat(outs, dim=1)
 
@@ -399,9 +379,9 @@ def guided_attention(q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int) 
 @constant_in_graphs
 @lru_cache(maxsize=16)
 def _triton_serves(device: torch.device) -> bool:
-    """Whether Triton is there and can compile for a GPU.
+    """Whether Triton is installed and can compile for a GPU.
 
-    For its launcher it also needs a C compiler and Python's headers, which not every machine has.
+    Its launcher also needs a C compiler and Python's headers, which some machines lack.
     """
     headers = Path(sysconfig.get_path("include", "posix_prefix"), "Python.h")
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")

@@ -1,6 +1,6 @@
-"""A small recurrent residual network for demonstrations and tests; trains on a CPU in a minute.
+"""A small recurrent residual network for demonstrations and tests; it trains on a CPU in a minute.
 
-Settings and size rules; the network itself is in `network.py`.
+This module holds its settings and size rules; the network itself is in `network.py`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Config(ModelConfig):
     sizes: ClassVar[dict[str, Size]] = _SIZES
 
     name: Literal["tiny"] = "tiny"
-    size: Literal["demo"] = Field("demo", description="A packaged configuration; there is one.")
+    size: Literal["demo"] = Field("demo", description="Packaged configuration; there is one.")
     scale: int = Field(4, ge=2, le=8, description="Enlargement of height and width.")
     channels: int = Field(16, ge=4, le=128, description="Feature channels.")
     blocks: int = Field(2, ge=0, le=20, description="Residual blocks per direction.")
 
 
 def spec(config: Config) -> ModelSpec:
-    """Size rules."""
+    """Size rules: any number of frames and any size."""
     return ModelSpec(scale=config.scale, charbonnier_eps=1e-9, features="to_pixels")

@@ -1,6 +1,7 @@
 """VRT, the Video Restoration Transformer (Liang et al. 2024), for super-resolution.
 
-Settings, packaged sizes with their recipes, and size rules; the network itself is in `network.py`.
+This module holds settings, packaged sizes with their recipes, and size rules; the network itself is
+in `network.py`.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from pydantic import Field, field_validator, model_validator
 
 from fedvsr.models.spec import Checkpointing, FlowModelConfig, ModelSpec, Size, Window
 
-# Stages of the trunk; the first entries of `depths`.
+# Stages of the trunk: the first entries of `depths`.
 NUM_STAGES = 7
 
-# SpyNet halves five times.
+# SpyNet halves the size five times.
 _MIN_FLOW_SIZE = 32
 
 
-# The published option files for REDS x4. The batch is that of the published federated training.
+# Settings of the published option files for REDS x4; the batch of the published federated training.
 _RECIPE = {
     "batch_size": 1,
     "num_frames": 16,
@@ -72,21 +73,21 @@ _SIZES = {
 
 
 class Config(FlowModelConfig):
-    """Settings of VRT. The defaults are the network for 16 frames that the paper federates."""
+    """Settings of the `vrt` network; the defaults are the federated paper's, for 16 frames."""
 
     sizes: ClassVar[dict[str, Size]] = _SIZES
 
     name: Literal["vrt"] = "vrt"
     size: Literal["paper", "paper_6frames", "released_16frames", "demo"] = Field(
         "paper",
-        description="The packaged configuration that the other keys start from: the paper's, for "
-        "16 frames; the published one for 6; that of the released checkpoint for 16; or small.",
+        description="Packaged configuration that sets the other keys: the paper's, for 16 frames; "
+        "the published one for 6 frames; that of the released checkpoint for 16; or a small one.",
     )
     upscale: Literal[2, 4] = Field(4, description="Enlargement of height and width.")
     img_size: Window = Field(
         (16, 64, 64),
-        description="Frames, height and width of the training samples. For the record: any size "
-        "that suits the network gives the same numbers.",
+        description="Frames, height and width of the training samples; recorded only, without "
+        "effect.",
     )
     window_size: Window = Field(
         (8, 8, 8), description="Frames, rows and columns of a window of self attention."
@@ -98,16 +99,16 @@ class Config(FlowModelConfig):
         description="Attention blocks of each of the seven stages, then of each final group.",
     )
     indep_reconsts: tuple[int, ...] = Field(
-        (11, 12), description="Final groups, as places in `depths`, that see each frame by itself."
+        (11, 12), description="Final groups, as indices into `depths`, that see each frame alone."
     )
     embed_dims: tuple[int, ...] = Field(
         (120, 120, 120, 120, 120, 120, 120, 180, 180, 180, 180, 180, 180),
-        description="Channels, for each entry of `depths`: one width for the stages and one for "
+        description="Channels for each entry of `depths`: one width for the stages, and one for "
         "the final groups.",
     )
     num_heads: tuple[int, ...] = Field(
         (6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6),
-        description="Attention heads, for each entry of `depths`.",
+        description="Attention heads for each entry of `depths`.",
     )
     pa_frames: Literal[2, 4, 6] = Field(
         4, description="Neighbours that parallel warping aligns to each frame, half on each side."
@@ -116,18 +117,18 @@ class Config(FlowModelConfig):
         16, ge=1, le=64, description="Offset groups of the deformable convolutions."
     )
     mul_attn_ratio: float = Field(
-        0.75, ge=0, le=1, description="Part of a stage's blocks that have mutual attention."
+        0.75, ge=0, le=1, description="Part of a stage's blocks with mutual attention."
     )
     mlp_ratio: float = Field(
-        2.0, gt=0, le=8, description="Hidden width of the blocks' multilayer perceptrons over C."
+        2.0, gt=0, le=8, description="Hidden channels over channels in the blocks' perceptrons."
     )
     drop_path_rate: float = Field(
         0.2, ge=0, lt=1, description="Rate of dropped residual branches at the last block."
     )
     checkpointing: Checkpointing = Field(
         "none",
-        description="What the backward pass computes anew to save memory: nothing; what is large "
-        "and cheap (attention, gated products, deformable sampling); or whole groups of blocks, "
+        description="Values that the backward pass recomputes to save memory: none; large and "
+        "cheap ones (attention, gated products, deformable sampling); or whole groups of blocks, "
         "the alignments and the enlargement.",
     )
 
@@ -144,7 +145,7 @@ class Config(FlowModelConfig):
         for key in ("embed_dims", "num_heads"):
             if len(getattr(self, key)) != count:
                 raise ValueError(
-                    f"{key} has {len(getattr(self, key))} entries and depths {count}: give one each"
+                    f"{key} has {len(getattr(self, key))} entries and depths {count}: give as many"
                 )
         if min(self.depths) < 1 or min(self.num_heads) < 1:
             raise ValueError("depths and num_heads must be at least 1")
@@ -161,7 +162,7 @@ class Config(FlowModelConfig):
                 )
         if wrong := [i for i in self.indep_reconsts if not NUM_STAGES <= i < count]:
             raise ValueError(
-                f"indep_reconsts: {wrong[0]} is no final group; they are {NUM_STAGES} to "
+                f"indep_reconsts: {wrong[0]} is not a final group; those are {NUM_STAGES} to "
                 f"{count - 1}"
             )
         reach = self.pa_frames // 2
@@ -175,7 +176,7 @@ class Config(FlowModelConfig):
 
 
 def spec(config: Config) -> ModelSpec:
-    """Size rules: the trunk works down to 1/8 of the size, where a window must still fit."""
+    """Size rules: a window must fit at 1/8 of the size, the trunk's smallest scale."""
     return ModelSpec(
         scale=config.upscale,
         charbonnier_eps=1e-9,

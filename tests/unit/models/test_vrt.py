@@ -278,11 +278,10 @@ def test_drop_rates_rise_and_start_over_in_the_second_group():
 
 def test_drop_path_keeps_the_mean():
     torch.manual_seed(0)
-    block = vrt_network._Block(8, (2, 4, 4), 2, 16, False, 0.25, "none")
-    dropped = block._drop(torch.ones(20_000, 1, 1, 1, 1))
+    dropped = _windows.drop_path(torch.ones(20_000, 1, 1, 1, 1), 0.25, training=True)
     assert set(dropped.unique().tolist()) == {0.0, float(torch.tensor(1.0) / 0.75)}
     assert abs(dropped.mean() - 1) < 0.02
-    assert torch.equal(block.eval()._drop(dropped), dropped)
+    assert torch.equal(_windows.drop_path(dropped, 0.25, training=False), dropped)
 
 
 def test_clips_of_a_batch_do_not_mix():
@@ -343,7 +342,7 @@ def test_spec():
         ({"embed_dims": (8,) * 9}, "embed_dims has 9 entries"),
         ({"num_heads": (7,) * 13}, "120 must be a multiple of 4 and of its 7 heads"),
         ({"embed_dims": (120,) * 6 + (60,) + (180,) * 6}, "one width for the first 7"),
-        ({"indep_reconsts": (3,)}, "3 is no final group; they are 7 to 12"),
+        ({"indep_reconsts": (3,)}, "3 is not a final group; those are 7 to 12"),
         ({"deformable_groups": 15}, "deformable_groups = 15"),
         ({"depths": (0,) * 13}, "at least 1"),
         ({"window_size": (0, 8, 8)}, "at least 1"),
