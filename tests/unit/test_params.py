@@ -88,5 +88,5 @@ def test_weighted_sum_is_in_order_and_spans_chunks() -> None:
     assert not np.signbit(weighted_sum([-np.zeros(1, np.float32)], [1]))
     with pytest.raises(ValueError, match="argument"):
         weighted_sum(vectors, weights[:2])
-    with pytest.raises(ValueError, match="no vectors"):
+    with pytest.raises(ValueError, match="needs at least one vector"):
         weighted_sum([], [])

@@ -1,7 +1,7 @@
 """The `tiny` network.
 
-Bidirectional propagation of features (as in BasicVSR, Chan et al. 2021) without alignment, a pixel
-shuffle at the end, and a bicubic global residual, so that an untrained network equals bicubic.
+It propagates features in both directions (as BasicVSR, Chan et al. 2021) without alignment, ends in
+a pixel shuffle, and adds its output to bicubic enlargement, which an untrained network equals.
 B clips, T frames, C channels, H x W the low-resolution size.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedvsr.models.tiny import Config, spec
 from fedvsr.resize import upscale_planes
 
-# Leaky, as in BasicVSR: behind a last layer of zeros, plain rectifiers die in a few steps.
+# Leaky, as in BasicVSR: in front of a last layer of zeros, plain rectifiers die in a few steps.
 _SLOPE = 0.1
 
 
@@ -49,7 +49,7 @@ class Model(nn.Module):
 
 
 class _Cell(nn.Module):
-    """One step of propagation: this frame's features and the state so far give the next state."""
+    """One step of propagation: maps a frame's features and the state so far to the next state."""
 
     def __init__(self, channels: int, blocks: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class _Block(nn.Module):
 
 def _conv(inputs: int, outputs: int, gain: float = 1.0) -> nn.Conv2d:
     conv = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
-    # He et al. 2015; torch's default shrinks features so much that a short training learns nothing.
+    # He et al. 2015. torch's default shrinks features so much that a short training learns nothing.
     nn.init.kaiming_normal_(conv.weight, a=_SLOPE, nonlinearity="leaky_relu")
     with torch.no_grad():
         conv.weight.mul_(gain)
