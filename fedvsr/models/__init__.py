@@ -92,9 +92,9 @@ def load_checkpoint(path: str | Path, config: ModelConfig | None = None) -> nn.M
     from fedvsr.models._checkpoint import load_tensors, read_tensors
 
     path = Path(path)
-    tensors, metadata = read_tensors(path)
-    if config is None and "model" in metadata:
-        config = _section(metadata["model"]["name"], metadata["model"])
+    tensors, settings = read_tensors(path)
+    if config is None and settings:
+        config = _section(str(settings["name"]), settings)
     if config is None:
         config = _identify(tensors, path)
     network = build_fresh(config)

@@ -6,7 +6,6 @@ import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,14 +21,14 @@ _PREFIX = "module."
 _METADATA = "fedvsr"
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     """Read the named tensors of a `.safetensors` file, or of a file of `torch.save`.
 
     Of a file of `torch.save`, only tensors and plain containers are unpickled. The wrappers
     `params_ema`, `params` and `state_dict` are removed, and so is a prefix `module.` of all names.
 
     Returns:
-        The tensors, and fedvsr's own metadata, empty for other programs' files.
+        The tensors, and the settings of the network that fedvsr wrote; empty for other files.
 
     Raises:
         UserError: the file cannot be read, or holds no table of tensors.
@@ -53,14 +52,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return dict(content), {}
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read {path}: {_first_line(error)}") from None
-    return tensors, json.loads(metadata.get(_METADATA, "{}"))
+    return tensors, json.loads(metadata.get(_METADATA, "{}")).get("model", {})
 
 
 def first_difference(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,9 +24,9 @@ Window = tuple[int, int, int]
 class Size:
     """A packaged configuration of a network."""
 
-    network: Mapping[str, Any] = field(default_factory=dict)
+    network: Mapping[str, object] = field(default_factory=dict)
     """Keys of the network's own section that differ from their defaults."""
-    recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    recipe: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """Keys of the sections `local` and `evaluation`, for those that an experiment does not set."""
 
 
@@ -43,7 +43,7 @@ class ModelConfig(NamedSection):
 
     @model_validator(mode="before")
     @classmethod
-    def _complete(cls, values: Any) -> Any:
+    def _complete(cls, values: object) -> object:
         """Fill in the keys of the packaged size that are not set."""
         if not isinstance(values, Mapping):
             return values
@@ -51,7 +51,7 @@ class ModelConfig(NamedSection):
         # The field itself refuses an unknown size.
         return {**(size.network if size else {}), **values}
 
-    def recipe(self) -> Mapping[str, Mapping[str, Any]]:
+    def recipe(self) -> Mapping[str, Mapping[str, object]]:
         """Settings of training and scoring for this size, by section, for those not set."""
         return self.sizes[self.size].recipe
 
