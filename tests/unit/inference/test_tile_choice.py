@@ -14,7 +14,7 @@ from fedvsr.models.spec import ModelSpec
 
 
 class Hungry(nn.Module):
-    """Takes a known number of bytes: 50 MB, and by pixel and by pixel and frame."""
+    """Takes a known number of bytes: 50 MB, some per pixel, and some per pixel and frame."""
 
     def __init__(self, per_pixel: int, per_pixel_frame: int, most: float = float("inf")) -> None:
         super().__init__()
@@ -53,15 +53,15 @@ def chooser(
 @pytest.mark.parametrize("limit", [300_000_000, 10**9, 6 * 10**9])
 def test_the_tile_fits_and_is_not_far_from_the_largest(per_pixel: int, limit: int) -> None:
     network = Hungry(per_pixel, 5000)
-    this = chooser(network, limit)
-    tiles = this.choose()
-    shape = this._shape(tiles)
+    choice = chooser(network, limit)
+    tiles = choice.choose()
+    shape = choice._shape(tiles)
     assert network.bytes_of(*shape) <= limit
     assert network.bytes_of(*shape) > 0.4 * limit or shape == (40, 180, 320)
-    assert this.kept()
+    assert choice.kept()
 
 
-def test_whole_frames_and_long_tiles_where_there_is_room() -> None:
+def test_whole_frames_and_long_tiles_if_memory_allows() -> None:
     tiles = chooser(Hungry(0, 1000), 10**11).choose()
     assert (tiles.frames, tiles.size, tiles.overlap_frames) == (40, None, 2)
     short = TileChooser(
@@ -71,7 +71,7 @@ def test_whole_frames_and_long_tiles_where_there_is_room() -> None:
     assert short.frames == 12
 
 
-def test_frames_are_not_given_up_for_whole_pictures() -> None:
+def test_longer_tiles_are_preferred_to_whole_frames() -> None:
     # Three whole frames would fit, and a window of three finishes one.
     tiles = chooser(Hungry(0, 5000), 1_030_000_000).choose()
     assert tiles.frames is not None
@@ -79,7 +79,7 @@ def test_frames_are_not_given_up_for_whole_pictures() -> None:
     assert tiles.size is not None
 
 
-def test_frames_in_progress_count_where_the_device_is_the_host() -> None:
+def test_frames_in_progress_count_on_a_cpu() -> None:
     # 40 frames of 720 x 1280 output take 40 * 720 * 1280 * 19 bytes = 700 MB.
     network = Hungry(0, 300)
     assert chooser(network, 1_300_000_000).choose().frames == 40
@@ -91,20 +91,20 @@ def test_frames_in_progress_count_where_the_device_is_the_host() -> None:
     assert 20 <= alone.frames < 40
 
 
-def test_smaller_halves_until_there_is_nothing_left() -> None:
+def test_smaller_halves_the_tile_down_to_the_smallest() -> None:
     network = Hungry(0, 5000)
-    this = chooser(network, 3 * 10**9, min_frames=4, min_size=64, size_multiple=8)
-    tiles = this.choose()
+    choice = chooser(network, 3 * 10**9, min_frames=4, min_size=64, size_multiple=8)
+    tiles = choice.choose()
     volumes = list[int]()
 
     def halve_for_ever() -> None:
         nonlocal tiles
         while True:
-            frames, height, width = this._shape(tiles)
+            frames, height, width = choice._shape(tiles)
             assert frames >= 4
             assert height % 8 == width % 8 == 0
             volumes.append(frames * height * width)
-            tiles = this.smaller(tiles)
+            tiles = choice.smaller(tiles)
 
     with pytest.raises(UserError, match=r"a tile of 4 frames of 64 x 64 takes more; raise"):
         halve_for_ever()
@@ -122,15 +122,15 @@ def test_too_little_memory_is_one_line() -> None:
         chooser(Hungry(0, 5000, most=0), 10**12).choose()
 
 
-def test_too_much_is_noticed() -> None:
+def test_a_tile_over_the_limit_is_noticed() -> None:
     network = Hungry(0, 5000)
-    this = chooser(network, 10**9)
-    tiles = this.choose()
+    choice = chooser(network, 10**9)
+    tiles = choice.choose()
     network.taken = 10**9 + 1
-    assert not this.kept()
-    assert "of 1.0 GB" in this.describe(tiles)
-    this.smaller(tiles)
-    assert this.kept(), "the measure begins anew"
+    assert not choice.kept()
+    assert "of 1.0 GB" in choice.describe(tiles)
+    choice.smaller(tiles)
+    assert choice.kept(), "the peak is reset"
 
 
 def test_sizes() -> None:

@@ -48,9 +48,9 @@ def frames_of(path: Path) -> np.ndarray:
     return np.stack([rgb for rgb, _ in open_clip(path).frames()])
 
 
-def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
-    """But for a rounding here and there: tiles that overlap are averaged."""
-    difference = np.abs(found.astype(int) - expected)
+def assert_same(got: np.ndarray, expected: np.ndarray) -> None:
+    """Equal up to a few roundings, because overlapping tiles are averaged."""
+    difference = np.abs(got.astype(int) - expected)
     assert difference.max() <= 1
     assert difference.mean() < 1e-4
 
@@ -128,7 +128,7 @@ def test_a_truncated_video_leaves_no_output(
     weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     frames = moving_texture(60, 64, 64)
-    # The index first, as for streaming, so that a half still opens.
+    # The index comes first, as for streaming, so that half of the file still opens.
     whole = write_clip(tmp_path / "whole.mp4", frames, options={"movflags": "faststart"})
     video = tmp_path / "cut.mp4"
     video.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
@@ -165,7 +165,7 @@ def test_ctrl_c_leaves_nothing(
     assert [p.name for p in tmp_path.iterdir()] == ["v.mp4"]
 
 
-def test_what_is_there_is_not_lost(
+def test_existing_files_are_kept(
     weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     video = write_clip(tmp_path / "v.mp4", SOFT[:2])
@@ -177,8 +177,8 @@ def test_what_is_there_is_not_lost(
     taken.write_bytes(b"")
 
     def refused(source: Path, out: str, *more: str) -> str:
-        given = ["upscale", str(source), "--checkpoint", weights, "--out", out, *RUN, *more]
-        assert fedvsr(*given) == 2
+        command = ["upscale", str(source), "--checkpoint", weights, "--out", out, *RUN, *more]
+        assert fedvsr(*command) == 2
         return capsys.readouterr().err
 
     assert "is the input" in refused(video, str(video), "--overwrite")
@@ -221,8 +221,8 @@ def test_mistakes_are_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     video = write_clip(tmp_path / "v.mp4", SOFT[:2])
-    given = arguments if "--checkpoint" in arguments else ["--checkpoint", weights, *arguments]
-    assert fedvsr("upscale", str(video), *given) == 2
+    options = arguments if "--checkpoint" in arguments else ["--checkpoint", weights, *arguments]
+    assert fedvsr("upscale", str(video), *options) == 2
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
@@ -301,7 +301,7 @@ def test_runs_and_checkpoints_by_name(
     assert "is not a run's folder" in with_checkpoint(folder)[2]
 
 
-def test_a_run_scores_as_its_table_says(
+def test_a_run_is_scored_as_in_its_table(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "scores.parquet"
@@ -316,7 +316,7 @@ def test_a_run_scores_as_its_table_says(
     assert (row["checkpoint"], row["channel"], row["scale"]) == (run_folder.name, "rgb", 4)
 
 
-def test_a_run_that_scores_the_middle_does_so_again(
+def test_a_run_that_scores_the_middle_is_scored_so_again(
     small_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ["evaluation.crop=32", "evaluation.luma=true", "evaluation.max_frames=3"]
@@ -324,8 +324,8 @@ def test_a_run_that_scores_the_middle_does_so_again(
     settings += ["federation.num_rounds=1", "data.test_clips_per_video=2"]
     flags = [flag for setting in settings for flag in ("--set", setting)]
     results = tmp_path / "results"
-    given = [str(small_yaml), *flags, "--executor", "serial", "--out", str(results)]
-    assert fedvsr("run", *given) == 0
+    command = [str(small_yaml), *flags, "--executor", "serial", "--out", str(results)]
+    assert fedvsr("run", *command) == 0
     (folder,) = results.iterdir()
     out = tmp_path / "s.parquet"
     assert fedvsr("evaluate", folder.name, "--results", str(results), "--out", str(out)) == 0
@@ -348,20 +348,20 @@ def test_test_sets(weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     tables = []
     for index, more in enumerate(([], ["--lq", str(tmp_path / "lq")], ["--luma"])):
         out = tmp_path / f"{index}.parquet"
-        given = ["evaluate", weights, str(tmp_path / "gt"), *more, "--out", str(out), *RUN]
-        assert fedvsr(*given) == 0
+        command = ["evaluate", weights, str(tmp_path / "gt"), *more, "--out", str(out), *RUN]
+        assert fedvsr(*command) == 0
         tables.append(pd.read_parquet(out))
     printed = capsys.readouterr().out
-    made, named, luma = tables
-    assert made["clip_id"].tolist() == ["000", "011"]
-    assert made["num_frames"].tolist() == [6, 9]
+    made_lq, named, luma = tables
+    assert made_lq["clip_id"].tolist() == ["000", "011"]
+    assert made_lq["num_frames"].tolist() == [6, 9]
     # An untrained network is bicubic.
-    assert made["psnr_db"].to_numpy() == pytest.approx(made["bicubic_psnr_db"], abs=1e-6)
-    pd.testing.assert_frame_equal(made, named)
+    assert made_lq["psnr_db"].to_numpy() == pytest.approx(made_lq["bicubic_psnr_db"], abs=1e-6)
+    pd.testing.assert_frame_equal(made_lq, named)
     assert set(luma["channel"]) == {"y"}
-    assert (luma["psnr_db"] > made["psnr_db"]).all()
-    assert re.search(rf"mean +{made['psnr_db'].mean():.2f} dB", printed)
-    assert made["lpips"].isna().all()
+    assert (luma["psnr_db"] > made_lq["psnr_db"]).all()
+    assert re.search(rf"mean +{made_lq['psnr_db'].mean():.2f} dB", printed)
+    assert made_lq["lpips"].isna().all()
 
     def refused(*arguments: str) -> str:
         assert fedvsr("evaluate", weights, *arguments, *RUN) == 2

@@ -1,4 +1,4 @@
-"""Weights from files, and the packaged configurations that bare files are told apart by."""
+"""Weights from files, and the packaged configurations by which bare files are identified."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_the_wrong_tensor_is_named(
         models.load_checkpoint(path, rvrt.Config(size="demo"))
 
 
-def test_what_is_no_checkpoint(tmp_path: Path) -> None:
+def test_refuses_files_that_are_not_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read .*none\.pth: No such file"):
         models.load_checkpoint(tmp_path / "none.pth")
     for name in ("text.pth", "text.safetensors"):
@@ -134,7 +134,7 @@ def test_packaged_sizes_have_the_published_states(choice: tuple[str, str], manif
     assert recipe.state_of(network) == recipe.manifest(manifest)
 
 
-def test_packaged_sizes_can_be_told_apart() -> None:
+def test_packaged_sizes_differ_in_their_tensors() -> None:
     states = []
     for name in names("fedvsr.models"):
         for config in models.packaged(name):

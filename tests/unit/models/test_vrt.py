@@ -1,4 +1,4 @@
-"""VRT against golden vectors, and what must not change its numbers."""
+"""VRT against golden vectors, and under changes that must keep its numbers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ from fedvsr.models._attention import WindowAttention, window_plan
 from fedvsr.models._deform import deform_conv3x3
 from fedvsr.models.vrt import network as vrt_network
 from tests.golden import recipe
+from tests.unit.models.checks import (
+    check_clips_do_not_mix,
+    check_equal_gradients,
+    gradients,
+    kept_bytes,
+)
 
 SMALL = {
     "window_size": (2, 4, 4),
@@ -38,13 +44,7 @@ def clip(*shape: int, seed: int = 1) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def gradients(network: nn.Module, lq: Tensor) -> tuple[Tensor, list[Tensor]]:
-    sr = network(lq)
-    sr.square().mean().backward()
-    return sr.detach(), [p.grad for p in network.parameters()]
-
-
-# The published networks differ from the default one in these shapes alone.
+# The published networks differ from the default one only in these shapes.
 OFFSETS = "pa_deform.conv_offset."
 SIX_FRAMES = {"relative_position_bias_table": (2475, 6), "relative_position_index": (384, 384)}
 VARIANTS = {
@@ -180,10 +180,10 @@ def test_windows_are_joined_as_they_were_cut(size):
 def test_masks_separate_what_the_shift_brought_together():
     size, window, shift = (4, 8, 12), (2, 4, 4), (1, 2, 2)
     plan = window_plan(size, window, shift, CPU)
-    # Which side of the wrap-around a token comes from, along each axis, by its place before.
+    # The side of the wrap-around that a token comes from, along each axis.
     places = torch.stack(torch.meshgrid(*map(torch.arange, size), indexing="ij"), dim=-1)
     windows = plan.partition(places[None].float())
-    beyond = windows < torch.tensor(shift)  # shifted tokens below `shift` come round the end
+    beyond = windows < torch.tensor(shift)  # shifted tokens below `shift` are wrapped around
     at_end = torch.tensor([s - w for s, w in zip(size, window, strict=True)])
     last = (windows >= at_end + torch.tensor(shift)).any(1, keepdim=True)
     region = beyond & last
@@ -233,24 +233,13 @@ def test_checkpointing_changes_no_gradient(mode):
         results.append(gradients(network, lq))
     (sr, want), (got_sr, got) = results
     assert torch.equal(got_sr, sr)
-    for a, b in zip(got, want, strict=True):
-        assert torch.allclose(a, b, rtol=1e-3, atol=1e-6)
+    check_equal_gradients(got, want, rtol=1e-3, atol=1e-6)
 
 
 def test_checkpointing_keeps_less():
     lq = clip(1, 3, 3, 40, 40)
-    kept = {}
-    for mode in ("none", "attention", "blocks"):
-        storages: dict[int, int] = {}
-
-        def pack(x: Tensor, storages: dict[int, int] = storages) -> Tensor:
-            storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-            return x
-
-        network = small(checkpointing=mode)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            network(lq)
-        kept[mode] = sum(storages.values())
+    modes = ("none", "attention", "blocks")
+    kept = {mode: kept_bytes(small(checkpointing=mode), lq) for mode in modes}
     assert kept["blocks"] < 0.5 * kept["attention"] < 0.4 * kept["none"]
 
 
@@ -261,8 +250,7 @@ def test_chunks_change_no_number(monkeypatch):
     monkeypatch.setattr(_windows, "_CHUNK_LOGITS", 1)
     got_sr, got = gradients(small(), lq)
     assert torch.allclose(got_sr, sr, atol=1e-5)
-    for a, b in zip(got, want, strict=True):
-        assert torch.allclose(a, b, rtol=1e-3, atol=1e-6)
+    check_equal_gradients(got, want, rtol=1e-3, atol=1e-6)
 
 
 def test_drop_rates_rise_and_start_over_in_the_second_group():
@@ -285,11 +273,7 @@ def test_drop_path_keeps_the_mean():
 
 
 def test_clips_of_a_batch_do_not_mix():
-    network, lq = small(), clip(2, 3, 3, 40, 40)
-    with torch.no_grad():
-        both = network(lq)
-        for one, sr in zip(lq, both, strict=True):
-            assert torch.allclose(network(one[None])[0], sr, atol=1e-4)
+    check_clips_do_not_mix(small(), clip(2, 3, 3, 40, 40), atol=1e-4)
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "attention", "blocks"])
