@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from statistics import fmean
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scores:
     """Quality of super-resolved frames, beside that of bicubic enlargement: a mean."""
 
     psnr_db: float
     ssim: float
-    lpips: float | None
+    lpips: float | None = None
     """None if not scored."""
     bicubic_psnr_db: float
     bicubic_ssim: float
-    bicubic_lpips: float | None
+    bicubic_lpips: float | None = None
 
     @property
     def gain_db(self) -> float:
@@ -25,7 +25,7 @@ class Scores:
         return self.psnr_db - self.bicubic_psnr_db
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClipScore(Scores):
     """Means over the frames of one test clip."""
 

@@ -25,7 +25,14 @@ SECOND = replace(FIRST, clip_id="b", num_frames=1, psnr_db=33.0, lpips=0.75)
 
 def test_clips_count_alike_whatever_their_length() -> None:
     mean = mean_scores([FIRST, SECOND])
-    assert mean == Scores(31.5, 0.75, 0.5, 28.0, 0.5, 0.5)
+    assert mean == Scores(
+        psnr_db=31.5,
+        ssim=0.75,
+        lpips=0.5,
+        bicubic_psnr_db=28.0,
+        bicubic_ssim=0.5,
+        bicubic_lpips=0.5,
+    )
     assert mean.gain_db == 3.5
 
 
