@@ -1,4 +1,4 @@
-"""PSNR and SSIM as the field reports them: on uint8 frames, no border crop, RGB or luma.
+"""PSNR, SSIM and LPIPS as the field reports them: on uint8 frames, no border crop, RGB or luma.
 
 Definitions: `docs/explanation/metrics.md`. Frames are uint8 RGB arrays `(..., H, W, 3)`.
 """
@@ -21,15 +21,15 @@ PerFrame = npt.NDArray[np.float64]
 
 _SSIM_TAPS = 11
 _SSIM_SIGMA = 1.5
-# A stripe's maps stay in the cache, which is worth a factor of five on 720p frames. A block is long
-# enough for a full-speed matrix product and short enough that the zeros outside the band cost less
-# than that saves.
+# Rows of a stripe, whose maps fit in the cache: five times as fast on 720p frames.
 _STRIPE = 32
+# Columns of a block: enough for a full-speed matrix product, and few enough that the zeros outside
+# the band cost less than that saves.
 _BLOCK = 64
 
 
 def psnr(sr: Frames, gt: Frames, luma: bool = False) -> PerFrame:
-    """Peak signal-to-noise ratio in dB, peak 255, per frame.
+    """Compute the peak signal-to-noise ratio in dB, peak 255, for each frame.
 
     Args:
         sr: uint8 RGB `(..., H, W, 3)`.
@@ -37,7 +37,7 @@ def psnr(sr: Frames, gt: Frames, luma: bool = False) -> PerFrame:
         luma: compare BT.601 studio-range Y (16 to 235), not rounded, instead of the three channels.
 
     Returns:
-        float64 `(...)`, infinite where the frames are equal. A clip's value is the mean over its
+        float64 `(...)`, infinite for equal frames. A clip's value is the mean over its
         frames, a test set's the mean over its clips.
 
     Raises:
@@ -55,7 +55,7 @@ def psnr(sr: Frames, gt: Frames, luma: bool = False) -> PerFrame:
 
 
 def ssim(sr: Frames, gt: Frames, luma: bool = False) -> PerFrame:
-    """Structural similarity (Wang et al. 2004), per frame, mean over channels.
+    """Compute structural similarity (Wang et al. 2004) for each frame, the mean over channels.
 
     Gaussian window of 11 x 11, sigma 1.5, valid region only, C1 = (0.01 * 255)^2,
     C2 = (0.03 * 255)^2.
@@ -69,7 +69,8 @@ def ssim(sr: Frames, gt: Frames, luma: bool = False) -> PerFrame:
         float64 `(...)` in [-1, 1].
 
     Raises:
-        ValueError: shapes differ, the frames are not uint8 with 3 channels, or are under 11 x 11.
+        ValueError: shapes differ, or the frames are not uint8 with 3 channels, or are smaller than
+            11 x 11.
     """
     _require_frames(sr, gt)
     height, width = gt.shape[-3:-1]
@@ -81,19 +82,19 @@ def ssim(sr: Frames, gt: Frames, luma: bool = False) -> PerFrame:
 
 
 def lpips(sr: Frames, gt: Frames) -> PerFrame:
-    """Learned perceptual distance (Zhang et al. 2018, AlexNet, version 0.1), per frame.
+    """Compute learned perceptual distance (Zhang et al. 2018, AlexNet, version 0.1) for each frame.
 
-    Needs the extra `metrics`, and AlexNet's published weights, which torchvision downloads once.
+    It needs the extra `metrics` and AlexNet's published weights, which torchvision downloads once.
 
     Args:
-        sr: uint8 RGB `(..., H, W, 3)`; it is scaled to [-1, 1], as the measure was trained.
+        sr: uint8 RGB `(..., H, W, 3)`; it is scaled to [-1, 1], as in the measure's training.
         gt: the same shape.
 
     Returns:
-        float64 `(...)`, 0 where the frames are equal; lower is nearer.
+        float64 `(...)`, 0 for equal frames; lower is more similar.
 
     Raises:
-        UserError: the package or the weights cannot be had.
+        UserError: the package is missing, or the weights cannot be downloaded.
     """
     _require_frames(sr, gt)
     network = _lpips_network()
@@ -115,7 +116,7 @@ def _lpips_network() -> torch.nn.Module:
         ) from None
     try:
         with warnings.catch_warnings():
-            # The package calls torchvision's AlexNet in a way that newer releases warn of.
+            # The package calls torchvision's AlexNet in a way about which newer releases warn.
             warnings.simplefilter("ignore")
             network: torch.nn.Module = package.LPIPS(net="alex", verbose=False)
     except OSError as error:
@@ -131,7 +132,7 @@ _LUMA = np.array([65.481, 128.553, 24.966]) / 255
 
 def _require_frames(sr: Frames, gt: Frames) -> None:
     if sr.shape != gt.shape:
-        raise ValueError(f"frames of different shapes: {sr.shape} and {gt.shape}")
+        raise ValueError(f"frames have different shapes: {sr.shape} and {gt.shape}")
     if gt.ndim < 3 or gt.shape[-1] != 3 or sr.dtype != np.uint8 or gt.dtype != np.uint8:
         raise ValueError(
             f"frames must be uint8 (..., H, W, 3), not {sr.dtype} and {gt.dtype} {gt.shape}"
@@ -139,7 +140,7 @@ def _require_frames(sr: Frames, gt: Frames) -> None:
 
 
 def _planes(frame: Frames, luma: bool) -> Tensor:
-    """(channels, H, W) float64."""
+    """A frame's channels, or its luma, as float64 (channels, H, W)."""
     values = frame.astype(np.float64)
     if luma:
         return torch.from_numpy(16 + values @ _LUMA)[None]
@@ -147,7 +148,7 @@ def _planes(frame: Frames, luma: bool) -> Tensor:
 
 
 def _ssim_frame(x: Tensor, y: Tensor) -> float:
-    """Mean SSIM of two `(channels, H, W)` planes."""
+    """Mean SSIM of two frames, `(channels, H, W)` each."""
     num_rows, num_columns = x.shape[-2] - _SSIM_TAPS + 1, x.shape[-1] - _SSIM_TAPS + 1
     total = 0.0
     for top in range(0, num_rows, _STRIPE):
@@ -159,7 +160,7 @@ def _ssim_frame(x: Tensor, y: Tensor) -> float:
 
 def _ssim_sum(x: Tensor, y: Tensor) -> float:
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    # The two variances only ever appear as their sum, so four blurs do instead of five.
+    # The two variances appear only as their sum, so four blurs suffice instead of five.
     mu_x, mu_y, square, product = _blur(torch.stack([x, y, x * x + y * y, x * y]))
     mu_xy, mu_square = mu_x * mu_y, mu_x.square() + mu_y.square()
     numerator = (2 * mu_xy + c1) * (2 * (product - mu_xy) + c2)
@@ -168,10 +169,10 @@ def _ssim_sum(x: Tensor, y: Tensor) -> float:
 
 
 def _blur(x: Tensor) -> Tensor:
-    """Gaussian window over the last two axes, valid region.
+    """Blur the last two axes by the Gaussian window, valid region only.
 
-    As products with banded matrices, down the stripe and then along overlapping blocks of columns;
-    a float64 convolution takes five times as long.
+    The blur is a product with banded matrices, down the stripe and then along overlapping blocks of
+    columns; a float64 convolution takes five times as long.
     """
     x = _window_matrix(x.shape[-2] - _SSIM_TAPS + 1).T @ x
     num_out = x.shape[-1] - _SSIM_TAPS + 1
@@ -182,7 +183,7 @@ def _blur(x: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4 * _STRIPE)
 def _window_matrix(num_out: int) -> Tensor:
-    """(num_out + 10, num_out): the window's taps down each column, one row lower each time."""
+    """Banded matrix (num_out + 10, num_out): each column holds the window's taps, one row lower."""
     offset = torch.arange(_SSIM_TAPS, dtype=torch.float64) - _SSIM_TAPS // 2
     window = torch.exp(-offset.square() / (2 * _SSIM_SIGMA**2))
     window = window / window.sum()

@@ -1,7 +1,7 @@
-"""A network's parameters as one flat float32 vector, with a table that names what lies where.
+"""A network's parameters as one flat float32 vector, with a table of names and shapes.
 
 Only parameters travel. Buffers are constants of an architecture (index tables, the flow network's
-normalisation): its constructor makes them. P is the number of parameters.
+normalisation), which its constructor creates. P is the number of parameters.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FloatVector = npt.NDArray[np.float32]
 
-# 1 MiB of products stays in the second-level cache, so a sum reads and writes main memory once.
+# 1 MiB of products fits in the second-level cache, so a sum reads and writes main memory once.
 _CHUNK = 1 << 18
 
 
@@ -50,25 +50,29 @@ class ParamTable:
         return {n: p.reshape(s) for n, p, s in zip(self.names, parts, self.shapes, strict=True)}
 
     def slices(self) -> tuple[slice, ...]:
-        """Where in a vector each tensor lies."""
+        """The slice of a vector that each tensor takes."""
         ends = np.cumsum([math.prod(shape) for shape in self.shapes]).tolist()
         return tuple(map(slice, [0, *ends[:-1]], ends))
 
     def require_equal(self, other: ParamTable, whose: str) -> None:
         """Check that two tables agree.
 
+        Args:
+            other: the other table.
+            whose: what it belongs to, for the message.
+
         Raises:
-            UserError: they do not; the message names the first tensor that differs.
+            UserError: the tables differ; the message names the first tensor that does.
         """
         mine = list(zip(self.names, self.shapes, strict=True))
         theirs = list(zip(other.names, other.shapes, strict=True))
         for i in range(max(len(mine), len(theirs))):
-            ours = mine[i] if i < len(mine) else None
-            found = theirs[i] if i < len(theirs) else None
-            if ours != found:
+            own_entry = mine[i] if i < len(mine) else None
+            other_entry = theirs[i] if i < len(theirs) else None
+            if own_entry != other_entry:
                 raise UserError(
-                    f"{whose} do not fit the network: tensor {i} is {_describe(found)} there and "
-                    f"{_describe(ours)} in the network"
+                    f"{whose} do not fit the network: tensor {i} is {_describe(other_entry)} there "
+                    f"and {_describe(own_entry)} in the network"
                 )
 
 
@@ -91,7 +95,7 @@ def load_flat(module: nn.Module, vector: FloatVector) -> None:
     views = table.views(vector)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            # By way of NumPy: torch takes the object store's read-only memory with a warning only.
+            # NumPy copies it: torch warns about the object store's read-only memory.
             if parameter.device.type == "cpu":
                 np.copyto(parameter.numpy(), views[name])
             else:
@@ -99,13 +103,13 @@ def load_flat(module: nn.Module, vector: FloatVector) -> None:
 
 
 def weighted_sum(vectors: Iterable[FloatVector], weights: Sequence[float]) -> FloatVector:
-    """`sum_i weights[i] * vectors[i]` in float32, in the order given, in one accumulator (P,).
+    """Sum `weights[i] * vectors[i]` in float32, in the given order, in one accumulator (P,).
 
-    One vector is read at a time, so an iterable that fetches them keeps memory at two vectors. The
-    order is part of the result: float addition is not associative.
+    The function reads one vector at a time, so with an iterable that fetches them, memory holds two
+    vectors. The order decides the result, because float addition is not associative.
 
     Raises:
-        ValueError: no vector was given, or their number differs from that of the weights.
+        ValueError: there are no vectors, or their number differs from that of the weights.
     """
     return weighted_sums(({"sum": vector} for vector in vectors), {"sum": weights})["sum"]
 
@@ -113,14 +117,14 @@ def weighted_sum(vectors: Iterable[FloatVector], weights: Sequence[float]) -> Fl
 def weighted_sums(
     sets: Iterable[Mapping[str, FloatVector]], weights: Mapping[str, Sequence[float]]
 ) -> dict[str, FloatVector]:
-    """Several weighted sums in one pass over sets of vectors; see `weighted_sum`.
+    """Compute several weighted sums in one pass over sets of vectors; see `weighted_sum`.
 
     Args:
-        sets: of vectors (P,) by name.
-        weights: per name to sum, a weight for every set.
+        sets: sets of vectors (P,) by name.
+        weights: for each name to sum, a weight for every set.
 
     Raises:
-        ValueError: no set was given, or their number differs from that of the weights.
+        ValueError: there are no sets, or their number differs from that of the weights.
     """
     totals = dict[str, FloatVector]()
     scratch = np.empty(_CHUNK, np.float32)
@@ -135,27 +139,31 @@ def weighted_sums(
                 part = vector[start : start + _CHUNK]
                 total = totals[name][start : start + _CHUNK]
                 product = np.multiply(part, np.float32(weight), out=scratch[: part.size])
-                # A sum begins at +0, without a pass that would write zeros.
+                # A sum starts from +0, without a pass that would write zeros.
                 np.add(np.float32(0) if first else total, product, out=total)
     if not totals:
-        raise ValueError("a weighted sum of no vectors")
+        raise ValueError("a weighted sum needs at least one vector")
     return totals
 
 
 def distance(one: FloatVector, other: FloatVector) -> float:
-    """L2 norm of the difference of two vectors (P,): chunks in float32, their sum in float64."""
+    """Compute the L2 norm of the difference of two vectors (P,).
+
+    Chunks are summed in float32, and their sums in float64.
+    """
     squares = 0.0
-    # Values beyond float32's range are infinite, and said to be so elsewhere.
+    # A value beyond float32's range becomes infinite; callers report that.
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, one.size, _CHUNK):
-            apart = one[start : start + _CHUNK] - other[start : start + _CHUNK]
-            squares += float(np.dot(apart, apart))
+            difference = one[start : start + _CHUNK] - other[start : start + _CHUNK]
+            squares += float(np.dot(difference, difference))
     return math.sqrt(squares)
 
 
 def all_finite(vector: FloatVector) -> bool:
     """Whether no value of a vector (P,) is infinite or NaN."""
-    # Either makes a sum so, and a sum needs no second vector; but a finite one may overflow.
+    # An infinite value or NaN makes the sum so, and a sum needs no second vector. Finite values may
+    # overflow in it, so they are then checked one by one.
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(vector.sum()) or np.isfinite(vector).all())
 
@@ -175,7 +183,7 @@ def join_tensors(tensors: Sequence[Tensor], out: FloatVector | None = None) -> F
     """The inverse of `split_tensors`: a vector (P,), `out` or a new one."""
     import torch
 
-    # NumPy's memory comes in huge pages, torch's in small ones: five times the time, all in faults.
+    # NumPy allocates huge pages; torch's small pages take five times as long, all in page faults.
     vector = np.empty(sum(t.numel() for t in tensors), np.float32) if out is None else out
     start = 0
     for tensor in tensors:

@@ -1,7 +1,7 @@
-"""MATLAB-compatible bicubic resizing of tensors, by integer factors.
+"""Bicubic resizing of tensors by integer factors, as MATLAB's `imresize(..., 'bicubic')`.
 
-`imresize(..., 'bicubic')`: Keys' cubic with a = -0.5, widened by the scale when shrinking, and
-edges continued by mirroring with the edge pixel repeated.
+The kernel is Keys' cubic with a = -0.5, widened by the scale when shrinking. Edges are continued by
+mirroring with the edge pixel repeated.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ _SUPPORT = 2
 
 
 def downscale_planes(planes: Tensor, scale: int) -> Tensor:
-    """`(N, C, H, W)` float to `(N, C, H / scale, W / scale)`; H and W are multiples of `scale`."""
+    """Reduce float `(N, C, H, W)` to `(N, C, H / scale, W / scale)`.
+
+    H and W must be multiples of `scale`.
+    """
     padded = _padded(planes, _SUPPORT * scale)
     small = F.interpolate(
         padded, scale_factor=1 / scale, mode="bicubic", align_corners=False, antialias=True
@@ -26,7 +29,7 @@ def downscale_planes(planes: Tensor, scale: int) -> Tensor:
 
 
 def upscale_planes(planes: Tensor, scale: int) -> Tensor:
-    """`(N, C, H, W)` float to `(N, C, scale * H, scale * W)`."""
+    """Enlarge float `(N, C, H, W)` to `(N, C, scale * H, scale * W)`."""
     padded = _padded(planes, _SUPPORT)
     # antialias has nothing to smooth here; it selects a = -0.5 (without it torch takes -0.75).
     large = F.interpolate(

@@ -1,4 +1,4 @@
-"""The commands that compute frames, `upscale` and `evaluate`: parse, call, print."""
+"""The commands `upscale` and `evaluate`: parse, call, print."""
 
 from __future__ import annotations
 
@@ -24,20 +24,19 @@ from fedvsr.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fedvsr.inference.evaluate import ClipScore
+    from fedvsr.inference.scores import ClipScore, Scores
     from fedvsr.inference.streaming import Compute
     from fedvsr.inference.trained import Trained
 
-# Modules that load torch are imported by the commands: `--help` stays quick.
-
+# Commands import the modules that load torch, so that `--help` stays quick.
 
 TileOption = Annotated[
     str | None,
     typer.Option(
         "--tile",
         metavar="FRAMES[xSIZE]",
-        help="Tile in frames and low-resolution pixels, e.g. 16x128; whole frames without xSIZE. "
-        "Default: the one that suits the memory.",
+        help="Frames and low-resolution pixels of a tile, e.g. 16x128; whole frames without xSIZE. "
+        "Default: chosen to fit the memory.",
     ),
 ]
 MemoryOption = Annotated[
@@ -45,14 +44,14 @@ MemoryOption = Annotated[
     typer.Option(
         "--memory",
         metavar="SIZE",
-        help="Memory limit, e.g. 8GiB. Default: what the GPU has free, or half of the system's.",
+        help="Memory limit, e.g. 8GiB. Default: the GPU's free memory, or half of the system's.",
     ),
 ]
 DeviceOption = Annotated[
-    Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where to compute.")
+    Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Device that computes.")
 ]
 PrecisionOption = Annotated[
-    Literal["fp32", "bf16", "fp16"], typer.Option("--precision", help="What to compute in.")
+    Literal["fp32", "bf16", "fp16"], typer.Option("--precision", help="Precision of the network.")
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, max=256, help="CPU threads (default: all).")
@@ -65,19 +64,21 @@ def upscale(
     ],
     checkpoint: Annotated[
         str,
-        typer.Option("--checkpoint", metavar="RUN_OR_FILE", help="A run, its folder, or a file."),
+        typer.Option(
+            "--checkpoint", metavar="RUN_OR_FILE", help="A run's id, its folder, or a file."
+        ),
     ],
     out: Annotated[
         str | None,
         typer.Option(
             "--out",
             metavar="FILE_OR_FOLDER",
-            help="A .mp4, .mov or .mkv; or a folder, or NAME%05d.png in one, for pictures. "
-            "Default: beside the input, NAME_x4.",
+            help="Output: a .mp4, .mov or .mkv file, or a folder or NAME%05d.png for pictures. "
+            "Default: NAME_x4 beside the input.",
         ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the output if it is there.")
+        bool, typer.Option("--overwrite", help="Replace an existing output.")
     ] = False,
     model: ModelOption = None,
     settings: ModelSetOption = None,
@@ -88,13 +89,16 @@ def upscale(
     precision: PrecisionOption = "fp32",
     threads: ThreadsOption = None,
     crf: Annotated[
-        int, typer.Option("--crf", min=0, max=63, help="Quality of a video; 0 is the best.")
+        int, typer.Option("--crf", min=0, max=63, help="Quality of the video; 0 is best.")
     ] = 14,
-    codec: Annotated[str, typer.Option("--codec", help="Encoder of a video.")] = "libx264",
+    codec: Annotated[str, typer.Option("--codec", help="Encoder of the video.")] = "libx264",
     fps: Annotated[
-        str, typer.Option("--fps", metavar="RATE", help="Frames a second of a folder's pictures.")
+        str,
+        typer.Option("--fps", metavar="RATE", help="Frames per second, if the input is a folder."),
     ] = "25",
-    sound: Annotated[bool, typer.Option("--sound/--no-sound", help="Copy the sound.")] = True,
+    sound: Annotated[
+        bool, typer.Option("--sound/--no-sound", help="Copy the input's sound.")
+    ] = True,
 ) -> None:
     """Super-resolve a video or a folder of pictures with a trained network."""
     from fedvsr.cli.views import FramesView
@@ -129,31 +133,35 @@ def upscale(
 
 def evaluate(
     checkpoint: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT", help="A run, its folder, or a file.")
+        str, typer.Argument(metavar="CHECKPOINT", help="A run's id, its folder, or a file.")
     ],
     gt: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[GT]...",
-            help="Ground truth: videos, picture folders, or folders of such. "
-            "Default: the clips that the run held out, scored as it does.",
+            help="Ground truth: videos, picture folders, or folders of these. "
+            "Default: the clips that the run held out, scored as in training.",
         ),
     ] = None,
     lq: Annotated[
         list[str] | None,
         typer.Option(
-            "--lq", metavar="LQ", help="Low-resolution clips; repeatable. Default: bicubic."
+            "--lq",
+            metavar="LQ",
+            help="Low-resolution clips; repeatable. Default: made from GT by bicubic.",
         ),
     ] = None,
     luma: Annotated[
-        bool, typer.Option("--luma", help="Score BT.601 luma (Vid4's custom), not RGB.")
+        bool, typer.Option("--luma", help="Score BT.601 luma, as is usual for Vid4, not RGB.")
     ] = False,
-    lpips: Annotated[bool, typer.Option("--lpips", help="Score LPIPS too.")] = False,
+    lpips: Annotated[bool, typer.Option("--lpips", help="Also score LPIPS.")] = False,
     max_frames: Annotated[
-        int | None, typer.Option("--max-frames", min=1, help="Use the first frames only.")
+        int | None,
+        typer.Option("--max-frames", min=1, help="Frames scored from the start of each clip."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE.parquet", help="Write the table.")
+        Path | None,
+        typer.Option("--out", metavar="FILE.parquet", help="File to write the table to."),
     ] = None,
     model: ModelOption = None,
     settings: ModelSetOption = None,
@@ -170,7 +178,7 @@ def evaluate(
     from fedvsr.inference.trained import find_trained
 
     if out is not None and (out.suffix != ".parquet" or not out.resolve().parent.is_dir()):
-        raise UserError(f"--out {out} is no .parquet file in a folder that is there")
+        raise UserError(f"--out {out}: name a .parquet file in an existing folder")
     trained = find_trained(checkpoint, results, model, settings or ())
     compute = _compute(tile, memory, device, precision, threads)
     if gt:
@@ -196,34 +204,35 @@ def evaluate(
 
 
 def _table(scores: Sequence[ClipScore], channel: str) -> Table:
-    from numpy import mean
+    from fedvsr.inference.scores import mean_scores
 
-    with_lpips = scores[0].lpips is not None
     table = Table(box=None, pad_edge=False)
     table.add_column(f"test clip ({channel})")
     names = ["frames", "bicubic", "PSNR", "gain", "bicubic SSIM", "SSIM"]
-    for name in names + ["bicubic LPIPS", "LPIPS"] * with_lpips:
+    if scores[0].lpips is not None:
+        names += ["bicubic LPIPS", "LPIPS"]
+    for name in names:
         table.add_column(name, justify="right")
-    rows = [asdict(score) for score in scores]
-    if len(rows) > 1:
-        numbers = [key for key, value in rows[0].items() if isinstance(value, float)]
-        rows.append({key: float(mean([row[key] for row in rows])) for key in numbers})
-    for row in rows:
-        cells = [
-            f"{row['bicubic_psnr_db']:.2f} dB",
-            f"{row['psnr_db']:.2f} dB",
-            f"{row['psnr_db'] - row['bicubic_psnr_db']:+.2f} dB",
-            f"{row['bicubic_ssim']:.4f}",
-            f"{row['ssim']:.4f}",
-        ]
-        if with_lpips:
-            cells += [f"{row['bicubic_lpips']:.4f}", f"{row['lpips']:.4f}"]
-        mean_row = "clip_id" not in row
-        if mean_row:
-            table.add_section()
-        name, frames = ("mean", "") if mean_row else (row["clip_id"], str(row["num_frames"]))
-        table.add_row(name, frames, *cells, style="bold" if mean_row else None)
+    for score in scores:
+        table.add_row(score.clip_id, str(score.num_frames), *score_cells(score))
+    if len(scores) > 1:
+        table.add_section()
+        table.add_row("mean", "", *score_cells(mean_scores(scores)), style="bold")
     return table
+
+
+def score_cells(scores: Scores) -> list[str]:
+    """Cells of a table: bicubic PSNR, PSNR, gain, bicubic SSIM, SSIM, then LPIPS if scored."""
+    cells = [
+        f"{scores.bicubic_psnr_db:.2f} dB",
+        f"{scores.psnr_db:.2f} dB",
+        f"{scores.gain_db:+.2f} dB",
+        f"{scores.bicubic_ssim:.4f}",
+        f"{scores.ssim:.4f}",
+    ]
+    if scores.bicubic_lpips is not None and scores.lpips is not None:
+        cells += [f"{scores.bicubic_lpips:.4f}", f"{scores.lpips:.4f}"]
+    return cells
 
 
 def _write(
@@ -266,7 +275,7 @@ def _compute(
         tiles=parse_tile(tile) if tile is not None else None,
         memory_bytes=parse_bytes(memory) if memory is not None else None,
     )
-    # Refused here, before anything is read.
+    # Raises for a missing GPU, before anything is read.
     _ = compute.torch_device
     return compute
 
@@ -284,4 +293,4 @@ def _rate(fps: str) -> Fraction:
             return rate
     except (ValueError, ZeroDivisionError):
         pass
-    raise UserError(f"--fps {fps} is no rate; write e.g. 25, 29.97 or 30000/1001")
+    raise UserError(f"--fps {fps} is not a rate; write e.g. 25, 29.97 or 30000/1001")

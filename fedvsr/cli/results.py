@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from fedvsr.cli.common import OutOption, RunArgument, console, print_wide
+from fedvsr.cli.frames import score_cells
 from fedvsr.errors import UserError
 
 # pyarrow is imported by the commands: `--help` stays quick.
@@ -67,6 +67,7 @@ def summary(folder: Path) -> None:
     """Print a run's settings and status, the scores of its last evaluated round, and its files."""
     import pyarrow.compute as pc
 
+    from fedvsr.inference.scores import Scores
     from fedvsr.records import last_evaluation, mean_scores, read_runs, read_table
     from fedvsr.runs.run import run_status
 
@@ -98,23 +99,14 @@ def summary(folder: Path) -> None:
     for clip_id in clip_ids:
         # If each client has a network, a clip's row is the mean of theirs.
         clip = scores.filter(pc.equal(scores["clip_id"], clip_id))
-        table.add_row(str(clip_id), str(clip["num_frames"][0]), *_score_cells(mean_scores(clip)))
+        table.add_row(
+            str(clip_id), str(clip["num_frames"][0]), *score_cells(Scores(**mean_scores(clip)))
+        )
     if len(clip_ids) > 1:
         table.add_section()
-        table.add_row("mean", "", *_score_cells(mean_scores(scores)), style="bold")
+        table.add_row("mean", "", *score_cells(Scores(**mean_scores(scores))), style="bold")
     console.print(table)
     files = ("config.yaml", "model.safetensors", "clients", "curves.png", "comparison.png")
     existing = [name for name in files if (folder / name).exists()]
     contents = ", ".join([*existing, "*.parquet"])
     console.print(f"{folder}/: {contents}", highlight=False, soft_wrap=True)
-
-
-def _score_cells(score: Mapping[str, float]) -> list[str]:
-    gain_db = score["psnr_db"] - score["bicubic_psnr_db"]
-    return [
-        f"{score['bicubic_psnr_db']:.2f} dB",
-        f"{score['psnr_db']:.2f} dB",
-        f"{gain_db:+.2f} dB",
-        f"{score['bicubic_ssim']:.4f}",
-        f"{score['ssim']:.4f}",
-    ]

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from fedvsr.federation.executors import Fault
 from fedvsr.federation.rounds import ClientFinished
+from fedvsr.inference.scores import mean_scores
 from fedvsr.runs.events import Event, RoundRecorded, RunStarted
 
 _ROWS_SHOWN = 12
@@ -229,10 +230,9 @@ def _cells(event: RoundRecorded) -> dict[str, str]:
     if event.loss is not None:
         cells["loss"] = f"{event.loss:.4f}"
     if event.scores:
-        psnr_db = fmean(score.psnr_db for score in event.scores)
-        bicubic_psnr_db = fmean(score.bicubic_psnr_db for score in event.scores)
-        cells["PSNR"] = f"{psnr_db:.2f} dB"
-        cells["over bicubic"] = f"{psnr_db - bicubic_psnr_db:+.2f} dB"
-        cells["SSIM"] = f"{fmean(score.ssim for score in event.scores):.4f}"
+        mean = mean_scores(event.scores)
+        cells["PSNR"] = f"{mean.psnr_db:.2f} dB"
+        cells["over bicubic"] = f"{mean.gain_db:+.2f} dB"
+        cells["SSIM"] = f"{mean.ssim:.4f}"
     cells["seconds"] = f"{event.wall_s:.1f}"
     return cells

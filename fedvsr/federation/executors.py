@@ -15,7 +15,8 @@ from typing import Literal, Protocol
 from fedvsr.data.clips import Clip, Frames
 from fedvsr.errors import UserError
 from fedvsr.federation.client_states import ClientStates
-from fedvsr.inference.evaluate import ClipScore, Evaluator
+from fedvsr.inference.evaluate import Evaluator
+from fedvsr.inference.scores import ClipScore
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
 from fedvsr.models.spec import ModelConfig
 from fedvsr.params import FloatVector

@@ -15,7 +15,8 @@ from ray.exceptions import RayError, RayTaskError
 from fedvsr.data.clips import Clip, Frames
 from fedvsr.federation.executors import Pending, first_line, timed_score
 from fedvsr.federation.placement import Place, Placement
-from fedvsr.inference.evaluate import ClipScore, Evaluator
+from fedvsr.inference.evaluate import Evaluator
+from fedvsr.inference.scores import ClipScore
 from fedvsr.params import FloatVector
 
 # Seconds between two checks of deadlines, of nodes, and of whether to stop.

@@ -1,10 +1,9 @@
-"""Score a global model on held-out clips, beside bicubic enlargement."""
+"""Scores networks on test clips, beside bicubic enlargement."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,29 +13,15 @@ from fedvsr.data.clips import Clip, Frames
 from fedvsr.data.degrade import bicubic_upscale, quantise
 from fedvsr.determinism import scoped_torch
 from fedvsr.inference.config import EvaluationConfig
+from fedvsr.inference.scores import ClipScore
 from fedvsr.inference.tiling import super_resolve
 from fedvsr.models.spec import ModelConfig
 from fedvsr.params import FloatVector, load_flat
 from fedvsr.training.requirements import model_spec
 
 
-@dataclass(frozen=True)
-class ClipScore:
-    """Means over the frames of one test clip."""
-
-    clip_id: str
-    num_frames: int
-    psnr_db: float
-    ssim: float
-    lpips: float | None
-    """None unless asked for."""
-    bicubic_psnr_db: float
-    bicubic_ssim: float
-    bicubic_lpips: float | None
-
-
 class Evaluator:
-    """Scores parameter vectors on fixed clips. The bicubic baseline is computed once."""
+    """Scores parameter vectors on fixed clips; the bicubic baseline is computed once."""
 
     def __init__(self, model: ModelConfig, config: EvaluationConfig, clips: Sequence[Clip]) -> None:
         self.spec = model_spec(model)
@@ -53,13 +38,13 @@ class Evaluator:
         return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
     def score(self, params: FloatVector) -> list[ClipScore]:
-        """PSNR in dB and SSIM of each test clip under the parameters (P,)."""
+        """Score each test clip with the parameters (P,)."""
         load_flat(self.network, params)
         with scoped_torch(0, self.config.num_threads):
             return [self._score(clip) for clip in self.clips]
 
     def pictures(self, params: FloatVector, clip: Clip, frame_idx: int) -> dict[str, Frames]:
-        """One frame (H, W, 3) as `bicubic`, `sr` and `gt`."""
+        """One frame (H, W, 3) of a clip as `bicubic`, `sr` and `gt`."""
         load_flat(self.network, params)
         lq, gt = scored_frames(clip, self.config)
         with scoped_torch(0, self.config.num_threads):
@@ -72,8 +57,17 @@ class Evaluator:
         if clip.clip_id not in self._baseline:
             self._baseline[clip.clip_id] = self._compare(bicubic(lq, clip.scale), gt)
         sr = super_resolve(self.network, self.spec, lq, self.config.tiles)
+        psnr_db, ssim, lpips = self._compare(sr, gt)
+        bicubic_psnr_db, bicubic_ssim, bicubic_lpips = self._baseline[clip.clip_id]
         return ClipScore(
-            clip.clip_id, len(gt), *self._compare(sr, gt), *self._baseline[clip.clip_id]
+            clip_id=clip.clip_id,
+            num_frames=len(gt),
+            psnr_db=psnr_db,
+            ssim=ssim,
+            lpips=lpips,
+            bicubic_psnr_db=bicubic_psnr_db,
+            bicubic_ssim=bicubic_ssim,
+            bicubic_lpips=bicubic_lpips,
         )
 
     def _compare(self, sr: Frames, gt: Frames) -> tuple[float, float, float | None]:
@@ -84,7 +78,10 @@ class Evaluator:
 
 
 def scored_frames(clip: Clip, config: EvaluationConfig) -> tuple[Frames, Frames]:
-    """Low-resolution frames and ground truth of a test clip that are scored, memory-mapped."""
+    """Low-resolution frames and ground truth of the part of a test clip that is scored.
+
+    Both are memory-mapped.
+    """
     first = slice(0, config.max_frames)
     lq, gt = clip.lq()[first], clip.gt()[first]
     if config.crop is not None:
@@ -102,25 +99,25 @@ def score_clip(
     luma: bool = False,
     lpips: bool = False,
 ) -> ClipScore:
-    """Score a clip frame by frame; held are the frames that `enlarge` has taken and not returned.
+    """Score a clip frame by frame; memory holds only the frames that `enlarge` is working on.
 
     Args:
         clip_id: names the clip.
         pairs: ground truth (scale * H, scale * W, 3) and low-resolution frame (H, W, 3), uint8 RGB.
-        enlarge: maps low-resolution frames to super-resolved ones, one for each, in order.
+        enlarge: maps low-resolution frames to as many super-resolved frames, in order.
         scale: the enlargement.
         luma: compare BT.601 Y.
-        lpips: score LPIPS too.
+        lpips: also score LPIPS.
     """
     waiting = deque[tuple[Frames, Frames]]()
 
-    def taken() -> Iterator[Frames]:
+    def low_resolution() -> Iterator[Frames]:
         for pair in pairs:
             waiting.append(pair)
             yield pair[1]
 
     of_sr, of_bicubic = list[tuple[float, ...]](), list[tuple[float, ...]]()
-    for sr in enlarge(taken()):
+    for sr in enlarge(low_resolution()):
         gt, lq = waiting.popleft()
         for scores, frame in ((of_sr, sr), (of_bicubic, bicubic(lq[None], scale)[0])):
             values = [metrics.psnr(frame, gt, luma), metrics.ssim(frame, gt, luma)]
@@ -141,7 +138,7 @@ def score_clip(
 
 
 def bicubic(lq_THWC: Frames, scale: int) -> Frames:
-    """The baseline: bicubic enlargement of uint8 frames, quantised again."""
+    """Enlarge uint8 frames by bicubic interpolation and quantise them: the baseline."""
     frames = [quantise(bicubic_upscale(f.astype(np.float32) / 255, scale)) for f in lq_THWC]
     return np.stack(frames)
 

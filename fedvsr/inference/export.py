@@ -1,4 +1,4 @@
-"""A trained network for others: safetensors, PyTorch's own format, or ONNX."""
+"""Writes a trained network for other programs: safetensors, PyTorch's own format, or ONNX."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from torch import Tensor
 
 from fedvsr.errors import UserError
 from fedvsr.files import replacing
+from fedvsr.inference.tiling import padded
 from fedvsr.inference.trained import Trained
 from fedvsr.models.spec import ModelSpec
 from fedvsr.training.checkpoint import save_model
 
 Format = Literal["safetensors", "torch", "onnx"]
 SUFFIXES: dict[Format, str] = {"safetensors": ".safetensors", "torch": ".pth", "onnx": ".onnx"}
-# Values are in [0, 1]: a tenth of an 8-bit step.
+# A tenth of an 8-bit step; values are in [0, 1].
 _TOLERANCE = 0.1 / 255
-# Frames and side of an ONNX file's input where none is given, before the network's size rules.
+# Default frames and side of an ONNX file's input, before padding to the network's size rules.
 _FRAMES, _SIDE = 5, 64
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The one input that an ONNX file takes, in low-resolution pixels."""
+    """Size of the one input that an ONNX file takes, in low-resolution pixels."""
 
     frames: int
     height: int
@@ -42,18 +43,18 @@ class Shape:
 def export_tensors(trained: Trained, to: Format, path: Path) -> None:
     """Write the network's tensors by name.
 
-    `safetensors` carries the configuration as a run's `model.safetensors` does; `torch` is
-    `{"params": state_dict}` as published checkpoints of VRT and RVRT are, which loads with
+    `safetensors` includes the configuration, as a run's `model.safetensors` does. `torch` writes
+    `{"params": state_dict}`, as published checkpoints of VRT and RVRT do; it loads with
     `weights_only=True`.
 
     Raises:
-        UserError: safetensors of a bare file, whose configuration is not known.
+        UserError: `to` is safetensors, and the network is a file without a configuration.
     """
     if to == "safetensors":
         if trained.config is None:
             raise UserError(
-                f"--to safetensors writes the configuration along, and {trained.name} is a file, "
-                "not a run; give the run, or --to torch"
+                f"--to safetensors needs the configuration, and {trained.name} is a file, not a "
+                "run; give the run, or --to torch"
             )
         save_model(path, trained.network, trained.config.model)
         return
@@ -64,23 +65,21 @@ def export_tensors(trained: Trained, to: Format, path: Path) -> None:
 
 def default_shape(spec: ModelSpec) -> Shape:
     """A small input that suits the network."""
-    frames = _multiple(max(_FRAMES, spec.min_frames), spec.frames_multiple)
-    side = _multiple(max(_SIDE, spec.min_size), spec.size_multiple)
-    return Shape(frames, side, side)
+    return Shape(*padded(spec, (_FRAMES, _SIDE, _SIDE)))
 
 
 def export_onnx(trained: Trained, path: Path, shape: Shape) -> float:
     """Write the network as ONNX for one shape of input, and compare it with PyTorch.
 
-    Input `lq` is `(1, T, 3, H, W)` float32 in [0, 1], output `sr` the same enlarged.
+    The input `lq` is `(1, T, 3, H, W)`, float32 in [0, 1]; the output `sr` is the enlarged clip.
 
     Returns:
-        The greatest difference from PyTorch's output on a random input, in units of the value
+        The largest difference from PyTorch's output on a random input, as a part of the value
         range.
 
     Raises:
         UserError: a package is missing, the network does not take the shape, it has an operator
-            that ONNX or onnxruntime does not, or the outputs differ.
+            that ONNX or onnxruntime lacks, or the outputs differ.
     """
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
@@ -120,7 +119,7 @@ def _write(network: torch.nn.Module, lq_BTCHW: Tensor, path: Path, name: str) ->
                 external_data=False,
                 verbose=False,
             )
-        # Whatever it raises, it is a network that it cannot express.
+        # Any exception means that the exporter cannot express the network.
         except Exception as error:
             raise UserError(
                 f"{name} cannot be written as ONNX ({_reason(error)}); export to safetensors or "
@@ -148,13 +147,9 @@ def _difference(path: Path, lq_BTCHW: Tensor, sr_BTCHW: Tensor, name: str) -> fl
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause's first line: the exporter wraps what went wrong several times."""
+    """First line of the innermost cause: the exporter wraps an exception several times."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else ""
     return f"{type(error).__name__}: {text[:200]}"
-
-
-def _multiple(value: int, of: int) -> int:
-    return -(-value // of) * of

@@ -1,4 +1,4 @@
-"""Score a trained network on a test set, or on the clips that its own run held out."""
+"""Scores a trained network on a test set, or on the clips that its own run held out."""
 
 from __future__ import annotations
 
@@ -17,42 +17,44 @@ from fedvsr.data.split import prepare
 from fedvsr.data.videos import Progress as VideoProgress
 from fedvsr.errors import UserError
 from fedvsr.inference.config import EvaluationConfig
-from fedvsr.inference.evaluate import ClipScore, score_clip, scored_frames
+from fedvsr.inference.evaluate import score_clip, scored_frames
+from fedvsr.inference.scores import ClipScore
 from fedvsr.inference.streaming import Compute, Progress, Say, super_resolve_stream
 from fedvsr.inference.trained import Trained
 
-# SSIM's window.
-_SMALLEST = 11
+# Pixels a side that SSIM's window needs.
+_MIN_SIDE = 11
 
 Pairs = Iterator[tuple[Frames, Frames]]
 
 
 @dataclass(frozen=True)
 class TestClip:
-    """Ground truth beside low-resolution frames, read anew each time."""
+    """A test clip: ground truth beside low-resolution frames."""
 
     clip_id: str
     num_frames: int
     """0 if unknown."""
     height: int
-    """Of the low-resolution frames."""
+    """Height of the low-resolution frames."""
     width: int
     pairs: Callable[[], Pairs]
+    """Reads ground truth and low-resolution frames from the start."""
 
-    # pytest takes any class of this name for one of its own.
+    # Keeps pytest from collecting the class as a test.
     __test__ = False
 
 
 def find_clips(
     gt: Sequence[str], lq: Sequence[str], scale: int, max_frames: int | None = None
 ) -> list[TestClip]:
-    """The test clips that paths name: videos, picture folders, or folders of such.
+    """Find the test clips that paths name: videos, picture folders, or folders of these.
 
-    Low-resolution frames are made by MATLAB's bicubic reduction, quantised, unless `lq` names them;
-    clips of the two are matched by name, or, where names differ, in order.
+    Clips of `gt` and `lq` are matched by name, or in order if names differ. Without `lq`,
+    low-resolution frames are made from `gt` by MATLAB's bicubic reduction, and quantised.
 
     Raises:
-        UserError: a path holds no clip, or the two do not match.
+        UserError: a path holds no clip, or `gt` and `lq` do not match.
     """
     truths = [path for name in gt for path in clips_in(Path(name))]
     names = [path.resolve().name if path.is_dir() else path.stem for path in truths]
@@ -60,16 +62,16 @@ def find_clips(
         names = [str(path) for path in truths]
     inputs: list[Path | None] = [None] * len(truths)
     if lq:
-        found = [path for name in lq for path in clips_in(Path(name))]
-        by_name = {path.stem: path for path in found}
+        lows = [path for name in lq for path in clips_in(Path(name))]
+        by_name = {path.stem: path for path in lows}
         if all(path.stem in by_name for path in truths):
             inputs = [by_name[path.stem] for path in truths]
-        elif len(found) == len(truths):
-            inputs = [*found]
+        elif len(lows) == len(truths):
+            inputs = [*lows]
         else:
             raise UserError(
-                f"there are {len(truths)} clips of ground truth and {len(found)} of --lq, "
-                "and their names differ"
+                f"there are {len(truths)} clips of ground truth and {len(lows)} of --lq, and their "
+                "names differ; give --lq as many clips, or the same names"
             )
     return [
         _test_clip(name, truth, low, scale, max_frames)
@@ -80,13 +82,13 @@ def find_clips(
 def held_out(
     trained: Trained, progress: VideoProgress, max_frames: int | None = None
 ) -> tuple[list[TestClip], EvaluationConfig]:
-    """The clips that a run held out, and how it scores them.
+    """The clips that a run held out, and its settings of scoring.
 
     Raises:
-        UserError: it is no run, or its videos are not there.
+        UserError: `trained` is not a run, or its videos are missing.
     """
     if trained.config is None:
-        raise UserError(f"{trained.name} is no run with test clips of its own; name ground truth")
+        raise UserError(f"{trained.name} is a file, not a run with test clips; name ground truth")
     config = trained.config.evaluation
     if max_frames is not None:
         config = config.model_copy(update={"max_frames": max_frames})
@@ -95,7 +97,7 @@ def held_out(
 
 
 def as_in_training(compute: Compute, config: EvaluationConfig, threads: int | None) -> Compute:
-    """Tiles and threads as a run's own evaluator has them, where nothing else is asked for."""
+    """Use the tiles and threads of the run's own evaluator, unless the user sets others."""
     if threads is None:
         torch.set_num_threads(config.num_threads)
     if compute.tiles is not None or compute.memory_bytes is not None:
@@ -113,16 +115,16 @@ def evaluate(
     begin: Callable[[str], Progress],
     say: Say,
 ) -> Iterator[ClipScore]:
-    """Score clip after clip; each streams, so memory does not grow with its length.
+    """Score clips one by one; frames are streamed, so memory does not grow with a clip's length.
 
     Args:
         trained: the network.
         clips: the test clips.
-        compute: where and in what pieces.
+        compute: the device, precision and tiles.
         luma: compare BT.601 Y.
-        lpips: score LPIPS too.
-        begin: called with a clip's name; what it returns is called with the frames done.
-        say: called with the tile that is chosen.
+        lpips: also score LPIPS.
+        begin: called with a clip's name; returns a function that is called with the frames done.
+        say: called with a line on the tile, if it is chosen here.
 
     Raises:
         UserError: a clip cannot be read, or memory does not suffice.
@@ -157,9 +159,9 @@ def _test_clip(
 ) -> TestClip:
     gt = open_clip(truth)
     height, width = gt.height // scale, gt.width // scale
-    if min(height, width) * scale < _SMALLEST:
+    if min(height, width) * scale < _MIN_SIDE:
         raise UserError(
-            f"{truth} is {gt.width} x {gt.height}; SSIM needs {_SMALLEST} pixels a side"
+            f"{truth} is {gt.width} x {gt.height}; SSIM needs {_MIN_SIDE} pixels a side"
         )
     lq = open_clip(low) if low is not None else None
     if lq is not None and (lq.height, lq.width) != (height, width):

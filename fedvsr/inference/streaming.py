@@ -1,62 +1,65 @@
-"""Super-resolve a stream of frames where and in what pieces the user, or the memory, says."""
+"""Super-resolve a stream of frames on a device and in tiles that the user, or the memory, sets."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
+from rich import filesize
 from torch import nn
 
 from fedvsr.data.clips import Frames
+from fedvsr.environment import available_bytes
 from fedvsr.errors import UserError
 from fedvsr.inference.config import TileConfig
-from fedvsr.inference.memory import CudaMeter, HostMeter, available_bytes, show_bytes, used_bytes
+from fedvsr.inference.memory import CudaMeter, HostMeter, used_bytes
 from fedvsr.inference.tile_choice import Limits, TileChooser
 from fedvsr.inference.tiling import Blend, is_out_of_memory, super_resolve_frames
 from fedvsr.models.spec import ModelSpec
 from fedvsr.precision import Precision
 
-# Called with the frames done, the frames in all (0 if unknown).
+# Called with the frames done so far and the frames in all (0 if unknown).
 Progress = Callable[[float, int], None]
 Say = Callable[[str], None]
 Device = Literal["auto", "cpu", "cuda"]
 
-# Frames that an encoder holds to look ahead, in 4:2:0.
+# Frames that an encoder holds to look ahead, and its bytes per pixel (4:2:0).
 _ENCODER_FRAMES, _ENCODER_BYTES = 64, 1.5
 
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and in what pieces a network computes."""
+    """The device, precision and tiles that a network computes with."""
 
     device: Device = "auto"
     precision: Precision = "fp32"
     blend: Blend = "ramp"
     tiles: TileConfig | None = None
-    """None: chosen by the memory there is."""
+    """None: chosen to suit the free memory."""
     memory_bytes: int | None = None
-    """Limit; None: what a GPU has free, or half of what the system has."""
+    """Memory limit; None: what the GPU has free, or half of what the system has."""
 
     @property
     def torch_device(self) -> torch.device:
         """The device.
 
         Raises:
-            UserError: there is no GPU, and one is asked for.
+            UserError: a GPU is requested, and PyTorch sees none.
         """
-        there = torch.cuda.is_available()
-        if self.device == "cuda" and not there:
+        has_gpu = torch.cuda.is_available()
+        if self.device == "cuda" and not has_gpu:
             raise UserError("--device cuda: PyTorch sees no GPU here; leave --device out")
-        return torch.device("cuda" if there and self.device != "cpu" else "cpu")
+        return torch.device("cuda" if has_gpu and self.device != "cpu" else "cpu")
 
 
 def parse_tile(text: str) -> TileConfig:
-    """`16x128`: 16 frames of 128 x 128; `16`: of whole frames.
+    """Read a tile: `16x128` is 16 frames of 128 x 128 pixels, `16` is 16 whole frames.
 
     Raises:
-        UserError: it is neither.
+        UserError: the text has another form.
     """
     frames, x, size = text.lower().partition("x")
     try:
@@ -89,40 +92,31 @@ def super_resolve_stream(
         spec: its size rules.
         lq: uint8 RGB (H, W, 3).
         shape: (T, H, W); T is 0 if it is unknown.
-        compute: where and in what pieces.
+        compute: the device, precision and tiles.
         progress: called after each tile.
-        say: called with the tile that is chosen.
+        say: called with a line on the tile, if it is chosen here.
 
     Yields:
         uint8 RGB (scale * H, scale * W, 3).
 
     Raises:
-        UserError: memory does not suffice.
+        UserError: memory does not suffice for the tile, or for any tile.
     """
     device = compute.torch_device
     network = network.to(device)
-    total, *size = shape
+    num_frames, *size = shape
 
-    def report(done: float) -> None:
-        progress(done, total)
-
+    run = partial(
+        super_resolve_frames,
+        network,
+        spec,
+        lq,
+        blend=compute.blend,
+        precision=compute.precision,
+        progress=lambda done: progress(done, num_frames),
+    )
     if compute.tiles is not None:
-        try:
-            yield from super_resolve_frames(
-                network,
-                spec,
-                lq,
-                compute.tiles,
-                blend=compute.blend,
-                precision=compute.precision,
-                progress=report,
-            )
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise UserError(
-                "memory does not suffice for this tile; give a smaller one, or leave --tile out"
-            ) from None
+        yield from _refuse_too_large(run(compute.tiles))
         return
     meter = HostMeter() if device.type == "cpu" else CudaMeter()
     try:
@@ -133,27 +127,30 @@ def super_resolve_stream(
             _limits(compute, device, size[0] * size[1] * spec.scale**2),
             meter,
             compute.precision,
-            total,
+            num_frames,
         )
         chosen = chooser.choose()
         say(chooser.describe(chosen))
-        yield from super_resolve_frames(
-            network,
-            spec,
-            lq,
-            chosen,
-            blend=compute.blend,
-            precision=compute.precision,
-            budget=_Saying(chooser, say),
-            progress=report,
-        )
+        yield from run(chosen, budget=_Announced(chooser, say))
     finally:
         if isinstance(meter, HostMeter):
             meter.close()
 
 
-class _Saying:
-    """A budget that says when it makes tiles smaller."""
+def _refuse_too_large(frames: Iterator[Frames]) -> Iterator[Frames]:
+    """Frames of tiles that the user sets; running out of memory is an error in one line."""
+    try:
+        yield from frames
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            "memory does not suffice for this tile; give a smaller one, or leave --tile out"
+        ) from None
+
+
+class _Announced:
+    """A budget that announces smaller tiles."""
 
     def __init__(self, chooser: TileChooser, say: Say) -> None:
         self.chooser, self.say = chooser, say
@@ -168,18 +165,18 @@ class _Saying:
 
 
 def _limits(compute: Compute, device: torch.device, sr_pixels: int) -> Limits:
-    """What the network and the frames in progress may take more than is taken now."""
+    """What the network and the frames in progress may take beyond what is taken now."""
     encoder = int(_ENCODER_FRAMES * _ENCODER_BYTES * sr_pixels)
     host = available_bytes() // 2 - encoder
-    asked = compute.memory_bytes
+    limit = compute.memory_bytes
     if device.type == "cpu":
-        room = host if asked is None else asked - used_bytes() - encoder
-        if room <= 0:
+        free = host if limit is None else limit - used_bytes() - encoder
+        if free <= 0:
             raise UserError(
-                f"{show_bytes(asked or available_bytes() // 2)} do not suffice: the program and "
-                f"the network take {show_bytes(used_bytes())}, encoding about "
-                f"{show_bytes(encoder)}; raise --memory"
+                f"{filesize.decimal(limit or available_bytes() // 2)} do not suffice: the program "
+                f"and the network take {filesize.decimal(used_bytes())}, encoding about "
+                f"{filesize.decimal(encoder)}; raise --memory"
             )
-        return Limits(room, room, shared=True)
+        return Limits(free, free, shared=True)
     free = torch.cuda.mem_get_info(device)[0]
-    return Limits(free if asked is None else min(asked, free), host, shared=False)
+    return Limits(free if limit is None else min(limit, free), host, shared=False)

@@ -1,4 +1,4 @@
-"""Choose the tile by what the network is measured to take of memory.
+"""Chooses the tile by measuring how much memory the network takes.
 
 T frames, H x W low-resolution height and width.
 """
@@ -12,11 +12,12 @@ from itertools import product
 from math import ceil
 
 import torch
+from rich import filesize
 from torch import nn
 
 from fedvsr.errors import UserError
 from fedvsr.inference.config import TileConfig
-from fedvsr.inference.memory import Meter, show_bytes
+from fedvsr.inference.memory import Meter
 from fedvsr.inference.tiling import (
     is_out_of_memory,
     multiple_of,
@@ -31,42 +32,43 @@ from fedvsr.precision import Precision
 _FRAMES = (40, 32, 24, 20, 16, 12, 10, 8, 6, 5, 4, 3, 2, 1)
 _SIZES = (None, 768, 640, 512, 448, 384, 320, 256, 224, 192, 160, 128, 112, 96, 80, 64, 48, 32, 16)
 _OVERLAP_FRAMES, _OVERLAP = 2, 16
-# Of a limit, what a tile may be predicted to take: the rest is for what the measure misses.
-_CAREFUL = 0.9
-# A probe is large enough once it takes so much memory, or so long.
+# Part of the limit that a tile may be predicted to take; the rest is for what probes miss.
+_SAFE_PART = 0.9
+# A probe that takes this much memory, or this long, is large enough.
 _CLEAR_BYTES, _CLEAR_S = 256 << 20, 5.0
 _WARM_UP_S = 1.0
-# Sums and weights of a frame in progress, and a byte of output each channel.
+# For a frame in progress: three sums and a weight in float32, and three bytes of output.
 _HELD_BYTES_PER_PIXEL = 3 * 4 + 4 + 3
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bytes that may be taken, beyond what is taken before the first probe."""
+    """Bytes that may be taken beyond what is taken before the first probe."""
 
     device: int
-    """By the network, where it computes."""
+    """Limit of the network, on the device that computes."""
     host: int
-    """By the frames in progress."""
+    """Limit of the frames in progress."""
     shared: bool
-    """The device is the host: the two come out of one."""
+    """Whether the device is the host, so that both share one limit."""
 
 
 @dataclass(frozen=True)
 class _Point:
-    """What a probe took."""
+    """Memory and time that a probe took."""
 
     frames: int
     pixels: int
     taken: int
-    """Bytes over the base."""
+    """Bytes beyond those taken before it."""
     wall_s: float
 
 
 class TileChooser:
     """Fits bytes = a + H W (b + c T) to probes, and takes the tile that computes least per frame.
 
-    Networks that keep few features of a frame, but much while they compute one, need both b and c.
+    Both b and c are needed: some networks keep few features of a frame, but much while they compute
+    one.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class TileChooser:
         precision: Precision = "fp32",
         num_frames: int = 0,
     ) -> None:
-        # Of a clip that is known to be short, no longer tiles are considered.
+        # A tile need not be longer than the clip, if its length is known.
         self.most_frames = padded(spec, (min(num_frames or _FRAMES[0], _FRAMES[0]), 1, 1))[0]
         self.network, self.spec, self.precision = network, spec, precision
         self.canvas = padded(spec, (1, *size))[1:]
@@ -92,21 +94,23 @@ class TileChooser:
         """Probe, then choose the tile.
 
         Raises:
-            UserError: not even the smallest fits.
+            UserError: not even the smallest tile fits.
         """
         self._probe()
         self.meter.reset()
-        return self._best(_CAREFUL)
+        return self._best(_SAFE_PART)
 
     def kept(self) -> bool:
         """Whether memory has stayed within the limit since the tile was chosen."""
         return self.meter.peak() - self.base <= self.limits.device
 
     def smaller(self, tiles: TileConfig) -> TileConfig:
-        """Tiles that are predicted to take half of what grows with them, or the smallest.
+        """The cheapest tile predicted to take at most half the memory of `tiles`, or the smallest.
+
+        Memory that does not depend on the tile is not counted.
 
         Raises:
-            UserError: there are none.
+            UserError: `tiles` are the smallest.
         """
         options, now = self._options(), self._growing(tiles)
         smallest = min(options, key=self._growing)
@@ -117,20 +121,20 @@ class TileChooser:
         return min(half, key=self._cost, default=smallest)
 
     def describe(self, tiles: TileConfig) -> str:
-        """One line on a tile."""
+        """A tile's size and memory in one line."""
         frames, height, width = self._shape(tiles)
         whole = " (whole frames)" if (height, width) == self.canvas else ""
         need = self._device_bytes(tiles) + self.limits.shared * self._host_bytes(tiles)
         return (
-            f"tiles of {frames} frames of {width} x {height}{whole}, about {show_bytes(need)} "
-            f"of {show_bytes(self.limits.device)}"
+            f"tiles of {frames} frames of {width} x {height}{whole}, about "
+            f"{filesize.decimal(round(need))} of {filesize.decimal(self.limits.device)}"
         )
 
     def _probe(self) -> None:
-        """Fit `_per_*`: over larger and larger tiles of few frames, then over more frames."""
+        """Fit `_fixed` and `_per_*`: over larger tiles of few frames, then over more frames."""
         frames = padded(self.spec, (2, 1, 1))[0]
         size = multiple_of(max(32, self.spec.min_size), self.spec.size_multiple)
-        # The first call ever also makes what the later ones share; a slow one is not repeated.
+        # The first call also sets up what later calls share, so it is repeated, unless it was slow.
         points = [self._measure(frames, size)]
         points = [points[0] if points[0].wall_s > _WARM_UP_S else self._measure(frames, size)]
         while size < max(self.canvas) and not (len(points) > 1 and self._clear(points[-1])):
@@ -141,7 +145,7 @@ class TileChooser:
             frames = min(self.most_frames, multiple_of(2 * frames, self.spec.frames_multiple))
             longer.append(self._measure(frames, size))
         pixels = longer[-1].pixels
-        # At the least, the tile itself as float32, in and out.
+        # At least the tile itself as float32, input and output.
         least = 12 * (1 + self.spec.scale**2)
         per_frame = max(_slope(longer, [p.frames for p in longer]) / pixels, least)
         by_size = _slope(points, [p.pixels for p in points])
@@ -151,7 +155,7 @@ class TileChooser:
         self._fixed = max(0.0, longer[-1].taken - grown)
 
     def _clear(self, point: _Point) -> bool:
-        """Whether a probe was large enough to tell, and the next one might be too large."""
+        """Whether a probe was large enough to fit by; the next might be too large."""
         large = 4 * point.taken > self.limits.device
         return large or point.taken > _CLEAR_BYTES or point.wall_s > _CLEAR_S
 
@@ -213,9 +217,9 @@ class TileChooser:
         return self._device_bytes(tiles) - self._fixed + self._host_bytes(tiles)
 
     def _cost(self, tiles: TileConfig) -> tuple[float, int]:
-        """Pixels computed for each frame that is finished; of equals, the longer tile.
+        """Pixels computed for each finished frame; the longer tile wins a tie.
 
-        Smaller tiles overlap less, but see less, so the full overlap is counted for all.
+        Smaller tiles overlap less, but see less, so the full overlap is counted for all tiles.
         """
         frames, *sides = self._shape(tiles)
         per_window = float(frames)
@@ -231,13 +235,14 @@ class TileChooser:
     def _too_little(self, tiles: TileConfig) -> UserError:
         frames, height, width = self._shape(tiles)
         return UserError(
-            f"{show_bytes(self.limits.device)} do not suffice for this network: a tile of {frames} "
-            f"frames of {width} x {height} takes more; raise --memory, or try --precision bf16"
+            f"{filesize.decimal(self.limits.device)} do not suffice for this network: a tile of "
+            f"{frames} frames of {width} x {height} takes more; raise --memory, or try --precision "
+            "bf16"
         )
 
 
 def _slope(points: Sequence[_Point], by: Sequence[int]) -> float:
-    """Bytes by which the last probe took more than the one before, per unit of `by`."""
+    """Bytes that the last probe took more than the one before it, per unit of `by`."""
     if len(points) < 2 or by[-1] == by[-2]:
         return 0.0
     return max(0, points[-1].taken - points[-2].taken) / (by[-1] - by[-2])

@@ -1,4 +1,4 @@
-"""Super-resolve clips of any length and size, frame after frame, in tiles of space and time.
+"""Super-resolves clips of any length and size frame by frame, in tiles of space and time.
 
 T frames, C channels, H x W height and width. Frames are uint8 RGB (H, W, 3).
 """
@@ -23,19 +23,23 @@ from fedvsr.mirror import mirrored
 from fedvsr.models.spec import ModelSpec
 from fedvsr.precision import Precision, autocast
 
-# Called with the frames done so far, those of a window in progress in part.
+# Called with the frames done so far; the frames of a window in progress count in part.
 Progress = Callable[[float], None]
 Blend = Literal["mean", "ramp"]
 
 
 class Budget(Protocol):
-    """Watches memory, and knows what to do when a tile takes too much."""
+    """A limit on memory, and the tiles to continue with when one exceeds it."""
 
     def kept(self) -> bool:
         """Whether the last tiles stayed within the limit."""
 
     def smaller(self, tiles: TileConfig) -> TileConfig:
-        """Tiles that take about half the memory; raises UserError if there are none."""
+        """Tiles that take about half the memory.
+
+        Raises:
+            UserError: `tiles` are the smallest.
+        """
 
 
 def super_resolve(
@@ -44,7 +48,7 @@ def super_resolve(
     """Super-resolve a clip that is in memory; see `super_resolve_frames`.
 
     Args:
-        network: as there.
+        network: the network, on the device that computes.
         spec: its size rules.
         lq_THWC: uint8 RGB low-resolution frames.
         tiles: the tiles.
@@ -66,22 +70,23 @@ def super_resolve_frames(
     budget: Budget | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Frames]:
-    """Super-resolve frames as they come; each leaves when no further tile reaches it.
+    """Super-resolve frames as they arrive; a frame is yielded once no further tile covers it.
 
-    A window of `tiles.frames` frames slides over the clip and is cut into tiles of space. Held at a
-    time are its frames and the sums of its outputs, whatever the clip's length, which need not be
-    known. Frames are padded by mirroring to what the network takes, and cropped afterwards.
+    A window of `tiles.frames` frames slides over the clip and is cut into tiles of space. Memory
+    holds the frames of one window and the sums of its outputs, whatever the clip's length, which
+    need not be known. Frames are padded by mirroring to a size that the network takes, and cropped
+    afterwards.
 
     Args:
         network: maps (1, T, 3, H, W) in [0, 1] to (1, T, 3, scale * H, scale * W).
         spec: its size rules.
         lq: uint8 RGB low-resolution frames of one size.
         tiles: the tiles.
-        blend: what tiles count for where they overlap in space: the same throughout, or less
-            towards their inner edges, which leaves no seams.
-        precision: what the network computes in.
-        budget: asked for smaller tiles when these take too much memory; the window is then begun
-            again, and no frame is lost. Without one the error is passed on.
+        blend: weight of tiles that overlap in space: "mean" weighs all pixels alike, "ramp" lowers
+            the weight towards a tile's inner edges, which leaves no seams.
+        precision: the precision that the network computes in.
+        budget: gives smaller tiles when `tiles` take too much memory; the window is then computed
+            again, and no frame is lost. Without a budget the error is raised.
         progress: called after each tile.
 
     Yields:
@@ -95,21 +100,21 @@ def super_resolve_frames(
     while not final:
         start, stop, final = _window(clip, tiles, start)
         while clip.first < start:
-            yield clip.leave()
+            yield clip.finish_first()
         complete = _fill(run, clip, range(start, stop), tiles, blend, budget, progress)
         if budget and not (complete and (final or budget.kept())):
             tiles = budget.smaller(tiles)
         if complete:
             start += max(1, stop - start - tiles.overlap_frames)
         else:
-            # What the window's first tiles gave stays in the average: it is as good as the rest.
+            # Outputs of the window's first tiles stay in the average: they are as good as the rest.
             final = False
     while clip.first < clip.num_read:
-        yield clip.leave()
+        yield clip.finish_first()
 
 
 def tile_shape(spec: ModelSpec, tiles: TileConfig, clip: tuple[int, ...]) -> tuple[int, ...]:
-    """(T, H, W) of the tiles that a network takes of a padded clip of (T, H, W)."""
+    """(T, H, W) of the tiles into which a padded clip of (T, H, W) is cut."""
     wanted = (tiles.frames, tiles.size, tiles.size)
     least = padded(spec, (1, 1, 1))
     return tuple(
@@ -119,19 +124,19 @@ def tile_shape(spec: ModelSpec, tiles: TileConfig, clip: tuple[int, ...]) -> tup
 
 
 def padded(spec: ModelSpec, clip: tuple[int, ...]) -> tuple[int, ...]:
-    """(T, H, W) of a clip once it is padded to what the network takes."""
+    """(T, H, W) of a clip after padding to a size that the network takes."""
     least = (spec.min_frames, spec.min_size, spec.min_size)
     sizes = zip(clip, least, _steps(spec), strict=True)
     return tuple(multiple_of(max(n, low), step) for n, low, step in sizes)
 
 
 def multiple_of(n: int, step: int) -> int:
-    """The least multiple of `step` that is no less than `n`."""
+    """The smallest multiple of `step` that is at least `n`."""
     return -(-n // step) * step
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory was short, on the CPU or a GPU."""
+    """Whether an error means that memory ran out, on the CPU or a GPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
@@ -142,7 +147,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @dataclass
 class _Output:
-    """What tiles have given for a frame so far."""
+    """Weighted sum of the tiles of a frame so far."""
 
     total: Tensor
     """(C, H, W)."""
@@ -151,7 +156,7 @@ class _Output:
 
 
 class _Clip:
-    """The frames in reach, padded in space, and the outputs from frame `first` on."""
+    """The frames that windows may still need, padded in space, and the outputs from `first` on."""
 
     def __init__(self, lq: Iterable[Frames], spec: ModelSpec) -> None:
         self.source, self.spec = iter(lq), spec
@@ -162,7 +167,7 @@ class _Clip:
         self.padded: tuple[int, ...] = ()
 
     def reach(self, num_frames: float) -> bool:
-        """Read until there are so many frames, or to the end; whether there are."""
+        """Read until the clip has `num_frames` frames, or ends; return whether it has them."""
         while not self.ended and self.num_read < num_frames:
             frame = next(self.source, None)
             if frame is None:
@@ -178,7 +183,7 @@ class _Clip:
         return self.num_read >= num_frames
 
     def window(self, times: range) -> Tensor:
-        """uint8 (T, H, W, 3). Past the clip's end it is mirrored, the last frame repeated."""
+        """Frames, uint8 (T, H, W, 3). Past its end the clip is mirrored, last frame repeated."""
         indices = (mirrored(t, self.num_read) for t in times)
         # The newest frame is the last of the queue.
         return torch.stack([self.frames[i - self.num_read] for i in indices])
@@ -186,7 +191,7 @@ class _Clip:
     def add(
         self, sr_TCHW: Tensor, time: int, rows: slice, columns: slice, weight_HW: Tensor | None
     ) -> None:
-        """Add a tile's output, of the frames from `time` on; what is past the end is dropped."""
+        """Add a tile's output for the frames from `time` on; frames past the end are dropped."""
         for frame_idx, sr_CHW in zip(range(time, self.num_read), sr_TCHW, strict=False):
             if frame_idx - self.first == len(self.outputs):
                 sides = [side * self.spec.scale for side in self.padded]
@@ -199,11 +204,11 @@ class _Clip:
                 output.total[:, rows, columns].addcmul_(sr_CHW, weight_HW)
                 output.weight[rows, columns] += weight_HW
 
-    def leave(self) -> Frames:
-        """Take the first output out, finished: uint8 RGB (scale * H, scale * W, 3)."""
+    def finish_first(self) -> Frames:
+        """Remove the first output and return it, uint8 RGB (scale * H, scale * W, 3)."""
         output = self.outputs.popleft()
         self.first += 1
-        # As many frames behind are kept as the end may be mirrored by.
+        # Mirroring at the end may need this many frames before the first.
         while len(self.frames) > self.num_read - self.first + self.spec.frames_multiple - 1:
             self.frames.popleft()
         height, width = (side * self.spec.scale for side in self.size)
@@ -213,7 +218,10 @@ class _Clip:
 
 
 def _window(clip: _Clip, tiles: TileConfig, start: int) -> tuple[int, int, bool]:
-    """The window at `start` and whether it is the last, which is moved back to end at the end."""
+    """Start and stop of the window at `start`, and whether it is the last.
+
+    The last window is moved back to stop at the clip's end.
+    """
     spec = clip.spec
     if tiles.frames is None:
         clip.reach(inf)
@@ -236,7 +244,7 @@ def _fill(
     budget: Budget | None,
     progress: Progress | None,
 ) -> bool:
-    """Compute a window's tiles; False if memory did not suffice for all of them."""
+    """Compute a window's tiles; return False if memory did not suffice for all of them."""
     lq_THWC, scale = clip.window(times), clip.spec.scale
     _, height, width = tile_shape(clip.spec, tiles, (len(times), *clip.padded))
     rows, columns = (
@@ -270,7 +278,7 @@ def _fill(
 def run_tile(
     network: nn.Module, device: torch.device, precision: Precision, part_THWC: Tensor
 ) -> Tensor:
-    """A tile through the network: uint8 (T, H, W, 3) to float32 (T, C, H, W) on the host."""
+    """Run the network on a tile: uint8 (T, H, W, 3) to float32 (T, C, H, W) on the host."""
     lq_BTCHW = part_THWC.permute(0, 3, 1, 2)[None].to(device).float().div_(255)
     with autocast(device, precision):
         sr_BTCHW: Tensor = network(lq_BTCHW)
@@ -291,7 +299,7 @@ def _extended(frame: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _ramp(start: int, size: int, whole: int, overlap: int, scale: int) -> Tensor:
-    """Weights (size * scale,) of a tile along an axis: 1, but rising where another tile ends."""
+    """Weights (size * scale,) of a tile along an axis: 1, or lower where another tile overlaps."""
     weight, rise = torch.ones(size * scale), overlap * scale
     ramp = (torch.arange(rise) + 0.5) / max(1, rise)
     if start > 0:
@@ -302,5 +310,5 @@ def _ramp(start: int, size: int, whole: int, overlap: int, scale: int) -> Tensor
 
 
 def _starts(n: int, size: int, overlap: int) -> list[int]:
-    """Where the tiles of an axis start. The last one ends at its end, so every tile is whole."""
+    """Starts of the tiles of an axis; the last one ends with the axis, so every tile is whole."""
     return sorted({*range(0, n - size, max(1, size - overlap)), n - size})

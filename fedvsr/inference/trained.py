@@ -1,4 +1,4 @@
-"""Find a trained network: a run by its id, a run's folder, or a file."""
+"""Finds a trained network by a run's id, a run's folder, or a file."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ class Trained:
     name: str
     """The run's id, or the file."""
     origin: str
-    """One line on where the weights are from."""
+    """Where the weights come from, in one line."""
     model: str
-    """The network's name; empty where a released file's tensors alone say what it is."""
+    """The network's name; empty for a file whose tensors alone identify the network."""
     config: ExperimentConfig | None
-    """The run's configuration."""
+    """The run's configuration; None for a file."""
 
 
 def find_trained(
     name: str, results: Path, model: str | None = None, settings: Sequence[str] = ()
 ) -> Trained:
-    """Load the network that `name` stands for.
+    """Load a network by name.
 
     Args:
-        name: a run's id below `results`, a run's folder, or a file of weights.
+        name: the id of a run in `results`, a run's folder, or a file of weights.
         results: the folder of runs.
-        model: the network's name, for a bare file of a configuration of your own.
-        settings: its settings, such as `channels=32`.
+        model: the network's name, for a bare file whose configuration is not a packaged one.
+        settings: the network's settings, such as `channels=32`.
 
     Raises:
-        UserError: there is no such run or file, or it fits no network.
+        UserError: the run or file is missing, or fits no network.
     """
     if settings and model is None:
         raise UserError("--set changes the network's settings; name the network with --model")
@@ -52,12 +52,12 @@ def find_trained(
     folder = path if path.is_dir() else results / name
     if folder.is_dir() and not path.is_file():
         if model is not None:
-            raise UserError(f"{name} is a run, which knows its network; leave --model out")
-        return _of_run(folder)
+            raise UserError(f"{name} is a run, whose network is known; leave --model out")
+        return _from_run(folder)
     if not path.is_file():
         raise UserError(
             f"there is no checkpoint {name}: no file, no run's folder, and no run in {results}/ "
-            "(`fedvsr list` shows those there are; --results names another folder)"
+            "(`fedvsr list` shows the runs; --results names another folder)"
         )
     if path.parent.name == "checkpoints" and (path.parent.parent / "config.yaml").is_file():
         raise UserError(f"{path} is part of a run; give the run's folder, {path.parent.parent}")
@@ -66,10 +66,10 @@ def find_trained(
     return Trained(network, _spec(network), str(path), f"{path}", model or "", None)
 
 
-def _of_run(folder: Path) -> Trained:
+def _from_run(folder: Path) -> Trained:
     settings = folder / "config.yaml"
     if not settings.is_file():
-        raise UserError(f"{folder} is no run's folder: it has no config.yaml")
+        raise UserError(f"{folder} is not a run's folder: config.yaml is missing")
     # An older version may have recorded settings that have no effect.
     config, name = load_effective(str(settings))[0], folder.resolve().name
     finished = folder / "model.safetensors"

@@ -1,4 +1,4 @@
-"""Super-resolve a real clip: read, enlarge and write it frame by frame."""
+"""Super-resolves a video or a folder of pictures: reads, enlarges and writes frame by frame."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from fedvsr.inference.trained import Trained
 
 @dataclass(frozen=True)
 class Output:
-    """Where a clip goes."""
+    """Where and how an enlarged clip is written."""
 
     path: Path
     is_video: bool
-    """A video, with a suffix of `CONTAINERS`; else a folder of pictures."""
+    """Whether `path` is a video, with a suffix of `CONTAINERS`, or a folder of pictures."""
     names: str = PICTURE_NAMES
-    """The pictures' names, by frame index from 0."""
+    """Pattern of the pictures' names, by frame index from 0."""
     keep_names: bool = False
-    """Name pictures as the source's are named."""
+    """Give pictures the names of the source's pictures."""
     sound: bool = False
     """Copy the source's sound, if it is a video with sound."""
     codec: VideoCodec = field(default_factory=VideoCodec)
@@ -45,10 +45,10 @@ class Output:
 def choose_output(
     source: Source, scale: int, out: str | None, sound: bool, codec: VideoCodec, overwrite: bool
 ) -> Output:
-    """Where a clip's enlargement goes: what `--out` says, or beside the source.
+    """Choose where an enlarged clip is written: to `out`, or beside the source.
 
     Raises:
-        UserError: the place is taken, is the source itself, or cannot be what is asked for.
+        UserError: the path exists, is the source itself, or has a format that is not written.
     """
     video = isinstance(source, Video)
     sound = sound and isinstance(source, Video) and source.has_sound
@@ -81,13 +81,13 @@ def upscale(
     progress: Progress,
     say: Say,
 ) -> int:
-    """Enlarge a clip into `output`; nothing is left there unless it is whole.
+    """Enlarge a clip into `output`, which is written only if every frame is.
 
     Returns:
         The number of frames.
 
     Raises:
-        UserError: a frame cannot be read, the output not written, or memory does not suffice.
+        UserError: a frame cannot be read, the output cannot be written, or memory does not suffice.
     """
     times, done = deque[int](), 0
 
@@ -112,15 +112,19 @@ def _require_free(source: Source, output: Output, overwrite: bool) -> None:
     if inside == source.path.resolve():
         raise UserError(f"{path} is the input; write to another place with --out")
     if not path.parent.is_dir():
-        raise UserError(f"there is no folder {path.parent} to write {path.name} into")
+        raise UserError(f"cannot write {path.name}: there is no folder {path.parent}; create it")
     if not path.exists():
         return
     if not overwrite:
-        raise UserError(f"{path} is there already; --overwrite replaces it")
+        raise UserError(f"{path} exists; replace it with --overwrite, or name another with --out")
     if path.is_dir() == output.is_video:
-        raise UserError(f"{path} is there and is {'a folder' if path.is_dir() else 'no folder'}")
+        kinds = ("a folder", "a file") if path.is_dir() else ("a file", "a folder")
+        raise UserError(f"{path} is {kinds[0]}, not {kinds[1]}; name another path with --out")
     if path.is_dir() and any(file.suffix.lower() != ".png" for file in path.iterdir()):
-        raise UserError(f"{path} holds more than PNG pictures; it is not replaced")
+        raise UserError(
+            f"{path} holds other files than PNG pictures, so it is not replaced; name another with "
+            "--out"
+        )
 
 
 @contextmanager

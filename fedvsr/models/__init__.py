@@ -1,56 +1,64 @@
-"""The networks, one a file: the file's name is the configuration's `model.name`.
+"""The networks: one module each, whose name is the configuration's `model.name`.
 
-A file holds `Config`, a section; `Model`, built from it alone, which maps low-resolution clips
-`(B, T, 3, H, W)` in [0, 1] to `(B, T, 3, scale * H, scale * W)`, keeps its size rules as `spec` and
-says by `compiled_layers` which layers are worth compiling (none: the whole); and `spec(config)`,
-the size rules without the network. `Config.sizes` are the packaged configurations, each with the
-recipe that it is trained by.
+A network's module holds three things. `Config` is its section; `Config.sizes` are the packaged
+configurations, each with its training recipe. `spec(config)` gives the size rules. `Model(config)`
+maps low-resolution clips `(B, T, 3, H, W)` in [0, 1] to `(B, T, 3, scale * H, scale * W)`, keeps
+its size rules as `spec`, and lists in `compiled_layers` the kinds of layers to compile (empty: the
+whole network).
+
+A package may keep `Model` in a submodule `network`. Its settings can then be read without importing
+torch, which takes over a second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from fedvsr.errors import UserError
 from fedvsr.lookup import load, names
-from fedvsr.models._checkpoint import first_difference, load_tensors, read_tensors
-from fedvsr.models._flow import load_flow_weights
 from fedvsr.models.spec import FlowModelConfig, ModelConfig
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-def build(name: str, **config: Any) -> nn.Module:
+
+def build(name: str, **config: object) -> nn.Module:
     """Build the network `name` from its configuration keys.
 
-    Its weights are fresh, but for those that the keys `weights` and `flow_weights` name.
+    Its weights are fresh, except those that the keys `weights` and `flow_weights` name.
 
     Raises:
-        UserError: there is no such network, or a file does not fit it.
-        pydantic.ValidationError: a key is unknown or its value out of bounds.
+        UserError: the network is unknown, or a file does not fit it.
+        pydantic.ValidationError: a key is unknown, or its value is out of bounds.
     """
-    settings: ModelConfig = load(__name__, name).Config(**config)
+    settings = _section(name, config)
     network = build_fresh(settings)
     load_start(network, settings)
     return network
 
 
 def build_fresh(config: ModelConfig) -> nn.Module:
-    """Build the network of a `models/<name>.py` section; no file is read."""
-    network: nn.Module = load(__name__, config.name).Model(config)
+    """Build the network of a section with fresh weights, without reading files."""
+    module = load(__name__, config.name)
+    if not hasattr(module, "Model"):
+        module = import_module(f"{module.__name__}.network")
+    network: nn.Module = module.Model(config)
     return network
 
 
 def load_start(network: nn.Module, config: ModelConfig) -> None:
-    """Load the weights that the section names to start from, if it names any.
+    """Load the initial weights that the section names, if any.
 
     Raises:
         UserError: a file cannot be read, or does not fit the network.
     """
+    from fedvsr.models._checkpoint import load_tensors, read_tensors
+    from fedvsr.models._flow import load_flow_weights
+
     if config.weights is not None:
         path = Path(config.weights).expanduser()
         load_tensors(network, read_tensors(path)[0], path)
@@ -59,7 +67,7 @@ def load_start(network: nn.Module, config: ModelConfig) -> None:
 
 
 def flow_from_scratch(config: ModelConfig) -> bool:
-    """Whether a network that estimates optical flow begins without weights for that."""
+    """Whether a network estimates optical flow and starts without weights for it."""
     if not isinstance(config, FlowModelConfig):
         return False
     return config.weights is None and config.flow_weights is None
@@ -68,23 +76,25 @@ def flow_from_scratch(config: ModelConfig) -> bool:
 def load_checkpoint(path: str | Path, config: ModelConfig | None = None) -> nn.Module:
     """Load a trained network, in evaluation mode.
 
-    Understands the `model.safetensors` of a run, and what `torch.save` wrote: bare, in a wrapper
-    `params`, `params_ema` or `state_dict`, with or without the prefix `module.`. The latter says
-    nothing of its configuration: it is the packaged one that has the same tensors, so released
-    checkpoints of VRT, RVRT and IART need no more than the path.
+    It reads the `model.safetensors` of a run, and files of `torch.save`: bare, in a wrapper
+    `params`, `params_ema` or `state_dict`, with or without the prefix `module.`. A file of
+    `torch.save` names no configuration; the packaged configuration with the same tensors is used,
+    so released checkpoints of VRT, RVRT and IART need only the path.
 
     Args:
         path: the file.
-        config: the network's section, for a checkpoint of a configuration of your own.
+        config: the network's section, for a checkpoint whose configuration is not packaged.
 
     Raises:
-        UserError: the file cannot be read, or fits no known network; the message names the first
-            tensor that is missing, of another shape, or unexpected in the nearest one.
+        UserError: the file cannot be read, or fits no known network. The message names the nearest
+            network and the first tensor that is missing, of another shape, or unexpected.
     """
+    from fedvsr.models._checkpoint import load_tensors, read_tensors
+
     path = Path(path)
-    tensors, metadata = read_tensors(path)
-    if config is None and "model" in metadata:
-        config = _section(metadata["model"])
+    tensors, settings = read_tensors(path)
+    if config is None and settings:
+        config = _section(str(settings["name"]), settings)
     if config is None:
         config = _identify(tensors, path)
     network = build_fresh(config)
@@ -99,13 +109,15 @@ def packaged(name: str) -> Iterator[ModelConfig]:
         yield module.Config(size=size)
 
 
-def _section(settings: dict[str, Any]) -> ModelConfig:
-    section: ModelConfig = load(__name__, settings["name"]).Config(**settings)
+def _section(name: str, settings: Mapping[str, object]) -> ModelConfig:
+    section: ModelConfig = load(__name__, name).Config(**settings)
     return section
 
 
 def _identify(tensors: dict[str, Tensor], path: Path) -> ModelConfig:
-    """The packaged configuration that has the tensors found."""
+    """The packaged configuration with the same tensors."""
+    from fedvsr.models._checkpoint import first_difference
+
     nearest: tuple[int, str, str] | None = None
     for name in names(__name__):
         for config in packaged(name):
@@ -118,14 +130,18 @@ def _identify(tensors: dict[str, Tensor], path: Path) -> ModelConfig:
                 nearest = (fitting, f"{name} ({config.size})", difference)
     assert nearest is not None
     if nearest[0] == 0:
-        raise UserError(f"{path} is no checkpoint of a known network: {', '.join(names(__name__))}")
+        raise UserError(
+            f"{path} is not a checkpoint of a known network ({', '.join(names(__name__))})"
+        )
     raise UserError(
-        f"{path} fits no packaged network; as the nearest, {nearest[1]}, it {nearest[2]}"
+        f"{path} fits no packaged network: compared with the nearest, {nearest[1]}, it {nearest[2]}"
     )
 
 
 @lru_cache(maxsize=32)
 def _state_of(config: ModelConfig) -> dict[str, Tensor]:
-    # Shapes are all that is asked for: no memory, no random draws.
+    import torch
+
+    # Only shapes are needed: no memory, no random draws.
     with torch.device("meta"):
         return build_fresh(config).state_dict()

@@ -1,4 +1,4 @@
-"""Mutual and self attention in windows that also move in time, as in VRT (Liang et al. 2024).
+"""Mutual and self attention in windows that also shift in time, as in VRT (Liang et al. 2024).
 
 B clips, D frames, H x W the tensor's own height and width, C channels; a window is (frames, rows,
 columns) with n tokens, row-major with frames slowest. W windows are counted over all clips.
@@ -15,38 +15,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedvsr.models._windows import (
-    Kept,
-    Window,
-    biased_attention,
-    recompute_plain,
-    relative_position_index,
-)
-
-# Added to the logits of pairs that a cyclic shift brought together.
-_SEPARATE = -100.0
+from fedvsr.models._recompute import Kept, recompute_plain
+from fedvsr.models._windows import SEPARATE, biased_attention, relative_position_index
+from fedvsr.models.spec import Window
 
 
 @dataclass(frozen=True, eq=False)
 class WindowPlan:
     """How a feature map of one size is cut into windows.
 
-    A cyclic shift brings strangers together only in the last window of a shifted axis, so there are
-    at most eight different masks. The windows are ordered by mask, which lets one bias serve many
-    of them: a mask for each window would take hundreds of megabytes.
+    A cyclic shift brings distant tokens together only in the last window of a shifted axis, so
+    there are at most eight different masks. The windows are ordered by mask, so that one bias
+    serves many of them: a mask for each window would take hundreds of megabytes.
     """
 
     size: Window
     window: Window
-    """The window, on short axes cut down to their size."""
+    """The window, no longer than the feature map along any axis."""
     shift: Window
     padded: Window
     """The size, rounded up to whole windows."""
     order: Tensor | None
-    """Positions (d, h, w order) of the windows in the order of their masks; None: as they are."""
+    """Positions of the windows (d, h, w order), sorted by their masks; None: not reordered."""
     inverse: Tensor | None
     groups: tuple[tuple[int, Tensor | None], ...]
-    """For each mask the number of windows of a clip, and the mask (n, n), None where all zero."""
+    """For each mask: a clip's number of windows, and the mask (n, n), None if it is all zero."""
 
     def partition(self, x_BDHWC: Tensor) -> Tensor:
         """Pad at the end of each axis, shift, and cut: `(B * windows, n, C)`, ordered by mask."""
@@ -85,7 +78,10 @@ class WindowPlan:
 
 @lru_cache(maxsize=64)
 def window_plan(size: Window, window: Window, shift: Window, device: torch.device) -> WindowPlan:
-    """The plan for a feature map `size`; axes no longer than the window get one, unshifted."""
+    """The plan for a feature map `size`.
+
+    An axis that is no longer than the window gets a single window without shift.
+    """
     shift = _where(size, window, shift, (0, 0, 0))
     window = _where(size, window, window, size)
     padded = _three(math.ceil(s / w) * w for s, w in zip(size, window, strict=True))
@@ -93,26 +89,26 @@ def window_plan(size: Window, window: Window, shift: Window, device: torch.devic
         return WindowPlan(
             size, window, shift, padded, None, None, ((_count(padded, window), None),)
         )
-    # The plan outlives the call: tensors made in inference mode could not be trained with later.
+    # The cache outlives this call; tensors made in inference mode could not be used in training.
     with torch.inference_mode(False):
-        # Per axis: is a window the last one, that holds both ends?
+        # Per axis: whether a window is the last one, which holds both ends.
         last = [
             torch.arange(p // w) == (p // w - 1 if s else -1)
             for p, w, s in zip(padded, window, shift, strict=True)
         ]
         kind = last[0][:, None, None] * 4 + last[1][:, None] * 2 + last[2] * 1
         kinds, order = torch.sort(kind.flatten(), stable=True)
-        found, counts = torch.unique_consecutive(kinds, return_counts=True)
+        values, counts = torch.unique_consecutive(kinds, return_counts=True)
         groups = tuple(
             (count, _separation(window, shift, (value & 4, value & 2, value & 1), device))
-            for value, count in zip(found.tolist(), counts.tolist(), strict=True)
+            for value, count in zip(values.tolist(), counts.tolist(), strict=True)
         )
         inverse = torch.argsort(order)
         return WindowPlan(size, window, shift, padded, order.to(device), inverse.to(device), groups)
 
 
 def _separation(window: Window, shift: Window, last: Window, device: torch.device) -> Tensor | None:
-    """Mask (n, n) of a window that is the last one along the axes where `last` is not 0."""
+    """Mask (n, n) of a window that is last along the axes for which `last` is not 0."""
     if not any(last):
         return None
     sides = [
@@ -120,8 +116,8 @@ def _separation(window: Window, shift: Window, last: Window, device: torch.devic
         for w, s, at_end in zip(window, shift, last, strict=True)
     ]
     region = (sides[0][:, None, None] * 4 + sides[1][:, None] * 2 + sides[2] * 1).flatten()
-    apart = region[:, None] != region
-    return torch.zeros(apart.shape).masked_fill(apart, _SEPARATE).to(device)
+    split = region[:, None] != region
+    return torch.zeros(split.shape).masked_fill(split, SEPARATE).to(device)
 
 
 def _where(size: Window, window: Window, longer: Window, otherwise: Window) -> Window:
@@ -158,7 +154,7 @@ def sine_position(channels: int, rows: int, columns: int) -> Tensor:
 
 
 class WindowAttention(nn.Module):
-    """Self attention inside windows and, if `mutual`, between the two frames of a window.
+    """Self attention inside windows and, if `mutual`, between the two frames of each window.
 
     Args:
         channels: C, a multiple of `heads`, and of 4 if `mutual`.
@@ -199,7 +195,7 @@ class WindowAttention(nn.Module):
         factor = windows // sum(count for count, _ in groups)
         runs = [count * factor for count, _ in groups]
         masks = [mask for _, mask in groups]
-        # A window cut short in time uses the leading block: time is the slowest of its axes.
+        # A window shortened in time uses the leading block: time is the slowest of its axes.
         index = self.relative_position_index[:tokens, :tokens].flatten()
         bias = self.relative_position_bias_table[index].view(tokens, tokens, -1).permute(2, 0, 1)
         bias = bias.contiguous()
@@ -225,7 +221,7 @@ class WindowAttention(nn.Module):
         # The queries of the second frame come first: their results take the first frame's place.
         q = q.view(windows, 2, *q.shape[1:]).flip(1).flatten(0, 1)
         frames = [2 * run for run in runs]
-        # Within a frame only the shift in space separates.
+        # Within a frame, only the shift in space separates tokens.
         spatial = [None if mask is None else mask[:half, :half].to(qkv.dtype) for mask in masks]
         attended = [
             F.scaled_dot_product_attention(q_run, k_run, v_run, attn_mask=mask).transpose(1, 2)
@@ -247,7 +243,7 @@ class GatedMlp(nn.Module):
         inputs: channels of the input.
         hidden: channels of both hidden layers.
         outputs: channels of the output.
-        lean: keep no gated product for the backward pass; it is cheap to compute again.
+        lean: recompute the gated product in the backward pass; it is cheap to compute.
     """
 
     def __init__(self, inputs: int, hidden: int, outputs: int, lean: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Weights from files: released checkpoints, and the networks that runs leave behind."""
+"""Reads weights from files: released checkpoints, and the networks of runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,22 +13,22 @@ from torch import Tensor, nn
 
 from fedvsr.errors import UserError
 
-# What trainers wrap a state in, the preferred first: where a file has averaged weights beside the
-# raw ones, the averaged are what its authors evaluate.
+# Keys under which trainers save a state, the preferred first: if a file has averaged weights beside
+# raw ones, its authors evaluate the averaged ones.
 _WRAPPERS = ("params_ema", "params", "state_dict")
 _PREFIX = "module."
 # The entry of a safetensors file's metadata that `fedvsr.training.checkpoint` writes.
 _METADATA = "fedvsr"
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The named tensors of a `.safetensors` file or of one that `torch.save` wrote.
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """Read the named tensors of a `.safetensors` file, or of a file of `torch.save`.
 
-    Of the latter only tensors and plain containers are unpickled. The wrappers `params_ema`,
-    `params` and `state_dict` are taken off, and so is the prefix `module.` of all names.
+    Of a file of `torch.save`, only tensors and plain containers are unpickled. The wrappers
+    `params_ema`, `params` and `state_dict` are removed, and so is a prefix `module.` of all names.
 
     Returns:
-        The tensors, and the metadata that fedvsr wrote into the file, empty if it is another's.
+        The tensors, and the settings of the network that fedvsr wrote; empty for other files.
 
     Raises:
         UserError: the file cannot be read, or holds no table of tensors.
@@ -37,59 +36,59 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(f"cannot read {path}: {_first_line(error)}") from None
-    if isinstance(found, Mapping):
-        wrapped = next((found[key] for key in _WRAPPERS if isinstance(found.get(key), Mapping)), 0)
-        found = wrapped or found
-    if not isinstance(found, Mapping) or not found:
+    if isinstance(content, Mapping):
+        states = (content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping))
+        content = next(states, None) or content
+    if not isinstance(content, Mapping) or not content:
         raise UserError(f"{path} holds no table of tensors")
-    for name, value in found.items():
+    for name, value in content.items():
         if not isinstance(value, Tensor):
             raise UserError(f"{path}: {name} is a {type(value).__name__}, not a tensor")
-    if all(str(name).startswith(_PREFIX) for name in found):
-        found = {str(name).removeprefix(_PREFIX): value for name, value in found.items()}
-    return dict(found), {}
+    if all(str(name).startswith(_PREFIX) for name in content):
+        content = {str(name).removeprefix(_PREFIX): value for name, value in content.items()}
+    return dict(content), {}
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read {path}: {_first_line(error)}") from None
-    return tensors, json.loads(metadata.get(_METADATA, "{}"))
+    return tensors, json.loads(metadata.get(_METADATA, "{}")).get("model", {})
 
 
-def first_difference(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
-    """How the tensors found differ from a network's own, in one phrase; None where they fit."""
+def first_difference(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str | None:
+    """How tensors first differ from a network's own, in one phrase; None if they fit."""
     for name, value in own.items():
-        if name not in found:
+        if name not in tensors:
             return f"lacks the tensor {name} {list(value.shape)}"
-        if found[name].shape != value.shape:
-            return f"has {name} as {list(found[name].shape)}, not {list(value.shape)}"
-    unexpected = next((name for name in found if name not in own), None)
+        if tensors[name].shape != value.shape:
+            return f"has {name} as {list(tensors[name].shape)}, not {list(value.shape)}"
+    unexpected = next((name for name in tensors if name not in own), None)
     if unexpected is not None:
-        return f"holds {unexpected} {list(found[unexpected].shape)}, which the network lacks"
+        return f"holds {unexpected} {list(tensors[unexpected].shape)}, which the network lacks"
     return None
 
 
 def load_tensors(
     module: nn.Module, tensors: Mapping[str, Tensor], path: Path, optional: tuple[str, ...] = ()
 ) -> None:
-    """Put named tensors into a module; all or none.
+    """Load named tensors into a module: all of them, or none if one does not fit.
 
     Args:
         module: the network, or a part of it.
-        tensors: what a file held.
+        tensors: the tensors of a file.
         path: the file, for the message.
         optional: names that may be missing.
 
     Raises:
-        UserError: they do not fit; the message names the first that is missing, of another shape,
-            or unexpected.
+        UserError: the tensors do not fit. The message names the first that is missing, of another
+            shape, or unexpected.
     """
     own = module.state_dict()
     tensors = {name: own[name] for name in optional if name in own} | dict(tensors)

@@ -1,7 +1,7 @@
 """Modulated deformable 3 x 3 convolution (Zhu et al. 2019) from PyTorch's own operations.
 
 N images, C channels, H x W their height and width, G offset groups of consecutive channels.
-torchvision's operation gives the same numbers, but on a CPU it runs on one core and takes five
+torchvision's `deform_conv2d` gives the same numbers, but runs on one core of a CPU and takes five
 times as long.
 """
 
@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedvsr.models._windows import recompute_plain
+from fedvsr.models._recompute import recompute_plain
 
 _TAPS = 9
-# Images are taken together up to this many sampled values.
+# Sampled values of the images that are convolved together, at most.
 _CHUNK_SAMPLES = 2**24
 
 
@@ -26,9 +26,9 @@ def deform_conv3x3(
     bias: Tensor,
     lean: bool = False,
 ) -> Tensor:
-    """A 3 x 3 convolution, stride 1, padding 1, whose taps are displaced and weighted.
+    """A 3 x 3 convolution, stride 1, padding 1, with displaced and weighted taps.
 
-    Computes in float32, also under autocast: positions need the precision.
+    It computes in float32, also under autocast, because positions need the precision.
 
     Args:
         x_NCHW: input; pixels outside count as zero.
@@ -36,7 +36,7 @@ def deform_conv3x3(
         mask: `(N, G * 9, H, W)`, factors of the taps.
         weight: `(outputs, C / g, 3, 3)`: the convolution has g groups, those of the channel counts.
         bias: `(outputs,)`.
-        lean: sample again in the backward pass, instead of keeping nine values for each input.
+        lean: sample again in the backward pass instead of keeping nine values for each input.
 
     Returns:
         `(N, outputs, H, W)`, float32.
@@ -70,7 +70,7 @@ def _convolve(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor) -> Tensor
 
 
 def _sampling_grid(offset: Tensor, groups: int) -> Tensor:
-    """Positions `(N * G, 9 * H, W, 2)` as `grid_sample` wants them: x, y, in [-1, 1] inside."""
+    """Positions for `grid_sample`, `(N * G, 9 * H, W, 2)`: x, y, in [-1, 1] inside the image."""
     count, _, height, width = offset.shape
     rows = torch.arange(height, device=offset.device, dtype=torch.float32)
     columns = torch.arange(width, device=offset.device, dtype=torch.float32)

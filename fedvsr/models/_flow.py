@@ -2,7 +2,7 @@
 
 N images or pairs, B clips, T frames, C channels, H x W the tensor's own height and width. A flow
 (N, 2, H, W) holds dx (columns, to the right), then dy (rows, downwards), in pixels of its own size,
-always float32. The flow from a to b lies on the grid of a and says where a pixel of a is found in
+always float32. The flow from a to b lies on the grid of a and points to where a pixel of a is in
 b: warping b with it gives an image aligned to a.
 """
 
@@ -21,7 +21,7 @@ from fedvsr.errors import UserError
 from fedvsr.models._checkpoint import load_tensors, read_tensors
 
 _FINEST = 5
-# Pairs are taken in chunks of at most this many pixels, which bounds the memory of long clips.
+# Pairs are processed in chunks of at most this many pixels, which bounds the memory of long clips.
 _CHUNK_PIXELS = 2**21
 
 
@@ -33,14 +33,14 @@ def flow_warp(
 ) -> Tensor:
     """Read `x` where the flow points.
 
-    Coordinates are float32 whatever the dtype of `x`, which is that of the result.
+    Coordinates are float32; the result has the dtype of `x`.
 
     Args:
-        x_NCHW: what to read, of the flow's size.
-        flow_N2HW: where from, relative to each pixel.
+        x_NCHW: the images to read, of the flow's height and width.
+        flow_N2HW: displacements from each pixel.
         mode: "bilinear" interpolates. "nearest4" returns the pixels at (floor x, floor y),
-            (floor, ceil), (ceil, floor), (ceil, ceil), one after the other on the channels:
-            `(N, 4C, H, W)`. A whole coordinate gives its pixel twice. No gradient reaches the flow.
+            (floor, ceil), (ceil, floor), (ceil, ceil), joined on the channels: `(N, 4C, H, W)`. A
+            whole coordinate gives the same pixel twice. No gradient reaches the flow.
         padding: "zeros" reads 0 outside the image; "border" clamps the position ("bilinear" only).
     """
     height, width = x_NCHW.shape[-2:]
@@ -63,7 +63,7 @@ def _four_neighbours(x_NCHW: Tensor, x: Tensor, y: Tensor) -> Tensor:
     at_x = torch.stack((xs[0], xs[0], xs[1], xs[1]), dim=1)
     at_y = torch.stack((ys[0], ys[1], ys[0], ys[1]), dim=1)
     inside = (at_x >= 0) & (at_x < width) & (at_y >= 0) & (at_y < height)
-    # Clamped as floats: a wild flow has no integer.
+    # Clamped as floats: a huge flow has no integer.
     index = at_y.clamp(0, height - 1).long() * width + at_x.clamp(0, width - 1).long()
     pixels = x_NCHW.flatten(2).gather(2, index.view(count, 1, -1).expand(-1, channels, -1))
     pixels = pixels.view(count, channels, 4, height, width) * inside[:, None]
@@ -71,9 +71,9 @@ def _four_neighbours(x_NCHW: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def compose(first_N2HW: Tensor, second_N2HW: Tensor) -> Tensor:
-    """The flow from a to c through b, of the flows from a to b (`first`) and b to c (`second`).
+    """Compose the flows from a to b (`first`) and from b to c (`second`) to that from a to c.
 
-    Pixels that leave the image at b keep the first flow alone.
+    Pixels that leave the image at b keep only the first flow.
     """
     return first_N2HW + flow_warp(second_N2HW, first_N2HW)
 
@@ -81,7 +81,7 @@ def compose(first_N2HW: Tensor, second_N2HW: Tensor) -> Tensor:
 class SpyNet(nn.Module):
     """Coarse-to-fine optical flow over six pyramid levels (Ranjan & Black 2017).
 
-    It computes in float32 also under autocast: positions need the precision.
+    It computes in float32, also under autocast, because positions need the precision.
 
     Args:
         return_levels: the pyramid levels to return, 0 (1/32 of the size) to 5 (the full size).
@@ -98,7 +98,7 @@ class SpyNet(nn.Module):
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
 
     def forward(self, ref_NCHW: Tensor, supp_NCHW: Tensor) -> list[Tensor]:
-        """Flows from `ref` to `supp`, RGB in [0, 1] of equal shapes `(N, 3, H, W)`.
+        """Estimate flows from `ref` to `supp`, RGB in [0, 1] of equal shapes `(N, 3, H, W)`.
 
         Returns:
             One flow `(N, 2, H // s, W // s)` for each of `return_levels`, the finest first, where
@@ -110,10 +110,10 @@ class SpyNet(nn.Module):
         return self._flows(pyramid, ref, supp, ref_NCHW.shape[-2:])
 
     def both_ways(self, clip_BTCHW: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Flows between neighbouring frames of RGB clips in [0, 1], `(B, T, 3, H, W)`, T >= 2.
+        """Estimate flows between neighbouring frames of RGB clips `(B, T, 3, H, W)`, T >= 2.
 
         Returns:
-            `(backward, forward)`, each as `forward()` returns it but `(B, T - 1, 2, H', W')`:
+            `(backward, forward)`, each a list as of `forward()`, but of `(B, T - 1, 2, H', W')`:
             `backward[t]` goes from frame t to frame t + 1, `forward[t]` from t + 1 to t.
         """
         batch, frames = clip_BTCHW.shape[:2]
@@ -157,7 +157,7 @@ class SpyNet(nn.Module):
         for level, (images, network) in enumerate(zip(pyramid, self.basic_module, strict=True)):
             moved = images[supp]
             if level == 0:
-                # The flow starts at zero, so nothing is to be enlarged or warped here.
+                # The flow starts at zero: nothing to enlarge or to warp.
                 up = moved.new_zeros(len(moved), 2, *moved.shape[-2:])
             else:
                 up = 2.0 * F.interpolate(
@@ -173,7 +173,7 @@ class SpyNet(nn.Module):
 
 
 class _Level(nn.Module):
-    """One pyramid level: reference, warped image and enlarged flow to a residual flow."""
+    """One pyramid level: maps reference, warped image and enlarged flow to a residual flow."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ class _Level(nn.Module):
 
 
 def _resize_flow(flow: Tensor, height: int, width: int) -> Tensor:
-    """The flow at another size, in pixels of that size."""
+    """Resize a flow; its values are in pixels of the new size."""
     old_height, old_width = flow.shape[-2:]
     if (old_height, old_width) == (height, width):
         return flow
@@ -202,10 +202,10 @@ def load_flow_weights(module: nn.Module, path: str | Path) -> None:
 
     Args:
         module: a `SpyNet`, or a network that holds one as `spynet`.
-        path: the file. `mean` and `std` may be missing from it; they are constants.
+        path: the file. The constants `mean` and `std` may be missing.
 
     Raises:
-        UserError: the file cannot be read, or its tensors are not SpyNet's; the message names the
+        UserError: the file cannot be read, or its tensors are not SpyNet's. The message names the
             first that is missing, of another shape, or unexpected.
     """
     spynet = module if isinstance(module, SpyNet) else getattr(module, "spynet", None)

@@ -1,27 +1,29 @@
 """Attention in shifted windows (Swin, Liu et al. 2021) over short stacks of frames.
 
 G stacks of D frames, H x W pixels, C channels last; M windows of n = D * wh * ww tokens; h heads. A
-window spans its whole stack, so it moves over rows and columns alone.
+window spans its whole stack, so shifts move it over rows and columns only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
-Checkpointing = Literal["none", "attention", "blocks"]
-Window = tuple[int, int, int]
+from fedvsr.models._recompute import Kept, recompute
+from fedvsr.models.spec import Checkpointing, Window
 
-# Logits taken at once in the backward pass on a CPU. Two such arrays stay in the caches.
+_Function = TypeVar("_Function", bound=Callable[..., object])
+
+# Logits computed at once in the backward pass on a CPU; two arrays of this size fit in the caches.
 _CHUNK_LOGITS = 2**19
-_APART = -100.0
+# Added to the logits of two tokens that a cyclic shift brought together.
+SEPARATE = -100.0
 
 
 class SwinLayer(nn.Module):
@@ -30,12 +32,12 @@ class SwinLayer(nn.Module):
     Args:
         dim: channels C.
         window: depth, height and width; the depth is that of the stacks.
-        heads: attention heads; they divide `dim`.
+        heads: attention heads; a divisor of `dim`.
         mlp_ratio: hidden channels of the MLP over `dim`.
         shifted: whether windows are moved by half their height and width, with wrap-around.
-        qkv_name: the attention's name for its joint projection, which differs between networks.
-        drop_path: the probability to skip a branch for a stack, in training.
-        checkpointing: what the backward pass computes again instead of keeping it.
+        qkv_name: name of the attention's joint projection, which differs between networks.
+        drop_path: probability to skip a branch of a stack, in training.
+        checkpointing: what the backward pass recomputes.
     """
 
     def __init__(
@@ -60,18 +62,22 @@ class SwinLayer(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
     def forward(self, x_GDHWC: Tensor, kept: Kept | None = None) -> Tensor:
-        """Any height and width: windows are filled up with zeros behind the LayerNorm."""
+        """`(G, D, H, W, C)` to the same.
+
+        H and W may be any: windows are padded with zeros after the LayerNorm.
+        """
         if self.checkpointing == "attention":
             attended = recompute(self._attend, x_GDHWC)
         else:
             attended = self._attend(x_GDHWC, kept)
-        x = x_GDHWC + self._drop(attended)
+        x = x_GDHWC + drop_path(attended, self.drop_path, self.training)
         hidden = self.mlp.fc1(self.norm2(x))
         if self.checkpointing == "blocks":
-            # In the second run of a block, whose values live for a short while only.
-            return x + self._drop(self.mlp.rest(hidden))
-        # The GELU is cheap to compute again, and wide to keep.
-        return x + self._drop(recompute(self.mlp.rest, hidden))
+            # The whole block is recomputed already.
+            return x + drop_path(self.mlp.rest(hidden), self.drop_path, self.training)
+        # The GELU is cheap to recompute and wide to keep.
+        residual = recompute(self.mlp.rest, hidden)
+        return x + drop_path(residual, self.drop_path, self.training)
 
     def _attend(self, x: Tensor, kept: Kept | None = None) -> Tensor:
         stacks, depth, height, width, channels = x.shape
@@ -94,16 +100,24 @@ class SwinLayer(nn.Module):
             x = x.roll(self.shift, (2, 3))
         return x[:, :, :height, :width]
 
-    def _drop(self, branch: Tensor) -> Tensor:
-        if not self.training or self.drop_path == 0:
-            return branch
-        keep = 1.0 - self.drop_path
-        kept = branch.new_empty(len(branch), *(1,) * (branch.dim() - 1)).bernoulli_(keep)
-        return branch * (kept / keep)
+
+def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
+    """In training, zero the residual branch of some samples and scale up the others.
+
+    Args:
+        branch: samples along the first axis.
+        rate: probability to zero a sample.
+        training: whether the network trains; otherwise `branch` is returned.
+    """
+    if not training or rate == 0:
+        return branch
+    keep = 1.0 - rate
+    kept = branch.new_empty(len(branch), *(1,) * (branch.dim() - 1)).bernoulli_(keep)
+    return branch * (kept / keep)
 
 
 class SwinLayers(nn.Sequential):
-    """Layers one after the other; what `checkpointing` calls a block."""
+    """A sequence of layers: what `checkpointing` calls a block."""
 
     def __init__(self, layers: Sequence[SwinLayer]) -> None:
         super().__init__(*layers)
@@ -123,7 +137,7 @@ class SwinLayers(nn.Sequential):
 
 
 class WindowAttention(nn.Module):
-    """Self-attention among the tokens of each window, with a learned bias per relative position."""
+    """Self-attention inside windows, with a learned bias for each relative position."""
 
     relative_position_index: Tensor
 
@@ -142,8 +156,8 @@ class WindowAttention(nn.Module):
 
         Args:
             x: windows by row and column, `(G, rows, columns, n, C)`.
-            masks: added to the logits, `(4, n, n)`: of the windows that are in neither the last row
-                nor the last column, in the last column, in the last row, and in both.
+            masks: added to the logits, `(4, n, n)`: for windows in neither the last row nor the
+                last column, in the last column, in the last row, and in both.
             kept: see `recompute`.
         """
         tokens = x.shape[3]
@@ -159,7 +173,7 @@ class WindowAttention(nn.Module):
 
 
 def _edgewise(qkv_GRCn: Tensor, bias: Tensor, masks: Tensor, kept: Kept | None) -> Tensor:
-    """Attention of shifted windows: the wrap-around shows only in the last row and column."""
+    """Attention of shifted windows; only the last row and column contain the wrap-around."""
     bands = []
     for band, band_masks in zip(_split_last(qkv_GRCn, 1), torch.split(masks, 2), strict=True):
         parts = [
@@ -189,40 +203,9 @@ class Mlp(nn.Module):
         return self.rest(self.fc1(x))
 
     def rest(self, hidden: Tensor, _kept: Kept | None = None) -> Tensor:
-        """What follows the first layer."""
+        """The GELU and the second layer."""
         out: Tensor = self.fc2(F.gelu(hidden))
         return out
-
-
-class Kept:
-    """Outputs of fused attention, kept for the second of two equal runs of a function.
-
-    The first run notes them, the second reads them in the same order.
-    """
-
-    def __init__(self) -> None:
-        self.outputs: list[Tensor] = []
-        self.complete = False
-        self.read = 0
-
-    def close(self) -> None:
-        """End the first run."""
-        self.complete = True
-        if self.outputs:
-            # Together in memory: scattered, they would keep the C allocator from using the space
-            # between them again, about as much as they take.
-            together = torch.cat([output.flatten() for output in self.outputs])
-            parts = torch.split(together, [output.numel() for output in self.outputs])
-            self.outputs = [
-                part.view_as(output) for part, output in zip(parts, self.outputs, strict=True)
-            ]
-
-    def next(self) -> Tensor | None:
-        """In the second run, the output that the first has noted here."""
-        if not self.complete:
-            return None
-        self.read += 1
-        return self.outputs[(self.read - 1) % len(self.outputs)]
 
 
 def biased_attention(qkv_MnC: Tensor, bias_hnn: Tensor, kept: Kept | None = None) -> Tensor:
@@ -230,7 +213,7 @@ def biased_attention(qkv_MnC: Tensor, bias_hnn: Tensor, kept: Kept | None = None
 
     Args:
         qkv_MnC: queries, keys and values side by side, `(M, n, 3C)`.
-        bias_hnn: one matrix per head for all windows.
+        bias_hnn: one matrix per head, for all windows.
         kept: see `recompute`.
 
     Returns:
@@ -256,10 +239,10 @@ def _split_heads(qkv: Tensor, heads: int) -> Tensor:
 
 
 class _BiasedAttention(torch.autograd.Function):
-    """Fused attention whose bias learns, on CPUs.
+    """Fused attention with a learned bias, on CPUs.
 
-    PyTorch's fused CPU kernel refuses a bias that wants a gradient and falls back to one that keeps
-    all logits. Here they are computed again for the backward pass, a cache's fill at a time.
+    If the bias needs a gradient, PyTorch falls back from its fused CPU kernel to one that keeps all
+    logits. Here the backward pass recomputes them, in chunks that fit in the caches.
     """
 
     @staticmethod
@@ -282,7 +265,7 @@ class _BiasedAttention(torch.autograd.Function):
         grads = qkv.new_empty((3, *q.shape), dtype=torch.float32)
         grad_bias = torch.zeros_like(bias, dtype=torch.float32)
         step = min(windows, max(1, _CHUNK_LOGITS // tokens**2))
-        # Made once: memory of this size would come anew from the system for every chunk.
+        # Allocated once: the system would map memory of this size again for every chunk.
         buffers = qkv.new_empty((2, step, tokens, tokens), dtype=torch.float32)
         with torch.autocast("cpu", enabled=False):
             for head in range(heads):
@@ -308,8 +291,18 @@ def _by_head(x_MnC: Tensor, heads: int) -> Tensor:
     return parts.float().contiguous()
 
 
+def constant_in_graphs(function: _Function) -> _Function:
+    """Mark a function whose result a compiled graph may hold as a constant.
+
+    `torch.compiler.assume_constant_result` sets the same attribute, but imports `torch._dynamo` for
+    that: a CPU second or more in every process that builds a network, compiled or not.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 def relative_position_index(window: Window) -> Tensor:
-    """Which row of the bias table belongs to query i and key j: `(n, n)`, int64."""
+    """The row of the bias table for query i and key j: `(n, n)`, int64."""
     axes = torch.meshgrid(*(torch.arange(side) for side in window), indexing="ij")
     places = torch.stack(axes).flatten(1)
     offsets = places[:, :, None] - places[:, None, :]
@@ -319,55 +312,23 @@ def relative_position_index(window: Window) -> Tensor:
     return index
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_in_graphs
 @lru_cache(maxsize=16)
 def shift_masks(window: Window, shift: Sequence[int], device: torch.device) -> Tensor:
-    """Masks of shifted windows, in the order of `WindowAttention.forward`: 0, or -100 to part.
+    """Masks of shifted windows, in the order of `WindowAttention.forward`: 0 or `SEPARATE`.
 
-    A window at the far edge holds the near edge too, wrapped around, in its last `shift` rows or
-    columns.
+    The last `shift` rows or columns of a window at the far edge are wrapped around from the near
+    edge.
     """
-    # A cached tensor outlives this call, which may be made in inference mode.
+    # The cache outlives this call; tensors made in inference mode could not be used in training.
     with torch.inference_mode(False):
         depth, height, width = window
         wrapped_rows = torch.arange(height, device=device) >= height - shift[0]
         wrapped_columns = torch.arange(width, device=device) >= width - shift[1]
         rows = wrapped_rows[:, None].expand(depth, height, width).flatten()
         columns = wrapped_columns.expand(depth, height, width).flatten()
-        apart_rows = rows[:, None] != rows
-        apart_columns = columns[:, None] != columns
-        none = torch.zeros_like(apart_rows)
-        apart = torch.stack((none, apart_columns, apart_rows, apart_rows | apart_columns))
-        return torch.where(apart, _APART, 0.0)
-
-
-def recompute(
-    function: Callable[[Tensor, Kept | None], Tensor], x: Tensor, random: bool = False
-) -> Tensor:
-    """Call `function`, and in the backward pass call it again instead of keeping its inner values.
-
-    Args:
-        function: maps a tensor to a tensor. It may hand its second argument to `biased_attention`,
-            whose outputs on CPUs then are kept: they are small, and dear to compute.
-        x: its first argument.
-        random: whether it draws random numbers, which then are drawn alike the second time.
-    """
-    if not torch.is_grad_enabled():
-        return function(x, None)
-    kept = Kept() if x.is_cpu and not torch.compiler.is_compiling() else None
-    out: Tensor = checkpoint(function, x, kept, use_reentrant=False, preserve_rng_state=random)
-    if kept:
-        kept.close()
-    return out
-
-
-def recompute_plain(function: Callable[..., Tensor], *args: Tensor) -> Tensor:
-    """`recompute` for a function of tensors alone, that neither attends nor draws at random.
-
-    Hand it every large tensor as an argument: one that the function closes over is held until the
-    backward pass, even where an outer call of `recompute` would let it go.
-    """
-    if not torch.is_grad_enabled():
-        return function(*args)
-    out: Tensor = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
-    return out
+        split_rows = rows[:, None] != rows
+        split_columns = columns[:, None] != columns
+        none = torch.zeros_like(split_rows)
+        split = torch.stack((none, split_columns, split_rows, split_rows | split_columns))
+        return torch.where(split, SEPARATE, 0.0)

@@ -1,83 +1,90 @@
-"""What a network declares, so that training and inference need to know nothing else of it."""
+"""What a network declares: settings, packaged sizes, and size rules of its input."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from fedvsr.errors import UserError
 from fedvsr.section import NamedSection
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# What the backward pass computes again instead of keeping it.
+Checkpointing = Literal["none", "attention", "blocks"]
+# Frames, rows and columns.
+Window = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Size:
     """A packaged configuration of a network."""
 
-    network: Mapping[str, Any] = field(default_factory=dict)
+    network: Mapping[str, object] = field(default_factory=dict)
     """Keys of the network's own section that differ from their defaults."""
-    recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Keys of the sections `local` and `evaluation`, where an experiment says nothing."""
+    recipe: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """Keys of the sections `local` and `evaluation`, for those that an experiment does not set."""
 
 
 class ModelConfig(NamedSection):
-    """What the sections of all networks have."""
+    """Settings that all networks have."""
 
     sizes: ClassVar[Mapping[str, Size]]
     """The packaged configurations, by the names that `size` may take."""
 
     size: str
     weights: str | None = Field(
-        None, description="File of the weights to start from: a run's, or a released checkpoint."
+        None, description="File of initial weights: a run's, or a released checkpoint."
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _complete(cls, values: Any) -> Any:
-        """Fill in what the packaged size says; a key that is given stands."""
+    def _complete(cls, values: object) -> object:
+        """Fill in the keys of the packaged size that are not set."""
         if not isinstance(values, Mapping):
             return values
         size = cls.sizes.get(values.get("size", cls.model_fields["size"].default))
-        # An unknown size is refused by its own field.
+        # The field itself refuses an unknown size.
         return {**(size.network if size else {}), **values}
 
-    def recipe(self) -> Mapping[str, Mapping[str, Any]]:
-        """How this size is trained and scored where an experiment says nothing, by section."""
+    def recipe(self) -> Mapping[str, Mapping[str, object]]:
+        """Settings of training and scoring for this size, by section, for those not set."""
         return self.sizes[self.size].recipe
 
 
 class FlowModelConfig(ModelConfig):
-    """What the sections of networks that estimate optical flow have."""
+    """Settings that networks which estimate optical flow have."""
 
     flow_weights: str | None = Field(
-        None, description="Released SpyNet weights to start from (default: flow from scratch)."
+        None, description="File of released SpyNet weights to start from (default: fresh weights)."
     )
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Size rules and loss constant of a network. Sizes are those of the low-resolution input."""
+    """Size rules and loss constant of a network; sizes are of the low-resolution input."""
 
     scale: int
     """Enlargement of height and width."""
     charbonnier_eps: float
-    """The constant inside the root of the network's own loss."""
+    """The constant inside the root of the network's published loss."""
     min_frames: int = 1
     frames_multiple: int = 1
     min_size: int = 1
-    """Least height and width in pixels."""
+    """Smallest height and width in pixels."""
     size_multiple: int = 1
     """Height and width must be multiples of this."""
     features: str | None = None
-    """Module whose input, (N, C, H, W), is what algorithms may contrast; None: nothing."""
+    """Module whose input, (N, C, H, W), algorithms contrast; None: not supported."""
 
     def require_sample(self, num_frames: int, size: int, name: str) -> None:
         """Check the length and crop of training samples, `size` in low-resolution pixels.
 
-        Inference needs no check: it pads and crops.
+        Inference needs no check, because it pads and crops.
 
         Raises:
             UserError: the network cannot take such samples.
@@ -89,16 +96,16 @@ class ModelSpec:
             )
         if size < self.min_size or size % self.size_multiple:
             raise UserError(
-                f"local.crop = {size * self.scale} gives {size} low-resolution pixels, which does "
+                f"local.crop = {size * self.scale} gives {size} low-resolution pixels, which do "
                 f"not suit {name}: it needs at least {self.min_size}, in multiples of "
                 f"{self.size_multiple}"
             )
 
     def require_clip(self, lq_BTCHW: Tensor, name: str) -> None:
-        """Check what a network is given: low-resolution RGB clips `(B, T, 3, H, W)`.
+        """Check the input of a network: low-resolution RGB clips `(B, T, 3, H, W)`.
 
         Raises:
-            ValueError: the network `name` cannot take them.
+            ValueError: the network `name` cannot take these clips.
         """
         if lq_BTCHW.dim() != 5 or lq_BTCHW.shape[2] != 3:
             raise ValueError(f"{name} takes (B, T, 3, H, W), not {tuple(lq_BTCHW.shape)}")

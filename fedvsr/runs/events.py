@@ -7,13 +7,12 @@ import math
 from dataclasses import asdict, dataclass, is_dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from statistics import fmean
 from types import TracebackType
 from typing import Any
 
 from fedvsr.federation.executors import Fault
 from fedvsr.federation.rounds import ClientFinished
-from fedvsr.inference.evaluate import ClipScore
+from fedvsr.inference.scores import ClipScore, mean_scores
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def measure(event: Event) -> dict[str, float]:
         if event.slot_utilisation is not None:
             metrics["fedvsr_slot_utilisation"] = event.slot_utilisation
         if event.scores:
-            metrics["fedvsr_psnr_db"] = fmean(score.psnr_db for score in event.scores)
+            metrics["fedvsr_psnr_db"] = mean_scores(event.scores).psnr_db
         return metrics
     return {}
 

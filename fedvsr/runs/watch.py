@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from fedvsr.errors import UserError
-from fedvsr.inference.evaluate import ClipScore
+from fedvsr.inference.scores import ClipScore
 from fedvsr.records import Results, load_results
 from fedvsr.runs.events import Event, RoundRecorded, RunStarted
 from fedvsr.runs.run import run_status

@@ -1,8 +1,9 @@
-"""Seconds and memory of the networks: `make bench-models`, or this file with arguments.
+"""Measures seconds and memory of the networks: `make bench-models`, or this file with arguments.
 
-Every figure comes from a process of its own, so that peaks do not mix. On a CPU the inputs are
-those of the golden cases, on which the published implementations were timed, and the memory is the
-peak of the resident set; on a GPU it is 64 x 64 crops and the peak that PyTorch allocated.
+Every figure comes from its own process, so that peaks do not mix. On a CPU, the inputs are those of
+the golden cases (without one, 5 frames of 64 x 64), with which the published implementations were
+timed, and the memory is the peak of the resident set. On a GPU, the inputs are 64 x 64 crops, and
+the memory is PyTorch's peak.
 """
 
 from __future__ import annotations
@@ -15,12 +16,17 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from fedvsr.precision import Precision
 
 # The published implementations on two CPU threads with the golden inputs, fp32 (median of 3 wall
 # seconds; peak MiB). RVRT's CUDA kernels ran as plain loops; VRT and IART recompute by default.
 REFERENCE = {"vrt": (18.1, 58.4, 6247), "rvrt": (12.2, 75.6, 7004), "iart": (31.7, 69.9, 8916)}
-# With these it is that each network fits the memory of its reference.
+# With these, each network fits in the memory of its reference.
 CHECKPOINTING = {"vrt": "blocks", "rvrt": "none", "iart": "blocks"}
 GPU_FRAMES = (16, 30)
 
@@ -46,8 +52,8 @@ def _table(options: argparse.Namespace) -> None:
     import torch
 
     gpu = torch.cuda.is_available()
-    where = torch.cuda.get_device_name() if gpu else f"CPU, {options.threads} threads"
-    print(f"{where}; torch {torch.__version__}; median of {options.repeat}\n")
+    device = torch.cuda.get_device_name() if gpu else f"CPU, {options.threads} threads"
+    print(f"{device}; torch {torch.__version__}; median of {options.repeat}\n")
     print(
         "| network | size | frames | precision | checkpointing | forward s | forward + backward s "
         "| peak MiB | base MiB | reference forward + backward s | its peak MiB |"
@@ -66,13 +72,14 @@ def _table(options: argparse.Namespace) -> None:
                     "repeat": options.repeat,
                     "threads": options.threads,
                 }
-                found = _in_process(task)
+                figures = _in_process(task)
                 reference = REFERENCE.get(model) if options.size == "paper" and not gpu else None
                 print(
-                    f"| {model} | {options.size} | {found['frames']} | {precision}"
+                    f"| {model} | {options.size} | {figures['frames']} | {precision}"
                     f"{' compiled' if options.compile else ''} | {task['checkpointing'] or '-'} | "
-                    f"{found['forward_s']:.2f} | {found['both_s']:.2f} | {found['peak_mib']:.0f} | "
-                    f"{found['base_mib']:.0f} | {reference[1] if reference else '-'} | "
+                    f"{figures['forward_s']:.2f} | {figures['both_s']:.2f} | "
+                    f"{figures['peak_mib']:.0f} | {figures['base_mib']:.0f} | "
+                    f"{reference[1] if reference else '-'} | "
                     f"{reference[2] if reference else '-'} |",
                     flush=True,
                 )
@@ -80,18 +87,18 @@ def _table(options: argparse.Namespace) -> None:
 
 def _in_process(task: dict[str, object]) -> dict[str, float]:
     command = [sys.executable, "-m", "tests.benchmarks.bench_models", "--one", json.dumps(task)]
-    # Waiting threads spin, as is PyTorch's default: right on a machine of one's own.
+    # Waiting threads spin, as is PyTorch's default, which is right on an idle machine.
     threads = {"OMP_NUM_THREADS": str(task["threads"])}
     done = subprocess.run(command, stdout=subprocess.PIPE, env=os.environ | threads, check=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def _measure(
     model: str,
     size: str,
     frames: int | None,
-    precision: str,
+    precision: Precision,
     checkpointing: str | None,
     compiled: bool,
     repeat: int,
@@ -100,6 +107,7 @@ def _measure(
     import torch
 
     from fedvsr import models
+    from fedvsr.precision import autocast
     from tests.golden import recipe
 
     torch.set_num_threads(threads)
@@ -110,16 +118,11 @@ def _measure(
     network = models.build(model, **settings)
     recipe.fill(network)
     network.to(device)
-    if frames is None:
-        lq = recipe.load("models", f"{model}_full").tensor("input")
-    else:
-        lq = torch.rand(1, frames, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    lq = lq.to(device)
-    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    lq = _input(model, frames).to(device)
     call = torch.compile(network) if compiled else network
 
     def forward() -> torch.Tensor:
-        with torch.autocast(device.type, dtype) if dtype else nullcontext():
+        with autocast(device, precision):
             sr: torch.Tensor = call(lq)
         return sr.float()
 
@@ -131,7 +134,7 @@ def _measure(
     def timed(function: object) -> float:
         assert callable(function)
         walls = []
-        # The first call pays for compilation and for memory that the system hands out.
+        # The first call includes compilation and the allocation of memory; it is not counted.
         for _ in range(repeat + 1):
             started = time.perf_counter()
             function()
@@ -151,6 +154,18 @@ def _measure(
         "peak_mib": _peak_mib(device),
         "base_mib": base,
     }
+
+
+def _input(model: str, frames: int | None) -> torch.Tensor:
+    """Clips of `frames` frames; of None, the network's golden input, or 5 frames if it has none."""
+    import torch
+
+    from tests.golden import recipe
+
+    if frames is None and (recipe.FOLDER / "models" / f"{model}_full.npz").is_file():
+        return recipe.load("models", f"{model}_full").tensor("input")
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(1, frames or 5, 3, 64, 64, generator=generator)
 
 
 def _peak_mib(device: object) -> float:

@@ -1,9 +1,9 @@
-"""Golden vectors of the networks: how their weights are made, and how a network is held to them.
+"""Golden vectors of the networks: makes their weights, and compares a network with them.
 
 The numbers come from the published implementations: float32, on a CPU, in evaluation mode. No
-weight is stored: each follows from its parameter's name. A file under `models/` or `modules/` holds
-the arrays of a case and, as JSON text in `meta`, its configuration. Long arrays are stored as every
-k-th value, k in `meta`; the target of a network's loss is drawn from the case's seed.
+weights are stored: each follows from its parameter's name. A file in `models/` or `modules/` holds
+the arrays of a case and, as JSON text in `meta`, its configuration. Of a long array, only every
+k-th value is stored, with k in `meta`. The target of a network's loss is drawn from the seed.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _OFFSET_CONV = re.compile(r"(?P<owner>.*)conv_offset\.(?P<index>\d+)\.(weight|bi
 
 
 def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Weights for named parameters, drawn from a generator that the name seeds.
+    """Draw weights for named parameters from generators that the names seed.
 
-    Norm scales lie around 1, biases and bias tables around 0; other weights keep the variance of
-    their input. The flow network's last convolutions are doubled, for flows of some pixels, and the
-    last of those that make offsets are cut to a tenth, for offsets below a pixel.
+    Norm scales are around 1, biases and bias tables around 0; other weights keep the variance of
+    their input. The flow network's last convolutions are doubled, for flows of some pixels. The
+    last convolutions that produce offsets are reduced to a tenth, for offsets below a pixel.
     """
     last: dict[str, int] = {}
     for name in shapes:
-        if found := _OFFSET_CONV.match(name):
-            last[found["owner"]] = max(last.get(found["owner"], 0), int(found["index"]))
-    made = {}
+        if offset := _OFFSET_CONV.match(name):
+            last[offset["owner"]] = max(last.get(offset["owner"], 0), int(offset["index"]))
+    values = {}
     for name, shape in shapes.items():
         draw = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
         if len(shape) == 1 and name.endswith("weight"):
@@ -47,26 +47,26 @@ def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
             draw = draw / np.sqrt(np.prod(shape[1:]))
         if _FLOW_HEAD.search(name):
             draw = draw * 2.0
-        found = _OFFSET_CONV.match(name)
-        if found and int(found["index"]) == last[found["owner"]]:
+        offset = _OFFSET_CONV.match(name)
+        if offset and int(offset["index"]) == last[offset["owner"]]:
             draw = draw * 0.1
-        made[name] = draw.astype(np.float32)
-    return made
+        values[name] = draw.astype(np.float32)
+    return values
 
 
 def fill(module: nn.Module) -> None:
-    """Give every parameter its weights and leave training mode."""
+    """Set every parameter to its weights, and switch to evaluation mode."""
     parameters = dict(module.named_parameters())
-    made = weights({name: tuple(p.shape) for name, p in parameters.items()})
+    values = weights({name: tuple(p.shape) for name, p in parameters.items()})
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(torch.from_numpy(made[name]))
+            parameter.copy_(torch.from_numpy(values[name]))
     module.eval()
 
 
 @dataclass(frozen=True)
 class Case:
-    """One stored case."""
+    """A stored case."""
 
     meta: dict[str, Any]
     arrays: dict[str, np.ndarray]
@@ -81,17 +81,17 @@ class Case:
         return float(np.linalg.norm(values - want) / np.linalg.norm(want))
 
     def gradient_errors(self, module: nn.Module) -> np.ndarray:
-        """Relative errors of the norms of all parameters' gradients."""
+        """Relative errors of the gradients' norms, for all parameters."""
         got = np.array(
             [0.0 if p.grad is None else float(p.grad.norm()) for p in module.parameters()]
         )
-        want = np.maximum(self.arrays["grad_norm"], 0)  # -1 stands for no gradient
+        want = np.maximum(self.arrays["grad_norm"], 0)  # -1 means no gradient
         floor = 1e-3 * np.median(want[want > 0])
         return np.abs(got - want) / np.maximum(want, floor)
 
 
 def load(kind: str, name: str) -> Case:
-    """A case of `models` or `modules`."""
+    """Load a case of `models` or `modules`."""
     with np.load(FOLDER / kind / f"{name}.npz") as file:
         arrays = {key: file[key] for key in file.files}
     return Case(json.loads(str(arrays.pop("meta"))), arrays)
@@ -104,7 +104,7 @@ def manifest(name: str) -> list[tuple[str, tuple[int, ...], str, bool]]:
 
 
 def state_of(module: nn.Module) -> list[tuple[str, tuple[int, ...], str, bool]]:
-    """The same of a module at hand."""
+    """A module's state in the form of `manifest`."""
     learned = {name for name, _ in module.named_parameters()}
     return [
         (name, tuple(value.shape), str(value.dtype).removeprefix("torch."), name in learned)
@@ -115,16 +115,16 @@ def state_of(module: nn.Module) -> list[tuple[str, tuple[int, ...], str, bool]]:
 def check_network(
     case: Case, network: nn.Module, usual: float = 2e-5, largest: float = 5e-3
 ) -> None:
-    """Hold output, loss and gradient norms to 1e-4.
+    """Check a network's output to 1e-5, its loss to 1e-6, and its gradient norms.
 
-    Gradients of this loss are near to signs: an output that differs by rounding flips the odd one,
-    so where signs nearly cancel a norm may be off by 1e-3, while most agree to 1e-5.
+    Gradients of this loss are nearly signs: an output that differs by rounding flips a few of them.
+    If signs nearly cancel, a norm may then differ by 1e-3, while most agree to 1e-5.
 
     Args:
         case: the stored numbers.
-        network: of the case's configuration.
-        usual: bound on the median error of the gradient norms; 95 % lie within five times it.
-        largest: bound on their largest.
+        network: a network of the case's configuration.
+        usual: bound on the median error of the gradient norms; 95 % must be within five times it.
+        largest: bound on the largest error of the gradient norms.
     """
     fill(network)
     shape = case.meta["out_shape"]
@@ -145,7 +145,7 @@ def check_network(
 def check_module(
     case: Case, module: nn.Module, outputs: list[Tensor], inputs: dict[str, Tensor]
 ) -> None:
-    """Hold a module's outputs and the gradients of inputs and parameters to 1e-5."""
+    """Check a module's outputs and the gradients of its inputs to 1e-5, of parameters to 3e-5."""
     total = sum((out * case.tensor(f"cot_{i}")).sum() for i, out in enumerate(outputs))
     assert isinstance(total, Tensor)
     total.backward()

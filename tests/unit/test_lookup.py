@@ -32,8 +32,7 @@ HEAVY = {"torch", "torchvision", "ray", "pandas", "av", "matplotlib", "pywt"}
 @pytest.mark.parametrize(
     ("program", "absent"),
     [
-        # The networks' sections still import torch.
-        ("from fedvsr.config import *; load_config('demo'); presets()", HEAVY - {"torch"}),
+        ("from fedvsr.config import *; load_config('demo'); presets()", HEAVY),
         ("from fedvsr.algorithms import reference; reference()", HEAVY),
         ("from fedvsr.cli.settings import algorithms; algorithms(markdown=True)", HEAVY),
     ],

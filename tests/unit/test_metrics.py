@@ -45,7 +45,7 @@ def test_frames_are_scored_one_by_one() -> None:
         assert values[1, 2] == pytest.approx(float(score(sr[1, 2], gt[1, 2])), abs=1e-12)
 
 
-def test_refusals() -> None:
+def test_refuses_frames_that_do_not_fit() -> None:
     frame = np.zeros((16, 16, 3), np.uint8)
     with pytest.raises(ValueError, match="different shapes"):
         metrics.psnr(frame, frame[:8])

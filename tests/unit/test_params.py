@@ -47,14 +47,14 @@ def test_a_vector_is_a_copy() -> None:
     np.testing.assert_array_equal(vector, before)
 
 
-def test_joining_takes_any_layout_and_kind_of_float() -> None:
+def test_joining_accepts_any_layout_and_float_dtype() -> None:
     wide = torch.arange(6.0).reshape(2, 3).requires_grad_()
     joined = join_tensors([wide.T, torch.tensor(7.0, dtype=torch.float64), torch.ones(2).half()])
     assert joined.dtype == np.float32
     np.testing.assert_array_equal(joined, [0, 3, 1, 4, 2, 5, 7, 1, 1])
 
 
-def test_loading_keeps_a_parameter_where_and_as_it_lies() -> None:
+def test_loading_keeps_a_parameters_memory_and_layout() -> None:
     net = nn.Conv2d(2, 2, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     vector = np.arange(ParamTable.of(net).size, dtype=np.float32)
     vector.flags.writeable = False
@@ -84,9 +84,9 @@ def test_weighted_sum_is_in_order_and_spans_chunks() -> None:
     big, one = np.full(1, 1e8, np.float32), np.ones(1, np.float32)
     assert weighted_sum([big, one, -big], [1, 1, 1]) == 0
     assert weighted_sum([big, -big, one], [1, 1, 1]) == 1
-    # A sum begins at +0: there is no -0 in one.
+    # A sum starts from +0, so it never holds -0.
     assert not np.signbit(weighted_sum([-np.zeros(1, np.float32)], [1]))
     with pytest.raises(ValueError, match="argument"):
         weighted_sum(vectors, weights[:2])
-    with pytest.raises(ValueError, match="no vectors"):
+    with pytest.raises(ValueError, match="needs at least one vector"):
         weighted_sum([], [])

@@ -9,7 +9,7 @@ from fedvsr.params import flatten
 from fedvsr.runs.launch import prepare_data
 
 
-def test_the_middle_alone_is_scored(small: ExperimentConfig) -> None:
+def test_crop_scores_only_the_middle(small: ExperimentConfig) -> None:
     (clip,) = prepare_data(small, lambda *_: None).test
     evaluation = small.evaluation.model_copy(update={"crop": 24, "max_frames": 2})
     # A fresh network of this kind is bicubic enlargement.

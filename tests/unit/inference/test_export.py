@@ -18,14 +18,14 @@ from tests.unit.cli.test_cli import fedvsr
 
 @pytest.fixture
 def run(small: ExperimentConfig, tmp_path: Path) -> Path:
-    """A finished run's folder, as far as its network goes."""
-    made = create_run(small, tmp_path / "results")
+    """Folder of a finished run, with its network only."""
+    run = create_run(small, tmp_path / "results")
     torch.manual_seed(0)
     network = models.build_fresh(small.model)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    save_model(made.folder / "model.safetensors", network, small.model)
-    return made.folder
+    save_model(run.folder / "model.safetensors", network, small.model)
+    return run.folder
 
 
 def sr(network: torch.nn.Module) -> torch.Tensor:
@@ -107,7 +107,7 @@ def test_an_output_that_differs_is_refused(
         (["--to", "torch", "--out", "nowhere/x.pth"], "there is no folder nowhere"),
     ],
 )
-def test_mistakes_cost_one_line(
+def test_mistakes_are_one_line(
     run: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fedvsr("export", str(run), *arguments) == 2

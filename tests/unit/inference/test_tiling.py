@@ -18,7 +18,7 @@ from fedvsr.models.spec import ModelSpec
 
 
 class Nearest(nn.Module):
-    """Enlarges by repeating, and remembers the shapes it was given. Local, so tiles cannot show."""
+    """Enlarges by repeating, and records its input shapes. It is local, so tiles leave no trace."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ def test_any_tiles_and_sizes_give_the_whole(tiles: TileConfig, spec: ModelSpec) 
         assert height % spec.size_multiple == width % spec.size_multiple == 0
 
 
-def test_tiles_are_no_larger_than_asked_for() -> None:
+def test_tiles_are_no_larger_than_set() -> None:
     network = Nearest()
     tiles = TileConfig(frames=3, overlap_frames=1, size=8, overlap=2)
     super_resolve(network, ModelSpec(2, 1e-9), LQ, tiles)
@@ -81,7 +81,7 @@ def test_output_is_clamped_and_rounded() -> None:
 
 
 def reference(network: nn.Module, spec: ModelSpec, lq: np.ndarray, tiles: TileConfig) -> np.ndarray:
-    """The same on whole arrays: pad everything, add up every tile, divide."""
+    """The reference on whole arrays: pads everything, sums every tile, divides."""
     steps = (spec.frames_multiple, spec.size_multiple, spec.size_multiple)
     least = (spec.min_frames, spec.min_size, spec.min_size)
     whole = [-(-max(n, low) // m) * m for n, low, m in zip(lq.shape, least, steps, strict=False)]
@@ -116,7 +116,7 @@ def reference(network: nn.Module, spec: ModelSpec, lq: np.ndarray, tiles: TileCo
 
 @pytest.fixture(scope="module")
 def sharpening() -> nn.Module:
-    """A network whose output depends on its neighbourhood in space and time, so tiles do show."""
+    """A network whose output depends on surroundings in space and time, so tiles are visible."""
     torch.manual_seed(0)
     network = models.build("tiny", channels=4, blocks=1).eval()
     nn.init.normal_(network.to_pixels.weight, std=0.1)
@@ -161,24 +161,24 @@ def test_memory_does_not_grow_with_the_length() -> None:
         tiles = TileConfig(frames=6, overlap_frames=2, size=8, overlap=2)
         spec = ModelSpec(2, 1e-9, frames_multiple=2)
         sr = super_resolve_frames(Nearest(), spec, source(), tiles)
-        for given, _ in enumerate(sr):
-            most_read_ahead = max(most_read_ahead, read - given)
-            if given % 19 == 0:
+        for num_yielded, _ in enumerate(sr):
+            most_read_ahead = max(most_read_ahead, read - num_yielded)
+            if num_yielded % 19 == 0:
                 most_bytes = max(most_bytes, live_tensor_bytes())
         assert read == num_frames
         return most_read_ahead, most_bytes
 
     before = live_tensor_bytes()
     (ahead_40, bytes_40), (ahead_400, bytes_400) = peaks(40), peaks(400)
-    # A window, the frames to the next one, and one that tells whether there is more.
+    # A window, the frames up to the next one, and one frame to see whether the clip goes on.
     assert ahead_40 == ahead_400 <= 6 + 4 + 1
-    # A window of sums and weights of 16 x 16 pixels, and frames of a byte a channel.
+    # A window of sums and weights of 16 x 16 pixels, and frames of a byte per channel.
     assert bytes_400 - before < 1.5 * 10 * 16 * 16 * 4 * 4
     assert bytes_400 <= bytes_40 * 1.1
 
 
 class Halving:
-    """A budget as simple as can be."""
+    """A minimal budget."""
 
     def __init__(self, kept_for: int = 10**9) -> None:
         self.kept_for, self.asked = kept_for, list[TileConfig]()
@@ -197,7 +197,7 @@ class Halving:
 
 
 class Limited(Nearest):
-    """Has no memory for more than so many frames, but in its first calls."""
+    """Runs out of memory above a number of frames, except in its first calls."""
 
     def __init__(self, most: int, error: Exception, first_calls: int = 3) -> None:
         super().__init__()
@@ -232,7 +232,7 @@ def test_out_of_memory_halves_the_tile_and_loses_no_frame(
     np.testing.assert_array_equal(np.stack(sr), lq.repeat(2, 1).repeat(2, 2))
 
 
-def test_a_tile_that_went_over_the_limit_is_halved_before_the_next() -> None:
+def test_a_tile_over_the_limit_is_halved_before_the_next() -> None:
     budget, network = Halving(kept_for=2), Nearest()
     tiles = TileConfig(frames=4, overlap_frames=2, size=8, overlap=2)
     sr = list(super_resolve_frames(network, ModelSpec(2, 1e-9), LQ, tiles, budget=budget))
@@ -249,7 +249,7 @@ def test_the_last_window_may_fail_too(first_calls: int) -> None:
     np.testing.assert_array_equal(np.stack(sr), EXPECTED)
 
 
-def test_a_window_of_one_tile_that_went_over_is_kept() -> None:
+def test_a_window_of_one_tile_over_the_limit_is_kept() -> None:
     budget, network = Halving(kept_for=1), Nearest()
     tiles = TileConfig(frames=4, overlap_frames=2)
     sr = list(super_resolve_frames(network, ModelSpec(2, 1e-9), LQ, tiles, budget=budget))
@@ -272,7 +272,7 @@ def test_other_errors_and_no_budget_pass_through() -> None:
 
 def test_a_ramp_leaves_no_seam() -> None:
     class Framing(Nearest):
-        """Wrong by a tenth along the edges of what it is given, as convolutions are."""
+        """Wrong by a tenth along the edges of its input, as convolutions are."""
 
         def forward(self, lq_BTCHW: Tensor) -> Tensor:
             sr = super().forward(lq_BTCHW).clone()
@@ -300,7 +300,7 @@ def test_progress_counts_each_frame_once() -> None:
     assert done[-1] == len(LQ)
 
 
-def test_nothing_in_nothing_out_and_sizes_are_one() -> None:
+def test_an_empty_clip_and_frames_of_different_sizes() -> None:
     assert list(super_resolve_frames(Nearest(), ModelSpec(2, 1e-9), [], TileConfig())) == []
     with pytest.raises(ValueError, match="frame 1 is"):
         list(super_resolve_frames(Nearest(), ModelSpec(2, 1e-9), [LQ[0], LQ[0, 1:]], TileConfig()))

@@ -18,6 +18,7 @@ from fedvsr.data.frames import Video, open_clip
 from fedvsr.inference import upscale
 from fedvsr.inference.evaluate import bicubic
 from fedvsr.lookup import load
+from fedvsr.models.tiny.network import Model
 from fedvsr.training.checkpoint import save_model
 from tests.conftest import moving_texture
 from tests.unit.cli.test_cli import fedvsr
@@ -47,9 +48,9 @@ def frames_of(path: Path) -> np.ndarray:
     return np.stack([rgb for rgb, _ in open_clip(path).frames()])
 
 
-def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
-    """But for a rounding here and there: tiles that overlap are averaged."""
-    difference = np.abs(found.astype(int) - expected)
+def assert_same(got: np.ndarray, expected: np.ndarray) -> None:
+    """Equal up to a few roundings, because overlapping tiles are averaged."""
+    difference = np.abs(got.astype(int) - expected)
     assert difference.max() <= 1
     assert difference.mean() < 1e-4
 
@@ -127,7 +128,7 @@ def test_a_truncated_video_leaves_no_output(
     weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     frames = moving_texture(60, 64, 64)
-    # The index first, as for streaming, so that a half still opens.
+    # The index comes first, as for streaming, so that half of the file still opens.
     whole = write_clip(tmp_path / "whole.mp4", frames, options={"movflags": "faststart"})
     video = tmp_path / "cut.mp4"
     video.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
@@ -164,7 +165,7 @@ def test_ctrl_c_leaves_nothing(
     assert [p.name for p in tmp_path.iterdir()] == ["v.mp4"]
 
 
-def test_what_is_there_is_not_lost(
+def test_existing_files_are_kept(
     weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     video = write_clip(tmp_path / "v.mp4", SOFT[:2])
@@ -176,17 +177,17 @@ def test_what_is_there_is_not_lost(
     taken.write_bytes(b"")
 
     def refused(source: Path, out: str, *more: str) -> str:
-        given = ["upscale", str(source), "--checkpoint", weights, "--out", out, *RUN, *more]
-        assert fedvsr(*given) == 2
+        command = ["upscale", str(source), "--checkpoint", weights, "--out", out, *RUN, *more]
+        assert fedvsr(*command) == 2
         return capsys.readouterr().err
 
     assert "is the input" in refused(video, str(video), "--overwrite")
     assert "is the input" in refused(folder, f"{folder}/%d.png", "--overwrite")
     os.symlink(video, tmp_path / "link.mp4")
     assert "is the input" in refused(video, str(tmp_path / "link.mp4"), "--overwrite")
-    assert "is there already; --overwrite replaces it" in refused(video, str(taken))
-    assert "holds more than PNG pictures" in refused(video, str(precious), "--overwrite")
-    assert "is there and is no folder" in refused(video, f"{taken}/", "--overwrite")
+    assert "exists; replace it with --overwrite" in refused(video, str(taken))
+    assert "holds other files than PNG pictures" in refused(video, str(precious), "--overwrite")
+    assert "is a file, not a folder" in refused(video, f"{taken}/", "--overwrite")
     assert "there is no folder" in refused(video, str(tmp_path / "no" / "o.mp4"))
     assert "videos are written as .mp4" in refused(video, str(tmp_path / "o.avi"))
     for name in ("o.png", "%d_%d.png", "o%s.png"):
@@ -203,8 +204,8 @@ def test_what_is_there_is_not_lost(
         (["--tile", "8xbig"], "--tile 8xbig is not of the form FRAMESxSIZE"),
         (["--tile", "0"], "--tile 0 is not of the form"),
         (["--memory", "lots"], "--memory 'lots' is not a size"),
-        (["--memory", "1MB"], "1 MiB do not suffice: the program and the network take"),
-        (["--fps", "0"], "--fps 0 is no rate"),
+        (["--memory", "1MB"], "1.0 MB do not suffice: the program and the network take"),
+        (["--fps", "0"], "--fps 0 is not a rate"),
         (["--codec", "libx999"], "--codec libx999 is no encoder"),
         (["--set", "channels=8"], "name the network with --model"),
         (["--model", "tiny", "--set", "chanels=8"], "model.chanels is not a setting"),
@@ -220,8 +221,8 @@ def test_mistakes_are_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     video = write_clip(tmp_path / "v.mp4", SOFT[:2])
-    given = arguments if "--checkpoint" in arguments else ["--checkpoint", weights, *arguments]
-    assert fedvsr("upscale", str(video), *given) == 2
+    options = arguments if "--checkpoint" in arguments else ["--checkpoint", weights, *arguments]
+    assert fedvsr("upscale", str(video), *options) == 2
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
@@ -244,7 +245,7 @@ def test_an_explicit_tile_that_does_not_fit(
     def forward(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(load("fedvsr.models", "tiny").Model, "forward", forward)
+    monkeypatch.setattr(Model, "forward", forward)
     video = write_clip(tmp_path / "v.mp4", SOFT[:2])
     assert fedvsr("upscale", str(video), "--checkpoint", weights, *RUN) == 2
     assert "does not suffice for this tile; give a smaller one" in capsys.readouterr().err
@@ -297,10 +298,10 @@ def test_runs_and_checkpoints_by_name(
     part = run_folder / "checkpoints" / "round-000003.safetensors"
     assert "is part of a run; give the run's folder" in with_checkpoint(part)[2]
     assert "leave --model out" in with_checkpoint(run_folder, *own)[2]
-    assert "is no run's folder" in with_checkpoint(folder)[2]
+    assert "is not a run's folder" in with_checkpoint(folder)[2]
 
 
-def test_a_run_scores_as_its_table_says(
+def test_a_run_is_scored_as_in_its_table(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "scores.parquet"
@@ -315,7 +316,7 @@ def test_a_run_scores_as_its_table_says(
     assert (row["checkpoint"], row["channel"], row["scale"]) == (run_folder.name, "rgb", 4)
 
 
-def test_a_run_that_scores_the_middle_does_so_again(
+def test_a_run_that_scores_the_middle_is_scored_so_again(
     small_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ["evaluation.crop=32", "evaluation.luma=true", "evaluation.max_frames=3"]
@@ -323,8 +324,8 @@ def test_a_run_that_scores_the_middle_does_so_again(
     settings += ["federation.num_rounds=1", "data.test_clips_per_video=2"]
     flags = [flag for setting in settings for flag in ("--set", setting)]
     results = tmp_path / "results"
-    given = [str(small_yaml), *flags, "--executor", "serial", "--out", str(results)]
-    assert fedvsr("run", *given) == 0
+    command = [str(small_yaml), *flags, "--executor", "serial", "--out", str(results)]
+    assert fedvsr("run", *command) == 0
     (folder,) = results.iterdir()
     out = tmp_path / "s.parquet"
     assert fedvsr("evaluate", folder.name, "--results", str(results), "--out", str(out)) == 0
@@ -347,32 +348,32 @@ def test_test_sets(weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     tables = []
     for index, more in enumerate(([], ["--lq", str(tmp_path / "lq")], ["--luma"])):
         out = tmp_path / f"{index}.parquet"
-        given = ["evaluate", weights, str(tmp_path / "gt"), *more, "--out", str(out), *RUN]
-        assert fedvsr(*given) == 0
+        command = ["evaluate", weights, str(tmp_path / "gt"), *more, "--out", str(out), *RUN]
+        assert fedvsr(*command) == 0
         tables.append(pd.read_parquet(out))
     printed = capsys.readouterr().out
-    made, named, luma = tables
-    assert made["clip_id"].tolist() == ["000", "011"]
-    assert made["num_frames"].tolist() == [6, 9]
+    made_lq, named, luma = tables
+    assert made_lq["clip_id"].tolist() == ["000", "011"]
+    assert made_lq["num_frames"].tolist() == [6, 9]
     # An untrained network is bicubic.
-    assert made["psnr_db"].to_numpy() == pytest.approx(made["bicubic_psnr_db"], abs=1e-6)
-    pd.testing.assert_frame_equal(made, named)
+    assert made_lq["psnr_db"].to_numpy() == pytest.approx(made_lq["bicubic_psnr_db"], abs=1e-6)
+    pd.testing.assert_frame_equal(made_lq, named)
     assert set(luma["channel"]) == {"y"}
-    assert (luma["psnr_db"] > made["psnr_db"]).all()
-    assert re.search(rf"mean +{made['psnr_db'].mean():.2f} dB", printed)
-    assert made["lpips"].isna().all()
+    assert (luma["psnr_db"] > made_lq["psnr_db"]).all()
+    assert re.search(rf"mean +{made_lq['psnr_db'].mean():.2f} dB", printed)
+    assert made_lq["lpips"].isna().all()
 
     def refused(*arguments: str) -> str:
         assert fedvsr("evaluate", weights, *arguments, *RUN) == 2
         return capsys.readouterr().err
 
     gt = str(tmp_path / "gt")
-    assert "is no run with test clips of its own" in refused()
+    assert "is a file, not a run with test clips" in refused()
     assert "--lq needs ground truth" in refused("--lq", gt)
     assert "it must be 12 x 9" in refused(gt, "--lq", gt)
     lone = str(write_pictures(tmp_path / "lone", SOFT[:2]))
     assert "2 clips of ground truth and 1 of --lq" in refused(gt, "--lq", lone)
-    assert "is no .parquet file" in refused(gt, "--out", str(tmp_path / "s.csv"))
+    assert "name a .parquet file" in refused(gt, "--out", str(tmp_path / "s.csv"))
     (tmp_path / "lq" / "011" / "8.png").unlink()
     assert "lq/011 ends after 8 frames" in refused(gt, "--lq", str(tmp_path / "lq"))
     assert fedvsr("evaluate", weights, gt, "--lq", str(tmp_path / "lq"), "--max-frames", "5") == 0

@@ -1,4 +1,4 @@
-"""Weights from files, and the packaged configurations that bare files are told apart by."""
+"""Weights from files, and the packaged configurations by which bare files are identified."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from fedvsr.determinism import scoped_torch
 from fedvsr.errors import UserError
 from fedvsr.lookup import names
 from fedvsr.models import rvrt
+from fedvsr.models.rvrt.network import Model
 from fedvsr.training.checkpoint import save_model
 from tests.golden import recipe
 
@@ -42,7 +43,7 @@ def test_wrappers_and_prefix(
     state: dict[str, object] = {prefix + k: v for k, v in network.state_dict().items()}
     path = saved(tmp_path / "net.pth", {wrapper: state, "iter": 5} if wrapper else state)
     loaded = models.load_checkpoint(path)
-    assert type(loaded) is rvrt.Model
+    assert type(loaded) is Model
     assert not loaded.training
     assert same(loaded, network)
 
@@ -61,7 +62,9 @@ def test_a_runs_network_brings_its_configuration(tmp_path: Path) -> None:
     assert same(models.load_checkpoint(tmp_path / "model.safetensors"), own)
     bare = saved(tmp_path / "bare.pth", own.state_dict())
     assert same(models.load_checkpoint(bare, config), own)
-    with pytest.raises(UserError, match=r"bare\.pth fits no packaged network; as the nearest, rvr"):
+    with pytest.raises(
+        UserError, match=r"bare\.pth fits no packaged network: compared with the nearest, rv"
+    ):
         models.load_checkpoint(bare)
 
 
@@ -98,7 +101,7 @@ def test_the_wrong_tensor_is_named(
         models.load_checkpoint(path, rvrt.Config(size="demo"))
 
 
-def test_what_is_no_checkpoint(tmp_path: Path) -> None:
+def test_refuses_files_that_are_not_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read .*none\.pth: No such file"):
         models.load_checkpoint(tmp_path / "none.pth")
     for name in ("text.pth", "text.safetensors"):
@@ -107,7 +110,7 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
             models.load_checkpoint(tmp_path / name)
     with pytest.raises(UserError, match="weights is a int, not a tensor"):
         models.load_checkpoint(saved(tmp_path / "n.pth", {"weights": 3}))
-    with pytest.raises(UserError, match="is no checkpoint of a known network: iart, rvrt"):
+    with pytest.raises(UserError, match=r"is not a checkpoint of a known network \(iart, rvrt"):
         models.load_checkpoint(saved(tmp_path / "n.pth", {"fc.weight": torch.zeros(2)}))
     # Needs code to unpickle, which is never run.
     with pytest.raises(UserError, match="cannot read"):
@@ -131,7 +134,7 @@ def test_packaged_sizes_have_the_published_states(choice: tuple[str, str], manif
     assert recipe.state_of(network) == recipe.manifest(manifest)
 
 
-def test_packaged_sizes_can_be_told_apart() -> None:
+def test_packaged_sizes_differ_in_their_tensors() -> None:
     states = []
     for name in names("fedvsr.models"):
         for config in models.packaged(name):

@@ -1,4 +1,4 @@
-"""What every network must keep. A new file in the folder is tested the moment it exists."""
+"""The contract of every network; tests find new networks themselves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from fedvsr.determinism import scoped_torch
 from fedvsr.lookup import load, names
 from fedvsr.messages import ClientTask
 from fedvsr.models.spec import ModelConfig
-from fedvsr.models.tiny import Config, Model, spec
+from fedvsr.models.tiny import Config, spec
+from fedvsr.models.tiny.network import Model
 from fedvsr.params import ParamTable, flatten
 from fedvsr.resize import upscale_planes
 from fedvsr.training.config import LocalConfig
@@ -50,7 +51,7 @@ def test_tiny_starts_as_bicubic_and_every_parameter_learns(scale: int) -> None:
     assert sr.shape == (2, 3, 3, 9 * scale, 7 * scale)
     assert spec(config).scale == scale
     torch.testing.assert_close(sr[1, 2], upscale_planes(lq[1, 2][None], scale)[0])
-    # The last layer starts at zero and shields the others from the first step only.
+    # The last layer starts at zero, so the others learn from the second step on.
     optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
     for _ in range(2):
         optimiser.zero_grad()
@@ -81,7 +82,7 @@ def demo(name: str) -> ModelConfig:
 
 
 def sample(config: ModelConfig) -> torch.Tensor:
-    """Low-resolution noise of the least size: two clips of four frames."""
+    """Low-resolution noise of the smallest size: two clips of four frames."""
     rules = model_spec(config)
     side = max(8, rules.min_size)
     return torch.rand(2, max(4, rules.min_frames), 3, side, side)
@@ -95,7 +96,7 @@ def test_features_are_a_map_for_every_frame_and_carry_gradients(name: str) -> No
     assert features.shape[2:] == lq.shape[3:]
     features.square().mean().backward()
     learns = [n for n, p in network.named_parameters() if p.grad is not None and p.grad.any()]
-    # All but what enlarges them, though a last layer that starts at zero may shield some.
+    # All except those that enlarge the features; a last layer of zeros may hide some more.
     assert len(learns) > 0.8 * len(list(network.parameters()))
     assert torch.isfinite(sr).all()
 

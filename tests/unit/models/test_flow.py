@@ -152,7 +152,7 @@ def test_load_flow_weights_names_the_wrong_tensor(spynet, tmp_path, spoil, messa
     assert torch.equal(network.basic_module[0].basic_module[0].weight, before)
 
 
-def test_load_flow_weights_refuses_what_is_no_table_of_tensors(tmp_path):
+def test_load_flow_weights_refuses_files_without_a_table_of_tensors(tmp_path):
     path = tmp_path / "file.pth"
     with pytest.raises(UserError, match=r"cannot read .*file\.pth"):
         load_flow_weights(SpyNet(), path)

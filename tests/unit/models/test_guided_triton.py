@@ -1,7 +1,7 @@
 """The Triton kernels of RVRT's guided deformable attention against the PyTorch path.
 
-Without a GPU they run in Triton's interpreter, which has to be chosen before Triton is imported: in
-a process of its own. What only a compiler refuses, it does not see; that is what `compile` is for.
+Without a GPU they run in Triton's interpreter, in a separate process, because it must be chosen
+before Triton is imported. `test_compiles` finds what only a compiler refuses.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedvsr.models import rvrt
+from fedvsr.models.rvrt import network
 from tests.unit.models import test_rvrt
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
@@ -38,9 +38,9 @@ class Case:
         heads: attention heads.
         groups: deformable groups, half of them for keys.
         taps: places per frame.
-        dtype: of queries, keys and values.
-        positions: "anywhere", a third of them outside; "pixels", whole ones, to two outside.
-        strided: no input is contiguous.
+        dtype: dtype of queries, keys and values.
+        positions: "anywhere", with a third outside; or "pixels": whole pixels, up to two outside.
+        strided: whether no input is contiguous.
         tile: elements per program.
     """
 
@@ -63,11 +63,11 @@ class Case:
             size = torch.tensor([width, height])
             at = torch.randint(0, 10**6, shape, generator=draw) % (size + 4) - 2
             grid = 2 * at / (size - 1) - 1
-        made = [torch.randn(self.shape, generator=draw).to(self.dtype) for _ in range(3)]
-        made.append(grid)
+        inputs = [torch.randn(self.shape, generator=draw).to(self.dtype) for _ in range(3)]
+        inputs.append(grid)
         if self.strided:
-            made = [x.repeat_interleave(2, dim=-1)[..., ::2] for x in made]
-        return made
+            inputs = [x.repeat_interleave(2, dim=-1)[..., ::2] for x in inputs]
+        return inputs
 
 
 CASES = {
@@ -106,60 +106,60 @@ def errors(want: list[Tensor], got: list[Tensor]) -> dict[str, float]:
 
 
 def fused() -> Attention:
-    from fedvsr.models import _guided_triton
+    from fedvsr.models.rvrt import _guided_triton
 
     return _guided_triton.guided_attention
 
 
 def tiles(elements: int) -> Any:
-    from fedvsr.models import _guided_triton
+    from fedvsr.models.rvrt import _guided_triton
 
     return mock.patch.multiple(_guided_triton, _FORWARD_TILE=elements, _BACKWARD_TILE=elements)
 
 
 def compare(case: Case) -> dict[str, float]:
     with tiles(case.tile):
-        return errors(results(rvrt.guided_attention, case), results(fused(), case))
+        return errors(results(network.guided_attention, case), results(fused(), case))
 
 
 def compare_used_twice(case: Case) -> dict[str, float]:
     def twice(attention: Attention) -> Attention:
         def call(q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int) -> Tensor:
-            # The second use reads what the first has made, and half of it all again.
+            # The second use reads the output of the first, and half of the grid.
             first = attention(q, k, v, grid, heads)
             return first + attention(first, v, k, 0.5 * grid, heads)
 
         return call
 
-    return errors(results(twice(rvrt.guided_attention), case), results(twice(fused()), case))
+    return errors(results(twice(network.guided_attention), case), results(twice(fused()), case))
 
 
 def check_golden() -> None:
-    with mock.patch.object(rvrt, "guided_attention", fused()), tiles(8192):
+    with mock.patch.object(network, "guided_attention", fused()), tiles(8192):
         test_rvrt.test_guided_deformable_attention_golden()
 
 
 @pytest.fixture(scope="module")
 def interpreted() -> Iterator[Callable[..., Any]]:
-    """Calls functions where Triton interprets."""
+    """Calls a function in a process in which Triton interprets."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TRITON_INTERPRET", "1")
-            pool.submit(os.getpid).result()  # starts the process, as the environment is
+            pool.submit(os.getpid).result()  # starts the process with this environment
         yield lambda function, *args: pool.submit(function, *args).result()
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items()])
 def test_equals_the_pytorch_path(interpreted, case):
-    found = interpreted(compare, case)
-    assert found["out"] < 1e-6
-    # Gradients are of the inputs' precision; the interpreter cuts where a GPU rounds.
-    assert max(found.values()) < BOUNDS[case.dtype], found
+    differences = interpreted(compare, case)
+    assert differences["out"] < 1e-6
+    # Gradients have the inputs' precision; the interpreter truncates, but a GPU rounds.
+    assert max(differences.values()) < BOUNDS[case.dtype], differences
 
 
 def test_can_be_used_twice(interpreted):
-    found = interpreted(compare_used_twice, Case(shape=(2, 12, 3, 5), heads=2, groups=2))
-    assert max(found.values()) < 1e-6, found
+    differences = interpreted(compare_used_twice, Case(shape=(2, 12, 3, 5), heads=2, groups=2))
+    assert max(differences.values()) < 1e-6, differences
 
 
 def test_golden(interpreted):
@@ -175,45 +175,45 @@ def test_golden(interpreted):
     ],
 )
 def test_equals_the_pytorch_path_on_a_gpu(case):
-    assert rvrt._triton_serves(torch.device("cuda"))
-    want = results(rvrt.guided_attention, case)
-    found = errors(want, results(rvrt.guided_attention, case, "cuda"))
-    assert max(found.values()) < max(1e-5, BOUNDS[case.dtype]), found
+    assert network._triton_serves(torch.device("cuda"))
+    want = results(network.guided_attention, case)
+    differences = errors(want, results(network.guided_attention, case, "cuda"))
+    assert max(differences.values()) < max(1e-5, BOUNDS[case.dtype]), differences
 
 
-def test_a_gpu_takes_the_kernels(monkeypatch):
-    from fedvsr.models import _guided_triton
+def test_a_gpu_uses_the_kernels(monkeypatch):
+    from fedvsr.models.rvrt import _guided_triton
 
-    monkeypatch.setattr(rvrt, "_triton_serves", lambda device: device == "cuda:1")
+    monkeypatch.setattr(network, "_triton_serves", lambda device: device == "cuda:1")
     monkeypatch.setattr(_guided_triton, "guided_attention", lambda *args: args)
     q = mock.Mock(is_cuda=True, device="cuda:1")
-    assert rvrt.guided_attention(q, "k", "v", "grid", 4) == (q, "k", "v", "grid", 4)
+    assert network.guided_attention(q, "k", "v", "grid", 4) == (q, "k", "v", "grid", 4)
 
 
-def test_a_cpu_does_without_them(monkeypatch):
-    monkeypatch.setitem(sys.modules, "fedvsr.models._guided_triton", None)
-    monkeypatch.delattr("fedvsr.models._guided_triton", raising=False)
-    rvrt.guided_attention(*Case().inputs(), 4)
+def test_a_cpu_does_not_import_the_kernels(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fedvsr.models.rvrt._guided_triton", None)
+    monkeypatch.delattr("fedvsr.models.rvrt._guided_triton", raising=False)
+    network.guided_attention(*Case().inputs(), 4)
     with pytest.raises(ImportError):
         fused()
 
 
 @pytest.mark.parametrize(
-    ("lacking", "serves"),
+    ("missing", "serves"),
     [(None, True), ("triton", False), ("gcc", False), ("headers", False), ("capability", False)],
 )
-def test_what_triton_takes(lacking, serves, tmp_path, monkeypatch):
-    if lacking != "headers":
+def test_triton_needs_a_compiler_headers_and_a_recent_gpu(missing, serves, tmp_path, monkeypatch):
+    if missing != "headers":
         (tmp_path / "Python.h").touch()
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(rvrt, "find_spec", lambda name: None if lacking == name else "found")
-    monkeypatch.setattr("shutil.which", lambda name: None if lacking == "gcc" else name)
+    monkeypatch.setattr(network, "find_spec", lambda name: None if missing == name else "found")
+    monkeypatch.setattr("shutil.which", lambda name: None if missing == "gcc" else name)
     monkeypatch.setattr("sysconfig.get_path", lambda *names: str(tmp_path))
-    capability = (6, 1) if lacking == "capability" else (7, 5)
+    capability = (6, 1) if missing == "capability" else (7, 5)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
-    rvrt._triton_serves.cache_clear()
-    assert rvrt._triton_serves(torch.device("cuda")) == serves
-    rvrt._triton_serves.cache_clear()
+    network._triton_serves.cache_clear()
+    assert network._triton_serves(torch.device("cuda")) == serves
+    network._triton_serves.cache_clear()
 
 
 # The paper's heads and groups; heads across groups, whose channels have their own positions.
@@ -223,7 +223,7 @@ def test_compiles(dtype, capability, heads, tmp_path, monkeypatch):
     pytest.importorskip("triton.backends.nvidia.compiler", reason="Triton for other devices")
     from triton.backends.compiler import GPUTarget
 
-    from fedvsr.models import _guided_triton as module
+    from fedvsr.models.rvrt import _guided_triton as module
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     q = torch.empty(2, 64, 64, 288, device="meta")

@@ -1,17 +1,26 @@
-"""IART against golden vectors, and what must not change its numbers."""
+"""IART against golden vectors, and under changes that must keep its numbers."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from fedvsr import models
 from fedvsr.models import iart
 from fedvsr.models._windows import WindowAttention
+from fedvsr.models.iart import network as iart_network
 from tests.golden import recipe
+from tests.unit.models.checks import (
+    check_autocast,
+    check_clips_do_not_mix,
+    check_equal_gradients,
+    gradients,
+)
 
+# Parameters of convolutions that exist only in checkpoints: three in each of four cells.
+UNUSED = 4 * 3 * 2
 SMALL = {"mid_channels": 8, "embed_dim": 12, "depths": (2,), "num_heads": (2,)}
 
 
@@ -19,12 +28,6 @@ def small(**settings) -> nn.Module:
     network = models.build("iart", **SMALL, **settings)
     recipe.fill(network)
     return network
-
-
-def gradients(network: nn.Module, lq: Tensor) -> tuple[Tensor, list[Tensor | None]]:
-    sr = network(lq)
-    sr.square().mean().backward()
-    return sr.detach(), [p.grad for p in network.parameters()]
 
 
 def test_state_is_the_published_one():
@@ -48,7 +51,9 @@ def test_network_golden(name):
 
 def test_implicit_alignment_golden():
     case = recipe.load("modules", "implicit_iart")
-    module = iart.ImplicitAlignment(case.meta["config"]["dim"], case.meta["config"]["num_heads"])
+    module = iart_network.ImplicitAlignment(
+        case.meta["config"]["dim"], case.meta["config"]["num_heads"]
+    )
     recipe.fill(module)
     inputs = {name: case.tensor(f"in_{name}").requires_grad_() for name in ("y", "x", "flow")}
     y, x = (inputs[name].permute(0, 2, 3, 1) for name in ("y", "x"))
@@ -59,7 +64,7 @@ def test_implicit_alignment_golden():
 def test_cell_golden():
     case = recipe.load("modules", "swinirfm_iart")
     keys = ("embed_dim", "depths", "num_heads", "window_size")
-    module = iart._Cell(iart.Config(**{key: case.meta["config"][key] for key in keys}))
+    module = iart_network._Cell(iart.Config(**{key: case.meta["config"][key] for key in keys}))
     recipe.fill(module)
     x = case.tensor("in_x").requires_grad_()
     out = module(x.permute(0, 1, 3, 4, 2)).permute(0, 3, 1, 2)
@@ -84,15 +89,14 @@ def test_window_attention_golden():
 def test_checkpointing_changes_no_gradient(mode):
     lq = torch.rand(1, 3, 3, 64, 66, generator=torch.Generator().manual_seed(1))
     settings = {"drop_path_rate": 0.5}
-    found = []
+    results = []
     for checkpointing in ("none", mode):
         network = small(checkpointing=checkpointing, **settings).train()
         torch.manual_seed(5)
-        found.append(gradients(network, lq))
-    assert torch.equal(found[0][0], found[1][0])
-    for a, b in zip(found[0][1], found[1][1], strict=True):
-        assert (a is None) == (b is None)
-        assert a is None or torch.allclose(a, b, rtol=1e-4, atol=1e-7)
+        results.append(gradients(network, lq))
+    (sr, want), (got_sr, got) = results
+    assert torch.equal(got_sr, sr)
+    check_equal_gradients(got, want, rtol=1e-4, atol=1e-7, unused=UNUSED)
 
 
 def test_drop_path_acts_in_training_alone():
@@ -117,11 +121,7 @@ def test_only_the_idle_convolutions_get_no_gradient():
 
 
 def test_clips_of_a_batch_do_not_mix():
-    network, lq = small(), torch.rand(2, 4, 3, 64, 65)
-    with torch.no_grad():
-        both = network(lq)
-        for clip, sr in zip(lq, both, strict=True):
-            assert torch.allclose(network(clip[None])[0], sr, atol=1e-5)
+    check_clips_do_not_mix(small(), torch.rand(2, 4, 3, 64, 65), atol=1e-5)
 
 
 def test_long_clips_in_host_memory_give_the_same():
@@ -138,15 +138,7 @@ def test_a_single_frame_needs_no_flow():
 @pytest.mark.parametrize("checkpointing", ["none", "blocks"])
 def test_trains_under_autocast(checkpointing):
     lq = torch.rand(1, 3, 3, 64, 64, generator=torch.Generator().manual_seed(3))
-    sr, want = gradients(small(), lq)
-    network = small(checkpointing=checkpointing)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        got_sr = network(lq)
-    got_sr.float().square().mean().backward()
-    assert (got_sr - sr).norm() / sr.norm() < 0.03
-    for p, grad in zip(network.parameters(), want, strict=True):
-        assert (p.grad is None) == (grad is None)
-        assert p.grad is None or p.grad.isfinite().all()
+    check_autocast(small(checkpointing=checkpointing), small(), lq, unused=UNUSED)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""RVRT against golden vectors, and what must not change its numbers."""
+"""RVRT against golden vectors, and under changes that must keep its numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from fedvsr import models
 from fedvsr.models import _frames, _windows, rvrt
 from fedvsr.models._windows import WindowAttention
+from fedvsr.models.rvrt import network as rvrt_network
 from tests.golden import recipe
+from tests.unit.models.checks import (
+    check_autocast,
+    check_clips_do_not_mix,
+    check_equal_gradients,
+    gradients,
+    kept_bytes,
+)
 
 SMALL = {
     "num_blocks": (1, 1, 1),
@@ -25,12 +33,6 @@ def small(**settings) -> nn.Module:
     network = models.build("rvrt", **SMALL, **settings)
     recipe.fill(network)
     return network
-
-
-def gradients(network: nn.Module, lq: Tensor) -> tuple[Tensor, list[Tensor]]:
-    sr = network(lq)
-    sr.square().mean().backward()
-    return sr.detach(), [p.grad for p in network.parameters()]
 
 
 def fold(x: Tensor) -> Tensor:
@@ -65,7 +67,7 @@ def test_guided_deformable_attention_golden():
         deformable_groups=asked["deformable_groups"],
         attention_heads=asked["attention_heads"],
     )
-    module = rvrt.GuidedDeformableAttention(config)
+    module = rvrt_network.GuidedDeformableAttention(config)
     recipe.fill(module)
     names = ("q", "k", "v", "vw0", "vw1", "flow1", "flow2")
     inputs = {name: case.tensor(f"in_{name}").requires_grad_() for name in names}
@@ -79,7 +81,7 @@ def test_stage_golden():
     case = recipe.load("modules", "rstb_rvrt")
     asked = case.meta["config"]
     config = rvrt.Config(embed_dims=(asked["dim"],) * 3, num_heads=(4, 4, 4), num_blocks=(1, 1, 1))
-    module = rvrt._Stage(config, 1, asked["in_channels"], tuple(asked["window_size"]))
+    module = rvrt_network._Stage(config, 1, asked["in_channels"], tuple(asked["window_size"]))
     recipe.fill(module)
     x = case.tensor("in_x").requires_grad_()
     # The input convolution in two parts, as the recurrence takes it.
@@ -111,37 +113,25 @@ def test_checkpointing_changes_no_gradient(mode):
     sr, want = gradients(small(), lq)
     got_sr, got = gradients(small(checkpointing=mode), lq)
     assert torch.equal(got_sr, sr)
-    for a, b in zip(got, want, strict=True):
-        assert torch.allclose(a, b, rtol=1e-4, atol=1e-7)
+    check_equal_gradients(got, want, rtol=1e-4, atol=1e-7)
 
 
 def test_checkpointing_keeps_less():
     lq = torch.rand(1, 2, 3, 33, 33)
-    kept = {}
-    for mode in ("none", "attention", "blocks"):
-        storages: dict[int, int] = {}
-
-        def pack(x: Tensor, storages: dict[int, int] = storages) -> Tensor:
-            storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-            return x
-
-        network = small(checkpointing=mode)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            network(lq)
-        kept[mode] = sum(storages.values())
+    modes = ("none", "attention", "blocks")
+    kept = {mode: kept_bytes(small(checkpointing=mode), lq) for mode in modes}
     assert kept["blocks"] < kept["attention"] < kept["none"]
 
 
 def test_chunks_change_no_number(monkeypatch):
     lq = torch.rand(2, 4, 3, 33, 35, generator=torch.Generator().manual_seed(2))
     sr, want = gradients(small(), lq)
-    monkeypatch.setattr(rvrt, "_CHUNK_SAMPLES", 20_000)
+    monkeypatch.setattr(rvrt_network, "_CHUNK_SAMPLES", 20_000)
     monkeypatch.setattr(_frames, "_CHUNK_PIXELS", 3 * 33 * 35)
     monkeypatch.setattr(_windows, "_CHUNK_LOGITS", 1)
     got_sr, got = gradients(small(), lq)
     assert torch.allclose(got_sr, sr, atol=1e-5)
-    for a, b in zip(got, want, strict=True):
-        assert torch.allclose(a, b, rtol=1e-3, atol=1e-6)
+    check_equal_gradients(got, want, rtol=1e-3, atol=1e-6)
 
 
 def test_samples_no_more_than_a_chunk(monkeypatch):
@@ -154,20 +144,16 @@ def test_samples_no_more_than_a_chunk(monkeypatch):
         return out
 
     monkeypatch.setattr(torch.nn.functional, "grid_sample", watch)
-    monkeypatch.setattr(rvrt, "_CHUNK_SAMPLES", 50_000)
+    monkeypatch.setattr(rvrt_network, "_CHUNK_SAMPLES", 50_000)
     q, k, v = torch.rand(3, 2, 24, 20, 24)
     grid = torch.rand(2, 2, 4, 9, 20, 24, 2) * 2 - 1
-    rvrt.guided_attention(q, k, v, grid, heads=4)
+    rvrt_network.guided_attention(q, k, v, grid, heads=4)
     assert sum(taken) == 2 * (2 * 2 * 24 * 9 * 20 * 24)  # every key and value, once
     assert max(taken) <= 50_000
 
 
 def test_clips_of_a_batch_do_not_mix():
-    network, lq = small(), torch.rand(2, 4, 3, 33, 35)
-    with torch.no_grad():
-        both = network(lq)
-        for clip, sr in zip(lq, both, strict=True):
-            assert torch.allclose(network(clip[None])[0], sr, atol=1e-5)
+    check_clips_do_not_mix(small(), torch.rand(2, 4, 3, 33, 35), atol=1e-5)
 
 
 def test_long_clips_in_host_memory_give_the_same():
@@ -184,15 +170,7 @@ def test_a_pair_of_frames_needs_no_alignment():
 @pytest.mark.parametrize("checkpointing", ["none", "blocks"])
 def test_trains_under_autocast(checkpointing):
     lq = torch.rand(1, 4, 3, 33, 35, generator=torch.Generator().manual_seed(3))
-    sr, want = gradients(small(), lq)
-    network = small(checkpointing=checkpointing)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        got_sr = network(lq)
-    got_sr.float().square().mean().backward()
-    assert (got_sr - sr).norm() / sr.norm() < 0.03
-    for p, grad in zip(network.parameters(), want, strict=True):
-        assert p.grad.isfinite().all()
-        assert p.grad.dtype == grad.dtype
+    check_autocast(small(checkpointing=checkpointing), small(), lq)
 
 
 @pytest.mark.parametrize(

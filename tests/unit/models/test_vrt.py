@@ -1,4 +1,4 @@
-"""VRT against golden vectors, and what must not change its numbers."""
+"""VRT against golden vectors, and under changes that must keep its numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from fedvsr import models
 from fedvsr.models import _deform, _windows, vrt
 from fedvsr.models._attention import WindowAttention, window_plan
 from fedvsr.models._deform import deform_conv3x3
+from fedvsr.models.vrt import network as vrt_network
 from tests.golden import recipe
+from tests.unit.models.checks import (
+    check_clips_do_not_mix,
+    check_equal_gradients,
+    gradients,
+    kept_bytes,
+)
 
 SMALL = {
     "window_size": (2, 4, 4),
@@ -37,13 +44,7 @@ def clip(*shape: int, seed: int = 1) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def gradients(network: nn.Module, lq: Tensor) -> tuple[Tensor, list[Tensor]]:
-    sr = network(lq)
-    sr.square().mean().backward()
-    return sr.detach(), [p.grad for p in network.parameters()]
-
-
-# The published networks differ from the default one in these shapes alone.
+# The published networks differ from the default one only in these shapes.
 OFFSETS = "pa_deform.conv_offset."
 SIX_FRAMES = {"relative_position_bias_table": (2475, 6), "relative_position_index": (384, 384)}
 VARIANTS = {
@@ -124,7 +125,7 @@ def test_group_golden(kind):
     case = recipe.load("modules", f"tmsag_vrt_{kind}_shift_pad")
     asked = case.meta["config"]
     rates = [0.0] * asked["depth"]
-    module = vrt._Group(
+    module = vrt_network._Group(
         vrt.Config(), asked["dim"], asked["num_heads"], tuple(asked["window_size"]), rates,
         mutual=kind == "mutual",
     )  # fmt: skip
@@ -137,7 +138,7 @@ def test_group_golden(kind):
 def test_guided_deformable_convolution_golden():
     case = recipe.load("modules", "dcn_vrt_pa6")
     asked = case.meta["config"]
-    module = vrt.GuidedDeformConv(
+    module = vrt_network.GuidedDeformConv(
         asked["args"][0], 3, asked["deformable_groups"], asked["max_residue_magnitude"]
     )
     recipe.fill(module)
@@ -179,10 +180,10 @@ def test_windows_are_joined_as_they_were_cut(size):
 def test_masks_separate_what_the_shift_brought_together():
     size, window, shift = (4, 8, 12), (2, 4, 4), (1, 2, 2)
     plan = window_plan(size, window, shift, CPU)
-    # Which side of the wrap-around a token comes from, along each axis, by its place before.
+    # The side of the wrap-around that a token comes from, along each axis.
     places = torch.stack(torch.meshgrid(*map(torch.arange, size), indexing="ij"), dim=-1)
     windows = plan.partition(places[None].float())
-    beyond = windows < torch.tensor(shift)  # shifted tokens below `shift` come round the end
+    beyond = windows < torch.tensor(shift)  # shifted tokens below `shift` are wrapped around
     at_end = torch.tensor([s - w for s, w in zip(size, window, strict=True)])
     last = (windows >= at_end + torch.tensor(shift)).any(1, keepdim=True)
     region = beyond & last
@@ -232,24 +233,13 @@ def test_checkpointing_changes_no_gradient(mode):
         results.append(gradients(network, lq))
     (sr, want), (got_sr, got) = results
     assert torch.equal(got_sr, sr)
-    for a, b in zip(got, want, strict=True):
-        assert torch.allclose(a, b, rtol=1e-3, atol=1e-6)
+    check_equal_gradients(got, want, rtol=1e-3, atol=1e-6)
 
 
 def test_checkpointing_keeps_less():
     lq = clip(1, 3, 3, 40, 40)
-    kept = {}
-    for mode in ("none", "attention", "blocks"):
-        storages: dict[int, int] = {}
-
-        def pack(x: Tensor, storages: dict[int, int] = storages) -> Tensor:
-            storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-            return x
-
-        network = small(checkpointing=mode)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            network(lq)
-        kept[mode] = sum(storages.values())
+    modes = ("none", "attention", "blocks")
+    kept = {mode: kept_bytes(small(checkpointing=mode), lq) for mode in modes}
     assert kept["blocks"] < 0.5 * kept["attention"] < 0.4 * kept["none"]
 
 
@@ -260,8 +250,7 @@ def test_chunks_change_no_number(monkeypatch):
     monkeypatch.setattr(_windows, "_CHUNK_LOGITS", 1)
     got_sr, got = gradients(small(), lq)
     assert torch.allclose(got_sr, sr, atol=1e-5)
-    for a, b in zip(got, want, strict=True):
-        assert torch.allclose(a, b, rtol=1e-3, atol=1e-6)
+    check_equal_gradients(got, want, rtol=1e-3, atol=1e-6)
 
 
 def test_drop_rates_rise_and_start_over_in_the_second_group():
@@ -277,19 +266,14 @@ def test_drop_rates_rise_and_start_over_in_the_second_group():
 
 def test_drop_path_keeps_the_mean():
     torch.manual_seed(0)
-    block = vrt._Block(8, (2, 4, 4), 2, 16, False, 0.25, "none")
-    dropped = block._drop(torch.ones(20_000, 1, 1, 1, 1))
+    dropped = _windows.drop_path(torch.ones(20_000, 1, 1, 1, 1), 0.25, training=True)
     assert set(dropped.unique().tolist()) == {0.0, float(torch.tensor(1.0) / 0.75)}
     assert abs(dropped.mean() - 1) < 0.02
-    assert torch.equal(block.eval()._drop(dropped), dropped)
+    assert torch.equal(_windows.drop_path(dropped, 0.25, training=False), dropped)
 
 
 def test_clips_of_a_batch_do_not_mix():
-    network, lq = small(), clip(2, 3, 3, 40, 40)
-    with torch.no_grad():
-        both = network(lq)
-        for one, sr in zip(lq, both, strict=True):
-            assert torch.allclose(network(one[None])[0], sr, atol=1e-4)
+    check_clips_do_not_mix(small(), clip(2, 3, 3, 40, 40), atol=1e-4)
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "attention", "blocks"])
@@ -342,7 +326,7 @@ def test_spec():
         ({"embed_dims": (8,) * 9}, "embed_dims has 9 entries"),
         ({"num_heads": (7,) * 13}, "120 must be a multiple of 4 and of its 7 heads"),
         ({"embed_dims": (120,) * 6 + (60,) + (180,) * 6}, "one width for the first 7"),
-        ({"indep_reconsts": (3,)}, "3 is no final group; they are 7 to 12"),
+        ({"indep_reconsts": (3,)}, "3 is not a final group; those are 7 to 12"),
         ({"deformable_groups": 15}, "deformable_groups = 15"),
         ({"depths": (0,) * 13}, "at least 1"),
         ({"window_size": (0, 8, 8)}, "at least 1"),

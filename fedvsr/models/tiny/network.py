@@ -1,48 +1,21 @@
-"""A small recurrent residual network for demonstrations and tests; trains on a CPU in a minute.
+"""The `tiny` network.
 
-Bidirectional propagation of features (as in BasicVSR, Chan et al. 2021) without alignment, a pixel
-shuffle at the end, and a bicubic global residual, so that an untrained network equals bicubic.
+It propagates features in both directions (as BasicVSR, Chan et al. 2021) without alignment, ends in
+a pixel shuffle, and adds its output to bicubic enlargement, which an untrained network equals.
 B clips, T frames, C channels, H x W the low-resolution size.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
-from fedvsr.models.spec import ModelConfig, ModelSpec, Size
+from fedvsr.models.tiny import Config, spec
 from fedvsr.resize import upscale_planes
 
-# Leaky, as in BasicVSR: behind a last layer of zeros, plain rectifiers die in a few steps.
+# Leaky, as in BasicVSR: in front of a last layer of zeros, plain rectifiers die in a few steps.
 _SLOPE = 0.1
-
-
-_SIZES = {
-    "demo": Size(
-        recipe={"local": {"steps": 20, "batch_size": 4, "num_frames": 5, "crop": 96, "lr": 2e-3}}
-    )
-}
-
-
-class Config(ModelConfig):
-    """Settings of the `tiny` network."""
-
-    sizes: ClassVar[dict[str, Size]] = _SIZES
-
-    name: Literal["tiny"] = "tiny"
-    size: Literal["demo"] = Field("demo", description="A packaged configuration; there is one.")
-    scale: int = Field(4, ge=2, le=8, description="Enlargement of height and width.")
-    channels: int = Field(16, ge=4, le=128, description="Feature channels.")
-    blocks: int = Field(2, ge=0, le=20, description="Residual blocks per direction.")
-
-
-def spec(config: Config) -> ModelSpec:
-    """Size rules."""
-    return ModelSpec(scale=config.scale, charbonnier_eps=1e-9, features="to_pixels")
 
 
 class Model(nn.Module):
@@ -76,7 +49,7 @@ class Model(nn.Module):
 
 
 class _Cell(nn.Module):
-    """One step of propagation: this frame's features and the state so far give the next state."""
+    """One step of propagation: maps a frame's features and the state so far to the next state."""
 
     def __init__(self, channels: int, blocks: int) -> None:
         super().__init__()
@@ -103,7 +76,7 @@ class _Block(nn.Module):
 
 def _conv(inputs: int, outputs: int, gain: float = 1.0) -> nn.Conv2d:
     conv = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
-    # He et al. 2015; torch's default shrinks features so much that a short training learns nothing.
+    # He et al. 2015. torch's default shrinks features so much that a short training learns nothing.
     nn.init.kaiming_normal_(conv.weight, a=_SLOPE, nonlinearity="leaky_relu")
     with torch.no_grad():
         conv.weight.mul_(gain)

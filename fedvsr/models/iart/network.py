@@ -1,9 +1,8 @@
-"""IART, video restoration with implicit resampling-based alignment.
+"""The network of IART (Xu et al. 2024), and its implicit alignment.
 
-Xu et al., "Enhancing Video Super-Resolution via Implicit Resampling-based Alignment", CVPR 2024;
-enlargement by four. Four branches pass over the clip, backward and forward in turn. A step aligns
-the states of the two steps before with an attention to the four pixels around where the flow
-points, and a small Swin network merges them with the frame at hand.
+Four branches pass over the clip, backward and forward in turn. A step aligns the states of the two
+steps before with an attention to the four pixels around where the flow points, and a small Swin
+network merges them with the current frame.
 
 B clips, T frames, C channels, H x W low-resolution pixels, N = H * W * B. Flows are (dx, dy) in
 pixels.
@@ -12,124 +11,21 @@ pixels.
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from fedvsr.models._flow import SpyNet, compose
 from fedvsr.models._frames import per_frame
-from fedvsr.models._windows import Checkpointing, SwinLayer, SwinLayers, Window, WindowAttention
-from fedvsr.models.spec import FlowModelConfig, ModelSpec, Size
+from fedvsr.models._windows import SwinLayer, SwinLayers, WindowAttention
+from fedvsr.models.iart import Config, spec
+from fedvsr.models.spec import Window
 
 _BRANCHES = ("backward_1", "forward_1", "backward_2", "forward_2")
-# Width behind the first enlargement, and of the convolutions that only checkpoints know.
+# Channels after the first enlargement, and of the convolutions that exist only in checkpoints.
 _WIDTH = 64
 _TEMPERATURE = 0.01
-
-
-_SIZES = {
-    "paper": Size(
-        # The published option file for REDS x4, with the batch of the published federated training.
-        recipe={
-            "local": {
-                "batch_size": 3,
-                "num_frames": 16,
-                "crop": 256,
-                "lr": 2e-4,
-                "betas": (0.9, 0.99),
-                "slow_params": ("spynet",),
-                "slow_factor": 0.125,
-                "freeze_steps": 5_000,
-                "precision": "fp16",
-            }
-        }
-    ),
-    "demo": Size(
-        network={
-            "mid_channels": 32,
-            "embed_dim": 24,
-            "depths": (2,),
-            "num_heads": (4,),
-            "window_size": (3, 4, 4),
-            "img_size": 32,
-            "drop_path_rate": 0.0,
-            "checkpointing": "none",
-        },
-        recipe={
-            "local": {
-                "steps": 5,
-                "batch_size": 1,
-                "num_frames": 4,
-                "crop": 128,
-                "lr": 1e-3,
-                "slow_params": ("spynet",),
-                "slow_factor": 0.125,
-            },
-            "evaluation": {"crop": 256},
-        },
-    ),
-}
-
-
-class Config(FlowModelConfig):
-    """Settings of the `iart` network; the defaults are the paper's for x4 super-resolution."""
-
-    sizes: ClassVar[dict[str, Size]] = _SIZES
-
-    name: Literal["iart"] = "iart"
-    size: Literal["paper", "demo"] = Field(
-        "paper",
-        description="The packaged configuration that the other keys start from: the paper's, or a "
-        "small one.",
-    )
-    in_channels: Literal[3] = Field(3, description="Colours.")
-    mid_channels: int = Field(64, ge=4, le=512, description="Channels before the enlargement.")
-    embed_dim: int = Field(120, ge=4, le=1024, multiple_of=4, description="Feature channels.")
-    depths: tuple[int, ...] = Field(
-        (6, 6, 6), min_length=1, description="Attention layers of each block of a step's network."
-    )
-    num_heads: tuple[int, ...] = Field(
-        (6, 6, 6), description="Attention heads of each block; the first also of the alignment."
-    )
-    window_size: tuple[Literal[3], int, int] = Field(
-        (3, 8, 8), description="Attention windows (frames, height, width)."
-    )
-    num_frames: Literal[3] = Field(3, description="Frames that a step's network merges.")
-    img_size: int = Field(64, ge=1, description="Training size in pixels; without effect.")
-    patch_size: Literal[1] = Field(1, description="Pixels per token and side.")
-    drop_path_rate: float = Field(
-        0.1, ge=0, lt=1, description="Greatest probability to skip a layer's branch in training."
-    )
-    cpu_cache_length: int = Field(
-        100, ge=1, description="Longer clips keep features in host memory during inference, frames."
-    )
-    is_low_res_input: Literal[True] = Field(True, description="The input is to be enlarged.")
-    checkpointing: Checkpointing = Field(
-        "blocks", description="What the backward pass computes again instead of keeping it."
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if len(self.num_heads) != len(self.depths) or min(self.depths) < 1:
-            raise ValueError(
-                f"depths = {self.depths} must be positive and as many as num_heads {self.num_heads}"
-            )
-        if any(heads < 1 or self.embed_dim % heads for heads in self.num_heads):
-            raise ValueError(
-                f"embed_dim = {self.embed_dim} must be a multiple of num_heads {self.num_heads}"
-            )
-        if not all(2 <= side <= 64 for side in self.window_size[1:]):
-            raise ValueError(f"window_size = {self.window_size} must be 2 to 64 pixels a side")
-        return self
-
-
-def spec(config: Config) -> ModelSpec:
-    """Size rules: any number of frames; SpyNet halves five times."""
-    return ModelSpec(scale=4, charbonnier_eps=1e-12, min_size=32, features="conv_before_upsample")
 
 
 class Model(nn.Module):
@@ -189,21 +85,21 @@ class Model(nn.Module):
         device: torch.device,
         home: torch.device,
     ) -> Tensor:
-        """One branch, in its direction of play.
+        """Run one branch over the clip, in its direction of play.
 
         Args:
-            branch: its name.
-            features: those of the branch before it, `(B, T, C, H, W)`.
-            guides: the flows per step, from the second on.
-            device: where to compute.
-            home: where to keep features.
+            branch: the branch's name.
+            features: features of the branch before it, `(B, T, C, H, W)`.
+            guides: flows for each step from the second on.
+            device: the device that computes.
+            home: the device that keeps features.
 
         Returns:
             The branch's features.
         """
         cell, align = self.swin_backbone[branch], self.implicit_warp
         states: list[Tensor] = []
-        # Keys and values of the last two states, the latest first.
+        # Keys and values of the last two states, the newest first.
         memory: list[Tensor] = []
         for i, feature in enumerate(features.unbind(1)):
             now = feature.to(device).permute(0, 2, 3, 1)
@@ -230,7 +126,7 @@ def _conv(inputs: int, outputs: int) -> nn.Conv2d:
 
 
 def _guides(flow_BT2HW: Tensor) -> list[Tensor]:
-    """Per step the flow to the frame before, and below it on the batch to the one before that.
+    """For each step, flows to the frame before and to the frame before that, joined on the batch.
 
     Args:
         flow_BT2HW: in order of play, from every frame but the first to the one before.
@@ -244,10 +140,10 @@ def _guides(flow_BT2HW: Tensor) -> list[Tensor]:
 
 
 class _Cell(nn.Module):
-    """Merges three frames of features: aligned states before and behind, the frame at hand between.
+    """Merges the features of the current frame with two aligned states, one on each side of it.
 
-    `conv_first`, `conv_first_feat` and `conv_before_upsample` take no part; released checkpoints
-    hold them.
+    `conv_first`, `conv_first_feat` and `conv_before_upsample` are not used; released checkpoints
+    contain them.
     """
 
     def __init__(self, config: Config) -> None:
@@ -274,14 +170,14 @@ class _Cell(nn.Module):
         x = self.patch_embed["norm"](x_B3HWC)
         for group in self.layers[:-1]:
             x = x + group(x)
-        # Of the last group only the frame at hand is read.
+        # Only the current frame is needed of the last group.
         x = x[:, 1:2] + self.layers[-1](x, slice(1, 2))
         x = _frames_conv(self.conv_after_body, self.norm(x))
         return x[:, 0] + x_B3HWC[:, 1]
 
 
 class _Group(nn.Module):
-    """Attention layers, every other one shifted, and a convolution within frames."""
+    """Attention layers, every second one shifted, and a convolution within frames."""
 
     def __init__(self, config: Config, heads: int, drops: list[float]) -> None:
         super().__init__()
@@ -316,11 +212,11 @@ def _frames_conv(conv: nn.Conv2d, x_BTHWC: Tensor) -> Tensor:
 
 
 class ImplicitAlignment(nn.Module):
-    """Reads features between pixels by attention to the four pixels around (section 3.2).
+    """Reads features between pixels by attention to the four surrounding pixels (section 3.2).
 
-    The place between the pixels is the query's sinusoidal encoding, the pixels' own places that of
-    keys and values. As in the published implementation, the two encodings differ in scale, and
-    frequencies grow from 1 to 100.
+    Sinusoidal encodings are added: to the query, of its position between the pixels; to keys and
+    values, of the pixels' positions. As in the published implementation, the two encodings differ
+    in scale, and frequencies grow from 1 to 100.
     """
 
     position_bias: Tensor
@@ -338,17 +234,17 @@ class ImplicitAlignment(nn.Module):
         self.v = nn.Linear(dim, dim)
 
     def project(self, y_BHWC: Tensor) -> Tensor:
-        """Keys and values of features to move, without the encoding: `(B, H, W, 2C)`."""
+        """Keys and values of the features to align, without the encoding: `(B, H, W, 2C)`."""
         return F.linear(y_BHWC, torch.cat((self.k.weight, self.v.weight)))
 
     def forward(self, memory_BHWC: Tensor, x_BHWC: Tensor, flow_B2HW: Tensor) -> Tensor:
         """Align features to `x`.
 
         Args:
-            memory_BHWC: what `project` made of the features, one after the other on the batch where
-                several are aligned to the same `x`.
-            x_BHWC: features of the frame at hand.
-            flow_B2HW: from `x` to the features, as many.
+            memory_BHWC: results of `project`; to align several features to the same `x`, join them
+                on the batch.
+            x_BHWC: features of the current frame.
+            flow_B2HW: flows from `x` to the features, joined alike.
 
         Returns:
             The aligned features, `(B, H, W, C)`.
@@ -361,7 +257,7 @@ class ImplicitAlignment(nn.Module):
         y = rows[:, None] + flow_B2HW[:, 1].float()
         place = torch.stack((y - y.floor(), x - x.floor()), dim=-1)
 
-        # The image ends in copies of its border; places between pixels stay as they are.
+        # Beyond its border the image repeats the border; positions between pixels do not change.
         corner_y, corner_x = self.window_idx_offset[:, :, None, None, None].unbind(1)
         at_y = (y.floor() + corner_y).clamp(0, height - 1).long()
         at_x = (x.floor() + corner_x).clamp(0, width - 1).long()
@@ -382,9 +278,10 @@ class ImplicitAlignment(nn.Module):
 
 
 def _encode(place: Tensor, dim: int) -> Tensor:
-    """Sine and cosine features of places (row, column), 1 a full turn: `(..., 2)` to `(..., dim)`.
+    """Sine and cosine features of positions (row, column): `(..., 2)` to `(..., dim)`.
 
-    The row's come first; frequencies grow from 1 to nearly 1 / `_TEMPERATURE`.
+    Features of the row come first. A position of 1 is a full turn at the lowest frequency, 1;
+    frequencies grow to nearly 1 / `_TEMPERATURE`.
     """
     steps = torch.arange(0, dim // 2, 2, device=place.device, dtype=torch.float32)
     periods = _TEMPERATURE ** (steps / (dim // 2))

@@ -1,4 +1,4 @@
-"""VRT, the Video Restoration Transformer (Liang et al. 2024), for super-resolution.
+"""The network of VRT, the Video Restoration Transformer (Liang et al. 2024).
 
 A U-shaped trunk over the whole clip at once: at each of its seven stages frames attend to each
 other inside windows, then every frame gathers features of its neighbours along the optical flow by
@@ -10,200 +10,25 @@ B clips, T frames, C channels, H x W the tensor's own height and width. Pixels a
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from fedvsr.models._attention import (
-    GatedMlp,
-    WindowAttention,
-    WindowPlan,
-    window_plan,
-)
+from fedvsr.models._attention import GatedMlp, WindowAttention, WindowPlan, window_plan
 from fedvsr.models._deform import deform_conv3x3
 from fedvsr.models._flow import SpyNet, compose, flow_warp
-from fedvsr.models._windows import Checkpointing, Kept, Window, recompute
-from fedvsr.models.spec import FlowModelConfig, ModelSpec, Size
+from fedvsr.models._frames import FrameConv
+from fedvsr.models._recompute import Kept, recompute
+from fedvsr.models._windows import drop_path
+from fedvsr.models.spec import Checkpointing, Window
+from fedvsr.models.vrt import NUM_STAGES, Config, spec
 
 # Scale (a power of 1/2) of each stage of the trunk.
 _STAGE_SCALES = (0, 1, 2, 3, 2, 1, 0)
-_NUM_STAGES = len(_STAGE_SCALES)
-# Largest learned displacement at full size, in pixels; smaller scales have their part of it.
+# Largest learned displacement at full size, in pixels; it scales with the size of a stage.
 _MAX_OFFSET = 10.0
 _UPSAMPLE_WIDTH = 64
-# SpyNet halves five times.
-_MIN_FLOW_SIZE = 32
-
-
-# The published option files for REDS x4. The batch is that of the published federated training.
-_RECIPE = {
-    "batch_size": 1,
-    "num_frames": 16,
-    "crop": 256,
-    "lr": 4e-4,
-    "betas": (0.9, 0.99),
-    "slow_params": ("spynet", "deform"),
-    "slow_factor": 0.125,
-    "freeze_steps": 20_000,
-}
-_SIZES = {
-    "paper": Size(recipe={"local": _RECIPE}),
-    "paper_6frames": Size(
-        network={
-            "img_size": (6, 64, 64),
-            "window_size": (6, 8, 8),
-            "pa_frames": 2,
-            "deformable_groups": 12,
-        },
-        recipe={"local": {**_RECIPE, "num_frames": 6}},
-    ),
-    "released_16frames": Size(
-        network={"pa_frames": 6, "deformable_groups": 24}, recipe={"local": _RECIPE}
-    ),
-    "demo": Size(
-        network={
-            "img_size": (4, 32, 32),
-            "window_size": (4, 4, 4),
-            "depths": (2,) * 9,
-            "indep_reconsts": (8,),
-            "embed_dims": (24,) * 7 + (32,) * 2,
-            "num_heads": (4,) * 9,
-            "pa_frames": 2,
-            "deformable_groups": 4,
-            "drop_path_rate": 0.0,
-        },
-        recipe={
-            "local": {
-                "steps": 5,
-                "batch_size": 1,
-                "num_frames": 4,
-                "crop": 128,
-                "lr": 2e-4,
-                "slow_params": ("spynet", "deform"),
-                "slow_factor": 0.125,
-            },
-            "evaluation": {"crop": 256},
-        },
-    ),
-}
-
-
-class Config(FlowModelConfig):
-    """Settings of VRT. The defaults are the network for 16 frames that the paper federates."""
-
-    sizes: ClassVar[dict[str, Size]] = _SIZES
-
-    name: Literal["vrt"] = "vrt"
-    size: Literal["paper", "paper_6frames", "released_16frames", "demo"] = Field(
-        "paper",
-        description="The packaged configuration that the other keys start from: the paper's, for "
-        "16 frames; the published one for 6; that of the released checkpoint for 16; or small.",
-    )
-    upscale: Literal[2, 4] = Field(4, description="Enlargement of height and width.")
-    img_size: Window = Field(
-        (16, 64, 64),
-        description="Frames, height and width of the training samples. For the record: any size "
-        "that suits the network gives the same numbers.",
-    )
-    window_size: Window = Field(
-        (8, 8, 8), description="Frames, rows and columns of a window of self attention."
-    )
-    depths: tuple[int, ...] = Field(
-        (8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4),
-        min_length=_NUM_STAGES + 1,
-        max_length=40,
-        description="Attention blocks of each of the seven stages, then of each final group.",
-    )
-    indep_reconsts: tuple[int, ...] = Field(
-        (11, 12), description="Final groups, as places in `depths`, that see each frame by itself."
-    )
-    embed_dims: tuple[int, ...] = Field(
-        (120, 120, 120, 120, 120, 120, 120, 180, 180, 180, 180, 180, 180),
-        description="Channels, for each entry of `depths`: one width for the stages and one for "
-        "the final groups.",
-    )
-    num_heads: tuple[int, ...] = Field(
-        (6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6),
-        description="Attention heads, for each entry of `depths`.",
-    )
-    pa_frames: Literal[2, 4, 6] = Field(
-        4, description="Neighbours that parallel warping aligns to each frame, half on each side."
-    )
-    deformable_groups: int = Field(
-        16, ge=1, le=64, description="Offset groups of the deformable convolutions."
-    )
-    mul_attn_ratio: float = Field(
-        0.75, ge=0, le=1, description="Part of a stage's blocks that have mutual attention."
-    )
-    mlp_ratio: float = Field(
-        2.0, gt=0, le=8, description="Hidden width of the blocks' multilayer perceptrons over C."
-    )
-    drop_path_rate: float = Field(
-        0.2, ge=0, lt=1, description="Rate of dropped residual branches at the last block."
-    )
-    checkpointing: Checkpointing = Field(
-        "none",
-        description="What the backward pass computes anew to save memory: nothing; what is large "
-        "and cheap (attention, gated products, deformable sampling); or whole groups of blocks, "
-        "the alignments and the enlargement.",
-    )
-
-    @field_validator("img_size", "window_size")
-    @classmethod
-    def _positive(cls, sizes: Window) -> Window:
-        if min(sizes) < 1:
-            raise ValueError(f"sizes must be at least 1, got {sizes}")
-        return sizes
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Config:
-        count = len(self.depths)
-        for key in ("embed_dims", "num_heads"):
-            if len(getattr(self, key)) != count:
-                raise ValueError(
-                    f"{key} has {len(getattr(self, key))} entries and depths {count}: give one each"
-                )
-        if min(self.depths) < 1 or min(self.num_heads) < 1:
-            raise ValueError("depths and num_heads must be at least 1")
-        stages, finals = set(self.embed_dims[:_NUM_STAGES]), set(self.embed_dims[_NUM_STAGES:])
-        if len(stages) > 1 or len(finals) > 1:
-            raise ValueError(
-                f"embed_dims must have one width for the first {_NUM_STAGES} entries and one for "
-                f"the rest, got {self.embed_dims}"
-            )
-        for channels, heads in zip(self.embed_dims, self.num_heads, strict=True):
-            if channels < 4 or channels % 4 or channels % heads:
-                raise ValueError(
-                    f"embed_dims: {channels} must be a multiple of 4 and of its {heads} heads"
-                )
-        if wrong := [i for i in self.indep_reconsts if not _NUM_STAGES <= i < count]:
-            raise ValueError(
-                f"indep_reconsts: {wrong[0]} is no final group; they are {_NUM_STAGES} to "
-                f"{count - 1}"
-            )
-        reach = self.pa_frames // 2
-        channels, groups = self.embed_dims[0], self.deformable_groups
-        if channels % reach or groups % reach or (reach * channels) % groups:
-            raise ValueError(
-                f"deformable_groups = {groups} and embed_dims = {channels} must be multiples of "
-                f"pa_frames / 2 = {reach}, and {reach * channels} a multiple of the groups"
-            )
-        return self
-
-
-def spec(config: Config) -> ModelSpec:
-    """Size rules: the trunk works down to 1/8 of the size, where a window must still fit."""
-    return ModelSpec(
-        scale=config.upscale,
-        charbonnier_eps=1e-9,
-        min_frames=config.pa_frames // 2 + 1,
-        min_size=max(8 * max(config.window_size[1:]), _MIN_FLOW_SIZE),
-        size_multiple=8,
-        features="conv_before_upsample",
-    )
 
 
 class Model(nn.Module):
@@ -218,32 +43,32 @@ class Model(nn.Module):
         self.checkpointing = config.checkpointing
         channels, width = config.embed_dims[0], config.embed_dims[-1]
         # A frame, and four pixels of each of its two aligned neighbours.
-        self.conv_first = _FrameConv(3 * (1 + 4 + 4), channels)
+        self.conv_first = FrameConv(3 * (1 + 4 + 4), channels, 3)
         self.spynet = SpyNet([2, 3, 4, 5])
         rates = torch.linspace(0, config.drop_path_rate, sum(config.depths), device="cpu").tolist()
         by_depth = [
             rates[sum(config.depths[:i]) : sum(config.depths[: i + 1])]
             for i in range(len(config.depths))
         ]
-        for i in range(_NUM_STAGES):
+        for i in range(NUM_STAGES):
             self.add_module(f"stage{i + 1}", _Stage(config, i, by_depth[i]))
         widen = nn.Sequential(nn.Identity(), nn.LayerNorm(channels), nn.Linear(channels, width))
         self.stage8 = nn.ModuleList([widen])
-        for i in range(_NUM_STAGES, len(config.depths)):
+        for i in range(NUM_STAGES, len(config.depths)):
             self.stage8.append(_FinalGroup(config, i, by_depth[i]))
         self.norm = nn.LayerNorm(width)
         self.conv_after_body = nn.Linear(width, channels)
         self.conv_before_upsample = nn.Sequential(
-            _FrameConv(channels, _UPSAMPLE_WIDTH), nn.LeakyReLU(0.01, inplace=True)
+            FrameConv(channels, _UPSAMPLE_WIDTH, 3), nn.LeakyReLU(0.01, inplace=True)
         )
         self.upsample = _Upsample(_UPSAMPLE_WIDTH, config.upscale)
-        self.conv_last = _FrameConv(_UPSAMPLE_WIDTH, 3)
+        self.conv_last = FrameConv(_UPSAMPLE_WIDTH, 3, 3)
 
     def forward(self, lq_BTCHW: Tensor) -> Tensor:
         """Super-resolve clips.
 
         Raises:
-            ValueError: the clips are too short or small, or their sides no multiples of 8.
+            ValueError: the clips are too short or small, or their sides are not multiples of 8.
         """
         self.spec.require_clip(lq_BTCHW, "vrt")
         flows = self._flows(lq_BTCHW)
@@ -265,8 +90,8 @@ class Model(nn.Module):
     def _flows(self, lq_BTCHW: Tensor) -> list[list[Tensor]]:
         """For each scale, for each distance k = 1, 2, ...: flows `(2, B, T - k, 2, H, W)`.
 
-        The first axis tells backward (to later frames; entry t belongs to frame t) from forward (to
-        earlier frames; entry t belongs to frame t + k).
+        On the first axis, the first entry holds backward flows (to later frames; its entry t
+        belongs to frame t), the second forward flows (to earlier frames; t belongs to frame t + k).
         """
         backward, forward = self.spynet.both_ways(lq_BTCHW)
         scales = []
@@ -281,7 +106,7 @@ class Model(nn.Module):
         return scales
 
     def _aligned_pixels(self, lq_BTCHW: Tensor, flows: list[Tensor]) -> Tensor:
-        """Each frame with four pixels of both its neighbours, `(B * T, 27, H, W)`."""
+        """Each frame and four pixels of each of its two neighbours, `(B * T, 27, H, W)`."""
         source = torch.stack((lq_BTCHW[:, 1:], lq_BTCHW[:, :-1]))
         aligned = flow_warp(source.flatten(0, 2), flows[0].flatten(0, 2), "nearest4")
         aligned = aligned.view(*source.shape[:3], -1, *aligned.shape[-2:])
@@ -292,7 +117,7 @@ class Model(nn.Module):
         x = first_BTHWC
         skipped: list[Tensor] = []
         for i, scale in enumerate(_STAGE_SCALES):
-            # On the way up each stage adds what the way down had at its scale; stage 5 starts it.
+            # From stage 5 on, a stage adds the features of the way down at its scale.
             x = self.get_submodule(f"stage{i + 1}")(x, flows[scale])
             if i < 3:
                 skipped.append(x)
@@ -303,29 +128,19 @@ class Model(nn.Module):
         return x
 
     def _enlarge(self, features_NCHW: Tensor, _kept: Kept | None = None) -> Tensor:
-        out: Tensor = self.conv_last(self.upsample(self.conv_before_upsample(features_NCHW)))
-        return out
-
-
-class _FrameConv(nn.Conv3d):
-    """A convolution (1, 3, 3) with padding, applied to frames `(N, C, H, W)`."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, kernel_size=(1, 3, 3), padding=(0, 1, 1))
-
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        return F.conv2d(x_NCHW, self.weight.squeeze(2), self.bias, padding=1)
+        enlarged: Tensor = self.conv_last(self.upsample(self.conv_before_upsample(features_NCHW)))
+        return enlarged
 
 
 class _Upsample(nn.ModuleDict):
-    """Pixel shuffles by 2 up to `scale`, then a convolution. The names step by five."""
+    """Pixel shuffles by 2 up to `scale`, then a convolution. Names count in steps of five."""
 
     def __init__(self, channels: int, scale: int) -> None:
         steps = scale.bit_length() - 1
         convs: dict[str, nn.Module] = {
-            str(5 * i): _FrameConv(channels, 4 * channels) for i in range(steps)
+            str(5 * i): FrameConv(channels, 4 * channels, 3) for i in range(steps)
         }
-        super().__init__({**convs, str(5 * steps): _FrameConv(channels, channels)})
+        super().__init__({**convs, str(5 * steps): FrameConv(channels, channels, 3)})
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         *doublings, last = self.values()
@@ -336,7 +151,7 @@ class _Upsample(nn.ModuleDict):
 
 
 class _Stage(nn.Module):
-    """Change of scale, mutual and self attention, parallel warping; stage `index` of the trunk."""
+    """Stage `index` of the trunk: change of scale, mutual and self attention, parallel warping."""
 
     def __init__(self, config: Config, index: int, rates: list[float]) -> None:
         super().__init__()
@@ -359,7 +174,7 @@ class _Stage(nn.Module):
             config, channels, heads, (2, *window[1:]), rates[:num_mutual], mutual=True
         )
         self.linear1 = nn.Linear(channels, channels)
-        # As published: the rates of the second group start over.
+        # As published, the rates of the second group start from the lowest again.
         self.residual_group2 = _Group(
             config, channels, heads, window, rates[: len(rates) - num_mutual], mutual=False
         )
@@ -400,7 +215,7 @@ class _Stage(nn.Module):
             torch.cat((*warped, target), dim=3).flatten(0, 2),
             guides,
         )
-        # Channels last, as views: the concatenation copies anyhow.
+        # Views with channels last; the concatenation copies them.
         ends = _at_targets(gathered.view_as(target), missing=1).permute(0, 1, 2, 4, 5, 3)
         backward, forward = ends
         out: Tensor = self.pa_fuse(torch.cat((x_BTHWC, backward, forward), dim=-1))
@@ -415,7 +230,7 @@ class GuidedDeformConv(nn.Module):
         frames: K, the neighbours; each is convolved to its own C / K output channels.
         groups: offset groups, a multiple of K.
         max_offset: largest displacement from the flow, in pixels.
-        lean: keep no sampled features for the backward pass.
+        lean: recompute sampled features in the backward pass.
     """
 
     def __init__(
@@ -449,7 +264,7 @@ class GuidedDeformConv(nn.Module):
 
         Args:
             sources: the K neighbours `(N, K * C, H, W)`, not warped.
-            warped_and_target: the same warped, then the target, `(N, (K + 1) * C, H, W)`.
+            warped_and_target: the K neighbours warped, then the target, `(N, (K + 1) * C, H, W)`.
             flows: from the target to each neighbour, K times `(N, 2, H, W)`.
 
         Returns:
@@ -458,7 +273,7 @@ class GuidedDeformConv(nn.Module):
         raw = self.conv_offset(torch.cat((warped_and_target, *flows), dim=1)).float()
         offset, mask = raw.split((18 * self.groups, 9 * self.groups), dim=1)
         offset = self.max_offset * torch.tanh(offset)
-        # Offsets are (dy, dx), flows (dx, dy); each neighbour has its share of the groups.
+        # Offsets are (dy, dx), flows (dx, dy). Each neighbour has an equal number of the groups.
         guide = torch.stack(flows, dim=1).flip(2).unsqueeze(2)
         by_frame = offset.view(len(offset), self.frames, -1, 2, *offset.shape[-2:])
         offset = (by_frame + guide).flatten(1, 3)
@@ -487,7 +302,7 @@ class _FinalGroup(nn.Module):
 
 
 class _Group(nn.Module):
-    """Attention blocks; every second one has its windows shifted by half their size."""
+    """Attention blocks; every second block shifts its windows by half their size."""
 
     def __init__(
         self,
@@ -508,8 +323,8 @@ class _Group(nn.Module):
         )
 
     def forward(self, x_BTHWC: Tensor) -> Tensor:
-        # The group as a whole: inputs of single blocks, scattered among what is freed, would keep
-        # the C allocator from using the space between them again.
+        # Recomputes the whole group: inputs of single blocks, scattered in memory, would keep the C
+        # allocator from reusing the space between them.
         if self.whole:
             return recompute(self._run, x_BTHWC, self.training)
         return self._run(x_BTHWC)
@@ -550,26 +365,18 @@ class _Block(nn.Module):
             branch = recompute(partial(self._attend, plan), x_BTHWC)
         else:
             branch = self._attend(plan, x_BTHWC)
-        x = x_BTHWC + self._drop(branch)
-        return x + self._drop(self.mlp(self.norm2(x)))
+        x = x_BTHWC + drop_path(branch, self.drop_rate, self.training)
+        return x + drop_path(self.mlp(self.norm2(x)), self.drop_rate, self.training)
 
     def _attend(self, plan: WindowPlan, x_BTHWC: Tensor, kept: Kept | None = None) -> Tensor:
         windows = plan.partition(self.norm1(x_BTHWC))
         return plan.join(self.attn(windows, plan.groups, kept))
 
-    def _drop(self, branch_BTHWC: Tensor) -> Tensor:
-        """Drop path: in training, leave out the branch of some samples and scale up the others."""
-        if not self.training or self.drop_rate == 0:
-            return branch_BTHWC
-        keep = 1 - self.drop_rate
-        kept = branch_BTHWC.new_empty(len(branch_BTHWC), 1, 1, 1, 1).bernoulli_(keep)
-        return branch_BTHWC * (kept / keep)
-
 
 class _PackCells(nn.Module):
-    """2 x 2 cells to channels: `(B, T, H, W, C)` to `(B, T, H / 2, W / 2, 4 C)`.
+    """Moves 2 x 2 cells to channels: `(B, T, H, W, C)` to `(B, T, H / 2, W / 2, 4 C)`.
 
-    The column in the cell is the slowest part of the new channels, then the row.
+    In the new channels, the column in the cell varies slowest, then the row.
     """
 
     def forward(self, x_BTHWC: Tensor) -> Tensor:
@@ -587,9 +394,9 @@ class _SpreadCells(nn.Module):
 
 
 def _at_targets(pairs: Tensor, missing: int) -> Tensor:
-    """Fill the frames that have no neighbour with zeros: `(2, B, T, ...)` to `(2, B, T + missing)`.
+    """Add zeros for frames without a neighbour: `(2, B, T, ...)` to `(2, B, T + missing, ...)`.
 
-    Backward alignment (the first entry) lacks the last frames, forward alignment the first.
+    The backward alignment (first entry) lacks the last frames, the forward alignment the first.
     """
     if not missing:
         return pairs

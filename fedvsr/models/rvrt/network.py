@@ -1,8 +1,7 @@
-"""RVRT, the recurrent video restoration transformer with guided deformable attention.
+"""The network of RVRT (Liang et al. 2022), and its guided deformable attention.
 
-Liang et al., "Recurrent Video Restoration Transformer with Guided Deformable Attention", NeurIPS
-2022; here its enlargement of bicubically reduced video by four. Four branches pass over the clip,
-backward and forward in turn, two frames a step; each step aligns the state of the step before.
+Four branches pass over the clip, backward and forward in turn, two frames a step; each step aligns
+the state of the step before.
 
 B clips, T frames, N = B * frames folded, C channels, H x W low-resolution pixels; a frame's
 channels lie last in memory. G deformable groups, P taps. Flows are (dx, dy) in pixels.
@@ -15,158 +14,28 @@ import os
 import shutil
 import sysconfig
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from typing_extensions import Self
 
 from fedvsr.models._flow import SpyNet, compose, flow_warp
-from fedvsr.models._frames import per_frame
-from fedvsr.models._windows import Checkpointing, Mlp, SwinLayer, SwinLayers, Window
-from fedvsr.models.spec import FlowModelConfig, ModelSpec, Size
+from fedvsr.models._frames import FrameConv, per_frame
+from fedvsr.models._recompute import recompute_plain
+from fedvsr.models._windows import Mlp, SwinLayer, SwinLayers, constant_in_graphs
+from fedvsr.models.rvrt import CLIP, Config, spec
+from fedvsr.models.spec import Window
 
-Three = tuple[int, int, int]
-# Flows from the frames of a pair to those of the pair before: in the same and in the other place.
+# Flows from the frames of a pair to the pair before it: to the frame in the same place, and to the
+# frame in the other place.
 Guide = tuple[Tensor, Tensor]
 
 _BRANCHES = ("backward_1", "forward_1", "backward_2", "forward_2")
-_CLIP = 2
-# Numbers sampled at once for the guided deformable attention, keys or values.
+# Keys, or values, that the guided deformable attention samples at once, in numbers.
 _CHUNK_SAMPLES = 2**23
-
-
-_SIZES = {
-    "paper": Size(
-        # The published option file for REDS x4, with the batch of the published federated training.
-        recipe={
-            "local": {
-                "batch_size": 1,
-                "num_frames": 30,
-                "crop": 256,
-                "lr": 4e-4,
-                "betas": (0.9, 0.99),
-                "slow_params": ("spynet",),
-                "slow_factor": 0.25,
-                "freeze_steps": 30_000,
-            }
-        }
-    ),
-    "demo": Size(
-        network={
-            "img_size": (2, 32, 32),
-            "window_size": (2, 4, 4),
-            "num_blocks": (1, 1, 1),
-            "embed_dims": (24, 24, 24),
-            "num_heads": (4, 4, 4),
-            "deformable_groups": 4,
-            "attention_heads": 4,
-        },
-        recipe={
-            "local": {
-                "steps": 5,
-                "batch_size": 1,
-                "num_frames": 4,
-                "crop": 128,
-                "lr": 2e-4,
-                "slow_params": ("spynet",),
-                "slow_factor": 0.25,
-            },
-            "evaluation": {"crop": 256},
-        },
-    ),
-}
-
-
-class Config(FlowModelConfig):
-    """Settings of the `rvrt` network; the defaults are the paper's for x4 super-resolution."""
-
-    sizes: ClassVar[dict[str, Size]] = _SIZES
-
-    name: Literal["rvrt"] = "rvrt"
-    size: Literal["paper", "demo"] = Field(
-        "paper",
-        description="The packaged configuration that the other keys start from: the paper's, or a "
-        "small one.",
-    )
-    upscale: Literal[4] = Field(4, description="Enlargement of height and width.")
-    clip_size: Literal[2] = Field(2, description="Frames per step of the recurrence.")
-    img_size: Three = Field(
-        (2, 64, 64), description="Training size (frames, height, width); without effect."
-    )
-    window_size: Three = Field(
-        (2, 8, 8),
-        description="Attention windows of the branches (frames, height, width); those before and "
-        "after them span one frame.",
-    )
-    num_blocks: Three = Field(
-        (1, 2, 1), description="Transformer blocks before, in each, and after the branches."
-    )
-    depths: Three = Field((2, 2, 2), description="Attention layers per block in the three places.")
-    embed_dims: Three = Field(
-        (144, 144, 144), description="Channels in the three places; all equal."
-    )
-    num_heads: Three = Field((6, 6, 6), description="Attention heads in the three places.")
-    mlp_ratio: float = Field(2.0, gt=0, le=8, description="Hidden over outer channels of an MLP.")
-    inputconv_groups: tuple[Literal[1], ...] = Field(
-        (1, 1, 1, 1, 1, 1), description="Groups of the six input convolutions: only 1."
-    )
-    max_residue_magnitude: float = Field(
-        10.0, gt=0, description="Bound on the offsets added to the flow, in pixels."
-    )
-    deformable_groups: int = Field(
-        12, ge=2, multiple_of=2, description="Groups with offsets of their own; keys hold half."
-    )
-    attention_heads: int = Field(12, ge=1, description="Heads of the deformable attention.")
-    attention_window: tuple[Literal[3], Literal[3]] = Field(
-        (3, 3), description="Places looked at around each position (height, width)."
-    )
-    cpu_cache_length: int = Field(
-        100, ge=1, description="Longer clips keep features in host memory during inference, frames."
-    )
-    checkpointing: Checkpointing = Field(
-        "none", description="What the backward pass computes again instead of keeping it."
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        dim = self.embed_dims[0]
-        if len(set(self.embed_dims)) > 1:
-            raise ValueError(f"embed_dims must be equal, not {self.embed_dims}")
-        if any(dim % heads for heads in self.num_heads):
-            raise ValueError(f"embed_dims = {dim} must be multiples of num_heads {self.num_heads}")
-        if (2 * dim) % self.attention_heads or (4 * dim) % self.deformable_groups:
-            raise ValueError(
-                f"attention_heads = {self.attention_heads} must divide {2 * dim} and "
-                f"deformable_groups = {self.deformable_groups} must divide {4 * dim} channels"
-            )
-        if self.window_size[0] not in (1, _CLIP) or not all(
-            2 <= side <= 32 for side in self.window_size[1:]
-        ):
-            raise ValueError(
-                f"window_size = {self.window_size} must be of 1 or 2 frames, 2 to 32 pixels a side"
-            )
-        if min(*self.num_blocks, *self.depths, *self.num_heads, dim) < 1:
-            raise ValueError("num_blocks, depths, embed_dims and num_heads must be positive")
-        return self
-
-
-def spec(config: Config) -> ModelSpec:
-    """Size rules: pairs of frames; SpyNet halves five times."""
-    return ModelSpec(
-        scale=config.upscale,
-        charbonnier_eps=1e-9,
-        min_frames=_CLIP,
-        frames_multiple=_CLIP,
-        min_size=32,
-        features="conv_before_upsampler",
-    )
 
 
 class Model(nn.Module):
@@ -213,8 +82,8 @@ class Model(nn.Module):
             # A backward branch is a forward one on the clip played in reverse.
             reverse = way == "backward"
             played = [f.flip(1) for f in features] if reverse else features
-            found, guides[way] = self._propagate(branch, played, guides[way], device, home)
-            features.append(found.flip(1) if reverse else found)
+            new, guides[way] = self._propagate(branch, played, guides[way], device, home)
+            features.append(new.flip(1) if reverse else new)
         return per_frame(self._reconstruct, [lq_BTCHW, *features], device, device)
 
     def _extract(self, lq: Tensor) -> Tensor:
@@ -229,21 +98,21 @@ class Model(nn.Module):
         device: torch.device,
         home: torch.device,
     ) -> tuple[Tensor, list[Guide]]:
-        """One branch, in its direction of play.
+        """Run one branch over the clip, in its direction of play.
 
         Args:
-            branch: its name.
-            features: those of the branches before it, `(B, T, C, H, W)` each.
-            guides: the flows per step, from the second on.
-            device: where to compute.
-            home: where to keep features.
+            branch: the branch's name.
+            features: features of the branches before it, `(B, T, C, H, W)` each.
+            guides: flows for each step from the second on.
+            device: the device that computes.
+            home: the device that keeps features.
 
         Returns:
-            The branch's features, and the flows as the alignment has refined them.
+            The branch's features, and the flows refined by the alignment.
         """
         align, stage = self.deform_align[branch], self.backbone[branch]
         assert isinstance(stage, _Stage)
-        # What the input convolution makes of the earlier branches does not wait for the recurrence.
+        # The input convolution's share of earlier branches does not depend on the recurrence.
         entered = _pairs(per_frame(lambda *f: stage.enter(f), features, device, home))
         sources = _pairs(features[-1])
         states: list[Tensor] = []
@@ -261,7 +130,7 @@ class Model(nn.Module):
             state = state + stage(x)
             states.append(state.to(home))
         batch = features[-1].shape[0]
-        return torch.cat([torch.unflatten(s, 0, (batch, _CLIP)) for s in states], dim=1), refined
+        return torch.cat([torch.unflatten(s, 0, (batch, CLIP)) for s in states], dim=1), refined
 
     def _reconstruct(self, lq: Tensor, *features: Tensor) -> Tensor:
         x = self.reconstruction(self.reconstruction.enter(features))
@@ -273,13 +142,13 @@ class Model(nn.Module):
 
 
 def _pairs(clip_BTCHW: Tensor) -> list[Tensor]:
-    """The steps of the recurrence, `(2B, C, H, W)` each."""
-    return [pair.flatten(0, 1) for pair in torch.split(clip_BTCHW, _CLIP, dim=1)]
+    """Split a clip into the steps of the recurrence, `(2B, C, H, W)` each."""
+    return [pair.flatten(0, 1) for pair in torch.split(clip_BTCHW, CLIP, dim=1)]
 
 
 def _swap(pairs: Tensor) -> Tensor:
-    """The two frames of each pair exchanged."""
-    return torch.unflatten(pairs, 0, (-1, _CLIP)).flip(1).flatten(0, 1)
+    """Exchange the two frames of each pair."""
+    return torch.unflatten(pairs, 0, (-1, CLIP)).flip(1).flatten(0, 1)
 
 
 def _guides(flow_BT2HW: Tensor) -> list[Guide]:
@@ -288,7 +157,7 @@ def _guides(flow_BT2HW: Tensor) -> list[Guide]:
     Args:
         flow_BT2HW: from every frame but the first to the one before.
     """
-    if flow_BT2HW.shape[1] < _CLIP:
+    if flow_BT2HW.shape[1] < CLIP:
         return []
     batch = len(flow_BT2HW)
     ba, ub, vu = (flow_BT2HW[:, i : i - 2 or None : 2].flatten(0, 1) for i in range(3))
@@ -301,18 +170,6 @@ def _guides(flow_BT2HW: Tensor) -> list[Guide]:
     return [(s.flatten(0, 1), o.flatten(0, 1)) for s, o in zip(same, other, strict=True)]
 
 
-class FrameConv(nn.Conv3d):
-    """A convolution within frames `(N, C, H, W)` whose weight has an axis of time, of length 1."""
-
-    def __init__(self, inputs: int, outputs: int, size: int) -> None:
-        super().__init__(inputs, outputs, (1, size, size))
-        self.margin = size // 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(N, inputs, H, W)` to `(N, outputs, H, W)`, zeros beyond the border."""
-        return F.conv2d(x, self.weight[:, :, 0], self.bias, padding=self.margin)
-
-
 class _Stage(nn.Module):
     """An input convolution and residual groups of window attention.
 
@@ -320,7 +177,7 @@ class _Stage(nn.Module):
         config: the network's settings.
         place: before (0), in (1) or after (2) the branches.
         inputs: input channels.
-        window: of the attention.
+        window: the attention's window.
     """
 
     def __init__(self, config: Config, place: int, inputs: int, window: Window) -> None:
@@ -340,11 +197,13 @@ class _Stage(nn.Module):
         )
 
     def enter(self, parts: Sequence[Tensor], first: int = 0) -> Tensor:
-        """The input convolution over some of its input, a sum over parts.
+        """Apply the input convolution to some parts of its input.
+
+        The whole convolution is the sum over all parts.
 
         Args:
-            parts: equal numbers of channels each, `(N, c, H, W)`.
-            first: the place of the first of them. The bias comes with part 0.
+            parts: parts of equal numbers of channels, `(N, c, H, W)` each.
+            first: position of the first part in the input. Part 0 adds the bias.
         """
         conv = self.main["1"]
         assert isinstance(conv, FrameConv)
@@ -355,14 +214,14 @@ class _Stage(nn.Module):
         return x
 
     def forward(self, x: Tensor) -> Tensor:
-        """What follows the input convolution, `(N, C, H, W)` to the same."""
+        """Apply all that follows the input convolution, `(N, C, H, W)` to the same."""
         x = torch.unflatten(self.main["3"](x.permute(0, 2, 3, 1)), 0, (-1, self.depth))
         x = self.main["7"](self.main["5"](x)).flatten(0, 1)
         return x.permute(0, 3, 1, 2)
 
 
 class _Group(nn.Module):
-    """Attention layers, every other one shifted, and a linear layer, around a residual."""
+    """Attention layers, every second one shifted, then a linear layer; all inside a residual."""
 
     def __init__(self, config: Config, place: int, window: Window) -> None:
         super().__init__()
@@ -391,8 +250,8 @@ class GuidedDeformableAttention(nn.Module):
     """Aligns the state of a pair of frames to the next pair (section 3.3 of the paper).
 
     Every pixel attends to places in both frames of the pair before: a window around where the flow
-    points, each place moved by a learned offset. Keys and values have offsets of their own, as in
-    the published implementation; the paper's text knows one set.
+    points, each place moved by a learned offset. Keys and values have separate offsets, as in the
+    published implementation; the paper describes one set.
     """
 
     def __init__(self, config: Config) -> None:
@@ -402,12 +261,12 @@ class GuidedDeformableAttention(nn.Module):
         self.heads = config.attention_heads
         self.reach = config.max_residue_magnitude
         self.taps = config.attention_window
-        width, places = 64, _CLIP * self.taps[0] * self.taps[1]
+        width, places = 64, CLIP * self.taps[0] * self.taps[1]
         self.proj_q = nn.ModuleDict({"1": nn.Linear(dim, 2 * dim)})
         self.proj_k = nn.ModuleDict({"1": nn.Linear(dim, 2 * dim)})
         self.proj_v = nn.ModuleDict({"1": nn.Linear(dim, 2 * dim)})
         self.mlp = nn.ModuleDict({"1": Mlp(dim, 2 * dim)})
-        layers: list[nn.Module] = [FrameConv(3 * dim + 2 * _CLIP, width, 1)]
+        layers: list[nn.Module] = [FrameConv(3 * dim + 2 * CLIP, width, 1)]
         for _ in range(4):
             layers += [nn.LeakyReLU(0.1, True), FrameConv(width, width, 3)]
         head = FrameConv(width, 2 * places * self.groups, 1)
@@ -422,7 +281,7 @@ class GuidedDeformableAttention(nn.Module):
         """Align `value`.
 
         Args:
-            query: features of the pair at hand, `(2B, C, H, W)`.
+            query: features of the current pair, `(2B, C, H, W)`.
             key: features of the pair before.
             value: the state of the pair before.
             warped: `value` moved along each flow, `(2B, C, H, W)`.
@@ -432,9 +291,9 @@ class GuidedDeformableAttention(nn.Module):
             The aligned state, and the flows with the mean offset added.
         """
         offset = self.conv_offset(torch.cat((query, *warped, *guide), dim=1))
-        # (dy, dx) of every place, relative to the pixel: N, frame, group, tap, 2, H, W.
+        # (dy, dx) of every place relative to the pixel: N, frame, group, tap, 2, H, W.
         offset = self.reach * offset.float().tanh()
-        offset = torch.unflatten(offset, 1, (_CLIP, self.groups, -1, 2))
+        offset = torch.unflatten(offset, 1, (CLIP, self.groups, -1, 2))
         offset = offset + torch.stack(guide, dim=1).flip(2)[:, :, None, None]
         refined = offset.mean((2, 3)).flip(2)
 
@@ -448,7 +307,7 @@ class GuidedDeformableAttention(nn.Module):
         return y.permute(0, 3, 1, 2), (refined[:, 0], refined[:, 1])
 
     def _grid(self, offset: Tensor) -> Tensor:
-        """Positions (x, y) from -1 to 1 between the outer pixels: N, frame, group, tap, H, W, 2."""
+        """Positions (x, y), -1 and 1 at the outer pixels: N, frame, group, tap, H, W, 2."""
         height, width = offset.shape[-2:]
         tap_y, tap_x, rows, columns = (
             torch.arange(n, device=offset.device, dtype=torch.float32)
@@ -469,36 +328,37 @@ class GuidedDeformableAttention(nn.Module):
 def guided_attention(q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int) -> Tensor:
     """Attention of every pixel to places in both frames of another pair.
 
-    On a GPU that Triton serves, this is `_guided_triton.guided_attention`. Elsewhere only a few
-    channels and rows are sampled at once, and in the backward pass sampled again: at most
-    `_CHUNK_SAMPLES` keys and as many values are held, where all of them would take 41 KB per pixel
+    On a GPU that Triton supports, this is `_guided_triton.guided_attention`. Elsewhere a few
+    channels and rows are sampled at a time, and sampled again in the backward pass, so that memory
+    holds at most `_CHUNK_SAMPLES` keys and as many values. All of them would take 41 KB per pixel
     and frame in the paper's network.
 
     Args:
         q: queries, `(N, C, H, W)`, pairs of frames folded.
-        k: keys of the other pair, alike.
-        v: its values.
-        grid: where to sample, float32 `(N, 2, G, P, H, W, 2)` as `grid_sample` takes it (ends at
-            corners): in the frame of the same place in the pair, then in the other one. The first
-            half of the groups samples keys, the second values; each divides all channels.
-        heads: attention heads over the channels.
+        k: keys of the other pair, of the same shape.
+        v: values of the other pair, of the same shape.
+        grid: positions to sample, float32 `(N, 2, G, P, H, W, 2)`, as `grid_sample` takes them with
+            aligned corners: in the frame of the same place in the pair, then in the other frame.
+            The first half of the groups samples keys, the second half values; each half divides
+            all channels.
+        heads: attention heads; they divide the channels.
 
     Returns:
         `(N, C, H, W)`, float32.
     """
     if q.is_cuda and _triton_serves(q.device):
-        from fedvsr.models import _guided_triton
+        from fedvsr.models.rvrt import _guided_triton
 
         fused: Tensor = _guided_triton.guided_attention(q, k, v, grid, heads)
         return fused
     q, k, v = (x.contiguous() for x in (q, k, v))
     count, channels, _, width = q.shape
     key_groups = grid.shape[2] // 2
-    # The least number of channels that holds whole heads and whole groups.
+    # The smallest number of channels that consists of whole heads and of whole groups.
     unit = math.lcm(channels // heads, channels // key_groups)
     units = channels // unit
     q = q.float() * (channels // heads) ** -0.5
-    rows = max(1, _CHUNK_SAMPLES // (count * _CLIP * unit * grid.shape[3] * width))
+    rows = max(1, _CHUNK_SAMPLES // (count * CLIP * unit * grid.shape[3] * width))
     grids = torch.split(grid, key_groups // units, dim=2)
     outs = []
     for q_u, k_u, v_u, key_grid, value_grid in zip(
@@ -510,30 +370,18 @@ def guided_attention(q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int) 
             torch.split(value_grid, rows, dim=4),
             strict=True,
         )
-        attended = [
-            _attend(unit * heads // channels, k_u, v_u, *part)
-            if not torch.is_grad_enabled()
-            else checkpoint(
-                _attend,
-                unit * heads // channels,
-                k_u,
-                v_u,
-                *part,
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
-            for part in parts
-        ]
+        attend = partial(_attend, unit * heads // channels)
+        attended = [recompute_plain(attend, k_u, v_u, *part) for part in parts]
         outs.append(torch.cat(attended, dim=2))
     return torch.cat(outs, dim=1)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_in_graphs
 @lru_cache(maxsize=16)
 def _triton_serves(device: torch.device) -> bool:
-    """Whether Triton is there and can compile for a GPU.
+    """Whether Triton is installed and can compile for a GPU.
 
-    For its launcher it also needs a C compiler and Python's headers, which not every machine has.
+    Its launcher also needs a C compiler and Python's headers, which some machines lack.
     """
     headers = Path(sysconfig.get_path("include", "posix_prefix"), "Python.h")
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
@@ -549,7 +397,7 @@ def _attend(
         # N, frame, head, channel, tap, H, W; the softmax is over frames and taps.
         logits = (torch.unflatten(q, 1, (1, heads, -1)).unsqueeze(4) * keys).sum(3)
         weights = logits.transpose(1, 2).flatten(2, 3).softmax(2)
-        weights = torch.unflatten(weights, 2, (_CLIP, -1)).transpose(1, 2)
+        weights = torch.unflatten(weights, 2, (CLIP, -1)).transpose(1, 2)
         return (weights.unsqueeze(3) * values).sum((1, 4)).flatten(1, 2)
 
 

@@ -1,20 +1,21 @@
 """RVRT's guided deformable attention as two Triton kernels, for GPUs.
 
-The numbers are those of `rvrt.guided_attention`, accumulated in float32 whatever the dtype of the
-input. A program takes some pixels and the heads that share positions. It reads keys and values
-where these point and uses them up in registers: no sampled key or value is written to memory.
+The results equal those of `network.guided_attention`, accumulated in float32 whatever the dtype of
+the input. A program processes some pixels and the heads that share positions. It reads the keys and
+values to which these positions point, and keeps them in registers: no sampled key or value is
+written to memory.
 
-Memory: the output, 4 bytes per pixel and channel, and for the backward pass 4 bytes per pixel and
-head next to the inputs themselves; 1.2 KB per pixel and frame in the paper's network, where the
-sampled keys and values alone would be 41 KB. The backward pass takes the four gradients, those of
-keys and values in float32, and reads everything once more for the softmax. The inputs are held with
-channels last; given otherwise, they are copied.
+Memory: the output takes 4 bytes per pixel and channel. For the backward pass, 4 bytes per pixel and
+head are kept beside the inputs: together 1.2 KB per pixel and frame in the paper's network, where
+the sampled keys and values alone would take 41 KB. The backward pass allocates the four gradients,
+those of keys and values in float32, and reads everything twice, once for the softmax. Inputs have
+channels last; others are copied.
 
-Gradients of keys, values and positions are added up atomically: on a GPU their last bits depend on
+Gradients of keys, values and positions are summed atomically, so on a GPU their last bits depend on
 the order in which programs run, as those of `grid_sample` do.
 
-In the kernels: D channels of a head, padded to a power of two; B rows of a program, one for each of
-its pixels and heads, the heads of a pixel one after the other.
+In the kernels, D is the channels of a head, padded to a power of two; B is the rows of a program,
+one for each of its pixels and heads, with the heads of a pixel adjacent.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Elements of a program's tile B x D, and its warps. The channels of a head at a pixel lie together
-# in memory: the paper's 24, padded to 32, are read by 8 threads, 16 bytes each in float32. A thread
-# has 8 elements of every tile in the forward pass, which holds the query, the result and the pixels
-# read ahead; it has 4 in the backward pass, which holds gradients and addresses too. As compiled
-# for the paper's network in float32 that takes 78 and 80 registers on compute capability 9.0, 80
-# and 123 on 8.0, none spilled: 16 warps or more share a multiprocessor and hide each other's waits.
+# Elements of a program's tile B x D, and its warps. A head's channels at a pixel are adjacent in
+# memory: 8 threads read the paper's 24, padded to 32, 16 bytes each in float32. A thread has 8
+# elements of every tile in the forward pass, which holds the query, the result and the pixels read
+# ahead; it has 4 in the backward pass, which also holds gradients and addresses. Compiled for the
+# paper's network in float32, that takes 78 and 80 registers on compute capability 9.0, 80 and 123
+# on 8.0, none spilled: at least 16 warps share a multiprocessor and hide each other's waits.
 _FORWARD_TILE = 1024
 _BACKWARD_TILE = 512
 _WARPS = 4
@@ -40,13 +41,13 @@ _WARPS = 4
 
 @torch.compiler.disable
 def guided_attention(q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int) -> Tensor:
-    """What `rvrt.guided_attention` computes, of the same arguments.
+    """Compute `network.guided_attention` by the kernels.
 
     Args:
         q: queries, `(N, C, H, W)`, pairs of frames folded.
-        k: keys of the other pair, alike.
-        v: its values.
-        grid: where to sample, `(N, 2, G, P, H, W, 2)`.
+        k: keys of the other pair, of the same shape.
+        v: values of the other pair, of the same shape.
+        grid: positions to sample, `(N, 2, G, P, H, W, 2)`.
         heads: attention heads over the channels.
 
     Returns:
@@ -58,7 +59,7 @@ def guided_attention(q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int) 
 
 
 class _Attention(torch.autograd.Function):
-    """`(N, H, W, C)` three times and a float32 grid, all contiguous, to `(N, H, W, C)`."""
+    """Maps three `(N, H, W, C)` and a float32 grid, all contiguous, to `(N, H, W, C)`."""
 
     @staticmethod
     def forward(
@@ -68,7 +69,7 @@ class _Attention(torch.autograd.Function):
         out = torch.empty_like(q_NHWC, dtype=torch.float32)
         log_sum = out.new_empty(count, height, width, heads)
         sizes, programs, options = _launch(q_NHWC, grid, heads, _FORWARD_TILE)
-        # Triton launches on the current device, whatever holds the tensors.
+        # Triton launches on the current device, not on that of the tensors.
         with torch.cuda.device_of(q_NHWC):
             _forward[programs](q_NHWC, k_NHWC, v_NHWC, grid, out, log_sum, *sizes, **options)
         ctx.heads = heads
@@ -91,7 +92,7 @@ class _Attention(torch.autograd.Function):
 def _launch(
     q_NHWC: Tensor, grid: Tensor, heads: int, tile: int
 ) -> tuple[tuple[int, int, float], tuple[int, int], dict[str, int]]:
-    """Size and scale, numbers of programs, and what a kernel is compiled for."""
+    """Size and scale, numbers of programs, and compile-time constants of a kernel."""
     count, height, width, channels = q_NHWC.shape
     groups = grid.shape[2] // 2
     depth, shared = channels // heads, channels // groups
@@ -110,7 +111,7 @@ def _launch(
         "PADDED": padded,
         "BLOCK": block,
         "num_warps": _WARPS,
-        # Triton's default, which newer versions want said.
+        # Triton's default, which newer versions require to be set.
         "enable_fp_fusion": True,
     }
     return (height, width, depth**-0.5), programs, options
@@ -128,12 +129,12 @@ def _task(
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """What the program at hand works on. Offsets are 64-bit, as `size` is.
+    """The part of the work that the current program does. Offsets are 64-bit, as `size` is.
 
     Returns:
         The frame; the channels, `(B, D)`; the offset of the first place in the grid, `(B, 1)`, or
-        `(B, D)` where a head lies across groups; the masks of what exists of it, and of pixels and
-        channels; the index of pixel and head, `(B,)`, and its mask.
+        `(B, D)` if a head lies across groups; the mask of existing offsets; the mask of existing
+        pixels and channels; the index of pixel and head, `(B,)`, and its mask.
     """
     DEPTH: tl.constexpr = CHANNELS // HEADS
     SETS: tl.constexpr = HEADS // TOGETHER
@@ -168,11 +169,11 @@ def _place(
     TAPS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Where to look for a place.
+    """Offsets of a place.
 
     Returns:
-        Offsets of the channels in the first pixel of the frame to read, `(B, D)`; offsets into the
-        grid of the x at which to read keys, then of those for values. A y lies next to its x.
+        Offsets of the channels in the first pixel of the frame to read, `(B, D)`; offsets in the
+        grid of the x of the keys, then of the x of the values. A y is next to its x.
     """
     side, tap = place // TAPS, place % TAPS
     # The frames of a pair are neighbours that differ in the last bit.
@@ -186,13 +187,14 @@ def _locate(places, placed, wanted, height, width, CHANNELS: tl.constexpr):
     """Find the four pixels around positions.
 
     Returns:
-        The offset of the upper left one and the way from it to the position, x and y, `(B, 1)` or
-        `(B, D)`; whether upper left, upper right, lower left, lower right are wanted, `(B, D)`.
+        The offset of the upper left pixel, and the distance from it to the position, x and y,
+        `(B, 1)` or `(B, D)`; the masks of the upper left, upper right, lower left and lower right
+        pixels, `(B, D)`.
     """
     x = (tl.load(places, mask=placed, other=0.0) + 1.0) * ((width - 1) * 0.5)
     y = (tl.load(places + 1, mask=placed, other=0.0) + 1.0) * ((height - 1) * 0.5)
     left, top = tl.floor(x), tl.floor(y)
-    # Compared as floats: a position far out has no integer, and its offset is not used.
+    # Compared as floats: a position far outside has no integer, and its offset is not used.
     in_left, in_right = (left >= 0) & (left < width), (left >= -1) & (left < width - 1)
     upper = wanted & (top >= 0) & (top < height)
     lower = wanted & (top >= -1) & (top < height - 1)
@@ -210,7 +212,7 @@ def _locate(places, placed, wanted, height, width, CHANNELS: tl.constexpr):
 
 @triton.jit
 def _read(corner, in_a, in_b, in_c, in_d, width, CHANNELS: tl.constexpr):
-    """The four pixels from the upper left one on, `(B, D)` each, zero where not wanted."""
+    """Read the four pixels around a position, `(B, D)` each; masked pixels are zero."""
     below = corner + width * CHANNELS
     return (
         tl.load(corner, mask=in_a, other=0.0).to(tl.float32),
@@ -222,12 +224,12 @@ def _read(corner, in_a, in_b, in_c, in_d, width, CHANNELS: tl.constexpr):
 
 @triton.jit
 def _spread(corner, in_a, in_b, in_c, in_d, fx, fy, value, width, CHANNELS: tl.constexpr):
-    """Add `(B, D)` to the four pixels, each its part: the transpose of reading between them."""
+    """Add parts of `(B, D)` to the four pixels: the transpose of reading between them."""
     below = corner + width * CHANNELS
     lower = value * fy
     upper = value - lower
     right_upper, right_lower = upper * fx, lower * fx
-    # Only the sums matter, not what else is seen when: no ordering of memory is needed.
+    # Only the sums matter, so no ordering of memory accesses is needed.
     tl.atomic_add(corner, upper - right_upper, mask=in_a, sem="relaxed")
     tl.atomic_add(corner + CHANNELS, right_upper, mask=in_b, sem="relaxed")
     tl.atomic_add(below, lower - right_lower, mask=in_c, sem="relaxed")
@@ -242,7 +244,7 @@ def _between(a, b, c, d, fx, fy):
 
 @triton.jit
 def _sample(source, places, placed, wanted, height, width, CHANNELS: tl.constexpr):
-    """Channels between pixels, `(B, D)`."""
+    """Read channels between pixels, `(B, D)`."""
     offset, fx, fy, in_a, in_b, in_c, in_d = _locate(
         places, placed, wanted, height, width, CHANNELS
     )
@@ -252,9 +254,10 @@ def _sample(source, places, placed, wanted, height, width, CHANNELS: tl.constexp
 
 @triton.jit
 def _slopes(factor, a, b, c, d, fx, fy, ACROSS: tl.constexpr):
-    """Derivatives of `factor` times what lies between pixels, by x and by y in pixels.
+    """Derivatives by x and y, in pixels, of `factor` times the value between pixels.
 
-    Summed over the channels of one position: `(B, 1)`, or `(B, D)` where a head lies across groups.
+    They are summed over the channels of one position: `(B, 1)`, or `(B, D)` if a head lies across
+    groups.
     """
     twist = d - c - (b - a)
     x, y = factor * (b - a + twist * fy), factor * (c - a + twist * fx)
@@ -266,12 +269,12 @@ def _slopes(factor, a, b, c, d, fx, fy, ACROSS: tl.constexpr):
 
 @triton.jit
 def _add_places(target, x, y, placed, height, width):
-    """Add derivatives by pixels to the gradient of the grid, which spans 2 for the image."""
+    """Add derivatives in pixels to the gradient of the grid, in which the image spans 2."""
     tl.atomic_add(target, x * ((width - 1) * 0.5), mask=placed, sem="relaxed")
     tl.atomic_add(target + 1, y * ((height - 1) * 0.5), mask=placed, sem="relaxed")
 
 
-# A size as a constant would be compiled anew for each.
+# As constants, sizes would make Triton compile a kernel for each size.
 @triton.jit(do_not_specialize=["height", "width"])
 def _forward(
     q,
@@ -299,7 +302,7 @@ def _forward(
     here = index[:, None] * (CHANNELS // HEADS) + tl.arange(0, PADDED)[None, :]
     query = tl.load(q + here, mask=wanted, other=0.0).to(tl.float32) * scale
 
-    # The softmax as it grows: the largest logit so far, and sums relative to it.
+    # The running softmax: the largest logit so far, and sums relative to it.
     peak = tl.full((BLOCK,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     result = tl.zeros((BLOCK, PADDED), tl.float32)
@@ -351,7 +354,7 @@ def _backward(
     log_total = tl.load(log_sum + index, mask=there, other=0.0)
 
     # With weights p and their gradients dp, the gradient of logit i is p_i (dp_i - mean), where
-    # mean = sum_j p_j dp_j: it takes a pass of its own.
+    # mean = sum_j p_j dp_j needs a separate pass.
     mean = tl.zeros((BLOCK,), tl.float32)
     for place in range(2 * TAPS):
         source, at_key, at_value = _place(frame, place, size, channel, at, GROUPS, TAPS, CHANNELS)

@@ -1,0 +1,52 @@
+"""Means of clips' scores."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from fedvsr.inference.scores import ClipScore, Scores, mean_scores
+
+FIRST = ClipScore(
+    clip_id="a",
+    num_frames=100,
+    psnr_db=30.0,
+    ssim=0.75,
+    lpips=0.25,
+    bicubic_psnr_db=28.0,
+    bicubic_ssim=0.5,
+    bicubic_lpips=0.5,
+)
+SECOND = replace(FIRST, clip_id="b", num_frames=1, psnr_db=33.0, lpips=0.75)
+
+
+def test_clips_count_alike_whatever_their_length() -> None:
+    mean = mean_scores([FIRST, SECOND])
+    assert mean == Scores(
+        psnr_db=31.5,
+        ssim=0.75,
+        lpips=0.5,
+        bicubic_psnr_db=28.0,
+        bicubic_ssim=0.5,
+        bicubic_lpips=0.5,
+    )
+    assert mean.gain_db == 3.5
+
+
+def test_a_measure_that_is_not_scored_has_no_mean() -> None:
+    mean = mean_scores([replace(FIRST, lpips=None, bicubic_lpips=None)])
+    assert (mean.lpips, mean.bicubic_lpips, mean.psnr_db) == (None, None, 30.0)
+
+
+def test_no_scores_have_no_mean() -> None:
+    with pytest.raises(ValueError, match="no scores"):
+        mean_scores([])
+
+
+def test_scores_need_no_torch() -> None:
+    program = "import sys, fedvsr.inference.scores; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
