@@ -1,7 +1,9 @@
-"""Shared material: short real videos, encoded here, and an experiment that runs in seconds."""
+"""What tests share: a short real video, an experiment of seconds, its undisturbed run, groups."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import av
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock
 
 from fedvsr.environment import let_threads_sleep
 
@@ -17,6 +20,9 @@ let_threads_sleep()
 from fedvsr.config import ExperimentConfig, load_config  # noqa: E402 (after the line above)
 from fedvsr.data.clips import Frames  # noqa: E402
 from fedvsr.data.degrade import bicubic_upscale  # noqa: E402
+from fedvsr.runs.launch import prepare_data  # noqa: E402
+
+TESTS = Path(__file__).parent
 
 
 def moving_texture(num_frames: int, height: int, width: int, seed: int = 0) -> Frames:
@@ -40,37 +46,91 @@ def write_video(path: Path, frames: Frames) -> None:
         container.mux(stream.encode())
 
 
-@pytest.fixture(scope="session")
-def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("videos") / "texture.mp4"
-    write_video(path, moving_texture(num_frames=40, height=48, width=64))
-    return path
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group tests for `pytest -n 2 --dist loadgroup`: one worker runs a group, in its order.
+
+    A module is a group, so that its Ray cluster and its other fixtures are made once. A test marked
+    `own_cluster` shares nothing with its module, and is a group of its own.
+    """
+    for item in items:
+        module = item.path.relative_to(TESTS).with_suffix("")
+        alone = item.get_closest_marker("own_cluster")
+        item.add_marker(pytest.mark.xdist_group(f"{module}:{item.name}" if alone else f"{module}"))
+
+
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
-def small_yaml(video: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole experiment, seconds long: 4 clients, 2 a round, 3 rounds."""
-    folder = tmp_path_factory.mktemp("small")
-    settings: dict[str, Any] = {
-        "name": "small",
-        "seed": 3,
-        "data": {
-            "videos": [str(video)],
-            "clip_frames": 4,
-            "num_clients": 4,
-            "cache_dir": str(folder / "cache"),
-        },
-        "model": {"name": "tiny", "channels": 4, "blocks": 1},
-        "algorithm": {"name": "fedvsr"},
-        "federation": {"num_rounds": 3, "clients_per_round": 2},
-        "local": {"steps": 3, "batch_size": 2, "num_frames": 3, "crop": 32, "lr": 2e-3},
-        "evaluation": {"num_threads": 1},
-    }
-    path = folder / "small.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
+def make_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> MakeOnce:
+    """Gives a folder by name, filled by the first of pytest's workers that asks for it.
+
+    The other workers wait, and then see the same folder. Tests only read what is in it.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if worker_id != "master":
+        root = root.parent
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, done = root / f"shared-{name}", root / f"shared-{name}.done"
+        with FileLock(root / f"shared-{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def video(make_once: MakeOnce) -> Path:
+    def fill(folder: Path) -> None:
+        frames = moving_texture(num_frames=40, height=48, width=64)
+        write_video(folder / "texture.mp4", frames)
+
+    return make_once("video", fill) / "texture.mp4"
+
+
+@pytest.fixture(scope="session")
+def small_yaml(video: Path, make_once: MakeOnce) -> Path:
+    """A whole experiment, seconds long: 4 clients, 2 a round, 3 rounds. Its clips are cut."""
+
+    def fill(folder: Path) -> None:
+        settings: dict[str, Any] = {
+            "name": "small",
+            "seed": 3,
+            "data": {
+                "videos": [str(video)],
+                "clip_frames": 4,
+                "num_clients": 4,
+                "cache_dir": str(folder / "cache"),
+            },
+            "model": {"name": "tiny", "channels": 4, "blocks": 1},
+            "algorithm": {"name": "fedvsr"},
+            "federation": {"num_rounds": 3, "clients_per_round": 2},
+            "local": {"steps": 3, "batch_size": 2, "num_frames": 3, "crop": 32, "lr": 2e-3},
+            "evaluation": {"num_threads": 1},
+        }
+        path = folder / "small.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        prepare_data(load_config(str(path)), lambda *_: None)
+
+    return make_once("small", fill) / "small.yaml"
 
 
 @pytest.fixture
 def small(small_yaml: Path) -> ExperimentConfig:
     return load_config(str(small_yaml))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(small_yaml: Path, make_once: MakeOnce) -> Path:
+    """The folder of the small experiment's run in which nothing failed, by the serial executor."""
+    from tests.integration.running import run_serially
+
+    config = load_config(str(small_yaml))
+    (run,) = make_once("undisturbed", lambda folder: run_serially(config, folder)).iterdir()
+    return run

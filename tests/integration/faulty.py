@@ -1,4 +1,4 @@
-"""Clients that fail in the middle of their training, once or each time, in real processes."""
+"""Clients that fail in the middle of their training, once or every time, in real processes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,40 +15,45 @@ import torch
 from torch import Tensor
 
 from fedvsr.errors import UserError
-from fedvsr.federation.executors import Clients
+from fedvsr.federation.executors import Clients, SerialExecutor
 from fedvsr.federation.ray_executor import RayExecutor
 from fedvsr.training.local import LocalTrainer
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What goes wrong, in which client's training of which round."""
+    """A failure of one client in the training of one round."""
 
     how: str
+    """A key of `HOW`, or `nan`: the loss is not a number."""
     client_id: int
     round_idx: int
     marker: Path
-    """Exists once it has gone wrong."""
+    """Written with the process id of the client when it fails."""
     always: bool = False
+    """Whether it fails at every attempt, not only at the first."""
 
-    def due(self, client_id: int, round_idx: int) -> bool:
-        here = (client_id, round_idx) == (self.client_id, self.round_idx)
-        return here and (self.always or not self.marker.exists())
+    def is_due(self, client_id: int, round_idx: int) -> bool:
+        matches = (client_id, round_idx) == (self.client_id, self.round_idx)
+        return matches and (self.always or not self.marker.exists())
 
 
 @dataclass(frozen=True)
 class FaultyClients(Clients):
-    failure: Failure | None = None
+    """Clients of which some fail."""
+
+    failures: tuple[Failure, ...] = ()
 
     def make_trainer(self) -> LocalTrainer:
-        assert self.failure is not None
         trainer = FaultyTrainer(self.model, self.algorithm, self.local, self.update)
-        trainer.failure = self.failure
+        trainer.failures = self.failures
         return trainer
 
 
 class FaultyTrainer(LocalTrainer):
-    failure: Failure
+    """Fails at the second loss of a task for which a failure is due."""
+
+    failures: tuple[Failure, ...] = ()
     num_losses = 0
 
     def train(self, task: Any, *arguments: Any) -> Any:
@@ -58,11 +63,13 @@ class FaultyTrainer(LocalTrainer):
     def _loss(self, batch: Any, compared: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         loss, vsr_loss = super()._loss(batch, compared)
         self.num_losses += 1
-        if self.num_losses == 2 and self.failure.due(self.task.client_id, self.task.round_idx):
-            self.failure.marker.write_text(str(os.getpid()))
-            if self.failure.how == "nan":
-                return loss * torch.nan, vsr_loss
-            HOW[self.failure.how]()
+        if self.num_losses == 2:
+            for failure in self.failures:
+                if failure.is_due(self.task.client_id, self.task.round_idx):
+                    failure.marker.write_text(str(os.getpid()))
+                    if failure.how == "nan":
+                        return loss * torch.nan, vsr_loss
+                    HOW[failure.how]()
         return loss, vsr_loss
 
 
@@ -70,7 +77,7 @@ def _raise() -> None:
     raise OSError("a loose cable")
 
 
-def _mistake() -> None:
+def _raise_user_error() -> None:
     raise UserError("clip 7 is damaged")
 
 
@@ -92,19 +99,26 @@ def _eat_memory() -> None:
 
 HOW: dict[str, Callable[[], None]] = {
     "raise": _raise,
-    "mistake": _mistake,
+    "user_error": _raise_user_error,
     "hang": _hang,
     "die": _die,
     "eat_memory": _eat_memory,
 }
 
 
-@dataclass(frozen=True)
+def _faulty(clients: Clients, failures: tuple[Failure, ...]) -> FaultyClients:
+    return FaultyClients(**vars(clients), failures=failures)
+
+
 class FaultyExecutor:
-    """Makes a `RayExecutor` of clients of which one fails."""
+    """Makes executors whose clients fail as told; a `make_executor` of `launch.on_cluster`."""
 
-    failure: Failure
+    def __init__(self, *failures: Failure) -> None:
+        self.failures = failures
 
-    def __call__(self, clients: Clients, *arguments: Any, **keywords: Any) -> RayExecutor:
-        given = {field.name: getattr(clients, field.name) for field in fields(clients)}
-        return RayExecutor(FaultyClients(**given, failure=self.failure), *arguments, **keywords)
+    def __call__(self, clients: Clients, **arguments: Any) -> RayExecutor:
+        return RayExecutor(_faulty(clients, self.failures), **arguments)
+
+    def serial(self, clients: Clients) -> SerialExecutor:
+        """The same failures in this process."""
+        return SerialExecutor(_faulty(clients, self.failures))

@@ -1,11 +1,9 @@
-"""Runs and executors on the Ray that a test is connected to."""
+"""Runs and executors as the tests start them: the launch is the command's own."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +11,11 @@ from fedvsr.config import ExperimentConfig
 from fedvsr.data.split import Split
 from fedvsr.federation import driver, placement
 from fedvsr.federation.config import ClusterConfig
-from fedvsr.federation.executors import Clients, Fault, SerialExecutor
+from fedvsr.federation.executors import Clients, Executor, Fault
 from fedvsr.federation.placement import Placement
 from fedvsr.federation.ray_executor import RayExecutor
 from fedvsr.runs.events import Event
-from fedvsr.runs.execution import execute
-from fedvsr.runs.launch import prepare_data
+from fedvsr.runs.launch import launch, on_cluster, prepare_data
 from fedvsr.runs.run import Run, create_run
 
 
@@ -31,61 +28,54 @@ def split_of(config: ExperimentConfig) -> Split:
 
 
 def clients_of(config: ExperimentConfig, **local: Any) -> Clients:
+    """The clients of an experiment, with changed settings of `local`."""
     changed = config.local.model_copy(update=local)
     return Clients(config.model, config.algorithm, changed, split_of(config).clients)
 
 
+def with_cluster(config: ExperimentConfig, **settings: Any) -> ExperimentConfig:
+    """The experiment with other settings of `cluster`, which change no number."""
+    return config.model_copy(update={"cluster": ClusterConfig(**settings)})
+
+
 def run_serially(config: ExperimentConfig, out: Path) -> Path:
+    """Run an experiment in this process, and return its folder."""
     run = create_run(config, out)
-    list(execute(run, split_of(config), SerialExecutor))
+    list(launch(run, split_of(config), "serial"))
     return run.folder
 
 
+def on_ray(run: Run, make_executor: Callable[..., Executor] | None = None) -> Iterator[Event]:
+    """Run, or resume, on the Ray that the test is connected to."""
+    return on_cluster(run, split_of(run.config), make_executor)
+
+
 @contextmanager
-def placed(config: ClusterConfig, cohort: int = 2) -> Iterator[Placement]:
-    wanted = placement.ask(config, 1, cohort)
-    where = placement.reserve(wanted, config.placement_timeout_s, driver.here())
+def reserved(config: ClusterConfig, cohort: int = 2) -> Iterator[Placement]:
+    """What a run would reserve of the connected cluster, without a run."""
+    slots = placement.ask(config, num_threads=1, cohort=cohort)
+    reservation = placement.reserve(slots, config.placement_timeout_s, driver.here())
     try:
-        yield where
+        yield reservation
     finally:
-        where.release()
+        reservation.release()
 
 
 @contextmanager
 def executor_of(
-    clients: Clients, config: ClusterConfig, kind: type[RayExecutor] = RayExecutor
+    clients: Clients,
+    config: ClusterConfig,
+    kind: type[RayExecutor] = RayExecutor,
+    cohort: int = 2,
 ) -> Iterator[Any]:
-    with placed(config) as where:
-        executor = kind(clients, config, where)
+    """An executor in this process, without a driver actor around it."""
+    with reserved(config, cohort) as reservation:
+        executor = kind(clients, config, reservation)
         try:
             yield executor
         finally:
             executor.close()
 
 
-def drive(run: Run, config: ExperimentConfig, kind: type[RayExecutor] = RayExecutor) -> list[Event]:
-    """Run in a driver actor, as the command does; the cluster's settings are `config.cluster`."""
-    cluster = config.cluster
-    with placed(cluster, config.federation.clients_per_round) as where:
-        begin = partial(start, run, split_of(config), cluster, where, kind)
-        return list(driver.drive(begin, where, max_restarts=cluster.max_retries))
-
-
-def start(
-    run: Run,
-    split: Split,
-    config: ClusterConfig,
-    where: Placement,
-    kind: type[RayExecutor],
-    stop: threading.Event,
-) -> Iterator[Event]:
-    make = partial(kind, config=config, placement=where, stop=stop)
-    return execute(run, split, make)
-
-
 def faults_in(events: list[Event]) -> list[Fault]:
     return [event for event in events if isinstance(event, Fault)]
-
-
-def with_cluster(config: ExperimentConfig, **settings: Any) -> ExperimentConfig:
-    return config.model_copy(update={"cluster": ClusterConfig(**settings)})

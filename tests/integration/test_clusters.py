@@ -1,4 +1,4 @@
-"""Clusters of several nodes, and of GPUs that are only counted."""
+"""Clusters of several nodes, and of GPUs that Ray only counts."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from fedvsr.config import ExperimentConfig, load_config
+from fedvsr.config import ExperimentConfig
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.config import ClusterConfig
 from fedvsr.federation.executors import Clients, TrainedClient
-from fedvsr.federation.ray_executor import RayExecutor
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate
 from fedvsr.records import load_results
 from fedvsr.runs.events import RunStarted
@@ -31,20 +30,18 @@ from tests.integration.equality import assert_equal_runs
 from tests.integration.faulty import Failure, FaultyExecutor
 from tests.integration.running import (
     clients_of,
-    drive,
+    executor_of,
     faults_in,
-    placed,
-    run_serially,
-    split_of,
-    start,
+    on_ray,
+    with_cluster,
 )
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.own_cluster]
 
 
 @contextmanager
 def cluster_of(*nodes: dict[str, Any], **environment: str) -> Iterator[list[Any]]:
-    """A cluster of nodes on this machine, with this process at its first."""
+    """A cluster of nodes on this machine, with this process on the first."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"RAY_worker_niceness": "0", **environment}.items():
             patch.setenv(name, value)
@@ -60,43 +57,42 @@ def cluster_of(*nodes: dict[str, Any], **environment: str) -> Iterator[list[Any]
             cluster.shutdown()
 
 
-def test_a_node_that_is_removed_costs_no_bit(small_yaml: Path, tmp_path: Path) -> None:
-    config = load_config(str(small_yaml), ["cluster.slots=2"])
-    undisturbed = run_serially(config, tmp_path / "serial")
+def test_a_node_that_is_removed_costs_no_bit(
+    small: ExperimentConfig, undisturbed: Path, tmp_path: Path
+) -> None:
     clients = load_results(undisturbed).clients
     victim = int(clients[clients["round_idx"] == 2]["client_id"].iloc[1])
-    # It lingers where it trains first, and that node goes.
+    # It hangs where it trains first, and that node is removed.
     marker = tmp_path / "marker"
-    kind: Any = FaultyExecutor(Failure("hang", victim, 2, marker))
-    run = create_run(config, tmp_path / "out")
-    # A dead node refuses at once; one that is merely slow on a busy machine has its time.
+    run = create_run(with_cluster(small, slots=2), tmp_path / "out")
+    # A dead node is noticed at once; one that is only slow on a busy machine is waited for.
     fast = {
         "RAY_health_check_period_ms": "1000",
         "RAY_health_check_timeout_ms": "20000",
         "RAY_health_check_failure_threshold": "3",
         "RAY_health_check_initial_delay_ms": "0",
     }
-    # This process is at the head, which must stay: nothing trains there.
-    head, one = {"num_cpus": 0}, {"num_cpus": 1}
-    with (
-        cluster_of(head, one, one, one, **fast) as (cluster, *nodes),
-        placed(config.cluster) as where,
-    ):
-        assert len({place.node_id for place in where.places()}) == 2
+    # The first node stays. Its processor is for the driver, so nothing trains there.
+    one = {"num_cpus": 1}
+    with cluster_of(one, one, one, one, **fast) as (cluster, *nodes):
+        head_id = ray.get_runtime_context().get_node_id()
         remover = threading.Thread(target=remove_node, args=(marker, cluster, nodes))
         remover.start()
-        split, never = split_of(config), threading.Event()
-        events = list(start(run, split, config.cluster, where, kind, never))
+        events = list(on_ray(run, FaultyExecutor(Failure("hang", victim, 2, marker))))
         remover.join()
     assert_equal_runs(undisturbed, run.folder)
-    faults = load_results(run.folder).faults
+    results = load_results(run.folder)
+    trained_on = results.clients.groupby("round_idx")["node"].agg(set)
+    assert len(trained_on[1]) == 2, "the slots are not on two nodes"
+    assert head_id not in set().union(*trained_on)
+    faults = results.faults
     assert faults["client_id"].tolist() == [victim]
     assert set(faults["kind"]) <= {"node_lost", "died"}
     assert [fault.final for fault in faults_in(events)] == [False]
 
 
 def remove_node(marker: Path, cluster: Cluster, nodes: list[Any]) -> None:
-    """The node of the process that wrote the marker, as if it lost its power."""
+    """Remove the node whose process wrote the marker, as if its power failed."""
     while not marker.exists() or not marker.read_text():
         time.sleep(0.05)
     ancestors = {process.pid for process in psutil.Process(int(marker.read_text())).parents()}
@@ -105,29 +101,28 @@ def remove_node(marker: Path, cluster: Cluster, nodes: list[Any]) -> None:
             cluster.remove_node(node, allow_graceful=False)
 
 
-def test_a_client_out_of_memory_costs_no_bit(small_yaml: Path, tmp_path: Path) -> None:
-    config = load_config(str(small_yaml), ["cluster.slots=1", "cluster.max_retries=4"])
-    undisturbed = run_serially(config, tmp_path / "serial")
+def test_a_client_out_of_memory_costs_no_bit(
+    small: ExperimentConfig, undisturbed: Path, tmp_path: Path
+) -> None:
     clients = load_results(undisturbed).clients
     victim = int(clients[clients["round_idx"] == 2]["client_id"].iloc[0])
-    kind: Any = FaultyExecutor(Failure("eat_memory", victim, 2, tmp_path / "marker"))
-    run = create_run(config, tmp_path / "out")
-    split, never = split_of(config), threading.Event()
-    # Room for the processes of the test, not for what the client takes.
+    failure = Failure("eat_memory", victim, 2, tmp_path / "marker")
+    run = create_run(with_cluster(small, slots=1, max_retries=4), tmp_path / "out")
+    # Room for the processes of the test, but not for what the client takes.
     memory = psutil.virtual_memory()
     used = (memory.total - memory.available + (5 << 30)) / memory.total
     monitor = {
         "RAY_memory_usage_threshold": f"{used:.3f}",
         "RAY_memory_monitor_refresh_ms": "100",
     }
-    with cluster_of({"num_cpus": 2}, **monitor), placed(config.cluster) as where:
-        events = list(start(run, split, config.cluster, where, kind, never))
+    with cluster_of({"num_cpus": 2}, **monitor):
+        events = list(on_ray(run, FaultyExecutor(failure)))
     assert_equal_runs(undisturbed, run.folder)
     assert "out_of_memory" in {fault.kind for fault in faults_in(events)}
 
 
 class SleepingTrainer:
-    """Takes a second for every step that a client has."""
+    """Sleeps a second for each clip of the client, instead of training."""
 
     def warm_up(self) -> None:
         pass
@@ -137,8 +132,8 @@ class SleepingTrainer:
     ) -> tuple[ClientReport, ClientUpdate]:
         started_at = time.time()
         time.sleep(len(clips))
-        took = time.time() - started_at
-        report = ClientReport(task.client_id, task.round_idx, 1, len(clips), 0.0, 0.0, took)
+        train_s = time.time() - started_at
+        report = ClientReport(task.client_id, task.round_idx, 1, len(clips), 0.0, 0.0, train_s)
         return replace(report, started_at=started_at), ClientUpdate(
             {"params": shared["params"]}, {}
         )
@@ -153,61 +148,60 @@ GPUS = {"num_gpus": 4, "num_cpus": 6, "resources": {"accelerator_type:RTX-A6000"
 
 
 def test_no_gpu_idles_while_a_client_waits(small: ExperimentConfig) -> None:
-    """Measured makespan against greedy list scheduling of the measured lengths; GPUs are fake."""
-    # Steps of clients in sampled order: short and long ones mixed.
-    lengths = [1, 4, 2, 3, 3, 1, 3, 2, 2, 1]
-    some = clients_of(small, epochs=1, batch_size=4)
-    clip = some.clips[0][0]
+    """The round takes as long as greedy list scheduling of the measured seconds; GPUs are fake."""
+    # Seconds of clients in sampled order: short and long ones mixed.
+    lengths_s = [1, 4, 2, 3, 3, 1, 3, 2, 2, 1]
+    real = clients_of(small, epochs=1, batch_size=4)
+    clip = real.clips[0][0]
     assert clip.num_frames == 4
     clients = SleepingClients(
-        some.model,
-        some.algorithm,
-        some.local.model_copy(update={"steps": None}),
-        [(clip,) * length for length in lengths],
+        real.model,
+        real.algorithm,
+        real.local.model_copy(update={"steps": None}),
+        [(clip,) * length_s for length_s in lengths_s],
     )
     config = ClusterConfig(accelerator="RTX-A6000", max_live_clients=20)
     label = {"ray.io/accelerator-type": "RTX-A6000"}
     with (
         cluster_of({"num_cpus": 2}, {**GPUS, "labels": label}),
-        placed(config, cohort=10) as where,
+        executor_of(clients, config, cohort=10) as executor,
     ):
-        assert {place.device for place in where.places()} == {"RTX-A6000"}
-        assert len(where.places()) == 4
-        executor = RayExecutor(clients, config, where)
-        tasks = [ClientTask(i, 1, 1, seed=0) for i in range(len(lengths))]
+        places = executor._placement.places()
+        assert {place.device for place in places} == {"RTX-A6000"}
+        assert len(places) == 4
+        tasks = [ClientTask(i, 1, 1, seed=0) for i in range(len(lengths_s))]
         params = {"params": np.zeros(10, np.float32)}
         for _ in range(2):
-            # In the first round processes start; the second finds them alive.
+            # In the first round processes start; the second round has them.
             outcomes = [
                 client.outcome
                 for client in executor.run_round(tasks, params, ClientStates(), range(10))
                 if isinstance(client, TrainedClient)
             ]
-        executor.close()
-    assert len(outcomes) == len(lengths)
-    begun = min(o.report.started_at for o in outcomes)
-    makespan = max(o.report.started_at + o.report.train_s for o in outcomes) - begun
-    took = {o.report.client_id: o.report.train_s for o in outcomes}
-    free_at = [0.0] * 4
-    for client_id in range(len(lengths)):
-        free_at.sort()
-        free_at[0] += took[client_id]
-    assert makespan <= 1.05 * max(free_at)
+    assert len(outcomes) == len(lengths_s)
+    start_s = min(o.report.started_at for o in outcomes)
+    makespan_s = max(o.report.started_at + o.report.train_s for o in outcomes) - start_s
+    train_s = {o.report.client_id: o.report.train_s for o in outcomes}
+    free_at_s = [0.0] * 4
+    for client_id in range(len(lengths_s)):
+        free_at_s.sort()
+        free_at_s[0] += train_s[client_id]
+    assert makespan_s <= 1.05 * max(free_at_s)
     assert {o.slot for o in outcomes} == {0, 1, 2, 3}
     for slot in range(4):
-        # A GPU never trains two at once.
+        # A GPU never trains two clients at once.
         own = sorted((o.report for o in outcomes if o.slot == slot), key=lambda r: r.started_at)
         for before, after in pairwise(own):
             assert after.started_at >= before.started_at + before.train_s
 
 
-def test_a_whole_run_in_slots_of_gpus_costs_no_bit(small_yaml: Path, tmp_path: Path) -> None:
-    """The evaluator takes a slot when it scores; the GPUs are only counted."""
-    config = load_config(str(small_yaml), ["cluster.gpu_share=0.2"])
-    undisturbed = run_serially(config, tmp_path / "serial")
-    run = create_run(config, tmp_path / "out")
+def test_a_run_in_slots_of_gpus_gives_the_same_bits(
+    small: ExperimentConfig, undisturbed: Path, tmp_path: Path
+) -> None:
+    """The evaluator takes a slot while it scores. Ray only counts the GPUs."""
+    run = create_run(with_cluster(small, gpu_share=0.2), tmp_path / "out")
     with cluster_of({"num_cpus": 3, "num_gpus": 2}):
-        events = drive(run, config)
+        events = list(on_ray(run))
     assert not faults_in(events)
     (started,) = (event for event in events if isinstance(event, RunStarted))
     assert started.device == "GPU"
@@ -216,19 +210,18 @@ def test_a_whole_run_in_slots_of_gpus_costs_no_bit(small_yaml: Path, tmp_path: P
 
 
 def test_an_actor_holds_its_share_of_its_slots_gpu(small: ExperimentConfig) -> None:
-    config = ClusterConfig(clients_per_gpu=2, gpu_share=0.5)
+    config = ClusterConfig(clients_per_gpu=2, gpu_share=0.5, slots=4)
+    clients = SleepingClients(**vars(clients_of(small)))
     with (
         cluster_of({"num_cpus": 3, "num_gpus": 2}),
-        placed(config.model_copy(update={"slots": 4}), cohort=4) as where,
+        executor_of(clients, config, cohort=4) as executor,
     ):
-        executor = RayExecutor(SleepingClients(**vars(clients_of(small))), config, where)
         tasks = [ClientTask(i, 1, 1, seed=0) for i in range(4)]
         outcomes = list(
             executor.run_round(tasks, {"params": np.zeros(10, np.float32)}, ClientStates())
         )
         asked = {i: actor.handle.__ray_call__.remote(gpus) for i, actor in executor.pool.items()}
         held = {i: ray.get(ref) for i, ref in asked.items()}
-        executor.close()
     assert sorted(held.values()) == [(0.5, "0"), (0.5, "0"), (0.5, "1"), (0.5, "1")]
     assert {c.outcome.slot for c in outcomes if isinstance(c, TrainedClient)} == {0, 1, 2, 3}
 

@@ -1,12 +1,9 @@
-"""Whatever fails, a run ends in the bits of one in which nothing did, and its record says what."""
+"""Whatever fails, a run ends in the bits of an undisturbed one, and its record tells the faults."""
 
 from __future__ import annotations
 
 import os
 import signal
-import threading
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +12,16 @@ import pytest
 from safetensors.numpy import load_file
 
 from fedvsr.config import ExperimentConfig, load_config
-from fedvsr.data.split import Split
 from fedvsr.errors import UserError
-from fedvsr.federation import driver
 from fedvsr.federation.executors import Clients, SerialExecutor
+from fedvsr.federation.ray_executor import RayExecutor
 from fedvsr.records import load_results
-from fedvsr.runs.events import Event, RoundRecorded, RunStarted
+from fedvsr.runs.events import RoundRecorded, RunStarted
 from fedvsr.runs.execution import execute
 from fedvsr.runs.run import create_run, run_status
 from tests.integration.equality import assert_equal_runs
-from tests.integration.faulty import Failure, FaultyClients, FaultyExecutor
-from tests.integration.running import (
-    drive,
-    faults_in,
-    placed,
-    run_serially,
-    split_of,
-    start,
-    with_cluster,
-)
+from tests.integration.faulty import Failure, FaultyExecutor
+from tests.integration.running import faults_in, on_ray, split_of, with_cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
@@ -41,141 +29,135 @@ ROUND = 2
 
 
 @pytest.fixture(scope="module")
-def undisturbed(small_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run_serially(load_config(str(small_yaml)), tmp_path_factory.mktemp("serial"))
-
-
-@pytest.fixture(scope="module")
-def victim(undisturbed: Path) -> int:
-    """The first client of the round in which things go wrong."""
+def victims(undisturbed: Path) -> dict[int, int]:
+    """The client that fails in each round: the first that was sampled."""
     clients = load_results(undisturbed).clients
-    return int(clients[clients["round_idx"] == ROUND]["client_id"].iloc[0])
+    return {int(k): int(v) for k, v in clients.groupby("round_idx")["client_id"].first().items()}
 
 
-@pytest.mark.parametrize(
-    ("how", "kind", "settings"),
-    [
-        ("die", "died", {}),
-        ("raise", "raised", {}),
-        ("hang", "timeout", {"client_timeout_s": 20.0}),
-    ],
-)
-def test_a_client_that_fails_costs_no_bit(
-    how: str,
-    kind: str,
-    settings: dict[str, Any],
-    small: ExperimentConfig,
-    undisturbed: Path,
-    victim: int,
-    tmp_path: Path,
+def test_clients_that_die_raise_and_hang_cost_no_bit(
+    small: ExperimentConfig, undisturbed: Path, victims: dict[int, int], tmp_path: Path
 ) -> None:
-    failure = Failure(how, victim, ROUND, tmp_path / "marker")
-    config = with_cluster(small, slots=2, **settings)
+    """One failure a round, each of another kind."""
+    kinds = {"die": "died", "raise": "raised", "hang": "timeout"}
+    failures = [
+        Failure(how, victims[round_idx], round_idx, tmp_path / how)
+        for round_idx, how in enumerate(kinds, 1)
+    ]
+    config = with_cluster(small, slots=2, client_timeout_s=30.0)
     run = create_run(config, tmp_path / "out")
-    events = drive(run, config, FaultyExecutor(failure))
-    assert failure.marker.exists()
-    (fault,) = faults_in(events)
-    assert (fault.kind, fault.client_id, fault.round_idx) == (kind, victim, ROUND)
+    events = list(on_ray(run, FaultyExecutor(*failures)))
     assert_equal_runs(undisturbed, run.folder)
-    (row,) = load_results(run.folder).faults.to_dict("records")
-    assert (row["kind"], row["client_id"], row["attempt"], row["final"]) == (kind, victim, 1, False)
-    assert row["node"]
-    assert row["lost_s"] > 0
-    if how == "raise":
-        assert "a loose cable" in row["message"]
-        assert "_loss" in row["traceback"], "the traceback of the client's process"
-    clients = load_results(run.folder).clients
-    again = clients[(clients["client_id"] == victim) & (clients["round_idx"] == ROUND)]
-    assert again["attempts"].tolist() == [2]
+    expected = [(kinds[f.how], f.client_id, f.round_idx) for f in failures]
+    assert [(f.kind, f.client_id, f.round_idx) for f in faults_in(events)] == expected
+    results = load_results(run.folder)
+    rows = results.faults.to_dict("records")
+    assert [(row["kind"], row["client_id"], row["round_idx"]) for row in rows] == expected
+    for failure, row in zip(failures, rows, strict=True):
+        assert failure.marker.exists(), "it did not fail"
+        assert (row["attempt"], row["final"]) == (1, False)
+        assert row["node"]
+        assert row["lost_s"] > 0
+        if failure.how == "raise":
+            assert "a loose cable" in row["message"]
+            assert "_loss" in row["traceback"], "the traceback of the client's process"
+        own = results.clients["client_id"] == failure.client_id
+        own &= results.clients["round_idx"] == failure.round_idx
+        assert results.clients[own]["attempts"].tolist() == [2]
 
 
-def test_the_driver_killed_resumes_by_itself(
+class TellingExecutor:
+    """Makes the usual executor, and writes the process id of the driver to a file."""
+
+    def __init__(self, pid_file: Path) -> None:
+        self.pid_file = pid_file
+
+    def __call__(self, clients: Clients, **arguments: Any) -> RayExecutor:
+        self.pid_file.write_text(str(os.getpid()))
+        return RayExecutor(clients, **arguments)
+
+
+def test_a_run_whose_driver_is_killed_resumes_by_itself(
     small: ExperimentConfig, undisturbed: Path, tmp_path: Path
 ) -> None:
-    config = with_cluster(small, slots=2)
-    run = create_run(config, tmp_path / "out")
-    pid_file, killed = tmp_path / "pid", False
-    with placed(config.cluster) as where:
-        begin = partial(start_and_tell, pid_file, run, split_of(config), config.cluster, where)
-        for event in driver.drive(begin, where, max_restarts=1):
-            if isinstance(event, RoundRecorded) and event.round_idx == 1 and not killed:
-                killed = True
-                os.kill(int(pid_file.read_text()), signal.SIGKILL)
+    run = create_run(with_cluster(small, slots=2), tmp_path / "out")
+    pid_file, was_killed = tmp_path / "pid", False
+    for event in on_ray(run, TellingExecutor(pid_file)):
+        if isinstance(event, RoundRecorded) and event.round_idx == 1 and not was_killed:
+            was_killed = True
+            os.kill(int(pid_file.read_text()), signal.SIGKILL)
+    assert was_killed
     assert_equal_runs(undisturbed, run.folder)
     faults = load_results(run.folder).faults
     assert faults["kind"].tolist() == ["driver"]
     assert faults["client_id"].isna().all()
 
 
-def start_and_tell(
-    pid_file: Path, run: Any, split: Split, cluster: Any, where: Any, stop: threading.Event
-) -> Iterator[Event]:
-    pid_file.write_text(str(os.getpid()))
-    kind: Any = FaultyExecutor(Failure("raise", -1, -1, pid_file))
-    return start(run, split, cluster, where, kind, stop)
-
-
-def test_a_client_that_fails_for_good_is_done_without(
-    small_yaml: Path, undisturbed: Path, victim: int, tmp_path: Path
+def test_a_round_closes_without_a_client_that_fails_for_good(
+    small_yaml: Path, undisturbed: Path, victims: dict[int, int], tmp_path: Path
 ) -> None:
-    """By a quorum, on Ray and serially; and a client that diverges counts as one that is not there.
+    """With a quorum, on Ray and serially; a client that diverges counts as one that is missing.
 
-    Only the last round is compared, which the victim may not be drawn in again.
+    On Ray the client of round 2 raises at every attempt, and that of round 3 diverges.
     """
     config = load_config(
         str(small_yaml), ["federation.min_updates=1", "update.reject_nonfinite=true"]
     )
-    folders = dict[str, Path]()
-    for how in ("raise", "nan", "serial"):
-        failure = Failure(
-            "mistake" if how == "serial" else how, victim, ROUND, tmp_path / how, always=True
-        )
-        run = create_run(config, tmp_path / "out")
-        folders[how] = run.folder
-        if how == "serial":
-            list(execute(run, split_of(config), partial(serially, failure)))
-        else:
-            drive(run, with_cluster(config, slots=2, max_retries=1), FaultyExecutor(failure))
-    networks = {how: weights(path) for how, path in folders.items()}
-    assert networks["raise"] == networks["nan"] == networks["serial"]
-    assert weights(undisturbed) != networks["serial"]
-    tables = {how: load_results(path) for how, path in folders.items()}
-    last = tables["raise"].rounds.set_index("round_idx").loc[ROUND]
-    assert (last["num_sampled"], last["num_failed"], last["num_rejected"]) == (2, 1, 0)
-    faults = tables["raise"].faults
-    assert faults["final"].tolist() == [False, True]
-    assert tables["nan"].faults["kind"].tolist() == ["not_finite"]
-    assert tables["nan"].rounds.set_index("round_idx").loc[ROUND, "num_rejected"] == 1
-    assert tables["serial"].faults["message"].tolist() == ["clip 7 is damaged"]
+    lost, diverged = 2, 3
+
+    def failures(of_lost: str, of_diverged: str) -> list[Failure]:
+        hows = {lost: of_lost, diverged: of_diverged}
+        return [
+            Failure(how, victims[i], i, tmp_path / f"{how}-{i}", always=True)
+            for i, how in hows.items()
+        ]
+
+    run = create_run(with_cluster(config, slots=2, max_retries=1), tmp_path / "ray")
+    list(on_ray(run, FaultyExecutor(*failures("raise", "nan"))))
+    serial = create_run(config, tmp_path / "serial")
+    faulty = FaultyExecutor(*failures("user_error", "user_error"))
+    list(execute(serial, split_of(config), faulty.serial))
+    assert weights(run.folder) == weights(serial.folder)
+    assert weights(undisturbed) != weights(serial.folder)
+    results, reference = load_results(run.folder), load_results(serial.folder)
+    scores = ["round_idx", "loss", "psnr_db", "ssim"]
+    pd.testing.assert_frame_equal(
+        results.rounds[scores], reference.rounds[scores], check_exact=True
+    )
+    rounds = results.rounds.set_index("round_idx")
+    counts = rounds[["num_sampled", "num_failed", "num_rejected"]]
+    assert counts.loc[lost].tolist() == [2, 1, 0]
+    assert counts.loc[diverged].tolist() == [2, 0, 1]
+    faults = results.faults.groupby("round_idx")
+    assert faults.get_group(lost)["kind"].tolist() == ["raised", "raised"]
+    assert faults.get_group(lost)["final"].tolist() == [False, True]
+    assert faults.get_group(diverged)["kind"].tolist() == ["not_finite"]
+    assert reference.faults["message"].tolist() == ["clip 7 is damaged"] * 2
 
 
 def weights(folder: Path) -> dict[str, bytes]:
+    """The trained network's tensors, without the file's head, which names the run."""
     tensors = load_file(folder / "model.safetensors")
     return {name: tensor.tobytes() for name, tensor in tensors.items()}
 
 
-def serially(failure: Failure, clients: Clients) -> SerialExecutor:
-    return SerialExecutor(FaultyClients(**vars(clients), failure=failure))
-
-
-def test_below_the_quorum_a_run_stops_with_its_state_saved(
-    small: ExperimentConfig, undisturbed: Path, victim: int, tmp_path: Path
+def test_a_run_below_its_quorum_stops_with_its_state_saved(
+    small: ExperimentConfig, undisturbed: Path, victims: dict[int, int], tmp_path: Path
 ) -> None:
-    """And goes on where the reason is gone; a mistake in the data is not tried twice."""
-    failure = Failure("mistake", victim, ROUND, tmp_path / "marker", always=True)
-    config = with_cluster(small, slots=2)
-    run = create_run(config, tmp_path / "out")
+    """It can be resumed once the reason is gone. A mistake in the data is not retried."""
+    failure = Failure("user_error", victims[ROUND], ROUND, tmp_path / "marker", always=True)
+    run = create_run(with_cluster(small, slots=2), tmp_path / "out")
     with pytest.raises(UserError, match=r"^clip 7 is damaged$"):
-        drive(run, config, FaultyExecutor(failure))
+        list(on_ray(run, FaultyExecutor(failure)))
     assert run_status(run.folder) == "failed"
     results = load_results(run.folder)
     assert results.faults["final"].tolist() == [True]
     assert results.rounds["round_idx"].max() == ROUND - 1
-    drive(run, config)
+    list(on_ray(run))
     assert_equal_runs(undisturbed, run.folder)
 
 
-def test_a_truncated_checkpoint_falls_back_and_says_so(
+def test_a_run_with_a_truncated_checkpoint_resumes_from_the_one_before_and_notes_it(
     small: ExperimentConfig, undisturbed: Path, tmp_path: Path
 ) -> None:
     run = create_run(small, tmp_path / "out")

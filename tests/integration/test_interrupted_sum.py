@@ -1,4 +1,4 @@
-"""A run that is stopped while a round is being summed saves nothing that does not fit together."""
+"""A run stopped while a round is being summed saves no state that mixes two rounds."""
 
 from __future__ import annotations
 
@@ -42,11 +42,9 @@ def _stopping(clients: Clients) -> SerialExecutor:
     return Stopping(clients)
 
 
-def test_what_clients_remember_is_of_the_round_that_is_saved(
-    small_yaml: Path, tmp_path: Path
-) -> None:
+def test_saved_client_states_belong_to_the_saved_round(small_yaml: Path, tmp_path: Path) -> None:
     settings = ["algorithm.name=scaffold", "checkpoint.every_rounds=100"]
-    # Everybody trains in every round, so that what a client remembers is used again.
+    # Every client trains in every round, so that its state is used again.
     settings += ["federation.clients_per_round=4", "federation.num_rounds=4"]
     config = load_config(str(small_yaml), settings)
     undisturbed = run_serially(config, tmp_path / "whole")

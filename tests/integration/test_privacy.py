@@ -1,4 +1,4 @@
-"""What a client's process opens and holds, looked at from inside it."""
+"""What a client's process opens and holds, seen from inside it."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def watch(actor: Any) -> None:
 
 
 def look_around(actor: Any) -> tuple[list[str], set[str]]:
-    """Inside a client's process: what was opened, and the clips named anywhere in its memory."""
+    """Inside a client's process: the files opened, and the clips named anywhere in its memory."""
     opened, named = list(actor.opened), set[bytes]()
     with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb", buffering=0) as memory:
         for line in maps:
             region, rights, _, _, _, *path = line.split(maxsplit=5)
-            # The heap, stacks and what is allocated apart; files and shared memory have a path.
+            # Heap, stacks and anonymous memory have no path; files and shared memory have one.
             if not rights.startswith("rw") or (path and path[0].startswith("/")):
                 continue
             begin, end = (int(part, 16) for part in region.split("-"))
@@ -50,7 +50,7 @@ def look_around(actor: Any) -> tuple[list[str], set[str]]:
             try:
                 named.update(CLIP_ID.findall(memory.read(end - begin)))
             except OSError:
-                continue  # gone meanwhile
+                continue  # Unmapped meanwhile.
     return opened, {name.decode() for name in named}
 
 
@@ -67,11 +67,11 @@ class Watched(RayExecutor):
     make_pool = WatchedPool
 
 
-def test_a_clients_process_opens_and_names_its_own_clips_alone(small: ExperimentConfig) -> None:
+def test_a_clients_process_opens_and_names_only_its_own_clips(small: ExperimentConfig) -> None:
     clients = clients_of(small)
     params = flatten(build_fresh(small.model))
     tasks = [ClientTask(client_id=i, round_idx=1, num_rounds=1, seed=i) for i in (0, 2)]
-    looked = 0
+    num_looked = 0
     with executor_of(clients, ClusterConfig(slots=2), Watched) as executor:
         for client in executor.run_round(tasks, {"params": params}, ClientStates()):
             assert isinstance(client, TrainedClient)
@@ -82,6 +82,6 @@ def test_a_clients_process_opens_and_names_its_own_clips_alone(small: Experiment
             clips = {Path(path) for path in opened if path.endswith(".npy")}
             assert {path.name.rpartition("_")[0] for path in clips} <= own
             assert {str(path.parent) for path in clips} == {clients.clips[0][0].folder}
-            assert named == own, "its own are found, so others would be"
-            looked += 1
-    assert looked == 2
+            assert named == own, "the search finds its own clips, so it would find others"
+            num_looked += 1
+    assert num_looked == 2

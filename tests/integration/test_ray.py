@@ -1,4 +1,4 @@
-"""Ray must give the reference's bits: for any slots, after lost processes, in a driver or not."""
+"""Ray gives the bits of the serial reference: for any slots, after lost processes, after a stop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import re
 import threading
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -20,7 +19,6 @@ import ray
 from fedvsr.config import ExperimentConfig, load_config
 from fedvsr.data.clips import Clip
 from fedvsr.errors import UserError
-from fedvsr.federation import driver
 from fedvsr.federation.actors import ActorPool
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.config import ClusterConfig
@@ -31,37 +29,30 @@ from fedvsr.messages import ClientTask
 from fedvsr.models import build_fresh
 from fedvsr.params import flatten
 from fedvsr.records import load_results
-from fedvsr.runs.events import RoundRecorded, measure
-from fedvsr.runs.run import create_run
+from fedvsr.runs.events import RoundRecorded
+from fedvsr.runs.run import create_run, run_status
 from tests.integration.equality import assert_equal_runs, facts
 from tests.integration.running import (
     clients_of,
-    drive,
     executor_of,
-    placed,
+    on_ray,
+    reserved,
     run_serially,
-    split_of,
-    start,
     with_cluster,
 )
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 
-@pytest.fixture(scope="session")
-def reference(small_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the same experiment run by the serial executor."""
-    return run_serially(load_config(str(small_yaml)), tmp_path_factory.mktemp("serial"))
-
-
 @pytest.mark.parametrize(("slots", "max_live_clients"), [(1, 8), (2, 1)])
 def test_serial_equals_ray_for_any_number_of_slots(
-    slots: int, max_live_clients: int, small: ExperimentConfig, reference: Path, tmp_path: Path
+    slots: int, max_live_clients: int, small: ExperimentConfig, undisturbed: Path, tmp_path: Path
 ) -> None:
-    run = create_run(small, tmp_path)
-    events = drive(run, with_cluster(small, slots=slots, max_live_clients=max_live_clients))
+    config = with_cluster(small, slots=slots, max_live_clients=max_live_clients)
+    run = create_run(config, tmp_path)
+    events = list(on_ray(run))
     assert [e.round_idx for e in events if isinstance(e, RoundRecorded)] == [0, 1, 2, 3]
-    assert_equal_runs(reference, run.folder)
+    assert_equal_runs(undisturbed, run.folder)
     assert facts(run.folder)["runs"]["status"].tolist() == ["finished"]
 
 
@@ -83,19 +74,18 @@ def test_what_clients_remember_survives_a_stop(
     # Nothing of it stays in memory, so all goes through files.
     config = with_cluster(config, slots=2, client_state_bytes=0)
     stopped = create_run(config, tmp_path / "ray")
-    for last in (2, 3):
-        with placed(config.cluster) as where:
-            stop = threading.Event()
-            events = start(stopped, split_of(config), config.cluster, where, RayExecutor, stop)
-            for event in events:
-                if isinstance(event, RoundRecorded) and event.round_idx == last == 2:
-                    events.close()  # type: ignore[attr-defined]
-                    break
+    events = on_ray(stopped)
+    for event in events:
+        if isinstance(event, RoundRecorded) and event.round_idx == 2:
+            events.close()  # type: ignore[attr-defined]
+            break
+    assert run_status(stopped.folder) == "interrupted"
+    list(on_ray(stopped))
     assert_equal_runs(whole, stopped.folder)
     assert list((stopped.folder / "checkpoints").glob("client-*"))
 
 
-def test_a_client_killed_in_mid_round_costs_an_attempt_and_no_bit(
+def test_a_client_killed_while_it_trains_costs_an_attempt_and_no_bit(
     small: ExperimentConfig,
 ) -> None:
     clients = clients_of(small, steps=60)
@@ -107,11 +97,11 @@ def test_a_client_killed_in_mid_round_costs_an_attempt_and_no_bit(
     victim = 2
     KillingPool.victim = victim
     with executor_of(clients, ClusterConfig(slots=2), Killing) as executor:
-        found = list(executor.run_round(tasks, params, states))
+        results = list(executor.run_round(tasks, params, states))
         executor.pool.thread.join()
-    (fault,) = (one for one in found if isinstance(one, Fault))
+    (fault,) = (result for result in results if isinstance(result, Fault))
     assert (fault.client_id, fault.kind, fault.attempt, fault.final) == (victim, "died", 1, False)
-    trained = {c.outcome.report.client_id: c for c in found if isinstance(c, TrainedClient)}
+    trained = {c.outcome.report.client_id: c for c in results if isinstance(c, TrainedClient)}
     assert executor.pool.was_training, "the client was killed before or after its training"
     assert trained[victim].outcome.attempts == 2
     assert trained[0].outcome.attempts == 1
@@ -131,7 +121,7 @@ def test_a_client_that_keeps_dying_is_given_up(small: ExperimentConfig) -> None:
     assert re.match(r"client 1 in round 1: ActorDiedError: .* \(start 1 of 1\)", fault.message)
 
 
-def test_a_client_sees_its_own_clips_alone(small: ExperimentConfig) -> None:
+def test_a_client_is_sent_only_its_own_clips(small: ExperimentConfig) -> None:
     clients = clients_of(small)
     sent = list[Any]()
 
@@ -154,14 +144,14 @@ def test_a_client_sees_its_own_clips_alone(small: ExperimentConfig) -> None:
 
 
 def look_around(actor: Any) -> tuple[set[str], set[str]]:
-    """Inside a client's process: the ids of all clips it knows of, and all clip files it maps."""
+    """Inside a client's process: the ids of all clips in it, and of all clip files it maps."""
     gc.collect()
-    known = {found.clip_id for found in gc.get_objects() if isinstance(found, Clip)}
+    known = {clip.clip_id for clip in gc.get_objects() if isinstance(clip, Clip)}
     mapped = re.findall(r"/(\S+)_(?:gt|lq)\.npy", Path("/proc/self/maps").read_text())
     return known, {name.rpartition("/")[2] for name in mapped}
 
 
-def test_a_clients_process_knows_no_other_clip_and_only_numbers_leave_it(
+def test_a_clients_process_holds_no_other_clip_and_only_numbers_leave_it(
     small: ExperimentConfig,
 ) -> None:
     clients = clients_of(small)
@@ -183,7 +173,7 @@ def test_a_clients_process_knows_no_other_clip_and_only_numbers_leave_it(
             assert mapped <= own
 
 
-def test_a_mistake_inside_a_client_reaches_the_user_as_itself(
+def test_an_error_for_the_user_inside_a_client_reaches_the_user_unchanged(
     small: ExperimentConfig, tmp_path: Path
 ) -> None:
     changed = small.model_copy(
@@ -194,49 +184,51 @@ def test_a_mistake_inside_a_client_reaches_the_user_as_itself(
     )
     run = create_run(hot, tmp_path)
     with pytest.raises(UserError, match=r"^the loss of client \d is (nan|inf) in round 1"):
-        drive(run, hot)
+        list(on_ray(run))
     assert load_results(run.folder).runs["status"].tolist() == ["failed"]
 
 
 def test_a_run_exports_its_metrics(small: ExperimentConfig, tmp_path: Path) -> None:
-    """Where Prometheus reads them: at the node's own port."""
-    config = with_cluster(small, slots=2)
-    run = create_run(config, tmp_path)
+    """At the node's own port, where Prometheus reads them."""
+    run = create_run(with_cluster(small, slots=2), tmp_path)
     port = ray.nodes()[0]["MetricsExportPort"]
     wanted = {"round", "loss", "psnr_db", "step_seconds", "slot_utilisation"}
-    found = set[str]()
-    with placed(config.cluster) as where:
-        begin = partial(start, run, split_of(config), config.cluster, where, RayExecutor)
-        for event in driver.drive(begin, where, measure, run.run_id):
-            if not isinstance(event, RoundRecorded) or event.round_idx < 2:
-                continue
-            deadline = time.monotonic() + 20
-            while found < wanted and time.monotonic() < deadline:
-                with urlopen(f"http://127.0.0.1:{port}/metrics") as page:
-                    text = page.read().decode()
-                lines = [line for line in text.splitlines() if run.run_id in line]
-                found = {m[1] for line in lines if (m := re.match(r"ray_fedvsr_(\w+)\{", line))}
-                time.sleep(0.3)
-    assert found >= wanted
+    exported = set[str]()
+    for event in on_ray(run):
+        if not isinstance(event, RoundRecorded) or event.round_idx < 2:
+            continue
+        deadline = time.monotonic() + 20
+        while exported < wanted and time.monotonic() < deadline:
+            with urlopen(f"http://127.0.0.1:{port}/metrics") as page:
+                text = page.read().decode()
+            lines = [line for line in text.splitlines() if run.run_id in line]
+            exported = {m[1] for line in lines if (m := re.match(r"ray_fedvsr_(\w+)\{", line))}
+            time.sleep(0.3)
+    assert exported >= wanted
 
 
-def test_what_the_cluster_lacks_is_said_at_once() -> None:
+def test_a_run_that_asks_for_what_the_cluster_lacks_is_refused_at_once(
+    small: ExperimentConfig, tmp_path: Path
+) -> None:
     lacking = {
         r"cluster\.gpu_share = 0\.5, but this Ray cluster has no GPU": {"gpu_share": 0.5},
         r"cluster\.accelerator = H100, but this Ray cluster has no H100": {"accelerator": "H100"},
         r"the run asks for \d+ CPU \(lower cluster\.slots = 99 or": {"slots": 99},
     }
     for message, settings in lacking.items():
-        with pytest.raises(UserError, match=message), placed(ClusterConfig(**settings)):
-            pass
+        run = create_run(with_cluster(small, **settings), tmp_path)
+        with pytest.raises(UserError, match=message):
+            list(on_ray(run))
+        assert run_status(run.folder) != "running"
 
 
-def test_what_others_hold_is_said_after_a_while() -> None:
-    config = ClusterConfig(slots=1)
-    impatient = ClusterConfig(slots=1, placement_timeout_s=0.5)
+def test_a_run_that_asks_for_what_others_hold_is_refused_after_the_timeout(
+    small: ExperimentConfig, tmp_path: Path
+) -> None:
+    run = create_run(with_cluster(small, slots=1, placement_timeout_s=0.5), tmp_path)
     refused = pytest.raises(UserError, match=r"after 0\.5 s others still hold too much.*1 CPU;")
-    with placed(config), refused, placed(impatient):
-        pass
+    with reserved(ClusterConfig(slots=1)), refused:
+        list(on_ray(run))
 
 
 class KillingPool(ActorPool):

@@ -1,4 +1,4 @@
-"""Sweeps with a real Ray Tune: whole, killed with SIGKILL and resumed, with trials that fail."""
+"""Sweeps with a real Ray Tune: undisturbed, killed with SIGKILL and resumed, with failed trials."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import yaml
 
 from fedvsr.config import load_config
 from fedvsr.records import load_results
-from fedvsr.runs.run import run_status
+from tests.integration.commands import LONG, wait_until_stopped
 from tests.integration.equality import assert_equal_runs
 from tests.integration.running import run_serially
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.own_cluster]
 
 
 def sweep_file(base: Path, folder: Path, **settings: Any) -> Path:
@@ -37,13 +37,17 @@ def sweep_file(base: Path, folder: Path, **settings: Any) -> Path:
     return path
 
 
-def command(file: Path, out: Path, *extra: str) -> list[str]:
+def tune_command(file: Path, out: Path, *extra: str) -> list[str]:
     return [sys.executable, "-m", "fedvsr", "tune", str(file), "--out", str(out), *extra]
 
 
 def tune(file: Path, out: Path, *extra: str) -> str:
     done = subprocess.run(
-        command(file, out, *extra), capture_output=True, text=True, timeout=280, cwd=file.parent
+        tune_command(file, out, *extra),
+        capture_output=True,
+        text=True,
+        timeout=280,
+        cwd=file.parent,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -56,7 +60,7 @@ def trials(out: Path) -> pd.DataFrame:
 def kill_when(file: Path, out: Path, ready: Callable[[Path], bool], *extra: str) -> None:
     """Start or resume a sweep, and kill its process as soon as its folder is `ready`."""
     process = subprocess.Popen(
-        command(file, out, *extra), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        tune_command(file, out, *extra), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 200
     while not ready(out / "sweeps" / "s"):
@@ -75,7 +79,7 @@ def rounds_done(folder: Path) -> dict[str, int]:
     return {str(k): int(v) for k, v in rounds.groupby("run_id")["round_idx"].max().items()}
 
 
-def test_a_sweep_from_the_file_to_its_best(small_yaml: Path, tmp_path: Path) -> None:
+def test_a_sweep_runs_its_trials_and_writes_the_best(small_yaml: Path, tmp_path: Path) -> None:
     file = sweep_file(small_yaml, tmp_path)
     printed = tune(file, tmp_path)
     folder = tmp_path / "sweeps" / "s"
@@ -101,7 +105,9 @@ def test_a_sweep_from_the_file_to_its_best(small_yaml: Path, tmp_path: Path) -> 
     assert events["ray/tune/psnr_db"] == pytest.approx(table["psnr_db"].tolist())
     assert events["ray/tune/test/held_out/ssim"] == pytest.approx(table["ssim"].tolist())
 
-    again = subprocess.run(command(file, tmp_path), capture_output=True, text=True, timeout=100)
+    again = subprocess.run(
+        tune_command(file, tmp_path), capture_output=True, text=True, timeout=100
+    )
     assert again.returncode == 2
     assert "--resume resumes it" in again.stderr
 
@@ -112,24 +118,23 @@ def load_events(folder: Path) -> dict[str, list[float]]:
 
     last = dict[str, list[float]]()
     for path in sorted(folder.glob("*/events.out.tfevents.*")):
-        found, data, at = dict[str, float](), path.read_bytes(), 0
+        scalars, data, offset = dict[str, float](), path.read_bytes(), 0
         # Records of TFRecord: length, its checksum, data, their checksum.
-        while at < len(data):
-            length = int.from_bytes(data[at : at + 8], "little")
-            event = Event.FromString(data[at + 12 : at + 12 + length])
-            found |= {value.tag: value.simple_value for value in event.summary.value}
-            at += 16 + length
-        for tag, value in found.items():
+        while offset < len(data):
+            length = int.from_bytes(data[offset : offset + 8], "little")
+            event = Event.FromString(data[offset + 12 : offset + 12 + length])
+            scalars |= {value.tag: value.simple_value for value in event.summary.value}
+            offset += 16 + length
+        for tag, value in scalars.items():
             last.setdefault(tag, []).append(value)
     return last
 
 
-def test_a_sweep_killed_twice_loses_a_round_at_most(small_yaml: Path, tmp_path: Path) -> None:
-    settings = {"set": {"federation.num_rounds": 5, "local.steps": 25}}
-    file = sweep_file(small_yaml, tmp_path, **settings)
+def test_a_sweep_killed_twice_loses_one_round_at_most(small_yaml: Path, tmp_path: Path) -> None:
+    file = sweep_file(small_yaml, tmp_path, set=LONG)
     folder = tmp_path / "sweeps" / "s"
 
-    # Before Tune has written its first state: a restore would start one trial without settings.
+    # Before Tune writes its first state: restoring that would start a trial without settings.
     kill_when(file, tmp_path, lambda folder: (folder / "tune" / "tuner.pkl").exists())
     assert not list((folder / "tune").glob("experiment_state-*"))
 
@@ -142,7 +147,8 @@ def test_a_sweep_killed_twice_loses_a_round_at_most(small_yaml: Path, tmp_path: 
         ),
         "--resume",
     )
-    wait_until_unlocked(folder / "runs")
+    for run in (folder / "runs").iterdir():
+        wait_until_stopped(run)
     before = rounds_done(folder)
     started = {run_id: started_rounds(folder / "runs" / run_id) for run_id in before}
     printed = tune(file, tmp_path, "--resume")
@@ -161,7 +167,7 @@ def test_a_sweep_killed_twice_loses_a_round_at_most(small_yaml: Path, tmp_path: 
 
 
 def started_rounds(run: Path) -> list[int]:
-    """The rounds that clients finished training in, in order, each once a start of the run."""
+    """The rounds in which clients finished training, in order, for each start of the run."""
     import json
 
     rounds = list[int]()
@@ -174,22 +180,14 @@ def started_rounds(run: Path) -> list[int]:
     return [r for r in rounds if r >= 0]
 
 
-def wait_until_unlocked(runs: Path) -> None:
-    """Ray's processes follow their killed head within seconds."""
-    deadline = time.monotonic() + 60
-    while any(run_status(run) == "running" for run in runs.iterdir()):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 def test_trials_that_fail_do_not_end_the_sweep(small_yaml: Path, tmp_path: Path) -> None:
     space = {"local.lr": {"grid": [0.002, 1.0]}}
     changes = {"model": {"channels": 32, "blocks": 20}, "local.steps": 40}
     file = sweep_file(small_yaml, tmp_path, space=space, set=changes)
     process = subprocess.Popen(
-        command(file, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        tune_command(file, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    # The process of the good trial dies once, in its second round.
+    # The process of the good trial is killed once, in its second round.
     folder = tmp_path / "sweeps" / "s"
     deadline = time.monotonic() + 200
     while (pid := trial_in_round(folder, 1)) is None:
@@ -201,14 +199,14 @@ def test_trials_that_fail_do_not_end_the_sweep(small_yaml: Path, tmp_path: Path)
     assert process.returncode == 0, printed
     table = trials(tmp_path)
     assert table["status"].tolist() == ["finished", "failed"]
-    assert table["attempts"].tolist() == [2, 1], "what fails alike each time is not tried again"
+    assert table["attempts"].tolist() == [2, 1], "what fails the same way is not retried"
     assert "finite" in table["error"].iloc[1]
     assert "trial 1 failed" in printed
     assert load_config(str(folder / "best.yaml")).local.lr == 0.002
 
 
 def trial_in_round(folder: Path, num_done: int) -> int | None:
-    """The process of the trial that has recorded so many rounds."""
+    """The process of the good trial, once it has recorded `num_done` rounds."""
     for run_id, last in rounds_done(folder).items():
         config = load_config(str(folder / "runs" / run_id / "config.yaml"))
         if config.local.lr == 0.002 and last >= num_done:
@@ -234,7 +232,7 @@ def test_a_trial_that_falls_behind_is_stopped_early(small_yaml: Path, tmp_path: 
         set={"local.steps": 20},
         executor="serial",
     )
-    # One after the other, so that the second is compared with a first that has passed.
+    # One after the other, so that the second is compared with the first, which has finished.
     printed = tune(file, tmp_path, "--max-concurrent", "1")
     table = trials(tmp_path)
     assert table["status"].tolist() == ["finished", "stopped_early"], printed
@@ -242,13 +240,15 @@ def test_a_trial_that_falls_behind_is_stopped_early(small_yaml: Path, tmp_path: 
     assert load_config(str(tmp_path / "sweeps" / "s" / "best.yaml")).local.lr == 0.002
     runs = load_results(tmp_path / "sweeps" / "s").runs
     assert runs["executor"].tolist() == ["serial", "serial"]
-    # It is not begun again.
+    # Resuming does not start it again.
     tune(file, tmp_path, "--resume")
     pd.testing.assert_frame_equal(trials(tmp_path), table)
 
 
 @pytest.mark.slow
-def test_a_poor_trial_goes_on_from_a_good_ones_state(small_yaml: Path, tmp_path: Path) -> None:
+def test_a_poor_trial_continues_from_the_state_of_a_good_one(
+    small_yaml: Path, tmp_path: Path
+) -> None:
     num_rounds = 8
     file = sweep_file(
         small_yaml,
@@ -273,7 +273,7 @@ def test_a_poor_trial_goes_on_from_a_good_ones_state(small_yaml: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_searcher_of_ray_tunes_chooses(small_yaml: Path, tmp_path: Path) -> None:
+def test_a_searcher_of_ray_tune_chooses_the_trials(small_yaml: Path, tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     file = sweep_file(
         small_yaml,
@@ -290,7 +290,7 @@ def test_a_searcher_of_ray_tunes_chooses(small_yaml: Path, tmp_path: Path) -> No
     assert table["algorithm.mu"].tolist() == pytest.approx((table["local.lr"] / 10).tolist())
 
 
-# Its own packages deprecate each other.
+# MLflow's own packages deprecate each other.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*noload")
 def test_metrics_reach_mlflow(small_yaml: Path, tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow")
@@ -299,8 +299,8 @@ def test_metrics_reach_mlflow(small_yaml: Path, tmp_path: Path) -> None:
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name("s")
     runs = client.search_runs([experiment.experiment_id])
-    found = sorted(run.data.metrics["psnr_db"] for run in runs)
-    assert found == pytest.approx(sorted(trials(tmp_path)["psnr_db"]))
+    logged = sorted(run.data.metrics["psnr_db"] for run in runs)
+    assert logged == pytest.approx(sorted(trials(tmp_path)["psnr_db"]))
     assert {run.data.params["algorithm.lambda_hifr"] for run in runs} == {"0.0", "1.0"}
 
 

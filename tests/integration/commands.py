@@ -1,0 +1,64 @@
+"""`fedvsr run` in a process of its own, to be stopped or killed."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from fedvsr.runs.run import run_status
+
+# Enough work in each round that a kill falls inside one.
+LONG = {"federation.num_rounds": 5, "local.steps": 25}
+
+
+def run_command(source: Path, out: Path, *extra: str) -> list[str]:
+    """The command line of a run of `source` with the settings `LONG`."""
+    settings = [word for key, value in LONG.items() for word in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-m", "fedvsr", "run", str(source), "--out", str(out)]
+    return [*command, *settings, *extra]
+
+
+def run_to_end(source: Path, out: Path, *extra: str) -> Path:
+    """Run or resume, and return the run's folder."""
+    done = subprocess.run(
+        run_command(source, out, *extra), capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = out.iterdir()
+    return folder
+
+
+def start_run(source: Path, out: Path, *extra: str) -> subprocess.Popen[str]:
+    """Start or resume a run whose output the test reads."""
+    return subprocess.Popen(
+        run_command(source, out, *extra),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_ctrl_c,
+    )
+
+
+def heed_ctrl_c() -> None:
+    """Undo what a shell does to tests in the background: their children would ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def wait_for_round(process: subprocess.Popen[str], round_idx: int) -> None:
+    """Read the run's output up to the line of a round."""
+    assert process.stdout is not None
+    assert any(line.startswith(f"round {round_idx}/") for line in process.stdout)
+
+
+def wait_until_stopped(folder: Path) -> None:
+    """Wait for the process that writes a run to end.
+
+    On Ray it follows its killed command within seconds.
+    """
+    deadline = time.monotonic() + 60
+    while run_status(folder) == "running":
+        assert time.monotonic() < deadline, f"{folder} is still written to"
+        time.sleep(0.1)
