@@ -1,35 +1,57 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# On a fresh machine, `make demo` and `make test` need nothing else.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := fedvsr tests
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Most tests wait for processes that start. A group of tests (tests/conftest.py) stays on one worker.
+WORKERS ?= 2
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations=25
+ALL := not (gpu or slow or benchmark)
 
-.PHONY: demo test lint types unit test-lowest bench-models bench-algorithms bench-data \
+.PHONY: demo check lint types layers test test-rest test-all test-lowest constraints bench-models bench-algorithms bench-data \
 	bench-federation bench-federation-peers bench-sweeps study docs references dist format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fedvsr run demo
 
-test: lint types unit
+# Lint, types and layers, side by side.
+check: $(VENV)/.test
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target lint types layers
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
-	$(BIN)/lint-imports
 
 types: $(VENV)/.test
 	$(BIN)/mypy
 
-unit: $(VENV)/.test
-	$(BIN)/pytest --durations=25
+layers: $(VENV)/.test
+	$(BIN)/lint-imports
 
-# The lower bounds of setup.cfg, installed exactly, in an environment of their own. Old releases warn
-# of newer ones beside them; those warnings are not ours. They word the generated pages otherwise.
+# One test of each guarantee; CONTRIBUTING.md lists them.
+test: check
+	$(PYTEST)
+
+# What `make test` leaves out, apart from tests marked gpu, slow or benchmark.
+test-rest: $(VENV)/.test
+	$(PYTEST) -m "full and $(ALL)"
+
+test-all: check
+	$(PYTEST) -m "$(ALL)"
+
+# Tests with the lower bounds of setup.cfg, in an environment of their own. Old releases cause
+# warnings that newer ones do not, and word the generated pages differently.
 test-lowest:
 	$(PYTHON) -m venv $(VENV)-lowest
 	$(VENV)-lowest/bin/python -m pip install --quiet -c tests/constraints-lowest.txt -e '.[demo,test]'
-	$(VENV)-lowest/bin/pytest -p no:cacheprovider -W ignore \
+	$(PYTEST:$(BIN)/%=$(VENV)-lowest/bin/%) -m "$(ALL)" -p no:cacheprovider -W ignore \
 		--deselect tests/docs/test_pages.py::test_generated_pages_are_what_the_code_says
+
+# constraints.txt, from the newest releases; run `make clean test-all` with it before you commit it.
+# `ARGS=--installed` keeps the versions that are installed.
+constraints: $(VENV)/.test
+	$(BIN)/python -m tests.pins $(ARGS)
 
 # A table of seconds and memory; `ARGS="--models rvrt --precisions fp32"` and the like choose.
 bench-models: $(VENV)/.test
@@ -45,8 +67,8 @@ bench-data: $(VENV)/.test
 bench-federation: $(VENV)/.test
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.benchmarks.bench_federation $(ARGS)
 
-# Beside other frameworks, each with a PyTorch of its own: 20 GB of disk. Their releases overlap in
-# Python 3.12 alone.
+# Beside other frameworks, each with a PyTorch of its own: 20 GB of disk. Python 3.12 is the only one
+# that all of them support.
 PEERS := flower pfl blazefl
 PEERS_PYTHON ?= python3.12
 bench-federation-peers: $(VENV)/.test $(PEERS:%=$(VENV)-peers/%/.installed)
@@ -61,17 +83,17 @@ $(VENV)-peers/%/.installed: tests/benchmarks/peers/%.txt
 bench-sweeps: $(VENV)/.test
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.benchmarks.bench_sweeps $(ARGS)
 
-# docs/study-small.md from nothing, in hours; stopped, it goes on.
+# docs/study-small.md from nothing, in hours. Started again, it resumes.
 # `make study CLIPS=DIR WORK=DIR ARGS='--seeds 1'`
 study: $(VENV)/.test
 	$(BIN)/python -m tests.study.small run $(CLIPS) $(WORK) $(ARGS)
 	$(BIN)/python -m tests.study.small page
 
-# site/index.html, with every link checked: with --quiet, --strict would not count warnings.
+# site/index.html, with every link checked. Not --quiet: --strict would then ignore warnings.
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# The pages under docs/reference that are written from the code.
+# The pages under docs/reference that are generated from the code.
 references: $(VENV)/.test
 	$(BIN)/fedvsr algorithms --markdown > docs/reference/algorithms.md
 	$(BIN)/fedvsr report --columns > docs/reference/results.md
@@ -86,22 +108,22 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-# A stamp per set of extras: installed again only when the requirements change.
+# A stamp for each set of extras: installed again only when the requirements change.
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "fedvsr needs Python >= 3.10; $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo: setup.cfg pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo]'
+$(VENV)/.demo: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e '.[demo]'
 	@touch $@
 
-$(VENV)/.test: setup.cfg pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,test,dev]'
+$(VENV)/.test: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e '.[demo,test,dev]'
 	@touch $@ $(VENV)/.demo
 
-$(VENV)/.docs: setup.cfg | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+$(VENV)/.docs: setup.cfg constraints.txt | $(VENV)/bin/python
+	$(PIP) -e '.[docs]'
 	@touch $@
 
 clean:

@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.full
 def test_the_wheel_runs_without_the_source(tmp_path: Path, small_yaml: Path) -> None:
     pytest.importorskip("build")
     # The dependencies that are installed here, 6 GB of them, are seen by the new environment too.

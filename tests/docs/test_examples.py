@@ -17,6 +17,7 @@ from tests.docs.test_run import ROOT, SHORT, blocks
 PAGES = [ROOT / "docs" / "how-to" / f"add-{name}.md" for name in ("an-algorithm", "a-network")]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_files_of_the_page_do_what_it_says(page: Path, tmp_path: Path) -> None:
     for name in ("fedvsr", "tests", "docs"):

@@ -35,6 +35,7 @@ def victims(undisturbed: Path) -> dict[int, int]:
     return {int(k): int(v) for k, v in clients.groupby("round_idx")["client_id"].first().items()}
 
 
+@pytest.mark.full
 def test_clients_that_die_raise_and_hang_cost_no_bit(
     small: ExperimentConfig, undisturbed: Path, victims: dict[int, int], tmp_path: Path
 ) -> None:
@@ -93,6 +94,7 @@ def test_a_run_whose_driver_is_killed_resumes_by_itself(
     assert faults["client_id"].isna().all()
 
 
+@pytest.mark.full
 def test_a_round_closes_without_a_client_that_fails_for_good(
     small_yaml: Path, undisturbed: Path, victims: dict[int, int], tmp_path: Path
 ) -> None:
@@ -141,6 +143,7 @@ def weights(folder: Path) -> dict[str, bytes]:
     return {name: tensor.tobytes() for name, tensor in tensors.items()}
 
 
+@pytest.mark.full
 def test_a_run_below_its_quorum_stops_with_its_state_saved(
     small: ExperimentConfig, undisturbed: Path, victims: dict[int, int], tmp_path: Path
 ) -> None:

@@ -28,6 +28,7 @@ from tests.integration.head import Head, can_hide_folders, node_without, ray_hea
 
 pytestmark = [
     pytest.mark.ray,
+    pytest.mark.full,
     pytest.mark.skipif(
         not hasattr(ray.exceptions, "AuthenticationError"),
         reason="this release of Ray has no token authentication",

@@ -16,7 +16,7 @@ from fedvsr.config import load_config
 from fedvsr.errors import UserError
 from tests.unit.cli.test_cli import fedvsr
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.full]
 
 
 @pytest.fixture(scope="module")

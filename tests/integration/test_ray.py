@@ -44,7 +44,9 @@ from tests.integration.running import (
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 
-@pytest.mark.parametrize(("slots", "max_live_clients"), [(1, 8), (2, 1)])
+@pytest.mark.parametrize(
+    ("slots", "max_live_clients"), [pytest.param(1, 8, marks=pytest.mark.full), (2, 1)]
+)
 def test_serial_equals_ray_for_any_number_of_slots(
     slots: int, max_live_clients: int, small: ExperimentConfig, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -56,6 +58,7 @@ def test_serial_equals_ray_for_any_number_of_slots(
     assert facts(run.folder)["runs"]["status"].tolist() == ["finished"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "setting",
     [
@@ -110,6 +113,7 @@ def test_a_client_killed_while_it_trains_costs_an_attempt_and_no_bit(
         assert client.outcome.report.loss == expected[client_id].outcome.report.loss
 
 
+@pytest.mark.full
 def test_a_client_that_keeps_dying_is_given_up(small: ExperimentConfig) -> None:
     clients = clients_of(small, steps=60)
     params = {"params": flatten(build_fresh(small.model))}
@@ -151,6 +155,7 @@ def look_around(actor: Any) -> tuple[set[str], set[str]]:
     return known, {name.rpartition("/")[2] for name in mapped}
 
 
+@pytest.mark.full
 def test_a_clients_process_holds_no_other_clip_and_only_numbers_leave_it(
     small: ExperimentConfig,
 ) -> None:
@@ -173,6 +178,7 @@ def test_a_clients_process_holds_no_other_clip_and_only_numbers_leave_it(
             assert mapped <= own
 
 
+@pytest.mark.full
 def test_an_error_for_the_user_inside_a_client_reaches_the_user_unchanged(
     small: ExperimentConfig, tmp_path: Path
 ) -> None:
@@ -188,6 +194,7 @@ def test_an_error_for_the_user_inside_a_client_reaches_the_user_unchanged(
     assert load_results(run.folder).runs["status"].tolist() == ["failed"]
 
 
+@pytest.mark.full
 def test_a_run_exports_its_metrics(small: ExperimentConfig, tmp_path: Path) -> None:
     """At the node's own port, where Prometheus reads them."""
     run = create_run(with_cluster(small, slots=2), tmp_path)

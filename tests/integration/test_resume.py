@@ -44,6 +44,7 @@ def kill_after(source: Path, out: Path, num_rounds: int, delay_s: float, *extra:
     assert process.wait() == -signal.SIGKILL
 
 
+@pytest.mark.full
 def test_a_serial_run_killed_twice_and_resumed_ends_in_the_same_bits(
     small_yaml: Path, tmp_path: Path, undisturbed_long: Path
 ) -> None:

@@ -18,7 +18,7 @@ import yaml
 from fedvsr.records import load_results
 from tests.integration.head import REPOSITORY
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.own_cluster, pytest.mark.full]
 
 # Runs a task a node here, and takes them along when it is ended, as Slurm does.
 SRUN = """#!/bin/bash

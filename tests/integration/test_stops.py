@@ -29,6 +29,7 @@ from tests.integration.equality import assert_equal_runs
 pytestmark = [pytest.mark.ray, pytest.mark.own_cluster]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_a_stopped_run_saves_its_last_round_and_leaves_no_process_behind(
     how: signal.Signals, small_yaml: Path, tmp_path: Path
@@ -109,6 +110,7 @@ def test_a_run_killed_at_twenty_random_moments_ends_in_the_same_bits(
     kill_at_random(small_yaml, tmp_path / "out", undisturbed_long, num_kills=20)
 
 
+@pytest.mark.full
 def test_a_run_killed_at_random_moments_ends_in_the_same_bits(
     small_yaml: Path, tmp_path: Path, undisturbed_long: Path
 ) -> None:

@@ -130,6 +130,7 @@ def load_events(folder: Path) -> dict[str, list[float]]:
     return last
 
 
+@pytest.mark.full
 def test_a_sweep_killed_twice_loses_one_round_at_most(small_yaml: Path, tmp_path: Path) -> None:
     file = sweep_file(small_yaml, tmp_path, set=LONG)
     folder = tmp_path / "sweeps" / "s"
@@ -180,6 +181,7 @@ def started_rounds(run: Path) -> list[int]:
     return [r for r in rounds if r >= 0]
 
 
+@pytest.mark.full
 def test_trials_that_fail_do_not_end_the_sweep(small_yaml: Path, tmp_path: Path) -> None:
     space = {"local.lr": {"grid": [0.002, 1.0]}}
     changes = {"model": {"channels": 32, "blocks": 20}, "local.steps": 40}
@@ -223,6 +225,7 @@ def holder_of(path: Path) -> int | None:
     return None
 
 
+@pytest.mark.full
 def test_a_trial_that_falls_behind_is_stopped_early(small_yaml: Path, tmp_path: Path) -> None:
     file = sweep_file(
         small_yaml,
@@ -291,6 +294,7 @@ def test_a_searcher_of_ray_tune_chooses_the_trials(small_yaml: Path, tmp_path: P
 
 
 # MLflow's own packages deprecate each other.
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*noload")
 def test_metrics_reach_mlflow(small_yaml: Path, tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow")
@@ -304,6 +308,7 @@ def test_metrics_reach_mlflow(small_yaml: Path, tmp_path: Path) -> None:
     assert {run.data.params["algorithm.lambda_hifr"] for run in runs} == {"0.0", "1.0"}
 
 
+@pytest.mark.full
 def test_metrics_reach_weights_and_biases(
     small_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
