@@ -12,6 +12,8 @@ from fedvsr.runs.run import run_status
 
 # Enough work in each round that a kill falls inside one.
 LONG = {"federation.num_rounds": 5, "local.steps": 25}
+# For a run that the test ends.
+ENDLESS = ("--set", "federation.num_rounds=5000")
 
 
 def run_command(source: Path, out: Path, *extra: str) -> list[str]:

@@ -14,6 +14,7 @@ import pytest
 from fedvsr.records import load_results
 from fedvsr.runs.run import run_status
 from tests.integration.commands import (
+    ENDLESS,
     run_command,
     run_to_end,
     start_run,
@@ -71,7 +72,7 @@ def test_a_run_killed_on_ray_and_resumed_ends_in_the_same_bits(
 
 
 def test_two_processes_never_write_one_run(small_yaml: Path, tmp_path: Path) -> None:
-    extra = [*SERIAL, "--set", "local.steps=2000"]
+    extra = [*SERIAL, *ENDLESS]
     first = start_run(small_yaml, tmp_path, *extra)
     try:
         wait_for_round(first, 0)
@@ -93,14 +94,14 @@ def test_two_processes_never_write_one_run(small_yaml: Path, tmp_path: Path) -> 
 
 
 def test_ctrl_c_prints_the_command_that_resumes(small_yaml: Path, tmp_path: Path) -> None:
-    process = start_run(small_yaml, tmp_path, *SERIAL, "--set", "local.steps=2000")
+    process = start_run(small_yaml, tmp_path, *SERIAL, *ENDLESS)
     wait_for_round(process, 0)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     printed, errors = process.communicate(timeout=30)
     assert process.returncode == 130, printed + errors
     assert "stopped; go on with: fedvsr run" in printed
-    assert "--set local.steps=2000" in printed
+    assert "--set federation.num_rounds=5000" in printed
     assert printed.rstrip().endswith("--resume")
     (folder,) = tmp_path.iterdir()
     assert pd.read_parquet(folder / "runs.parquet")["status"].tolist() == ["interrupted"]

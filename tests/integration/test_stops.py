@@ -18,6 +18,7 @@ import pytest
 from fedvsr.records import load_results, read_run
 from fedvsr.runs.run import run_status
 from tests.integration.commands import (
+    ENDLESS,
     run_command,
     run_to_end,
     start_run,
@@ -35,8 +36,7 @@ def test_a_stopped_run_saves_its_last_round_and_leaves_no_process_behind(
     how: signal.Signals, small_yaml: Path, tmp_path: Path
 ) -> None:
     """Also rounds after the last checkpoint that was due."""
-    extra = ["--set", "checkpoint.every_rounds=100", "--set", "local.steps=300"]
-    process = start_run(small_yaml, tmp_path, *extra)
+    process = start_run(small_yaml, tmp_path, *ENDLESS, "--set", "checkpoint.every_rounds=100")
     wait_for_round(process, 1)
     started = {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
     assert started
