@@ -52,7 +52,7 @@ FOUND = list(commands())
 
 
 @pytest.mark.parametrize(("where", "words"), FOUND, ids=[where for where, _ in FOUND])
-def test_commands_are_ones_that_exist(where: str, words: list[str]) -> None:
+def test_documented_commands_and_settings_exist(where: str, words: list[str]) -> None:
     if words[0] == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.M)
         assert words[1] in targets, where
@@ -74,7 +74,7 @@ def test_commands_are_ones_that_exist(where: str, words: list[str]) -> None:
                 load_config(source, settings)
 
 
-def test_blocks_say_what_they_need_in_words_that_are_known() -> None:
+def test_blocks_name_only_known_needs_and_existing_tests() -> None:
     for page in PAGES:
         text = page.read_text()
         for need in re.findall(r"<!-- needs: (.+) -->", text):

@@ -19,7 +19,7 @@ PAGES = [ROOT / "docs" / "how-to" / f"add-{name}.md" for name in ("an-algorithm"
 
 @pytest.mark.full
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_files_of_the_page_do_what_it_says(page: Path, tmp_path: Path) -> None:
+def test_the_files_of_a_page_do_what_it_says(page: Path, tmp_path: Path) -> None:
     for name in ("fedvsr", "tests", "docs"):
         ignored = shutil.ignore_patterns("__pycache__", "images")
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)

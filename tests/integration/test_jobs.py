@@ -79,7 +79,7 @@ def test_a_job_is_followed_to_its_end(head: Head, finished: Submitted) -> None:
     assert logs.stdout in done.stdout, "what was followed is all there is"
 
 
-def test_a_jobs_results_are_those_of_a_run_here(
+def test_a_jobs_results_equal_those_of_a_local_run(
     head: Head, finished: Submitted, tmp_path: Path
 ) -> None:
     out = tmp_path / "results"
@@ -105,7 +105,9 @@ def test_a_jobs_results_are_those_of_a_run_here(
     assert commit == git_commit(), "the source was shipped without its history"
 
 
-def test_a_token_is_nowhere(head: Head, finished: Submitted, tmp_path: Path) -> None:
+def test_the_token_is_in_no_file_and_no_output(
+    head: Head, finished: Submitted, tmp_path: Path
+) -> None:
     done = head.fedvsr("logs", finished.job_id, "--address", head.address)
     printed = finished.done.stdout + finished.done.stderr + done.stdout
     assert "ray job submit" in printed
@@ -139,7 +141,7 @@ def test_a_failed_run_gives_its_exit_code_and_its_reason(head: Head, small_yaml:
     assert f"{job_id} is FAILED and has begun no run" in nothing.stderr
 
 
-def test_the_line_that_is_printed_does_the_same(
+def test_the_printed_ray_command_submits_the_same_job(
     head: Head, small_yaml: Path, tmp_path: Path
 ) -> None:
     package = tmp_path / "package"
@@ -200,7 +202,7 @@ def test_ctrl_c_leaves_a_job_running_and_stop_ends_it(head: Head, small_yaml: Pa
     assert (folder / "rounds.parquet").is_file()
 
 
-def test_no_token_or_a_wrong_one_is_said_in_one_line(head: Head) -> None:
+def test_a_missing_or_wrong_token_is_reported_in_one_line(head: Head) -> None:
     (head.folder / "wrong").write_text("x" * 64)
     cases = {
         "asks for a token: set RAY_AUTH_MODE=token": {"RAY_AUTH_MODE": "disabled"},
@@ -214,7 +216,7 @@ def test_no_token_or_a_wrong_one_is_said_in_one_line(head: Head) -> None:
         assert done.stderr.count("\n") == 1
 
 
-def test_an_address_of_the_environment_yields_to_one_that_is_given(head: Head) -> None:
+def test_the_address_option_overrides_the_environment(head: Head) -> None:
     wrong = {"RAY_ADDRESS": "127.0.0.1:1", "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1"}
     assert head.fedvsr("jobs", "--address", head.address, **wrong).returncode == 0
     done = head.fedvsr("jobs", **wrong)
@@ -222,7 +224,7 @@ def test_an_address_of_the_environment_yields_to_one_that_is_given(head: Head) -
     assert "no Ray job server answers at http://127.0.0.1:1 " in done.stderr
 
 
-def test_the_head_listens_on_loopback_alone(head: Head) -> None:
+def test_the_head_listens_only_on_loopback(head: Head) -> None:
     port = int(head.address.rpartition(":")[2])
     listening = [
         fields[1]
@@ -233,7 +235,7 @@ def test_the_head_listens_on_loopback_alone(head: Head) -> None:
 
 
 @pytest.mark.skipif(not can_hide_folders(), reason="may not mount")
-def test_a_node_that_does_not_share_the_data_is_found(
+def test_a_node_that_cannot_read_the_data_is_found(
     head: Head, small_yaml: Path, tmp_path: Path
 ) -> None:
     arguments = [str(small_yaml), "--address", head.address]

@@ -52,7 +52,7 @@ def of(findings: list[Finding], check: str) -> dict[str, str]:
 
 
 @pytest.mark.usefixtures("connected")
-def test_every_node_is_looked_at(small_yaml: Path) -> None:
+def test_doctor_checks_every_node(small_yaml: Path) -> None:
     config = load_config(str(small_yaml), ["model.weights=/nowhere/w.safetensors"])
     findings = look_around(config)
     (ours,) = of(findings, "python")
@@ -75,7 +75,7 @@ def test_every_node_is_looked_at(small_yaml: Path) -> None:
 
 @pytest.mark.usefixtures("connected")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the offered GPUs are none")
-def test_gpus_that_are_offered_and_are_not_there() -> None:
+def test_doctor_reports_gpus_that_ray_offers_and_torch_lacks() -> None:
     gpus = of(look_around(None), "GPU")
     assert gpus.pop("none") == "ok"
     ((found, level),) = gpus.items()
@@ -84,7 +84,7 @@ def test_gpus_that_are_offered_and_are_not_there() -> None:
 
 
 @pytest.mark.usefixtures("connected")
-def test_a_run_is_refused_where_a_node_cannot_read_its_data(small_yaml: Path) -> None:
+def test_a_run_is_refused_if_a_node_cannot_read_its_data(small_yaml: Path) -> None:
     require_readable(load_config(str(small_yaml)))
     config = load_config(str(small_yaml), ["model.weights=/nowhere/w.safetensors"])
     message = (
@@ -94,7 +94,7 @@ def test_a_run_is_refused_where_a_node_cannot_read_its_data(small_yaml: Path) ->
         require_readable(config)
 
 
-def test_the_command_says_it_all_and_exits_with_1(
+def test_the_doctor_command_prints_failures_and_exits_with_1(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ray.shutdown()

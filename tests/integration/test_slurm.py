@@ -69,7 +69,7 @@ def rays(job_id: str) -> list[str]:
     return found
 
 
-def test_a_batch_job_runs_is_stopped_and_leaves_nothing(
+def test_a_stopped_batch_job_leaves_no_process_behind(
     slurm: dict[str, str], small_yaml: Path, tmp_path: Path
 ) -> None:
     source = tmp_path / "long.yaml"
@@ -106,7 +106,7 @@ def test_a_batch_job_runs_is_stopped_and_leaves_nothing(
     assert not list((tmp_path / "results").glob(".ray-token*"))
 
 
-def test_a_head_that_does_not_start_is_said(slurm: dict[str, str], tmp_path: Path) -> None:
+def test_a_head_that_does_not_start_is_reported(slurm: dict[str, str], tmp_path: Path) -> None:
     broken = tmp_path / "bin" / "srun"
     broken.write_text("#!/bin/bash\necho 'no such partition'\nexit 1\n")
     script = str(REPOSITORY / "cluster" / "slurm.sbatch")
