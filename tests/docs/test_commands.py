@@ -1,6 +1,6 @@
-"""Commands in the documentation: each is one that the command line takes, with settings that exist.
+"""Each command in the documentation is one that the command line takes, with settings that exist.
 
-Those of blocks that `test_run.py` does not run are parsed as well.
+Commands that `test_run.py` does not run are parsed as well.
 """
 
 from __future__ import annotations
@@ -30,21 +30,20 @@ NEEDS = {
 }
 NEEDS |= {f"a {what} that was stopped" for what in ("run", "sweep")}
 NEEDS |= {"a run", "a run that met a fault", "a run under way", "py-spy, a run under way"}
-# Up to where the shell would send its output, or put it into the background.
-# "fedvsr with" begins a line that a run prints.
+# Up to a redirection or `&` of the shell. "fedvsr with" begins a line that a run prints.
 COMMAND = re.compile(r" *(?:\$ |srun [-=\w ]*)?(?:\.venv/bin/)?((?:fedvsr(?! with )|make) [^>&]*)")
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
-    """Where each `fedvsr` or `make` command stands, and its words."""
+    """The page of each `fedvsr` or `make` command, with the command, and its words."""
     for page in PAGES:
         text = page.read_text()
         for block in re.finditer(r"^ *```(?:sh|console)?\n(.*?)^ *```", text, flags=re.M | re.S):
             for line in block[1].splitlines():
-                found = COMMAND.match(line)
-                # Synopses of the generated page, and placeholders for the rest of a line.
-                if found and "[" not in found[1].split("--set")[0] and "..." not in found[1]:
-                    words = shlex.split(found[1], comments=True)
+                command = COMMAND.match(line)
+                # Not the generated page's synopses, nor lines that end in "...".
+                if command and "[" not in command[1].split("--set")[0] and "..." not in command[1]:
+                    words = shlex.split(command[1], comments=True)
                     yield f"{page.relative_to(ROOT)}: {' '.join(words)}", words
 
 

@@ -1,4 +1,4 @@
-"""What `make dist` builds, installed and run away from the source."""
+"""What `make dist` builds is installed and run away from the source."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.full
 def test_the_wheel_runs_without_the_source(tmp_path: Path, small_yaml: Path) -> None:
     pytest.importorskip("build")
-    # The dependencies that are installed here, 6 GB of them, are seen by the new environment too.
+    # The new environment sees the dependencies installed here: they take 6 GB.
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     done = subprocess.run(build, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     (wheel,) = tmp_path.glob("fedvsr-0.1.0-*.whl")
-    held = zipfile.ZipFile(wheel).namelist()
+    names = zipfile.ZipFile(wheel).namelist()
     package = ROOT / "fedvsr"
     files = {p for p in package.rglob("*") if p.is_file() and p.suffix != ".pyc"}
     assert {str(path.relative_to(ROOT)) for path in files} == {
-        n for n in held if n[:7] == "fedvsr/"
+        name for name in names if name.startswith("fedvsr/")
     }
-    assert any(name.endswith("licenses/LICENSE") for name in held)
-    assert not [name for name in held if name.startswith("tests")]
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert not [name for name in names if name.startswith("tests")]
     with tarfile.open(*tmp_path.glob("fedvsr-0.1.0.tar.gz")) as sdist:
         assert "fedvsr-0.1.0/LICENSE" in sdist.getnames()
 
@@ -41,7 +41,7 @@ def test_the_wheel_runs_without_the_source(tmp_path: Path, small_yaml: Path) -> 
     subprocess.run(install, check=True, env=environment)
     (packages,) = (p for p in sys.path if p.endswith("site-packages"))
     (own,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
-    # Behind its own packages, so that the fedvsr that runs is the wheel's.
+    # Searched after its own packages, so the fedvsr that runs is the wheel's.
     (own / "dependencies.pth").write_text(packages)
 
     def run(*arguments: str) -> str:
@@ -52,9 +52,9 @@ def test_the_wheel_runs_without_the_source(tmp_path: Path, small_yaml: Path) -> 
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    where = [python, "-c", "import fedvsr; print(fedvsr.__file__)"]
-    found = subprocess.check_output(where, text=True, cwd=tmp_path, env=environment)
-    assert str(own) in found
+    show_path = [python, "-c", "import fedvsr; print(fedvsr.__file__)"]
+    path = subprocess.check_output(show_path, text=True, cwd=tmp_path, env=environment)
+    assert str(own) in path
     assert run("--version").strip() == "fedvsr 0.1.0"
     assert "demo" in run("presets")
     printed = run("run", str(small_yaml), "--executor", "serial", "--out", "out")

@@ -1,4 +1,4 @@
-"""The algorithm and the network that two pages add: their files, written where the pages say."""
+"""Two pages add an algorithm and a network: their files are written as the pages say, and run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_files_of_a_page_do_what_it_says(page: Path, tmp_path: Path) -> None
             (tmp_path / named[1]).write_text("\n".join(block) + "\n")
         elif before == "<!-- needs: the file of this page -->":
             commands += block
-    # A table of seconds; other tests run it.
+    # Those measure seconds.
     commands = [line for line in commands if not line.startswith("make ")]
     assert len(commands) >= 3
     settings = "".join(f" --set {name}={value}" for name, value in SHORT.items())

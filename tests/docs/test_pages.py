@@ -1,4 +1,4 @@
-"""The documentation: its links lead somewhere, and what is written from the code is up to date."""
+"""The documentation's links lead somewhere, and its generated pages are up to date."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FILES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "cluster")
 
 
 def anchors(path: Path) -> set[str]:
-    """Of a page's headings, as GitHub and MkDocs name them."""
+    """The anchors of a page's headings, as GitHub and MkDocs name them."""
     text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.M | re.S)
     titles = re.findall(r"^#+ (.+)$", text, flags=re.M)
     return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
@@ -30,8 +30,8 @@ def test_links_lead_to_files_and_headings(path: Path) -> None:
             continue
         name, _, anchor = target.partition("#")
         file = (path.parent / name).resolve() if name else path
-        assert file.exists(), f"{path}: {target} is not there"
-        assert not anchor or anchor in anchors(file), f"{path}: {target} is no heading"
+        assert file.exists(), f"{path}: {target} is missing"
+        assert not anchor or anchor in anchors(file), f"{path}: {target} is not a heading"
 
 
 def test_every_page_has_its_entry() -> None:

@@ -1,8 +1,8 @@
-"""The documentation's commands and Python are run, page by page, where there is what they name.
+"""The documentation's commands and Python are run, page by page, in a folder of what they name.
 
-Settings are added that make a run short. What is not run says why: a block after
-`<!-- needs: ... -->`, which needs what the tests have not, or after `<!-- tested: FILE -->`, whose
-commands that file runs; a line that gives `--address`, or whose comment says what it needs.
+Settings are added that make a run short. A block is not run after `<!-- needs: ... -->`, which
+names what the tests do not have, or after `<!-- tested: FILE -->`, whose tests run its commands. A
+line is not run if it gives `--address`, or if its comment says what it needs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.conftest import moving_texture, write_video
 from tests.docs.test_commands import PAGES
 
 ROOT = Path(__file__).parents[2]
-# In a line's comment. What was stopped goes on in tests/integration/test_resume.py.
+# Words of a comment that says what its line needs. tests/integration/test_resume.py resumes runs.
 NEEDED = ("cluster", "released weights", "another machine", "after Ctrl-C")
 SHORT = {
     "federation.num_rounds": "1",
@@ -33,7 +33,7 @@ SHORT = {
     "evaluation.max_frames": "2",
     "evaluation.crop": "32",
 }
-# What a page writes for what its reader has.
+# What a page writes, and what the folder has.
 STANDS_FOR = {
     "--crop 400,120,96 --clip 011": "--crop 8,8,24 --clip texture-009",
     "--clip-frames 100": "--clip-frames 20",
@@ -69,18 +69,18 @@ def lines(block: list[str]) -> Iterator[str]:
 
 
 def runs_something(page: Path) -> bool:
-    found = [(lang, before) for lang, before, block in blocks(page) if any(lines(block))]
-    return any(lang in ("", "sh", "python") and is_run(before) for lang, before in found)
+    filled = [(lang, before) for lang, before, block in blocks(page) if any(lines(block))]
+    return any(lang in ("", "sh", "python") and is_run(before) for lang, before in filled)
 
 
-# Those of one page are run by tests/unit/report/test_reading.py, of others by test_examples.py.
+# tests/unit/report/test_reading.py runs the first page, test_examples.py the others.
 ELSEWHERE = ("read-results.md", "add-a-network.md", "add-an-algorithm.md")
 RUN = [page for page in PAGES if page.name not in ELSEWHERE and runs_something(page)]
 
 
 @pytest.fixture(scope="module")
 def folder(small_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the pages name: videos, frames, a finished run, a sweep's file."""
+    """A folder of what the pages name: videos, frames, a finished run, a sweep's file."""
     folder = tmp_path_factory.mktemp("reader")
     frames = moving_texture(num_frames=60, height=128, width=128)
     videos = ["a.mp4", "b.mp4", "video.mp4", "videos/alice/a.mp4", "videos/bob/c.mp4"]
@@ -108,7 +108,7 @@ def test_commands_do_what_the_page_says(
     here = tmp_path / "here"
     shutil.copytree(folder, here, symlinks=True)
     monkeypatch.chdir(here)
-    # Where the demo's clips are cut to.
+    # The demo's clips are cut into it.
     cache = folder.parent / "cache"
     for language, before, block in blocks(page):
         named = re.search(r"`([\w.]+\.yaml)`", before)
@@ -135,7 +135,7 @@ def run_line(line: str, here: Path, cache: Path) -> None:
         for name, value in {**SHORT, "data.cache_dir": str(cache)}.items():
             words += ["--set", f"{name}={value}"]
         words += [] if "--executor" in words else ["--executor", "serial"]
-    found = CliRunner().invoke(app, words)
-    assert found.exit_code == 0, f"{line}\n{found.output}\n{found.exception!r}"
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
     if target:
-        Path(target.strip()).write_text(found.stdout)
+        Path(target.strip()).write_text(result.stdout)

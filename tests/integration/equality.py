@@ -9,7 +9,7 @@ import pandas as pd
 
 from fedvsr.records import load_results
 
-# What may differ between equal runs: wall seconds, restarts, when and by whom it was run.
+# Columns that may differ between equal runs; so may those of wall seconds.
 VOLATILE = {
     *("run_id", "started_at", "updated_at", "executor", "attempts", "config", "name"),
     *("node", "slot"),
@@ -17,30 +17,30 @@ VOLATILE = {
 
 
 def facts(folder: Path) -> dict[str, pd.DataFrame]:
-    """A run's tables without what may differ."""
+    """A run's tables without the columns that may differ."""
     tables = vars(load_results(folder))
     return {
         name: table.drop(columns=[c for c in table if c in VOLATILE or c.endswith("_s")])
         for name, table in tables.items()
-        # What went wrong on the way is no part of the outcome.
+        # Faults on the way are not part of the outcome.
         if name != "faults"
     }
 
 
-def assert_equal_runs(one: Path, other: Path, but: Collection[str] = ()) -> None:
-    """Compare two runs, but for some columns."""
-    expected, found = facts(one), facts(other)
-    for name in expected:
+def assert_equal_runs(expected: Path, actual: Path, ignore: Collection[str] = ()) -> None:
+    """Compare the tables, without the columns in `ignore`, and the networks of two runs."""
+    expected_tables, actual_tables = facts(expected), facts(actual)
+    for name in expected_tables:
         left, right = (
-            table[name].drop(columns=[c for c in but if c in table[name]])
-            for table in (found, expected)
+            tables[name].drop(columns=[c for c in ignore if c in tables[name]])
+            for tables in (actual_tables, expected_tables)
         )
         pd.testing.assert_frame_equal(left, right, check_exact=True, obj=name)
-    assert networks(one) == networks(other), "final weights differ"
+    assert networks(expected) == networks(actual), "final weights differ"
 
 
 def networks(folder: Path) -> dict[str, bytes]:
-    """The files of trained networks, by name: one, or one a client."""
+    """The bytes of the trained network's file, or of each client's, by path."""
     paths = [*folder.glob("model.safetensors"), *folder.glob("clients/*.safetensors")]
     assert paths
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}

@@ -1,4 +1,4 @@
-"""A Ray head of the tests' own: its own ports, its own folder, its own token, ended by its pid."""
+"""A Ray head for tests: with its own ports, folder and token, and ended by its process id."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class Head:
     """A running head."""
 
     address: str
-    """Of its job server."""
+    """URL of its job server."""
     port: int
-    """Of its control store."""
+    """Port of its control store."""
     environment: dict[str, str]
-    """What a client needs, the token too."""
+    """Environment of a command that connects to it; it holds the token."""
     token: str
     folder: Path
 
     def fedvsr(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run the command line as a user would, to its end."""
+        """Run `fedvsr` as a user would, and wait for its end."""
         command = [sys.executable, "-m", "fedvsr", *arguments]
         return subprocess.run(
             command,
@@ -47,8 +47,8 @@ class Head:
 
 @contextmanager
 def ray_head(token: str = "") -> Iterator[Head]:
-    """Start a head on this machine's loopback address, and end it."""
-    # Sockets lie in it, and their paths must be short.
+    """Start a head on this machine's loopback address, and end it after the test."""
+    # It holds sockets, whose paths must be short.
     folder = Path(tempfile.mkdtemp(prefix="fh-"))
     plain = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k != "COLUMNS"}
     plain |= {
@@ -71,7 +71,7 @@ def ray_head(token: str = "") -> Iterator[Head]:
         *("--num-cpus", "2", "--object-store-memory", str(150 << 20), "--disable-usage-stats"),
     ]
     log = (folder / "head.log").open("w")
-    # The source on the path is for the tests' commands: a job brings its own.
+    # Only the tests' commands need the source on the path; a job brings its own.
     started = {k: v for k, v in plain.items() if k != "PYTHONPATH"}
     process = subprocess.Popen(
         command, env=started | {"RAY_worker_niceness": "0"}, stdout=log, stderr=log, cwd=folder
@@ -92,9 +92,9 @@ def ray_head(token: str = "") -> Iterator[Head]:
 
 @contextmanager
 def node_without(head: Head, folder: Path) -> Iterator[None]:
-    """Another node of the head's cluster, on this machine, that sees nothing in `folder`.
+    """Add a node on this machine to the head's cluster; it sees nothing in `folder`.
 
-    It has a mount namespace of its own, which `can_hide_folders` says whether we may make.
+    The node has its own mount namespace; `can_hide_folders` says whether this user may make one.
     """
     ray = f"{sys.executable} -m ray.scripts.scripts start --block --num-cpus 1"
     options = f"--object-store-memory {100 << 20} --dashboard-agent-listen-port 0"
@@ -125,7 +125,7 @@ HIDING = ["unshare", "--mount", "sh", "-c"]
 
 
 def can_hide_folders() -> bool:
-    """Whether this user may mount in a namespace of its own."""
+    """Whether this user may mount a folder in a new namespace."""
     try:
         done = subprocess.run([*HIDING, "mount -t tmpfs none /mnt"], capture_output=True)
     except OSError:
@@ -136,16 +136,16 @@ def can_hide_folders() -> bool:
 def free_ports(count: int) -> list[int]:
     """Ports that were free a moment ago."""
     sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [int(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
+    for opened in sockets:
+        opened.bind(("127.0.0.1", 0))
+    ports = [int(opened.getsockname()[1]) for opened in sockets]
+    for opened in sockets:
+        opened.close()
     return ports
 
 
 def wait_for(address: str, process: subprocess.Popen[bytes], token: str) -> None:
-    """Until the job server answers."""
+    """Wait until the job server answers."""
     request = urllib.request.Request(
         f"{address}/api/version", headers={"Authorization": f"Bearer {token}"} if token else {}
     )

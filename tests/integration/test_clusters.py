@@ -205,7 +205,7 @@ def test_a_run_in_slots_of_gpus_gives_the_same_bits(
     assert not faults_in(events)
     (started,) = (event for event in events if isinstance(event, RunStarted))
     assert started.device == "GPU"
-    assert_equal_runs(undisturbed, run.folder, but=["device"])
+    assert_equal_runs(undisturbed, run.folder, ignore=["device"])
     assert set(load_results(run.folder).clients["slot"]) == {0, 1}
 
 

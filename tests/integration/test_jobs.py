@@ -1,4 +1,4 @@
-"""Jobs on a real head that the tests start, which asks for a token."""
+"""Jobs on a real Ray head, which the tests start and which asks for a token."""
 
 from __future__ import annotations
 
@@ -18,13 +18,11 @@ import yaml
 
 from fedvsr.config import load_config
 from fedvsr.environment import git_commit
-from fedvsr.federation.executors import SerialExecutor
 from fedvsr.records import read_run
-from fedvsr.runs.execution import execute
-from fedvsr.runs.launch import prepare_data
-from fedvsr.runs.run import create_run
+from tests.integration.commands import heed_ctrl_c
 from tests.integration.equality import assert_equal_runs
 from tests.integration.head import Head, can_hide_folders, node_without, ray_head
+from tests.integration.running import run_serially
 
 pytestmark = [
     pytest.mark.ray,
@@ -76,7 +74,7 @@ def test_a_job_is_followed_to_its_end(head: Head, finished: Submitted) -> None:
     assert re.search(rf"{finished.job_id} +SUCCEEDED +0 ", listed.stdout), listed.stdout
     logs = head.fedvsr("logs", finished.job_id, "--address", head.address)
     assert "round 2/2" in logs.stdout
-    assert logs.stdout in done.stdout, "what was followed is all there is"
+    assert logs.stdout in done.stdout, "the log holds more than was followed"
 
 
 def test_a_jobs_results_equal_those_of_a_local_run(
@@ -97,10 +95,7 @@ def test_a_jobs_results_equal_those_of_a_local_run(
     assert f"{len(files)} files" in fetched.stdout
 
     config = load_config(str(finished.source))
-    run = create_run(config, tmp_path / "serial")
-    split = prepare_data(config, lambda *_: None)
-    list(execute(run, split, SerialExecutor))
-    assert_equal_runs(run.folder, folder)
+    assert_equal_runs(run_serially(config, tmp_path / "serial"), folder)
     commit = read_run(folder)["git_commit"]  # type: ignore[index]
     assert commit == git_commit(), "the source was shipped without its history"
 
@@ -117,11 +112,11 @@ def test_the_token_is_in_no_file_and_no_output(
     assert any(path.name == "config.yaml" for path in files)
     assert any(path.name.startswith("job-driver-") for path in files)
     for path in files:
-        # Tables are compressed, so that their bytes alone would show nothing.
+        # Tables are compressed, so their bytes would not show the token.
         text = str(pq.read_table(path).to_pylist()) if path.suffix == ".parquet" else ""
         assert head.token not in text, path
         assert head.token.encode() not in path.read_bytes(), path
-    # What the job server keeps of the job: its environment, and its metadata.
+    # What the job server keeps about the job: its environment and its metadata.
     from ray.job_submission import JobSubmissionClient
 
     client = JobSubmissionClient(head.address, headers={"Authorization": f"Bearer {head.token}"})
@@ -169,8 +164,7 @@ def test_ctrl_c_leaves_a_job_running_and_stop_ends_it(head: Head, small_yaml: Pa
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell that runs the tests in the background lets its children ignore it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heed_ctrl_c,
     )
     assert following.stdout is not None
     printed = ""
@@ -250,4 +244,4 @@ def test_a_node_that_cannot_read_the_data_is_found(
         assert refused.returncode == 2
         message = rf"error: node .+ cannot read data.cache_dir \({tmp_path}\): No such file"
         assert re.search(message, refused.stdout)
-        assert "round 0" not in refused.stdout, "it trained all the same"
+        assert "round 0" not in refused.stdout, "it trained in spite of that"

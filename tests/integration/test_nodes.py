@@ -1,4 +1,4 @@
-"""A cluster of two real nodes on this machine, the second of which has its faults."""
+"""A cluster of two real nodes on this machine; the second one has faults."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.full]
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    # Another torchvision, as the second node's processes find it.
+    # Metadata of another torchvision, which the second node's processes read.
     other = tmp_path_factory.mktemp("other")
     (other / "torchvision-0.0.1.dist-info").mkdir()
     metadata = "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.0.1\n"

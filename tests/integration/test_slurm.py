@@ -1,4 +1,4 @@
-"""cluster/slurm.sbatch with two Ray nodes on this machine, under stand-ins for Slurm's commands."""
+"""cluster/slurm.sbatch with two Ray nodes on this machine, and stand-ins for Slurm's commands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.integration.head import REPOSITORY
 
 pytestmark = [pytest.mark.ray, pytest.mark.own_cluster, pytest.mark.full]
 
-# Runs a task a node here, and takes them along when it is ended, as Slurm does.
+# Runs one task for each node, all here, and ends them when it is ended, as Slurm does.
 SRUN = """#!/bin/bash
 while [[ $1 == --* ]]; do shift; done
 pids=()
@@ -57,16 +57,16 @@ def slurm(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 def rays(job_id: str) -> list[str]:
-    """Ray's processes of this job that are alive."""
-    found = []
+    """Command lines of this job's Ray processes that are alive."""
+    commands = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
         if f"/tmp/ray-{job_id}" in command:
-            found.append(command[:80])
-    return found
+            commands.append(command[:80])
+    return commands
 
 
 def test_a_stopped_batch_job_leaves_no_process_behind(
@@ -90,11 +90,11 @@ def test_a_stopped_batch_job_leaves_no_process_behind(
         printed += line
         if line.startswith("round 1/"):
             assert len(rays(slurm["SLURM_JOB_ID"])) > 2
-            # As Slurm does before the time is up, to the script alone.
+            # Slurm sends this to the script alone, before the time is up.
             job.send_signal(signal.SIGTERM)
     assert job.wait(60) != 0, printed
     assert "round 1/5000" in printed
-    # Doctor has looked at both nodes.
+    # `fedvsr doctor` has checked both nodes.
     assert re.search(r"^ports +ok +(\S+ \(\S+\)), \1 +all reached", printed, re.MULTILINE), printed
     assert "FAIL" not in printed
     rounds = load_results(tmp_path / "results").rounds
