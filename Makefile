@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := fedvsr tests
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# Most tests wait for processes that start. A group of tests (tests/conftest.py) stays on one worker.
+# Most tests wait for processes that start, so two workers serve two cores well.
 WORKERS ?= 2
-PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations=25
+PYTEST := $(BIN)/pytest -n $(WORKERS) --durations=25
 ALL := not (gpu or slow or benchmark)
 
 .PHONY: demo check lint types layers test test-rest test-all test-lowest constraints bench-models bench-algorithms bench-data \

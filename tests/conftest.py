@@ -1,4 +1,4 @@
-"""What tests share: a short real video, an experiment of seconds, its undisturbed run, groups."""
+"""What tests share: a short real video, an experiment of seconds, its undisturbed run."""
 
 from __future__ import annotations
 
@@ -46,17 +46,26 @@ def write_video(path: Path, frames: Frames) -> None:
         container.mux(stream.encode())
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group tests for `pytest -n 2 --dist loadgroup`: one worker runs a group, in its order.
+# Modules whose tests share nothing: each starts a cluster, or a command, of its own.
+OWN_CLUSTERS = {"test_clusters", "test_resume", "test_slurm", "test_stops", "test_sweep"}
 
-    A module is a group, so that its Ray cluster and its other fixtures are made once. A test marked
-    `own_cluster` shares nothing with its module, and is a group of its own.
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Let `pytest -n 2` run a module on one worker: its Ray cluster and fixtures are made once.
+
+    The tests of `OWN_CLUSTERS` go to any worker. Modules start in the order of their paths: those
+    of unit tests, which are short, come last and even out the workers' ends.
     """
-    for item in items:
-        module = item.path.relative_to(TESTS).with_suffix("")
-        alone = item.get_closest_marker("own_cluster")
-        item.add_marker(pytest.mark.xdist_group(f"{module}:{item.name}" if alone else f"{module}"))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModule(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            return nodeid if Path(module).stem in OWN_CLUSTERS else module
+
+    config.option.loadscopereorder = False
+    return ByModule(config, log)
 
 
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]

@@ -36,7 +36,7 @@ from tests.integration.running import (
     with_cluster,
 )
 
-pytestmark = [pytest.mark.ray, pytest.mark.own_cluster, pytest.mark.full]
+pytestmark = [pytest.mark.ray, pytest.mark.full]
 
 
 @contextmanager

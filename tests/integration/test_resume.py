@@ -25,8 +25,6 @@ from tests.integration.equality import assert_equal_runs
 
 SERIAL = ("--executor", "serial")
 
-pytestmark = pytest.mark.own_cluster
-
 
 def kill_after(source: Path, out: Path, num_rounds: int, delay_s: float, *extra: str) -> None:
     """Start or resume, and kill once `num_rounds` rounds are recorded and `delay_s` has passed."""

@@ -18,7 +18,7 @@ import yaml
 from fedvsr.records import load_results
 from tests.integration.head import REPOSITORY
 
-pytestmark = [pytest.mark.ray, pytest.mark.own_cluster, pytest.mark.full]
+pytestmark = [pytest.mark.ray, pytest.mark.full]
 
 # Runs one task for each node, all here, and ends them when it is ended, as Slurm does.
 SRUN = """#!/bin/bash

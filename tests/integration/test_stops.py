@@ -27,7 +27,7 @@ from tests.integration.commands import (
 )
 from tests.integration.equality import assert_equal_runs
 
-pytestmark = [pytest.mark.ray, pytest.mark.own_cluster]
+pytestmark = pytest.mark.ray
 
 
 @pytest.mark.full

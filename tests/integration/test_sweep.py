@@ -21,7 +21,7 @@ from tests.integration.commands import LONG, wait_until_stopped
 from tests.integration.equality import assert_equal_runs
 from tests.integration.running import run_serially
 
-pytestmark = [pytest.mark.ray, pytest.mark.own_cluster]
+pytestmark = pytest.mark.ray
 
 
 def sweep_file(base: Path, folder: Path, **settings: Any) -> Path:
