@@ -9,7 +9,8 @@ WORKERS ?= 2
 PYTEST := $(BIN)/pytest -n $(WORKERS) --durations=25
 ALL := not (gpu or slow or benchmark)
 
-.PHONY: demo check lint types layers test test-rest test-all test-lowest constraints bench-models bench-algorithms bench-data \
+.PHONY: demo check lint types layers test test-rest test-all test-lowest constraints \
+	bench-models bench-algorithms bench-data \
 	bench-federation bench-federation-peers bench-sweeps study docs references dist format clean
 
 demo: $(VENV)/.demo
