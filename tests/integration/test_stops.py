@@ -152,7 +152,8 @@ def test_a_full_disk_ends_a_run_in_one_line_and_loses_nothing(
     assert process.returncode == 2, errors
     (folder,) = out.iterdir()
     assert errors.splitlines() == [
-        f"error: no room left on the disk of {folder}; make some, and go on with --resume"
+        f"error: no space left on the disk of {folder}; free some, then give the same command with "
+        "--resume"
     ]
     assert not list(folder.rglob(".*.tmp")), "half-written files"
     assert read_run(folder) is not None
