@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayTaskError
 from ray.util.metrics import Counter, Gauge
 
 from fedvsr.environment import let_threads_sleep
@@ -98,7 +98,7 @@ def drive(
             return
         except RayTaskError as error:
             raise error.cause from error
-        except RayActorError:
+        except (RayActorError, OutOfMemoryError):
             if not restarts_left:
                 raise
         except (GeneratorExit, KeyboardInterrupt):
@@ -113,7 +113,7 @@ def _stop(driver: Any) -> None:
     try:
         while ray.get(driver.next_event.remote(), timeout=_GRACE_S) is not _DONE:
             pass
-    except (RayTaskError, RayActorError, GetTimeoutError):
+    except (RayTaskError, RayActorError, OutOfMemoryError, GetTimeoutError):
         # The driver is killed next; its checkpoints are whole.
         pass
 
