@@ -115,7 +115,8 @@ def test_a_client_out_of_memory_costs_no_bit(
         "RAY_memory_usage_threshold": f"{used:.3f}",
         "RAY_memory_monitor_refresh_ms": "100",
     }
-    with cluster_of({"num_cpus": 2}, **monitor):
+    # The driver and the evaluator are on the first node, which has the usual limit.
+    with cluster_of({"num_cpus": 1}, {"num_cpus": 1, "env_vars": monitor}):
         events = list(on_ray(run, FaultyExecutor(failure)))
     assert_equal_runs(undisturbed, run.folder)
     assert "out_of_memory" in {fault.kind for fault in faults_in(events)}
