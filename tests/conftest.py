@@ -20,7 +20,6 @@ let_threads_sleep()
 from fedvsr.config import ExperimentConfig, load_config  # noqa: E402 (after the line above)
 from fedvsr.data.clips import Frames  # noqa: E402
 from fedvsr.data.degrade import bicubic_upscale  # noqa: E402
-from fedvsr.runs.launch import prepare_data  # noqa: E402
 
 TESTS = Path(__file__).parent
 
@@ -106,6 +105,7 @@ def video(make_once: MakeOnce) -> Path:
 @pytest.fixture(scope="session")
 def small_yaml(video: Path, make_once: MakeOnce) -> Path:
     """A whole experiment, seconds long: 4 clients, 2 a round, 3 rounds. Its clips are cut."""
+    from fedvsr.runs.launch import prepare_data
 
     def fill(folder: Path) -> None:
         settings: dict[str, Any] = {
