@@ -239,6 +239,14 @@ def test_the_image_is_built_from_existing_files() -> None:
     extras = re.findall(r"\.\[([a-z,]+)\]", runs)[0].split(",")
     setup = (ROOT / "setup.cfg").read_text()
     assert all(f"\n{extra} =\n" in setup for extra in extras)
+    assert re.search(r"pip install .*-c constraints\.txt '\.\[", runs)
+
+
+def test_the_image_has_the_ray_that_kuberay_is_told() -> None:
+    constraints = (ROOT / "constraints.txt").read_text()
+    (version,) = re.findall(r"^ray==(\S+)$", constraints, re.MULTILINE)
+    for name in ("kuberay/raycluster.yaml", "kuberay/rayjob.yaml"):
+        assert re.findall(r'rayVersion: "(.*)"', (CLUSTER / name).read_text()) == [version]
 
 
 def test_the_dashboard_draws_the_documented_metrics() -> None:
