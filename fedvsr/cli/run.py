@@ -26,20 +26,18 @@ def run(
     settings: SetOption = None,
     resume: Annotated[
         bool,
-        typer.Option(
-            "--resume", help="Go on with the newest unfinished run of this configuration."
-        ),
+        typer.Option("--resume", help="Resume the newest unfinished run of this configuration."),
     ] = False,
     executor: Annotated[
         Literal["ray", "serial"],
-        typer.Option(help="Clients as Ray actors, or one by one in this process."),
+        typer.Option(help="Train clients as Ray actors, or one after another here."),
     ] = "ray",
     address: Annotated[
         str | None,
         typer.Option(
             metavar="local|auto|ray://HOST:PORT",
-            help="Ray cluster: one started here, the one this machine is in, or another. "
-            "Default: what RAY_ADDRESS says, else local.",
+            help="Ray cluster: a new one on this machine, the one this machine belongs to, or "
+            "another. Default: RAY_ADDRESS, or else local.",
         ),
     ] = None,
     out: OutOption = Path("results"),
@@ -53,29 +51,29 @@ def run(
     from fedvsr.runs.run import create_run, find_run
 
     config = load_config(source, settings or ())
-    this = find_run(config, out) if resume else None
+    run = find_run(config, out) if resume else None
     try:
         with interruptible():
             with PreparationView(console) as preparation:
                 split = prepare_data(config, preparation)
-            this = this or create_run(config, out)
-            record_run(out, this.run_id)
-            say(f"run folder: {this.folder}")
-            follow(launch(this, split, executor, address), console)
+            run = run or create_run(config, out)
+            record_run(out, run.run_id)
+            say(f"run folder: {run.folder}")
+            follow(launch(run, split, executor, address), console)
     except UserError:
-        # Refused before it began, as by a cluster that lacks what it asks for.
-        if this and not resume and not (this.folder / "runs.parquet").exists():
-            shutil.rmtree(this.folder)
+        # Refused before it began, for example by a cluster that lacks what the run asks for.
+        if run and not resume and not (run.folder / "runs.parquet").exists():
+            shutil.rmtree(run.folder)
             forget_run(out)
         raise
     except KeyboardInterrupt:
-        again = ["fedvsr", "run", source]
+        command = ["fedvsr", "run", source]
         for setting in settings or ():
-            again += ["--set", shlex.quote(setting)]
-        again += ["--executor", executor] if executor != "ray" else []
-        again += ["--address", shlex.quote(address)] if address else []
-        again += ["--out", shlex.quote(str(out)), *(["--resume"] if this else [])]
-        say(f"\nstopped; go on with: {' '.join(again)}")
+            command += ["--set", setting]
+        command += ["--executor", executor] if executor != "ray" else []
+        command += ["--address", address] if address else []
+        command += ["--out", str(out), *(["--resume"] if run else [])]
+        say(f"\nstopped; resume with: {shlex.join(command)}")
         raise typer.Exit(130) from None
-    figures.draw(this.folder)
-    summary(this.folder)
+    figures.draw(run.folder)
+    summary(run.folder)

@@ -1,4 +1,4 @@
-"""What a run reports while it goes on: events for programs and people, and their log as JSON."""
+"""What a run reports while it is executed: events for programs and people, and their JSON log."""
 
 from __future__ import annotations
 

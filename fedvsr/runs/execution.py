@@ -97,7 +97,7 @@ class _Unscored:
 class Execution:
     """A run that is being executed.
 
-    Training goes on while a round is scored. So a round's row is written when the round is
+    Training continues while a round is scored. So a round's row is written when the round is
     trained, and its scores are added when they arrive. A checkpoint is saved only after the scores
     of the round before it are written; a resumed run makes the last scores if they are missing.
 

@@ -409,8 +409,7 @@ def count_steps(local: LocalConfig, clips: Sequence[Clip]) -> int:
 
 def _way_out(local: LocalConfig) -> str:
     return (
-        f"lower local.lr = {local.lr:g}, or go on without such clients by "
-        "update.reject_nonfinite=true"
+        f"lower local.lr = {local.lr:g}, or leave such clients out by update.reject_nonfinite=true"
     )
 
 

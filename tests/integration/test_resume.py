@@ -98,7 +98,7 @@ def test_ctrl_c_prints_the_command_that_resumes(small_yaml: Path, tmp_path: Path
     process.send_signal(signal.SIGINT)
     printed, errors = process.communicate(timeout=30)
     assert process.returncode == 130, printed + errors
-    assert "stopped; go on with: fedvsr run" in printed
+    assert "stopped; resume with: fedvsr run" in printed
     assert "--set federation.num_rounds=5000" in printed
     assert printed.rstrip().endswith("--resume")
     (folder,) = tmp_path.iterdir()

@@ -43,7 +43,7 @@ def test_a_stopped_run_saves_its_last_round_and_leaves_no_process_behind(
     process.send_signal(how)
     printed, errors = process.communicate(timeout=100)
     assert process.returncode == 130, printed + errors
-    assert "stopped; go on with: fedvsr run" in printed
+    assert "stopped; resume with: fedvsr run" in printed
     (folder,) = tmp_path.iterdir()
     assert run_status(folder) == "interrupted"
     last_round = load_results(folder).rounds["round_idx"].max()

@@ -106,7 +106,7 @@ def test_a_client_sends_what_its_report_says(
 
 
 def test_a_client_that_diverges_stops_the_run_or_is_rejected(small: ExperimentConfig) -> None:
-    with pytest.raises(UserError, match=r"go on without such clients by update\.reject_nonfinite"):
+    with pytest.raises(UserError, match=r"leave such clients out by update\.reject_nonfinite"):
         train(small, lr=1e30)
     _, report, update = train(small, lr=1e30, reject_nonfinite=True)
     assert not report.finite
