@@ -213,7 +213,7 @@ def load_model_section(name: str, overrides: Iterable[str] = ()) -> ModelConfig:
     """
     settings: dict[str, Any] = {"name": name}
     for override in overrides:
-        settings = _merge(settings, _parse_override(override))
+        settings = _merge(settings, _nested(*parse_override(override)))
     try:
         return _ModelAlone.model_validate({"model": settings}).model
     except ValidationError as error:
@@ -274,7 +274,7 @@ def _load(source: str, overrides: Iterable[str]) -> tuple[ExperimentConfig, list
     """
     settings, explicit = _extended(source)
     for override in overrides:
-        change = _parse_override(override)
+        change = _nested(*parse_override(override))
         settings = _merge(settings, change)
         explicit |= set(_keys(change))
     config = _validated(settings)
@@ -364,15 +364,19 @@ def _preset_names() -> list[str]:
     return sorted(file.stem for file in files if file.suffix == ".yaml")
 
 
-def _parse_override(override: str) -> dict[str, Any]:
-    key, equals, value = override.partition("=")
+def parse_override(override: str) -> tuple[str, Any]:
+    """The dotted key and the value of an override such as `local.lr=1e-3`.
+
+    Raises:
+        UserError: it has another form, or the value is not YAML.
+    """
+    key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"--set {override!r} is not of the form section.key=value")
     try:
-        settings = yaml.safe_load(value)
+        return key, yaml.safe_load(text)
     except yaml.YAMLError:
-        raise UserError(f"--set {key}: {value!r} is not a valid value") from None
-    return _nested(key, settings)
+        raise UserError(f"--set {key}: {text!r} is not a valid value") from None
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

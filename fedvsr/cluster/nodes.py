@@ -27,7 +27,7 @@ class NodeReport:
 
     host: str
     versions: Mapping[str, str | None]
-    """Of Python and of packages; None for a package that is missing."""
+    """Versions of Python and of packages; None for a package that is missing."""
     gpus: Sequence[probe.Gpu] = ()
     """The GPUs that torch sees."""
     gpu_error: str = ""

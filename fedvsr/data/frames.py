@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from fedvsr.data.clips import Frames
 from fedvsr.data.colour import Colour
-from fedvsr.errors import UserError
+from fedvsr.errors import FileError, UserError
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp"})
 # The number 1 in a display matrix, which has 16 binary places.
@@ -50,11 +50,11 @@ class Video:
         try:
             with av.open(str(path)) as container:
                 if not container.streams.video:
-                    raise UserError(f"{path} has no video stream")
+                    raise FileError(path, "has no video stream")
                 stream = container.streams.video[0]
                 first = next(container.decode(stream), None)
                 if first is None:
-                    raise UserError(f"{path} has no frames that can be decoded")
+                    raise FileError(path, "has no frames that can be decoded")
                 rate = stream.average_rate or stream.guessed_rate or Fraction(25)
                 colour = Colour.of(stream)
                 height, width = _upright(colour.to_rgb(first), first).shape[:2]
@@ -73,7 +73,7 @@ class Video:
                     bool(container.streams.audio),
                 )
         except av.FFmpegError as error:
-            raise UserError(f"{path} is not a readable video: {error.strerror}") from None
+            raise FileError(path, f"is not a readable video: {error.strerror}") from None
 
     def frames(self, *, intact: bool = False) -> Iterator[tuple[Frames, int]]:
         """Decode all frames in order; each call starts from the first.
@@ -96,8 +96,8 @@ class Video:
                 container.streams.video[0].thread_type = "AUTO"
                 for frame in container.decode(video=0):
                     if intact and frame.is_corrupt:
-                        raise UserError(
-                            f"{self.path} is damaged in frame {done}; copy or encode it again"
+                        raise FileError(
+                            self.path, f"is damaged in frame {done}; copy or encode it again"
                         )
                     rgb = _upright(self.colour.to_rgb(frame), frame)
                     _require_size(rgb, self, f"frame {done}")
@@ -107,14 +107,15 @@ class Video:
                     done, last = done + 1, time
                     yield rgb, time
         except av.FFmpegError as error:
-            raise UserError(
-                f"{self.path} is damaged after frame {done}: {error.strerror}; copy or encode it "
-                "again"
+            raise FileError(
+                self.path,
+                f"is damaged after frame {done}: {error.strerror}; copy or encode it again",
             ) from None
         if done < self.num_frames:
-            raise UserError(
-                f"{self.path} is truncated: its header promises {self.num_frames} frames and it "
-                f"has {done}; copy or encode it again"
+            raise FileError(
+                self.path,
+                f"is truncated: its header promises {self.num_frames} frames and it "
+                f"has {done}; copy or encode it again",
             )
 
 
@@ -231,9 +232,10 @@ def _picture(file: Path) -> Frames:
 def _require_size(rgb: Frames, source: Video | Folder, name: str) -> None:
     height, width = rgb.shape[:2]
     if (height, width) != (source.height, source.width):
-        raise UserError(
-            f"{source.path}: {name} has {width} x {height} pixels, the first "
-            f"{source.width} x {source.height}; all frames of a clip need one size"
+        raise FileError(
+            source.path,
+            f": {name} has {width} x {height} pixels, the first "
+            f"{source.width} x {source.height}; all frames of a clip need one size",
         )
 
 

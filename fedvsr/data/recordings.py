@@ -18,7 +18,7 @@ from PIL import Image
 
 from fedvsr.data.clips import Frames
 from fedvsr.data.frames import PICTURES, Folder, Source, Video, natural, unreadable
-from fedvsr.errors import UserError
+from fedvsr.errors import FileError, UserError
 
 _NUMBERED = re.compile(r"(.*?)(\d+)(\D*)")
 
@@ -92,8 +92,8 @@ def too_short(task: Task, num_frames: int) -> UserError:
     else:
         needed, setting = task.min_frames, "--min-frames"
     frames = "1 frame" if num_frames == 1 else f"{num_frames} frames"
-    return UserError(
-        f"{task.gt.path} has {frames} and needs at least {needed}; remove it, or lower {setting}"
+    return FileError(
+        task.gt.path, f"has {frames} and needs at least {needed}; remove it, or lower {setting}"
     )
 
 
@@ -104,7 +104,7 @@ def _estimate(path: Path, video: Source) -> int:
         with av.open(str(path)) as container:
             seconds = (container.duration or 0) / av.time_base
     except av.FFmpegError as error:
-        raise UserError(f"{path} is not a readable video: {error.strerror}") from None
+        raise FileError(path, f"is not a readable video: {error.strerror}") from None
     return max(1, round(seconds * video.rate))
 
 

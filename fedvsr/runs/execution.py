@@ -71,7 +71,7 @@ def execute(
             raise
         except BaseException as error:
             full = isinstance(error, OSError) and error.errno in DISK_FULL
-            # A full disk cannot take the row that says so; the run then reads as stopped.
+            # A full disk cannot take this row; the run then reads as stopped.
             with suppress(OSError):
                 execution.save()
                 execution.write_run("failed", error=str(error))

@@ -31,7 +31,7 @@ def require_sample(
         model: the network.
         local: what a sample is made of.
         scale: `data.scale`.
-        clip_frames: frames of every clip, if the configuration says so.
+        clip_frames: frames of every clip; None if clips differ.
 
     Raises:
         UserError: a setting does not fit; the message names it.

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from fedvsr.config import ExperimentConfig, explain, load_effective
+from fedvsr.config import ExperimentConfig, explain, load_effective, parse_override
 from fedvsr.errors import UserError
 from fedvsr.files import replacing
 from fedvsr.lookup import did_you_mean
@@ -265,7 +265,7 @@ def load_sweep(path: Path, overrides: Iterable[str] = (), name: str | None = Non
         raise UserError(f"{path}: {explain(error, has_overrides=False)}") from None
     changes: dict[str, Any] = {}
     for override in overrides:
-        changes |= _parse(override)
+        changes |= flat(dict([parse_override(override)]))
     swept = [*config.swept, *config.constraints, *([_SEED] if config.seeds else [])]
     for key in changes:
         if key in swept:
@@ -389,16 +389,6 @@ def _overrides(settings: Mapping[str, Any]) -> list[str]:
         f"{key}={yaml.safe_dump(value, default_flow_style=True, width=10**6).strip()}"
         for key, value in nested(flat(settings)).items()
     ]
-
-
-def _parse(override: str) -> dict[str, Any]:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"--set {override!r} is not of the form section.key=value")
-    try:
-        return flat({key: yaml.safe_load(text)})
-    except yaml.YAMLError:
-        raise UserError(f"--set {key}: {text!r} is not a valid value") from None
 
 
 def _beside(path: Path, base: str) -> str:

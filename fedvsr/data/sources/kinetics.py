@@ -21,7 +21,7 @@ from fedvsr.data.prepare import Progress, TaskClips, Workshop, workshop
 from fedvsr.data.recordings import Task
 from fedvsr.data.request import Request, existing
 from fedvsr.data.sources.folder import VIDEOS
-from fedvsr.errors import UserError
+from fedvsr.errors import FileError, UserError
 from fedvsr.lookup import did_you_mean
 from fedvsr.seeding import generator
 
@@ -189,9 +189,7 @@ def _make_class(
         try:
             finished.append(work.make(_task(candidate, choice)))
         except UserError as error:
-            reason = str(error)
-            if candidate.path is not None:
-                reason = reason.removeprefix(str(candidate.path)).lstrip(": ")
+            reason = error.reason if isinstance(error, FileError) else str(error)
             rejected.append(
                 {"label": candidate.label, "video": candidate.clip_id, "reason": reason}
             )
