@@ -16,7 +16,7 @@ from ray.util.metrics import Counter, Gauge
 
 from fedvsr.environment import let_threads_sleep
 from fedvsr.errors import UserError
-from fedvsr.federation.placement import Placement, alive_nodes
+from fedvsr.federation.placement import Placement
 
 EventT = TypeVar("EventT")
 Start = Callable[[threading.Event], Iterator[EventT]]
@@ -174,9 +174,8 @@ def _connect(address: str | None, object_store_bytes: int, num_drivers: int) -> 
 
 
 def here() -> str:
-    """Address of this process's node, where the driver must run: it needs the same files."""
-    node = alive_nodes()[ray.get_runtime_context().get_node_id()]
-    return str(node["NodeManagerAddress"])
+    """Ray's id of this process's node, where the driver must run: it needs the same files."""
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def disconnect() -> None:

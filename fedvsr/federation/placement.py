@@ -21,6 +21,7 @@ from fedvsr.errors import UserError
 from fedvsr.federation.config import GPU_LABEL, ClusterConfig
 
 _DEFAULT_GPU_SHARE = 0.1
+_NODE_LABEL = "ray.io/node-id"
 
 Resources = dict[str, float]
 
@@ -149,27 +150,28 @@ def ask(config: ClusterConfig, num_threads: int, cohort: int) -> Slots:
     return Slots(config.slots or min(cohort, fits), 1, 0.0, {"CPU": float(num_threads)})
 
 
-def reserve(wanted: Slots, timeout_s: float, driver_address: str | None = None) -> Placement:
+def reserve(wanted: Slots, timeout_s: float, driver_node: str | None = None) -> Placement:
     """Reserve a run's placement group.
 
     Args:
         wanted: the result of `ask`.
         timeout_s: how long to wait for resources that others hold.
-        driver_address: address of the node for the driver's bundle (default: any).
+        driver_node: Ray's id of the node for the driver's bundle (default: any).
 
     Raises:
         UserError: the cluster lacks the resources, or they are not free in time.
     """
-    bundles = wanted.bundles
-    if driver_address:
-        bundles[0][f"node:{driver_address}"] = 0.001
+    bundles, selectors = wanted.bundles, wanted.selectors
+    if driver_node:
+        # By its id: several nodes may have one address.
+        selectors[0] = {_NODE_LABEL: driver_node}
     nodes = list(alive_nodes().values())
-    if not _fits(bundles, wanted.selectors, nodes):
+    if not _fits(bundles, selectors, nodes):
         raise UserError(
             f"the run asks for {_amounts(bundles)} ({_way_out(wanted)}), and this Ray cluster has "
             f"only {_describe(nodes)}"
         )
-    group = placement_group(bundles, strategy="PACK", bundle_label_selector=wanted.selectors)
+    group = placement_group(bundles, strategy="PACK", bundle_label_selector=selectors)
     if not group.wait(timeout_s):
         remove_placement_group(group)
         free = ray.available_resources()  # type: ignore[no-untyped-call]
