@@ -222,6 +222,8 @@ def without_rights(function: Callable[[], object]) -> str:
                 os.setuid(65534)
             function()
             os.write(writer, b"nothing was refused")
+        except UserError as error:
+            os.write(writer, str(error).encode())
         except BaseException as error:
             os.write(writer, f"{type(error).__name__}: {error}".encode())
         finally:
@@ -251,4 +253,4 @@ def test_no_permission(name: str, reason: str) -> None:
         (root / name).chmod(0)
         message = without_rights(lambda: folder.recordings(root))
         (root / name).chmod(0o700)
-        assert message == f"UserError: {root}/{reason}"
+        assert message == f"{root}/{reason}"
