@@ -78,7 +78,7 @@ FOLDERS = "data={videos: [], train: [a], test: [b]}"
         ("data.max_clips_per_video=9", [FOLDERS], "data.videos = []"),
         ("data.test_clips_per_video=2", [FOLDERS], "data.videos = []"),
         ("federation.num_candidates=3", [], "federation.sampling = uniform"),
-        # Of one client there is no choice.
+        # With one client there is nothing to choose.
         (
             IN_TURNS,
             ["algorithm.name=centralized"],
