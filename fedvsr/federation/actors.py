@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import ray
-import torch
 
 from fedvsr.federation.executors import Clients
 from fedvsr.federation.placement import Place, Placement
@@ -55,9 +54,8 @@ class ClientActor:
             # Ray copies the result to the object store before the next task begins.
             return self._trainer.train(task, shared, state, self._clips, self._vector)
         finally:
-            if torch.cuda.is_available():
-                # The next client on this GPU needs the memory that this one only keeps in reserve.
-                torch.cuda.empty_cache()
+            # The next client on this GPU needs the memory.
+            self._trainer.release()
 
 
 @dataclass

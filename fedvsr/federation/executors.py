@@ -206,6 +206,8 @@ class SerialExecutor:
                 )
             else:
                 yield TrainedClient(ClientOutcome(report), update)
+        # The scorer may compute on the same GPU.
+        self._trainer.release()
 
     def start_scorer(self, make: Callable[[], Evaluator]) -> Scorer:
         """Make a scorer that computes at once, in this process."""

@@ -78,6 +78,11 @@ class LocalConfig(Section):
         "fp32", description="Precision that the network computes in; fp16 scales the loss."
     )
     compile: bool = Field(False, description="Compile the network's layers (torch.compile).")
+    cuda_graphs: bool = Field(
+        True,
+        description="On a GPU, replay a step as one CUDA graph from the second step on, so that "
+        "the host does not limit it; no result depends on it.",
+    )
     num_threads: int = Field(
         1, ge=1, le=256, description="CPU threads of a client; float sums depend on it."
     )

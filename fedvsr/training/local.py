@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 
 from fedvsr import algorithms, models
-from fedvsr.algorithms.base import KEPT_BY_TRAINER, Batch, LocalRound
+from fedvsr.algorithms.base import KEPT_BY_TRAINER, LocalRound
 from fedvsr.data.clips import Clip
 from fedvsr.data.loader import Loader
-from fedvsr.data.sampling import Draw, passes, read_batch, to_float
+from fedvsr.data.sampling import Draw, passes, read_batch
 from fedvsr.determinism import scoped_torch
 from fedvsr.errors import UserError
-from fedvsr.losses import charbonnier
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Packed, Vectors
 from fedvsr.models.spec import ModelConfig
 from fedvsr.params import (
@@ -36,11 +35,10 @@ from fedvsr.params import (
     load_flat,
     split_tensors,
 )
-from fedvsr.precision import autocast
 from fedvsr.section import NamedSection
 from fedvsr.seeding import derive_seed
 from fedvsr.training.config import LocalConfig
-from fedvsr.training.features import with_features
+from fedvsr.training.gradients import Frames, Gradients
 from fedvsr.training.optimiser import (
     effective_steps,
     learning_rate,
@@ -51,9 +49,6 @@ from fedvsr.training.optimiser import (
 )
 from fedvsr.training.requirements import model_spec
 from fedvsr.training.updates import UNCHANGED, UpdateConfig, outgoing
-
-# Low-resolution and ground-truth frames of a batch, (B, T, C, H, W) uint8.
-_Frames = tuple[Tensor, Tensor]
 
 
 @dataclass
@@ -92,14 +87,13 @@ class LocalTrainer:
         self.local, self.update = local, update
         self.algorithm = algorithms.build(algorithm)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._stream: torch.cuda.Stream | None = None
+        if self.device.type == "cuda":
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.network = models.build_fresh(model).to(self.device).train()
         if local.compile:
             _compile(self.network)
-        # The global network and the client's last one, for losses that compare with them.
-        self._references = [
-            models.build_fresh(model).to(self.device).eval().requires_grad_(False)
-            for _ in range(2 if self.algorithm.contrasts else 0)
-        ]
+        self._gradients = Gradients(self.network, model, self.algorithm, local)
         self._slow = list[torch.nn.Parameter]()
         for part in local.slow_params:
             matches = [p for name, p in self.network.named_parameters() if part in name]
@@ -110,6 +104,10 @@ class LocalTrainer:
     def warm_up(self) -> None:
         """Make PyTorch import what its first optimiser needs, which costs seconds of CPU time."""
         make_optimiser(self.local, list(self.network.parameters()), self._slow)
+
+    def release(self) -> None:
+        """Free the GPU memory that only training needs, for others on the same GPU."""
+        self._gradients.release()
 
     def train(
         self,
@@ -136,7 +134,11 @@ class LocalTrainer:
             UserError: the loss or the update is not finite and `update.reject_nonfinite` is off.
         """
         started_at, started = time.time(), time.perf_counter()
-        with scoped_torch(derive_seed(task.seed, "torch"), self.local.num_threads):
+        with (
+            scoped_torch(derive_seed(task.seed, "torch"), self.local.num_threads),
+            # A graph cannot be recorded on the default stream.
+            torch.cuda.stream(self._stream),
+        ):
             report, update = self._train(task, shared, state, clips, out)
         train_s = time.perf_counter() - started
         return replace(report, started_at=started_at, train_s=train_s), update
@@ -152,7 +154,7 @@ class LocalTrainer:
         algorithm = self.algorithm
         begin = state.get("params", shared["params"]) if algorithm.personal else shared["params"]
         load_flat(self.network, begin)
-        compared = self._load_references(shared, state)
+        self._gradients.begin(shared, state)
         hooks = self._local_round(shared, state, clips) if algorithm.corrects_gradients else None
         waited_s = 0.0
         if hooks and algorithm.wants_first_gradient:
@@ -162,7 +164,7 @@ class LocalTrainer:
         if "moments" in state:
             restore_moments(optimiser, state["moments"])
         with self._loader(task, clips) as batches:
-            course = self._descend(task, clips, batches, optimiser, hooks, compared)
+            course = self._descend(task, clips, batches, optimiser, hooks)
         waited_s += batches.wait_s
         update, norm, finite = self._make_update(task, course, optimiser, hooks, state, begin, out)
         lr = fmean(course.rates)
@@ -189,10 +191,9 @@ class LocalTrainer:
         self,
         task: ClientTask,
         clips: Sequence[Clip],
-        batches: Iterable[_Frames],
+        batches: Iterable[Frames],
         optimiser: torch.optim.Optimizer,
         hooks: LocalRound | None,
-        compared: Mapping[str, torch.nn.Module],
     ) -> _Course:
         """Take the steps of a round; `update.reject_nonfinite` ends them at a non-finite loss.
 
@@ -209,7 +210,7 @@ class LocalTrainer:
             lr = learning_rate(self.local, step / (task.num_rounds * num_steps))
             for group in optimiser.param_groups:
                 group["lr"] = lr * group["factor"]
-            loss, vsr_loss = self._step(batch, optimiser, scaler, hooks, compared, course)
+            loss, vsr_loss = self._step(batch, optimiser, scaler, hooks, course)
             course.losses.append(loss)
             course.vsr_losses.append(vsr_loss)
             course.rates.append(lr)
@@ -225,17 +226,14 @@ class LocalTrainer:
 
     def _step(
         self,
-        batch: _Frames,
+        batch: Frames,
         optimiser: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
         hooks: LocalRound | None,
-        compared: Mapping[str, torch.nn.Module],
         course: _Course,
     ) -> tuple[float, float]:
         """Take one step; returns the local loss and the network's own part of it."""
-        loss, vsr_loss = self._loss(batch, compared)
-        optimiser.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        losses = self._gradients.compute(batch, scaler)
         if course.gradient_norm == 0:
             norm = _gradient_norm(self.network.parameters()) / scaler.get_scale()
             course.gradient_norm = norm if math.isfinite(norm) else 0.0
@@ -247,7 +245,9 @@ class LocalTrainer:
                 added = self.algorithm.correct_gradients(hooks, len(course.losses))
         scaler.step(optimiser)
         scaler.update()
-        return loss.item() + added, vsr_loss.item()
+        # The only wait for the device, once all work of the step is queued.
+        loss, vsr_loss = losses.tolist()
+        return loss + added, vsr_loss
 
     def _make_update(
         self,
@@ -313,9 +313,7 @@ class LocalTrainer:
         gathered = hooks.sum("first_gradient")
         with self._loader(task, clips) as batches:
             for batch in batches:
-                self.network.zero_grad(set_to_none=True)
-                loss, _ = self._loss(batch, {})
-                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                self._gradients.compute(batch, scaler, compare=False)
                 if scaler.is_enabled() and not math.isfinite(_gradient_norm(hooks.params)):
                     # Halve the scale, and leave this batch out.
                     scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
@@ -324,18 +322,6 @@ class LocalTrainer:
                     if parameter.grad is not None:
                         total.add_(parameter.grad, alpha=1 / (scaler.get_scale() * hooks.num_steps))
         return batches.wait_s
-
-    def _loss(
-        self, batch: _Frames, compared: Mapping[str, torch.nn.Module]
-    ) -> tuple[Tensor, Tensor]:
-        """The client's loss and the network's own part of it, both scalars."""
-        lq_BTCHW, gt_BTCHW = (to_float(frames, self.device) for frames in batch)
-        with autocast(self.device, self.local.precision):
-            sr_BTCHW, features = self._forward(lq_BTCHW, compared)
-        sr_BTCHW = sr_BTCHW.float()
-        vsr_loss = charbonnier(sr_BTCHW, gt_BTCHW, self.spec.charbonnier_eps)
-        outcome = Batch(vsr_loss, sr_BTCHW, gt_BTCHW, features)
-        return self.algorithm.local_loss(outcome), vsr_loss
 
     def _thaw(self, step: int) -> None:
         for parameter in self._slow:
@@ -355,30 +341,7 @@ class LocalTrainer:
             steps_per_epoch=math.ceil(samples / self.local.batch_size),
         )
 
-    def _load_references(self, shared: Vectors, state: Vectors) -> dict[str, torch.nn.Module]:
-        """The networks that the algorithm compares with; none in a client's first round."""
-        if not self._references or "params" not in state:
-            return {}
-        vectors = {"global": shared["params"], "previous": state["params"]}
-        for network, vector in zip(self._references, vectors.values(), strict=True):
-            load_flat(network, vector)
-        return dict(zip(vectors, self._references, strict=True))
-
-    def _forward(
-        self, lq_BTCHW: Tensor, compared: Mapping[str, torch.nn.Module]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        if not compared:
-            return self.network(lq_BTCHW), {}
-        module = self.spec.features
-        assert module is not None
-        sr_BTCHW, own = with_features(self.network, module, lq_BTCHW)
-        features = {"local": own}
-        with torch.no_grad():
-            for name, network in compared.items():
-                features[name] = with_features(network, module, lq_BTCHW)[1]
-        return sr_BTCHW, features
-
-    def _loader(self, task: ClientTask, clips: Sequence[Clip]) -> Loader[list[Draw], _Frames]:
+    def _loader(self, task: ClientTask, clips: Sequence[Clip]) -> Loader[list[Draw], Frames]:
         """The round's batches of uint8 frames; every call gives the same ones."""
         draws = passes(clips, derive_seed(task.seed, "samples"), self.local.batch_size)
         pin = self.device.type == "cuda"

@@ -31,12 +31,20 @@ def make_optimiser(
     groups: list[dict[str, object]] = [{"params": usual, "factor": 1.0}]
     if slow:
         groups.append({"params": list(slow), "factor": local.slow_factor})
+    # One kernel for many tensors; on a CPU, the default's bits are kept.
+    fused = True if params[0].is_cuda else None
     if local.optimizer == "sgd":
         return torch.optim.SGD(
-            groups, lr=local.lr, momentum=local.momentum, weight_decay=local.weight_decay
+            groups,
+            lr=local.lr,
+            momentum=local.momentum,
+            weight_decay=local.weight_decay,
+            fused=fused,
         )
     kind = torch.optim.Adam if local.optimizer == "adam" else torch.optim.AdamW
-    return kind(groups, lr=local.lr, betas=local.betas, weight_decay=local.weight_decay)
+    return kind(
+        groups, lr=local.lr, betas=local.betas, weight_decay=local.weight_decay, fused=fused
+    )
 
 
 def moments(optimiser: torch.optim.Optimizer) -> FloatVector:
@@ -52,8 +60,9 @@ def moments(optimiser: torch.optim.Optimizer) -> FloatVector:
             torch.zeros_like(p) if value is None else value
             for p, value in zip(_params(optimiser), values, strict=True)
         ]
-    steps = [float(optimiser.state[p].get("step", 0.0)) for p in _params(optimiser)]
-    return join_tensors([*parts, torch.tensor(steps)])
+    none = torch.zeros(())
+    steps = [torch.as_tensor(optimiser.state[p].get("step", none)) for p in _params(optimiser)]
+    return join_tensors([*parts, *steps])
 
 
 def restore_moments(optimiser: torch.optim.Optimizer, vector: FloatVector) -> None:
@@ -69,7 +78,9 @@ def restore_moments(optimiser: torch.optim.Optimizer, vector: FloatVector) -> No
             begin += parameter.numel()
     if not isinstance(optimiser, torch.optim.SGD):
         for parameter, step in zip(params, steps, strict=True):
-            optimiser.state[parameter]["step"] = step.clone()
+            # A fused optimiser counts on the parameter's device, others on the CPU.
+            device = parameter.device if optimiser.defaults["fused"] else step.device
+            optimiser.state[parameter]["step"] = step.to(device, copy=True)
 
 
 def learning_rate(local: LocalConfig, progress: float) -> float:
