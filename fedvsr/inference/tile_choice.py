@@ -18,13 +18,8 @@ from torch import nn
 from fedvsr.errors import UserError
 from fedvsr.inference.config import TileConfig
 from fedvsr.inference.memory import Meter
-from fedvsr.inference.tiling import (
-    is_out_of_memory,
-    multiple_of,
-    padded,
-    run_tile,
-    tile_shape,
-)
+from fedvsr.inference.tile_runner import TileRunner
+from fedvsr.inference.tiling import is_out_of_memory, multiple_of, padded, tile_shape
 from fedvsr.models.spec import ModelSpec
 from fedvsr.precision import Precision
 
@@ -162,12 +157,11 @@ class TileChooser:
     def _measure(self, frames: int, size: int) -> _Point:
         tiles = TileConfig(frames=frames, size=size, overlap_frames=0, overlap=0)
         num_frames, height, width = self._shape(tiles)
-        device = next(self.network.parameters()).device
         lq_THWC = torch.zeros(num_frames, height, width, 3, dtype=torch.uint8)
         self.meter.reset()
         started = time.perf_counter()
         try:
-            run_tile(self.network, device, self.precision, lq_THWC)
+            TileRunner(self.network, self.precision).start(lq_THWC)()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from math import inf
 from typing import Literal, Protocol
@@ -19,9 +18,10 @@ from torch import Tensor, nn
 
 from fedvsr.data.clips import Frames
 from fedvsr.inference.config import TileConfig
+from fedvsr.inference.tile_runner import TileRunner
 from fedvsr.mirror import mirrored
 from fedvsr.models.spec import ModelSpec
-from fedvsr.precision import Precision, autocast
+from fedvsr.precision import Precision
 
 # Called with the frames done so far; the frames of a window in progress count in part.
 Progress = Callable[[float], None]
@@ -92,23 +92,35 @@ def super_resolve_frames(
     Yields:
         uint8 RGB (scale * H, scale * W, 3), clamped and rounded, one for each frame.
     """
-    run = partial(run_tile, network, next(network.parameters()).device, precision)
-    clip = _Clip(lq, spec)
+    runner, clip = TileRunner(network, precision), _Clip(lq, spec)
     if not clip.reach(1):
         return
-    start, final = 0, False
+    # Tiles that are started but not yet added; on a GPU the newest computes meanwhile.
+    started = deque[Callable[[], None]]()
+    start, covered, final = 0, 0, False
     while not final:
         start, stop, final = _window(clip, tiles, start)
-        while clip.first < start:
-            yield clip.finish_first()
-        complete = _fill(run, clip, range(start, stop), tiles, blend, budget, progress)
+        complete = True
+        for tile in _cut(clip, range(start, stop), tiles, blend, covered):
+            complete = _begin(runner, clip, tile, started, budget, progress)
+            while len(started) > (runner.ahead if complete else 0):
+                started.popleft()()
+            # No tile of an earlier window is left to add.
+            while clip.first < start:
+                yield clip.finish_first()
+            complete = complete and (tile.last or budget is None or budget.kept())
+            if not complete:
+                break
         if budget and not (complete and (final or budget.kept())):
             tiles = budget.smaller(tiles)
         if complete:
+            covered = stop
             start += max(1, stop - start - tiles.overlap_frames)
         else:
             # Outputs of the window's first tiles stay in the average: they are as good as the rest.
             final = False
+    while started:
+        started.popleft()()
     while clip.first < clip.num_read:
         yield clip.finish_first()
 
@@ -235,54 +247,77 @@ def _window(clip: _Clip, tiles: TileConfig, start: int) -> tuple[int, int, bool]
     return (start, start + size, False) if start < last else (last, whole[0], True)
 
 
-def _fill(
-    run: Callable[[Tensor], Tensor],
-    clip: _Clip,
-    times: range,
-    tiles: TileConfig,
-    blend: Blend,
-    budget: Budget | None,
-    progress: Progress | None,
-) -> bool:
-    """Compute a window's tiles; return False if memory did not suffice for all of them."""
+@dataclass(frozen=True)
+class _Tile:
+    """A part of a window, and where its output goes."""
+
+    lq: Tensor
+    """uint8 (T, H, W, 3)."""
+    time: int
+    """Its first frame."""
+    rows: slice
+    columns: slice
+    weight: Tensor | None
+    """(H, W) of the output's pixels; None: 1."""
+    done: float
+    """Frames done once this tile is, for `Progress`."""
+    last: bool
+    """Whether it is the window's last."""
+
+
+def _cut(
+    clip: _Clip, times: range, tiles: TileConfig, blend: Blend, before: int
+) -> Iterator[_Tile]:
+    """Cut a window into tiles; earlier windows end at frame `before`."""
     lq_THWC, scale = clip.window(times), clip.spec.scale
     _, height, width = tile_shape(clip.spec, tiles, (len(times), *clip.padded))
     rows, columns = (
         _starts(n, size, tiles.overlap)
         for n, size in zip(clip.padded, (height, width), strict=True)
     )
-    before, after = clip.first + len(clip.outputs), min(times.stop, clip.num_read)
+    after = min(times.stop, clip.num_read)
     for num_done, (y, x) in enumerate(product(rows, columns), 1):
-        try:
-            sr_TCHW = run(lq_THWC[:, y : y + height, x : x + width])
-        except (RuntimeError, MemoryError) as error:
-            if budget is None or not is_out_of_memory(error):
-                raise
-            return False
         down, across = (slice(at * scale, (at + n) * scale) for at, n in ((y, height), (x, width)))
         weight_HW = None
         if blend == "ramp":
             sides = zip((y, x), (height, width), clip.padded, strict=True)
             ramps = (_ramp(at, n, whole, tiles.overlap, scale) for at, n, whole in sides)
             weight_HW = torch.outer(*ramps)
-        clip.add(sr_TCHW, times.start, down, across, weight_HW)
-        done = num_done / (len(rows) * len(columns))
+        part = num_done / (len(rows) * len(columns))
+        yield _Tile(
+            lq_THWC[:, y : y + height, x : x + width],
+            times.start,
+            down,
+            across,
+            weight_HW,
+            before + max(0, after - before) * part,
+            part == 1,
+        )
+
+
+def _begin(
+    runner: TileRunner,
+    clip: _Clip,
+    tile: _Tile,
+    started: deque[Callable[[], None]],
+    budget: Budget | None,
+    progress: Progress | None,
+) -> bool:
+    """Start a tile; return False if memory did not suffice."""
+    try:
+        result = runner.start(tile.lq)
+    except (RuntimeError, MemoryError) as error:
+        if budget is None or not is_out_of_memory(error):
+            raise
+        return False
+
+    def finish() -> None:
+        clip.add(result(), tile.time, tile.rows, tile.columns, tile.weight)
         if progress:
-            progress(before + max(0, after - before) * done)
-        if budget and done < 1 and not budget.kept():
-            return False
+            progress(tile.done)
+
+    started.append(finish)
     return True
-
-
-@torch.inference_mode()
-def run_tile(
-    network: nn.Module, device: torch.device, precision: Precision, part_THWC: Tensor
-) -> Tensor:
-    """Run the network on a tile: uint8 (T, H, W, 3) to float32 (T, C, H, W) on the host."""
-    lq_BTCHW = part_THWC.permute(0, 3, 1, 2)[None].to(device).float().div_(255)
-    with autocast(device, precision):
-        sr_BTCHW: Tensor = network(lq_BTCHW)
-    return sr_BTCHW[0].float().cpu()
 
 
 def _steps(spec: ModelSpec) -> tuple[int, int, int]:

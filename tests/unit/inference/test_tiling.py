@@ -12,9 +12,25 @@ from torch import Tensor, nn
 
 from fedvsr import models
 from fedvsr.errors import UserError
+from fedvsr.inference import tiling
 from fedvsr.inference.config import TileConfig
+from fedvsr.inference.tile_runner import TileRunner
 from fedvsr.inference.tiling import super_resolve, super_resolve_frames
 from fedvsr.models.spec import ModelSpec
+from fedvsr.precision import Precision
+
+
+class Ahead(TileRunner):
+    """Starts a tile before the last one's output is used, as on a GPU."""
+
+    def __init__(self, network: nn.Module, precision: Precision = "fp32") -> None:
+        super().__init__(network, precision)
+        self.ahead = 1
+
+
+@pytest.fixture(params=[TileRunner, Ahead], autouse=True)
+def _runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiling, "TileRunner", request.param)
 
 
 class Nearest(nn.Module):
