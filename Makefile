@@ -10,7 +10,7 @@ PYTEST := $(BIN)/pytest -n $(WORKERS) --durations=25
 ALL := not (gpu or slow or benchmark)
 
 .PHONY: demo check lint types layers test test-rest test-all test-lowest constraints \
-	bench-models bench-algorithms bench-data \
+	bench-models bench-gpu bench-algorithms bench-data \
 	bench-federation bench-federation-peers bench-sweeps study docs references dist format clean
 
 demo: $(VENV)/.demo
@@ -57,6 +57,10 @@ constraints: $(VENV)/.test
 # A table of seconds and memory; `ARGS="--models rvrt --precisions fp32"` and the like choose.
 bench-models: $(VENV)/.test
 	$(BIN)/python -m tests.benchmarks.bench_models $(ARGS)
+
+# The networks on a GPU, with the tests marked gpu first: at most 8 minutes.
+bench-gpu: $(VENV)/.test
+	$(BIN)/python -m tests.benchmarks.bench_gpu --tests $(ARGS)
 
 bench-algorithms: $(VENV)/.test
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.benchmarks.bench_algorithms $(ARGS)
