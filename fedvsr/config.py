@@ -143,7 +143,7 @@ class ExperimentConfig(Section):
                 "checkpoint": True,
                 "cluster": True,
                 "data": {"cache_dir"},
-                "local": {"num_workers", "cuda_graphs"},
+                "local": {"num_workers", "cuda_graphs", "deterministic"},
             },
         )
         settings = _reset(settings, self.without_effect())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedvsr.graphs import Replayed
-from fedvsr.precision import Precision, autocast
+from fedvsr.precision import Precision, autocast, products
 
 # Waits for a tile's output, float32 (T, C, H, W) on the host.
 Result = Callable[[], Tensor]
@@ -52,6 +52,6 @@ class TileRunner:
 
     def _run(self, part_THWC: Tensor) -> Tensor:
         lq_BTCHW = part_THWC.permute(0, 3, 1, 2)[None].float().div_(255)
-        with autocast(self._device, self._precision):
+        with products(self._precision), autocast(self._device, self._precision):
             sr_BTCHW: Tensor = self._network(lq_BTCHW)
         return sr_BTCHW[0].float()

@@ -8,10 +8,10 @@ times as long.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fedvsr.models._recompute import recompute_plain
+from fedvsr.models._sampling import grid_sample
 
 _TAPS = 9
 # Sampled values of the images that are convolved together, at most.
@@ -54,14 +54,11 @@ def deform_conv3x3(
 def _convolve(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
     count, channels, height, width = x.shape
     groups = mask.shape[1] // _TAPS
-    columns = F.grid_sample(
+    columns = grid_sample(
         x.reshape(count * groups, channels // groups, height, width),
         _sampling_grid(offset, groups),
-        "bilinear",
-        "zeros",
-        align_corners=True,
     )
-    columns = columns.view(count, groups, -1, _TAPS, height * width)
+    columns = columns.reshape(count, groups, -1, _TAPS, height * width)
     columns = columns * mask.reshape(count, groups, 1, _TAPS, height * width)
     conv_groups = channels // weight.shape[1]
     kernels = weight.view(conv_groups, len(weight) // conv_groups, -1)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fedvsr.errors import UserError
 from fedvsr.models._checkpoint import load_tensors, read_tensors
+from fedvsr.models._sampling import grid_sample
 
 _FINEST = 5
 # Pairs are processed in chunks of at most this many pixels, which bounds the memory of long clips.
@@ -53,7 +54,7 @@ def flow_warp(
     grid = torch.stack(
         (2.0 * x / max(width - 1, 1) - 1.0, 2.0 * y / max(height - 1, 1) - 1.0), dim=-1
     )
-    warped = F.grid_sample(x_NCHW.float(), grid, "bilinear", padding, align_corners=True)
+    warped = grid_sample(x_NCHW.float(), grid, padding)
     return warped.to(x_NCHW.dtype)
 
 

@@ -75,7 +75,14 @@ class LocalConfig(Section):
         description="Local steps, counted over all rounds, before slow_params start to learn.",
     )
     precision: Precision = Field(
-        "fp32", description="Precision that the network computes in; fp16 scales the loss."
+        "fp32",
+        description="Precision that the network computes in: fp32; tf32, which is fp32 with faster "
+        "products on a GPU; bf16; or fp16, which scales the loss.",
+    )
+    deterministic: bool = Field(
+        False,
+        description="On a GPU, sum in a fixed order, so that the same task gives the same bits "
+        "again; slower. On a CPU it always does.",
     )
     compile: bool = Field(False, description="Compile the network's layers (torch.compile).")
     cuda_graphs: bool = Field(

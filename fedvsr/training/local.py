@@ -35,6 +35,7 @@ from fedvsr.params import (
     load_flat,
     split_tensors,
 )
+from fedvsr.precision import products
 from fedvsr.section import NamedSection
 from fedvsr.seeding import derive_seed
 from fedvsr.training.config import LocalConfig
@@ -135,7 +136,10 @@ class LocalTrainer:
         """
         started_at, started = time.time(), time.perf_counter()
         with (
-            scoped_torch(derive_seed(task.seed, "torch"), self.local.num_threads),
+            scoped_torch(
+                derive_seed(task.seed, "torch"), self.local.num_threads, self.local.deterministic
+            ),
+            products(self.local.precision),
             # A graph cannot be recorded on the default stream.
             torch.cuda.stream(self._stream),
         ):

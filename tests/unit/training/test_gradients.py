@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from fedvsr import algorithms, models
+from fedvsr.determinism import scoped_torch
 from fedvsr.lookup import load
-from fedvsr.params import flatten
+from fedvsr.params import flatten, load_flat
 from fedvsr.training.config import LocalConfig
 from fedvsr.training.gradients import Frames, Gradients
 from fedvsr.training.optimiser import make_optimiser, moments, restore_moments
@@ -89,3 +90,30 @@ def test_every_network_is_replayed(name: str, checkpointing: str) -> None:
         losses = torch.stack([gradients.compute((lq, gt), scaler).clone() for _ in range(4)])
     assert losses.isfinite().all()
     assert losses[:, 0].max() < 1.2 * losses[:, 0].min()
+
+
+@pytest.mark.parametrize("name", ["vrt", "rvrt", "iart"])
+def test_a_fixed_order_gives_the_same_bits_again(name: str) -> None:
+    model = load("fedvsr.models", name).Config(size="demo")
+    network = models.build_fresh(model).cuda().train()
+    method = algorithms.build(load("fedvsr.algorithms", "fedvsr").Config())
+    start = flatten(network)
+    draw = torch.Generator().manual_seed(3)
+    lq, gt = (
+        torch.randint(0, 256, (1, 6, 3, side, side), generator=draw, dtype=torch.uint8)
+        for side in (64, 256)
+    )
+    seen = set()
+    for cuda_graphs in (False, True, True):
+        gradients = Gradients(network, model, method, LocalConfig(cuda_graphs=cuda_graphs))
+        load_flat(network, start)
+        gradients.begin({"params": start}, {})
+        scaler = torch.amp.GradScaler("cuda", enabled=False)
+        with scoped_torch(7, 1, fixed_order=True), torch.cuda.stream(torch.cuda.Stream()):
+            optimiser = make_optimiser(LocalConfig(), list(network.parameters()), [])
+            for _ in range(4):
+                gradients.compute((lq, gt), scaler)
+                optimiser.step()
+            gradients.release()
+        seen.add(flatten(network).tobytes())
+    assert len(seen) == 1

@@ -1,0 +1,66 @@
+"""Bilinear sampling of images, with gradients that are summed in a fixed order on request.
+
+N images, C channels, H x W their height and width, h x w the grid's.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def grid_sample(
+    x_NCHW: Tensor, grid_Nhw2: Tensor, padding: Literal["zeros", "border"] = "zeros"
+) -> Tensor:
+    """`torch.nn.functional.grid_sample`, bilinear with aligned corners.
+
+    On GPUs its backward pass sums gradients in the order in which threads happen to run. If
+    `torch.use_deterministic_algorithms` is on, this function takes a slower path of fixed order.
+
+    Args:
+        x_NCHW: the images.
+        grid_Nhw2: positions x, y, from -1 to 1 inside the image; of the dtype of `x`.
+        padding: "zeros" reads 0 outside the image; "border" clamps the position.
+
+    Returns:
+        `(N, C, h, w)`.
+    """
+    if x_NCHW.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return gathered(x_NCHW, grid_Nhw2, padding)
+    return F.grid_sample(x_NCHW, grid_Nhw2, "bilinear", padding, align_corners=True)
+
+
+def gathered(x_NCHW: Tensor, grid_Nhw2: Tensor, padding: Literal["zeros", "border"]) -> Tensor:
+    """The slower path of `grid_sample`: reads each position's four pixels by their index.
+
+    The gradient of such a lookup is summed in the order of sorted indices.
+    """
+    count, channels, height, width = x_NCHW.shape
+    x, y = (
+        (grid_Nhw2[..., axis] + 1) * ((size - 1) / 2) for axis, size in enumerate((width, height))
+    )
+    if padding == "border":
+        x, y = _clamped(x, width), _clamped(y, height)
+    left, top = x.detach().floor(), y.detach().floor()
+    right_part, lower_part = x - left, y - top
+    pixels = x_NCHW.permute(0, 2, 3, 1).reshape(-1, channels)
+    first = torch.arange(count, device=x.device)[:, None, None] * (height * width)
+    total: Tensor | None = None
+    for row, row_part in ((top, 1 - lower_part), (top + 1, lower_part)):
+        for column, part in ((left, 1 - right_part), (left + 1, right_part)):
+            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            at = row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()
+            weight = torch.where(inside, row_part * part, 0.0)
+            read = F.embedding(first + at, pixels) * weight[..., None]
+            total = read if total is None else total + read
+    assert total is not None
+    return total.permute(0, 3, 1, 2)
+
+
+def _clamped(position: Tensor, size: int) -> Tensor:
+    """Clamp to the image; as in `grid_sample`, a clamped position has no gradient."""
+    inside = (position > 0) & (position < size - 1)
+    return torch.where(inside, position, position.detach().clamp(0, size - 1))
