@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -94,7 +95,7 @@ class LocalTrainer:
         self.network = models.build_fresh(model).to(self.device).train()
         if local.compile:
             _compile(self.network)
-        self._gradients = Gradients(self.network, model, self.algorithm, local)
+        self.gradients = Gradients(self.network, model, self.algorithm, local)
         self._slow = list[torch.nn.Parameter]()
         for part in local.slow_params:
             matches = [p for name, p in self.network.named_parameters() if part in name]
@@ -106,9 +107,16 @@ class LocalTrainer:
         """Make PyTorch import what its first optimiser needs, which costs seconds of CPU time."""
         make_optimiser(self.local, list(self.network.parameters()), self._slow)
 
+    @contextmanager
+    def on_device(self) -> Iterator[None]:
+        """The context of all work on the device: its precision, and its stream."""
+        # A graph cannot be recorded on the default stream.
+        with products(self.local.precision), torch.cuda.stream(self._stream):
+            yield
+
     def release(self) -> None:
         """Free the GPU memory that only training needs, for others on the same GPU."""
-        self._gradients.release()
+        self.gradients.release()
 
     def train(
         self,
@@ -135,13 +143,10 @@ class LocalTrainer:
             UserError: the loss or the update is not finite and `update.reject_nonfinite` is off.
         """
         started_at, started = time.time(), time.perf_counter()
+        seed = derive_seed(task.seed, "torch")
         with (
-            scoped_torch(
-                derive_seed(task.seed, "torch"), self.local.num_threads, self.local.deterministic
-            ),
-            products(self.local.precision),
-            # A graph cannot be recorded on the default stream.
-            torch.cuda.stream(self._stream),
+            scoped_torch(seed, self.local.num_threads, self.local.deterministic),
+            self.on_device(),
         ):
             report, update = self._train(task, shared, state, clips, out)
         train_s = time.perf_counter() - started
@@ -158,7 +163,7 @@ class LocalTrainer:
         algorithm = self.algorithm
         begin = state.get("params", shared["params"]) if algorithm.personal else shared["params"]
         load_flat(self.network, begin)
-        self._gradients.begin(shared, state)
+        self.gradients.begin(shared, state)
         hooks = self._local_round(shared, state, clips) if algorithm.corrects_gradients else None
         waited_s = 0.0
         if hooks and algorithm.wants_first_gradient:
@@ -237,7 +242,7 @@ class LocalTrainer:
         course: _Course,
     ) -> tuple[float, float]:
         """Take one step; returns the local loss and the network's own part of it."""
-        losses = self._gradients.compute(batch, scaler)
+        losses = self.gradients.compute(batch, scaler)
         if course.gradient_norm == 0:
             norm = _gradient_norm(self.network.parameters()) / scaler.get_scale()
             course.gradient_norm = norm if math.isfinite(norm) else 0.0
@@ -317,7 +322,7 @@ class LocalTrainer:
         gathered = hooks.sum("first_gradient")
         with self._loader(task, clips) as batches:
             for batch in batches:
-                self._gradients.compute(batch, scaler, compare=False)
+                self.gradients.compute(batch, scaler, compare=False)
                 if scaler.is_enabled() and not math.isfinite(_gradient_norm(hooks.params)):
                     # Halve the scale, and leave this batch out.
                     scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
