@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedvsr.models._recompute import Kept, recompute_plain
+from fedvsr.models._triton import fused
 from fedvsr.models._windows import SEPARATE, biased_attention, relative_position_index
 from fedvsr.models.spec import Window
 
@@ -41,12 +42,26 @@ class WindowPlan:
     groups: tuple[tuple[int, Tensor | None], ...]
     """For each mask: a clip's number of windows, and the mask (n, n), None if it is all zero."""
 
+    def attend(
+        self, attention: WindowAttention, x_BDHWC: Tensor, kept: Kept | None = None
+    ) -> Tensor:
+        """Apply attention inside windows of a feature map: `(B, D, H, W, C)` to the same."""
+        if not fused(x_BDHWC):
+            return self.join(attention(self.partition(x_BDHWC), self.groups, kept))
+        x = attention.in_image(self.pad(x_BDHWC), self.window, self.shift)
+        return x[:, : self.size[0], : self.size[1], : self.size[2]]
+
+    def pad(self, x_BDHWC: Tensor) -> Tensor:
+        """Add zeros at the end of each axis."""
+        if self.padded == self.size:
+            return x_BDHWC
+        pads = [p - s for p, s in zip(self.padded, self.size, strict=True)]
+        return F.pad(x_BDHWC, (0, 0, 0, pads[2], 0, pads[1], 0, pads[0]))
+
     def partition(self, x_BDHWC: Tensor) -> Tensor:
         """Pad at the end of each axis, shift, and cut: `(B * windows, n, C)`, ordered by mask."""
         batch, channels = x_BDHWC.shape[0], x_BDHWC.shape[-1]
-        if self.padded != self.size:
-            pads = [p - s for p, s in zip(self.padded, self.size, strict=True)]
-            x_BDHWC = F.pad(x_BDHWC, (0, 0, 0, pads[2], 0, pads[1], 0, pads[0]))
+        x_BDHWC = self.pad(x_BDHWC)
         if any(self.shift):
             x_BDHWC = torch.roll(x_BDHWC, [-s for s in self.shift], dims=(1, 2, 3))
         (d, wd), (h, wh), (w, ww) = self._cells()
@@ -208,6 +223,32 @@ class WindowAttention(nn.Module):
         )
         if self.mutual:
             attended = torch.cat((self._attend_mutually(x_WnC, runs, masks), attended), dim=-1)
+        out: Tensor = self.proj(attended)
+        return out
+
+    def in_image(self, x_BDHWC: Tensor, window: Window, shift: Window) -> Tensor:
+        """`forward` for tokens in image order, `(B, D, H, W, C)` to the same, on a GPU.
+
+        Args:
+            x_BDHWC: whole windows along every axis.
+            window: the window, perhaps shortened in time.
+            shift: the shift of the windows.
+        """
+        from fedvsr.models._windows_triton import mutual_attention, window_attention
+
+        attended = window_attention(
+            self.qkv_self(x_BDHWC), self.relative_position_bias_table, window, shift
+        )
+        if self.mutual:
+            # Windows repeat: moving one is moving all.
+            place = self.position_bias.view(*window[1:], -1).roll(shift[1:], (0, 1))
+            batch, frames, height, width, channels = x_BDHWC.shape
+            rows, columns = height // window[1], width // window[2]
+            cells = x_BDHWC.reshape(batch, frames, rows, window[1], columns, window[2], channels)
+            qkv = self.qkv_mut((cells + place[:, None]).view_as(x_BDHWC))
+            attended = torch.cat(
+                (mutual_attention(qkv, self.heads, window, shift), attended), dim=-1
+            )
         out: Tensor = self.proj(attended)
         return out
 

@@ -6,9 +6,9 @@ window spans its whole stack, so shifts move it over rows and columns only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fedvsr.models._recompute import Kept, recompute
+from fedvsr.models._triton import constant_in_graphs, fused
 from fedvsr.models.spec import Checkpointing, Window
-
-_Function = TypeVar("_Function", bound=Callable[..., object])
 
 # Logits computed at once in the backward pass on a CPU; two arrays of this size fit in the caches.
 _CHUNK_LOGITS = 2**19
+# For each of a layer's two residual branches, the samples that keep it; None: all.
+Paths = tuple[Tensor | None, Tensor | None]
 # Added to the logits of two tokens that a cyclic shift brought together.
 SEPARATE = -100.0
 
@@ -61,23 +62,28 @@ class SwinLayer(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
-    def forward(self, x_GDHWC: Tensor, kept: Kept | None = None) -> Tensor:
+    def forward(self, x_GDHWC: Tensor, paths: Paths, kept: Kept | None = None) -> Tensor:
         """`(G, D, H, W, C)` to the same.
 
         H and W may be any: windows are padded with zeros after the LayerNorm.
+
+        Args:
+            x_GDHWC: the input.
+            paths: see `draw_paths`.
+            kept: see `recompute`.
         """
         if self.checkpointing == "attention":
             attended = recompute(self._attend, x_GDHWC)
         else:
             attended = self._attend(x_GDHWC, kept)
-        x = x_GDHWC + drop_path(attended, self.drop_path, self.training)
+        x = x_GDHWC + drop_path(attended, self.drop_path, paths[0])
         hidden = self.mlp.fc1(self.norm2(x))
         if self.checkpointing == "blocks":
             # The whole block is recomputed already.
-            return x + drop_path(self.mlp.rest(hidden), self.drop_path, self.training)
+            return x + drop_path(self.mlp.rest(hidden), self.drop_path, paths[1])
         # The GELU is cheap to recompute and wide to keep.
         residual = recompute(self.mlp.rest, hidden)
-        return x + drop_path(residual, self.drop_path, self.training)
+        return x + drop_path(residual, self.drop_path, paths[1])
 
     def _attend(self, x: Tensor, kept: Kept | None = None) -> Tensor:
         stacks, depth, height, width, channels = x.shape
@@ -87,6 +93,8 @@ class SwinLayer(nn.Module):
         padded = (rows * wh - height, columns * ww - width)
         if any(padded):
             x = F.pad(x, (0, 0, 0, padded[1], 0, padded[0]))
+        if fused(x):
+            return self.attn.in_image(x, self.window, (0, *self.shift))[:, :, :height, :width]
         masks: Tensor | None = None
         if any(self.shift):
             x = x.roll((-self.shift[0], -self.shift[1]), (2, 3))
@@ -101,19 +109,38 @@ class SwinLayer(nn.Module):
         return x[:, :, :height, :width]
 
 
-def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
-    """In training, zero the residual branch of some samples and scale up the others.
+def draw_paths(x: Tensor, rates: Sequence[float], training: bool) -> list[Paths]:
+    """Choose the samples that keep each residual branch of layers, for `drop_path`.
+
+    A function that the backward pass calls again must not draw: its second call would have to
+    restore the state of the generator, which no CUDA graph can.
+
+    Args:
+        x: the input, samples along the first axis.
+        rates: probability to drop a sample's branch, for each layer.
+        training: whether the network trains.
+
+    Returns:
+        Twice per layer, 1 for samples that keep the branch and 0 for others, in the shape of `x`
+        but for lengths of 1; None if all keep it.
+    """
+    shape = (len(x), *(1,) * (x.dim() - 1))
+
+    def draw(rate: float) -> Tensor | None:
+        return x.new_empty(shape).bernoulli_(1.0 - rate) if training and rate > 0 else None
+
+    return [(draw(rate), draw(rate)) for rate in rates]
+
+
+def drop_path(branch: Tensor, rate: float, kept: Tensor | None) -> Tensor:
+    """Zero the residual branch of some samples and scale up the others.
 
     Args:
         branch: samples along the first axis.
         rate: probability to zero a sample.
-        training: whether the network trains; otherwise `branch` is returned.
+        kept: see `draw_paths`; None returns `branch`.
     """
-    if not training or rate == 0:
-        return branch
-    keep = 1.0 - rate
-    kept = branch.new_empty(len(branch), *(1,) * (branch.dim() - 1)).bernoulli_(keep)
-    return branch * (kept / keep)
+    return branch if kept is None else branch * (kept.to(branch.dtype) / (1.0 - rate))
 
 
 class SwinLayers(nn.Sequential):
@@ -122,17 +149,18 @@ class SwinLayers(nn.Sequential):
     def __init__(self, layers: Sequence[SwinLayer]) -> None:
         super().__init__(*layers)
         self.whole = any(layer.checkpointing == "blocks" for layer in layers)
-        self.random = any(layer.drop_path > 0 for layer in layers)
+        self.drop_rates = [layer.drop_path for layer in layers]
 
     def forward(self, x_GDHWC: Tensor) -> Tensor:
         """`(G, D, H, W, C)` to the same."""
+        paths = draw_paths(x_GDHWC, self.drop_rates, self.training)
         if self.whole:
-            return recompute(self._run, x_GDHWC, self.random)
-        return self._run(x_GDHWC)
+            return recompute(partial(self._run, paths), x_GDHWC)
+        return self._run(paths, x_GDHWC)
 
-    def _run(self, x: Tensor, kept: Kept | None = None) -> Tensor:
-        for layer in self:
-            x = layer(x, kept)
+    def _run(self, paths: list[Paths], x: Tensor, kept: Kept | None = None) -> Tensor:
+        for layer, path in zip(self, paths, strict=True):
+            x = layer(x, path, kept)
         return x
 
 
@@ -170,6 +198,15 @@ class WindowAttention(nn.Module):
             attended = _edgewise(qkv, bias, masks, kept)
         out_GRCnC: Tensor = self.proj(attended)
         return out_GRCnC
+
+    def in_image(self, x_GDHWC: Tensor, window: Window, shift: Window) -> Tensor:
+        """`forward` for tokens in image order, `(G, D, H, W, C)` to the same, on a GPU."""
+        from fedvsr.models._windows_triton import window_attention
+
+        qkv = self.get_submodule(self.qkv_name)(x_GDHWC)
+        attended = window_attention(qkv, self.relative_position_bias_table, window, shift)
+        out_GDHWC: Tensor = self.proj(attended)
+        return out_GDHWC
 
 
 def _edgewise(qkv_GRCn: Tensor, bias: Tensor, masks: Tensor, kept: Kept | None) -> Tensor:
@@ -289,16 +326,6 @@ def _by_head(x_MnC: Tensor, heads: int) -> Tensor:
     """Float32 `(heads, M, n, C / heads)`, contiguous."""
     parts = torch.unflatten(x_MnC, -1, (heads, -1)).permute(2, 0, 1, 3)
     return parts.float().contiguous()
-
-
-def constant_in_graphs(function: _Function) -> _Function:
-    """Mark a function whose result a compiled graph may hold as a constant.
-
-    `torch.compiler.assume_constant_result` sets the same attribute, but imports `torch._dynamo` for
-    that: a CPU second or more in every process that builds a network, compiled or not.
-    """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
 
 
 def relative_position_index(window: Window) -> Tensor:

@@ -10,13 +10,8 @@ channels lie last in memory. G deformable groups, P taps. Flows are (dx, dy) in 
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import sysconfig
 from collections.abc import Sequence
-from functools import lru_cache, partial
-from importlib.util import find_spec
-from pathlib import Path
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +20,8 @@ from torch import Tensor, nn
 from fedvsr.models._flow import SpyNet, compose, flow_warp
 from fedvsr.models._frames import FrameConv, per_frame
 from fedvsr.models._recompute import recompute_plain
-from fedvsr.models._windows import Mlp, SwinLayer, SwinLayers, constant_in_graphs
+from fedvsr.models._triton import fused
+from fedvsr.models._windows import Mlp, SwinLayer, SwinLayers
 from fedvsr.models.rvrt import CLIP, Config, spec
 from fedvsr.models.spec import Window
 
@@ -346,11 +342,11 @@ def guided_attention(q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int) 
     Returns:
         `(N, C, H, W)`, float32.
     """
-    if q.is_cuda and _triton_serves(q.device):
+    if fused(q):
         from fedvsr.models.rvrt import _guided_triton
 
-        fused: Tensor = _guided_triton.guided_attention(q, k, v, grid, heads)
-        return fused
+        attended: Tensor = _guided_triton.guided_attention(q, k, v, grid, heads)
+        return attended
     q, k, v = (x.contiguous() for x in (q, k, v))
     count, channels, _, width = q.shape
     key_groups = grid.shape[2] // 2
@@ -371,22 +367,9 @@ def guided_attention(q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int) 
             strict=True,
         )
         attend = partial(_attend, unit * heads // channels)
-        attended = [recompute_plain(attend, k_u, v_u, *part) for part in parts]
-        outs.append(torch.cat(attended, dim=2))
+        parts_out = [recompute_plain(attend, k_u, v_u, *part) for part in parts]
+        outs.append(torch.cat(parts_out, dim=2))
     return torch.cat(outs, dim=1)
-
-
-@constant_in_graphs
-@lru_cache(maxsize=16)
-def _triton_serves(device: torch.device) -> bool:
-    """Whether Triton is installed and can compile for a GPU.
-
-    Its launcher also needs a C compiler and Python's headers, which some machines lack.
-    """
-    headers = Path(sysconfig.get_path("include", "posix_prefix"), "Python.h")
-    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    ready = find_spec("triton") is not None and compiler is not None and headers.exists()
-    return ready and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def _attend(

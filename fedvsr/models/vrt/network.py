@@ -20,7 +20,7 @@ from fedvsr.models._deform import deform_conv3x3
 from fedvsr.models._flow import SpyNet, compose, flow_warp
 from fedvsr.models._frames import FrameConv
 from fedvsr.models._recompute import Kept, recompute
-from fedvsr.models._windows import drop_path
+from fedvsr.models._windows import Paths, draw_paths, drop_path
 from fedvsr.models.spec import Checkpointing, Window
 from fedvsr.models.vrt import NUM_STAGES, Config, spec
 
@@ -316,6 +316,7 @@ class _Group(nn.Module):
         super().__init__()
         self.window = window
         self.whole = config.checkpointing == "blocks"
+        self.drop_rates = rates
         hidden = int(channels * config.mlp_ratio)
         self.blocks = nn.ModuleList(
             _Block(channels, window, heads, hidden, mutual, rate, config.checkpointing)
@@ -325,17 +326,18 @@ class _Group(nn.Module):
     def forward(self, x_BTHWC: Tensor) -> Tensor:
         # Recomputes the whole group: inputs of single blocks, scattered in memory, would keep the C
         # allocator from reusing the space between them.
+        paths = draw_paths(x_BTHWC, self.drop_rates, self.training)
         if self.whole:
-            return recompute(self._run, x_BTHWC, self.training)
-        return self._run(x_BTHWC)
+            return recompute(partial(self._run, paths), x_BTHWC)
+        return self._run(paths, x_BTHWC)
 
-    def _run(self, x_BTHWC: Tensor, _kept: Kept | None = None) -> Tensor:
+    def _run(self, paths: list[Paths], x_BTHWC: Tensor, _kept: Kept | None = None) -> Tensor:
         _, frames, height, width, _ = x_BTHWC.shape
         d, h, w = self.window
         for i, block in enumerate(self.blocks):
             shift = (d // 2, h // 2, w // 2) if i % 2 else (0, 0, 0)
             plan = window_plan((frames, height, width), self.window, shift, x_BTHWC.device)
-            x_BTHWC = block(x_BTHWC, plan)
+            x_BTHWC = block(x_BTHWC, plan, paths[i])
         return x_BTHWC
 
 
@@ -360,17 +362,16 @@ class _Block(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = GatedMlp(channels, hidden, channels, checkpointing != "none")
 
-    def forward(self, x_BTHWC: Tensor, plan: WindowPlan) -> Tensor:
+    def forward(self, x_BTHWC: Tensor, plan: WindowPlan, paths: Paths) -> Tensor:
         if self.checkpointing == "attention":
             branch = recompute(partial(self._attend, plan), x_BTHWC)
         else:
             branch = self._attend(plan, x_BTHWC)
-        x = x_BTHWC + drop_path(branch, self.drop_rate, self.training)
-        return x + drop_path(self.mlp(self.norm2(x)), self.drop_rate, self.training)
+        x = x_BTHWC + drop_path(branch, self.drop_rate, paths[0])
+        return x + drop_path(self.mlp(self.norm2(x)), self.drop_rate, paths[1])
 
     def _attend(self, plan: WindowPlan, x_BTHWC: Tensor, kept: Kept | None = None) -> Tensor:
-        windows = plan.partition(self.norm1(x_BTHWC))
-        return plan.join(self.attn(windows, plan.groups, kept))
+        return plan.attend(self.attn, self.norm1(x_BTHWC), kept)
 
 
 class _PackCells(nn.Module):

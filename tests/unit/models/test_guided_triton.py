@@ -19,6 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedvsr.models import _triton
 from fedvsr.models.rvrt import network
 from tests.unit.models import test_rvrt
 
@@ -175,7 +176,7 @@ def test_golden(interpreted):
     ],
 )
 def test_equals_the_pytorch_path_on_a_gpu(case):
-    assert network._triton_serves(torch.device("cuda"))
+    assert _triton.triton_serves(torch.device("cuda"))
     want = results(network.guided_attention, case)
     differences = errors(want, results(network.guided_attention, case, "cuda"))
     assert max(differences.values()) < max(1e-5, BOUNDS[case.dtype]), differences
@@ -184,7 +185,7 @@ def test_equals_the_pytorch_path_on_a_gpu(case):
 def test_a_gpu_uses_the_kernels(monkeypatch):
     from fedvsr.models.rvrt import _guided_triton
 
-    monkeypatch.setattr(network, "_triton_serves", lambda device: device == "cuda:1")
+    monkeypatch.setattr(_triton, "triton_serves", lambda device: device == "cuda:1")
     monkeypatch.setattr(_guided_triton, "guided_attention", lambda *args: args)
     q = mock.Mock(is_cuda=True, device="cuda:1")
     assert network.guided_attention(q, "k", "v", "grid", 4) == (q, "k", "v", "grid", 4)
@@ -206,14 +207,14 @@ def test_triton_needs_a_compiler_headers_and_a_recent_gpu(missing, serves, tmp_p
     if missing != "headers":
         (tmp_path / "Python.h").touch()
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(network, "find_spec", lambda name: None if missing == name else "found")
+    monkeypatch.setattr(_triton, "find_spec", lambda name: None if missing == name else "found")
     monkeypatch.setattr("shutil.which", lambda name: None if missing == "gcc" else name)
     monkeypatch.setattr("sysconfig.get_path", lambda *names: str(tmp_path))
     capability = (6, 1) if missing == "capability" else (7, 5)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
-    network._triton_serves.cache_clear()
-    assert network._triton_serves(torch.device("cuda")) == serves
-    network._triton_serves.cache_clear()
+    _triton.triton_serves.cache_clear()
+    assert _triton.triton_serves(torch.device("cuda")) == serves
+    _triton.triton_serves.cache_clear()
 
 
 # The paper's heads and groups; heads across groups, whose channels have their own positions.

@@ -13,7 +13,7 @@ from torch import nn
 from fedvsr import models
 from fedvsr.lookup import names
 from fedvsr.models import tiny
-from fedvsr.models._windows import constant_in_graphs
+from fedvsr.models._triton import constant_in_graphs
 
 
 def modules_after(program: str) -> set[str]:

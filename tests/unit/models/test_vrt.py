@@ -266,10 +266,28 @@ def test_drop_rates_rise_and_start_over_in_the_second_group():
 
 def test_drop_path_keeps_the_mean():
     torch.manual_seed(0)
-    dropped = _windows.drop_path(torch.ones(20_000, 1, 1, 1, 1), 0.25, training=True)
+    ones = torch.ones(20_000, 1, 1, 1, 1)
+    ((kept, again),) = _windows.draw_paths(ones, [0.25], training=True)
+    assert kept is not None
+    assert again is not None
+    assert not torch.equal(kept, again)
+    dropped = _windows.drop_path(ones, 0.25, kept)
     assert set(dropped.unique().tolist()) == {0.0, float(torch.tensor(1.0) / 0.75)}
     assert abs(dropped.mean() - 1) < 0.02
-    assert torch.equal(_windows.drop_path(dropped, 0.25, training=False), dropped)
+    assert _windows.draw_paths(ones, [0.25], training=False) == [(None, None)]
+    assert _windows.draw_paths(ones, [0.0], training=True) == [(None, None)]
+    assert _windows.drop_path(dropped, 0.25, None) is dropped
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_drop_path_draws_the_same_in_each_precision(dtype):
+    results = []
+    for x in (torch.ones(64, 1), torch.ones(64, 1, dtype=dtype)):
+        torch.manual_seed(0)
+        results.append(_windows.draw_paths(x, [0.1, 0.2], training=True))
+    for (a, b), (c, d) in zip(*results, strict=True):
+        assert torch.equal(a, c.float())
+        assert torch.equal(b, d.float())
 
 
 def test_clips_of_a_batch_do_not_mix():
