@@ -195,7 +195,10 @@ def _resize_flow(flow: Tensor, height: int, width: int) -> Tensor:
     if (old_height, old_width) == (height, width):
         return flow
     flow = F.interpolate(flow, (height, width), mode="bilinear", align_corners=False)
-    return flow * flow.new_tensor([width / old_width, height / old_height]).view(2, 1, 1)
+    # Numbers, not a tensor, which would be copied to the device.
+    return torch.stack(
+        (flow[:, 0] * (width / old_width), flow[:, 1] * (height / old_height)), dim=1
+    )
 
 
 def load_flow_weights(module: nn.Module, path: str | Path) -> None:

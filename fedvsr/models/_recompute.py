@@ -40,21 +40,19 @@ class Kept:
         return self.outputs[(self.read - 1) % len(self.outputs)]
 
 
-def recompute(
-    function: Callable[[Tensor, Kept | None], Tensor], x: Tensor, random: bool = False
-) -> Tensor:
+def recompute(function: Callable[[Tensor, Kept | None], Tensor], x: Tensor) -> Tensor:
     """Call `function`, and call it again in the backward pass instead of keeping its inner values.
 
     Args:
         function: maps a tensor to a tensor. It may pass its second argument to `biased_attention`,
-            whose outputs are then kept on CPUs: they are small, but slow to compute.
+            whose outputs are then kept on CPUs: they are small, but slow to compute. It must not
+            draw random numbers, because the second call would draw others.
         x: the first argument of `function`.
-        random: whether `function` draws random numbers; the second call then draws the same ones.
     """
     if not torch.is_grad_enabled():
         return function(x, None)
     kept = Kept() if x.is_cpu and not torch.compiler.is_compiling() else None
-    out: Tensor = checkpoint(function, x, kept, use_reentrant=False, preserve_rng_state=random)
+    out: Tensor = checkpoint(function, x, kept, use_reentrant=False, preserve_rng_state=False)
     if kept:
         kept.close()
     return out
