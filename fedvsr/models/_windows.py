@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fedvsr.models._norm import LayerNorm
 from fedvsr.models._recompute import Kept, recompute
 from fedvsr.models._triton import constant_in_graphs, fused
 from fedvsr.models.spec import Checkpointing, Window
@@ -57,9 +58,9 @@ class SwinLayer(nn.Module):
         self.shift = (window[1] // 2, window[2] // 2) if shifted else (0, 0)
         self.drop_path = drop_path
         self.checkpointing = checkpointing
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = LayerNorm(dim)
         self.attn = WindowAttention(dim, window, heads, qkv_name)
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
     def forward(self, x_GDHWC: Tensor, paths: Paths, kept: Kept | None = None) -> Tensor:

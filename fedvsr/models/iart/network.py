@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fedvsr.models._flow import SpyNet, compose
 from fedvsr.models._frames import per_frame
+from fedvsr.models._norm import LayerNorm
 from fedvsr.models._windows import SwinLayer, SwinLayers, WindowAttention
 from fedvsr.models.iart import Config, spec
 from fedvsr.models.spec import Window
@@ -151,13 +152,13 @@ class _Cell(nn.Module):
         dim = config.embed_dim
         self.conv_first = _conv(3, dim)
         self.conv_first_feat = _conv(_WIDTH, dim)
-        self.patch_embed = nn.ModuleDict({"norm": nn.LayerNorm(dim)})
+        self.patch_embed = nn.ModuleDict({"norm": LayerNorm(dim)})
         drops = torch.linspace(0, config.drop_path_rate, sum(config.depths), device="cpu").tolist()
         self.layers = nn.ModuleList()
         for depth, heads in zip(config.depths, config.num_heads, strict=True):
             self.layers.append(_Group(config, heads, drops[:depth]))
             drops = drops[depth:]
-        self.norm = nn.LayerNorm(dim)
+        self.norm = LayerNorm(dim)
         self.conv_after_body = _conv(dim, dim)
         self.conv_before_upsample = _conv(dim, _WIDTH)
         for module in self.modules():

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from fedvsr.models._flow import SpyNet, compose, flow_warp
 from fedvsr.models._frames import FrameConv, per_frame
+from fedvsr.models._norm import LayerNorm
 from fedvsr.models._recompute import recompute_plain
+from fedvsr.models._sampling import grid_sample
 from fedvsr.models._triton import fused
 from fedvsr.models._windows import Mlp, SwinLayer, SwinLayers
 from fedvsr.models.rvrt import CLIP, Config, spec
@@ -186,9 +188,9 @@ class _Stage(nn.Module):
         self.main = nn.ModuleDict(
             {
                 "1": FrameConv(inputs, dim, 3),
-                "3": nn.LayerNorm(dim),
+                "3": LayerNorm(dim),
                 "5": groups,
-                "7": nn.LayerNorm(dim),
+                "7": LayerNorm(dim),
             }
         )
 
@@ -342,7 +344,8 @@ def guided_attention(q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int) 
     Returns:
         `(N, C, H, W)`, float32.
     """
-    if fused(q):
+    # The kernels' gradients are summed in no fixed order.
+    if fused(q) and not torch.are_deterministic_algorithms_enabled():
         from fedvsr.models.rvrt import _guided_triton
 
         attended: Tensor = _guided_triton.guided_attention(q, k, v, grid, heads)
@@ -388,5 +391,5 @@ def _sample(x: Tensor, grid: Tensor, heads: int) -> Tensor:
     """Read `(N, c, H, W)` at `(N, 2, g, P, h, W, 2)`: N, frame, head, channel, P, h, W."""
     count, frames, groups, places, rows, width, _ = grid.shape
     both = torch.stack((x, _swap(x)), dim=1).reshape(-1, x.shape[1] // groups, *x.shape[2:])
-    sampled = F.grid_sample(both, grid.reshape(-1, places * rows, width, 2), align_corners=True)
-    return sampled.view(count, frames, heads, -1, places, rows, width)
+    sampled = grid_sample(both, grid.reshape(-1, places * rows, width, 2))
+    return sampled.reshape(count, frames, heads, -1, places, rows, width)

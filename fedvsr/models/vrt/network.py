@@ -19,6 +19,7 @@ from fedvsr.models._attention import GatedMlp, WindowAttention, WindowPlan, wind
 from fedvsr.models._deform import deform_conv3x3
 from fedvsr.models._flow import SpyNet, compose, flow_warp
 from fedvsr.models._frames import FrameConv
+from fedvsr.models._norm import LayerNorm
 from fedvsr.models._recompute import Kept, recompute
 from fedvsr.models._windows import Paths, draw_paths, drop_path
 from fedvsr.models.spec import Checkpointing, Window
@@ -52,11 +53,11 @@ class Model(nn.Module):
         ]
         for i in range(NUM_STAGES):
             self.add_module(f"stage{i + 1}", _Stage(config, i, by_depth[i]))
-        widen = nn.Sequential(nn.Identity(), nn.LayerNorm(channels), nn.Linear(channels, width))
+        widen = nn.Sequential(nn.Identity(), LayerNorm(channels), nn.Linear(channels, width))
         self.stage8 = nn.ModuleList([widen])
         for i in range(NUM_STAGES, len(config.depths)):
             self.stage8.append(_FinalGroup(config, i, by_depth[i]))
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
         self.conv_after_body = nn.Linear(width, channels)
         self.conv_before_upsample = nn.Sequential(
             FrameConv(channels, _UPSAMPLE_WIDTH, 3), nn.LeakyReLU(0.01, inplace=True)
@@ -159,12 +160,12 @@ class _Stage(nn.Module):
         scale = _STAGE_SCALES[index]
         before = _STAGE_SCALES[index - 1] if index else 0
         if scale == before:
-            self.reshape = nn.Sequential(nn.Identity(), nn.LayerNorm(channels))
+            self.reshape = nn.Sequential(nn.Identity(), LayerNorm(channels))
         else:
             inputs = 4 * channels if scale > before else channels // 4
             self.reshape = nn.Sequential(
                 _PackCells() if scale > before else _SpreadCells(),
-                nn.LayerNorm(inputs),
+                LayerNorm(inputs),
                 nn.Linear(inputs, channels),
             )
         lean = config.checkpointing == "attention"
@@ -357,9 +358,9 @@ class _Block(nn.Module):
         super().__init__()
         self.drop_rate = drop_rate
         self.checkpointing = checkpointing
-        self.norm1 = nn.LayerNorm(channels)
+        self.norm1 = LayerNorm(channels)
         self.attn = WindowAttention(channels, window, heads, mutual)
-        self.norm2 = nn.LayerNorm(channels)
+        self.norm2 = LayerNorm(channels)
         self.mlp = GatedMlp(channels, hidden, channels, checkpointing != "none")
 
     def forward(self, x_BTHWC: Tensor, plan: WindowPlan, paths: Paths) -> Tensor:
