@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
-import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
+from fedvsr import yaml12
 from fedvsr.algorithms import build
 from fedvsr.data.config import DataConfig
 from fedvsr.errors import UserError
@@ -20,12 +22,14 @@ from fedvsr.federation.privacy import require_private
 from fedvsr.federation.sampling import FederationConfig
 from fedvsr.inference.config import EvaluationConfig
 from fedvsr.lookup import did_you_mean, load, names
-from fedvsr.section import Section, Unused, show
+from fedvsr.section import NAME, Section, Unused, short, show
 from fedvsr.training.config import LocalConfig
 from fedvsr.training.requirements import require_features, require_sample
 from fedvsr.training.updates import UpdateConfig
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
     from fedvsr.algorithms.base import AlgorithmConfig
     from fedvsr.models.spec import ModelConfig
 
@@ -48,6 +52,10 @@ _NAMED = ("model", "algorithm")
 _SHARED = ("size",)
 # Settings of `federation` about choosing among clients, which pooled training has one of.
 _OF_COHORTS = ("sampling", "num_candidates", "offline_probability", "min_updates")
+_TYPE = re.compile(r"bool|int|float|str|.*\[.*\]")
+_MAX_EXTENDED = 20
+# Characters of a dotted key; the longest one has 40.
+_MAX_KEY = 200
 
 
 class CheckpointConfig(Section):
@@ -60,7 +68,7 @@ class ExperimentConfig(Section):
     """A whole experiment. Equal settings and seeds give equal numbers."""
 
     name: str = Field(
-        "experiment", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="First part of the run's id."
+        "experiment", pattern=NAME, max_length=64, description="First part of the run's id."
     )
     description: str = Field("", description="The experiment's purpose, in one line.")
     seed: int = Field(0, ge=0, lt=2**63, description="Root of every random draw.")
@@ -162,7 +170,7 @@ class ExperimentConfig(Section):
 
     def to_yaml(self) -> str:
         """The configuration as YAML that `load_config` reads."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
+        return yaml12.dump(self.model_dump(mode="json"))
 
 
 class _ModelAlone(Section):
@@ -233,22 +241,18 @@ def explain(error: ValidationError, has_overrides: bool = True) -> str:
         has_overrides: whether `--set` can give these settings.
     """
     errors = error.errors()
-    first = errors[0]
-    loc = [str(part) for part in first["loc"]]
-    if len(loc) > 1 and loc[0] in _NAMED and first["type"] != "union_tag_invalid":
-        # pydantic puts the chosen name between a section and its key.
-        loc = [loc[0], *loc[2:]] if loc[1] in names(f"fedvsr.{loc[0]}s") else loc
-    path, message = ".".join(loc), first["msg"]
-    if first["type"] == "unknown_setting":
+    first, path = errors[0], _path(errors[0])
+    message = first["msg"]
+    if first["type"] in ("unknown_setting", "not_a_number"):
         text = f"{path}.{message}" if path else message
     elif first["type"] == "union_tag_invalid":
-        tag, known = str(first["ctx"]["tag"]), names(f"fedvsr.{loc[0]}s")
+        tag, known = short(first["ctx"]["tag"], quoted=False), names(f"fedvsr.{path}s")
         text = (
-            f"{path}.name = {tag} is not one of the {loc[0]}s{did_you_mean(tag, known)} "
+            f"{path}.name = {tag} is not one of the {path}s{did_you_mean(tag, known)} "
             f"(there are: {', '.join(known)})"
         )
     elif first["type"] == "union_tag_not_found":
-        text = f"{path}.name is missing (there are: {', '.join(names(f'fedvsr.{loc[0]}s'))})"
+        text = f"{path}.name is missing (there are: {', '.join(names(f'fedvsr.{path}s'))})"
     elif first["type"] == "missing":
         text = f"{path} is missing: give it in the file"
         text += f", or by --set {path}=..." if has_overrides else ""
@@ -256,11 +260,35 @@ def explain(error: ValidationError, has_overrides: bool = True) -> str:
         message = message.removeprefix("Value error, ")
         text = message if message.startswith(path) or not path else f"{path}: {message}"
     else:
-        text = f"{path} = {first['input']!r}: {message[:1].lower()}{message[1:]}"
-    return text + _and_more(errors)
+        # A field of several types has an error for each.
+        reasons = dict.fromkeys(_reason(error) for error in errors if _path(error) == path)
+        text = f"{path} = {short(first['input'])}: {' or '.join(reasons)}"
+    return text + _and_more({_path(error): error for error in errors})
 
 
-def _and_more(errors: Sequence[object]) -> str:
+def _path(error: ErrorDetails) -> str:
+    """The dotted key of the setting that an error is about."""
+    loc = [str(part) for part in error["loc"]]
+    if len(loc) > 1 and loc[0] in _NAMED and loc[1] in names(f"fedvsr.{loc[0]}s"):
+        # pydantic puts the chosen name between a section and its key.
+        del loc[1]
+    # Of a field with several types, it puts in the type that did not fit.
+    return ".".join(part for part in loc if not _TYPE.fullmatch(part))
+
+
+def _reason(error: ErrorDetails) -> str:
+    """What is wrong with a value."""
+    if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] == NAME:
+        return "give letters, digits, _, . and -, the first of them a letter, a digit or _"
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return "give settings in it, as {key: value}"
+    message = error["msg"]
+    if error["type"] == "string_type" and isinstance(error["input"], int | float):
+        message += "; write it in quotes"
+    return f"{message[:1].lower()}{message[1:]}"
+
+
+def _and_more(errors: Sized) -> str:
     return f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
 
 
@@ -322,10 +350,30 @@ def _extended(source: str) -> tuple[dict[str, Any], set[str]]:
     Returns:
         The settings, and the dotted keys that the file itself sets; none for a preset.
     """
-    settings = _read(source)
-    base = settings.pop("extends", None)
-    explicit = set(_keys(settings)) if _is_file(source) else set[str]()
-    return (settings if base is None else _merge(_extended(str(base))[0], settings)), explicit
+    chain, layers = [source], [_read(source)]
+    while (base := layers[-1].pop("extends", None)) is not None:
+        if not isinstance(base, str):
+            raise UserError(f"{chain[-1]}: extends = {short(base)} is not a preset or a .yaml file")
+        chain.append(base)
+        if _same_file(base, chain[:-1]):
+            raise UserError(f"{source} extends itself: {' -> '.join(chain)}; break the circle")
+        if len(chain) > _MAX_EXTENDED:
+            raise UserError(f"{source} extends {_MAX_EXTENDED} files in a row; join some of them")
+        layers.append(_read(base))
+    explicit = set(_keys(layers[0])) if _is_file(source) else set[str]()
+    settings = layers.pop()
+    for changes in reversed(layers):
+        settings = _merge(settings, changes)
+    return settings, explicit
+
+
+def _same_file(source: str, others: Iterable[str]) -> bool:
+    """Whether a source is one of others, also by another name of the same file."""
+
+    def place(name: str) -> str:
+        return os.path.abspath(name) if _is_file(name) else name
+
+    return place(source) in map(place, others)
 
 
 def _is_file(source: str) -> bool:
@@ -335,28 +383,15 @@ def _is_file(source: str) -> bool:
 def _read(source: str) -> dict[str, Any]:
     """The settings of a preset or file as they are written."""
     if _is_file(source):
-        try:
-            text = Path(source).read_text()
-        except OSError as error:
-            raise UserError(f"{source} cannot be read: {error.strerror}") from None
-    else:
-        file = resources.files("fedvsr.presets") / f"{source}.yaml"
-        if not file.is_file():
-            known = _preset_names()
-            raise UserError(
-                f"{source!r} is neither a preset{did_you_mean(source, known)} nor a .yaml file "
-                f"(presets: {', '.join(known)})"
-            )
-        text = file.read_text()
-    try:
-        settings = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{source}{line} is not valid YAML") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"{source} holds no settings")
-    return settings
+        return yaml12.load_file(Path(source))
+    known = _preset_names()
+    if source not in known:
+        raise UserError(
+            f"{short(source)} is neither a preset nor a .yaml file{did_you_mean(source, known)} "
+            f"(presets: {', '.join(known)})"
+        )
+    with resources.as_file(resources.files("fedvsr.presets") / f"{source}.yaml") as path:
+        return yaml12.load_file(path)
 
 
 def _preset_names() -> list[str]:
@@ -371,12 +406,9 @@ def parse_override(override: str) -> tuple[str, Any]:
         UserError: it has another form, or the value is not YAML.
     """
     key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"--set {override!r} is not of the form section.key=value")
-    try:
-        return key, yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"--set {key}: {text!r} is not a valid value") from None
+    if not equals or not key or len(key) > _MAX_KEY:
+        raise UserError(f"--set {short(override)} is not of the form section.key=value")
+    return key, yaml12.load(text, f"--set {short(override, quoted=False)}")
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

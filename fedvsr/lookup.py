@@ -6,6 +6,7 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Iterable
+from functools import lru_cache
 from types import ModuleType
 
 from fedvsr.errors import UserError
@@ -18,12 +19,14 @@ def names(package: str) -> list[str]:
 
     Modules with a leading underscore, `base` and `spec` are shared by them and left out.
     """
+    return list(_names(package))
+
+
+@lru_cache
+def _names(package: str) -> tuple[str, ...]:
     path = importlib.import_module(package).__path__
-    return sorted(
-        m.name
-        for m in pkgutil.iter_modules(path)
-        if m.name not in _SHARED and not m.name.startswith("_")
-    )
+    found = (module.name for module in pkgutil.iter_modules(path))
+    return tuple(sorted(n for n in found if n not in _SHARED and not n.startswith("_")))
 
 
 def load(package: str, name: str) -> ModuleType:

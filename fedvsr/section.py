@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
 from fedvsr.lookup import did_you_mean
+
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
+"""What names a folder: neither hidden, nor `..`, nor like an option."""
+# Characters of a value in a message.
+_SHOWN = 80
 
 
 class OnlyWith:
@@ -56,14 +61,23 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_unknown(cls, values: Any) -> Any:
-        # Before pydantic's own check, whose message suggests nothing.
-        for key in values if isinstance(values, Mapping) else ():
+    def _refuse_mistakes(cls, values: Any) -> Any:
+        """Refuse what pydantic explains badly, unknown settings, or accepts: `lr: true` as 1."""
+        for key, value in values.items() if isinstance(values, Mapping) else ():
             if key not in cls.model_fields:
                 hint = did_you_mean(str(key), cls.model_fields)
                 hint = hint or f" (there are: {', '.join(cls.model_fields)})"
                 raise PydanticCustomError(
-                    "unknown_setting", "{key} is not a setting{hint}", {"key": key, "hint": hint}
+                    "unknown_setting",
+                    "{key} is not a setting{hint}",
+                    {"key": short(key, quoted=False) or "''", "hint": hint},
+                )
+            kinds = _kinds(cls.model_fields[key].annotation)
+            if kinds & {int, float} and not kinds & {bool, Any} and _has_bool(value):
+                raise PydanticCustomError(
+                    "not_a_number",
+                    "{key} = {value}: true and false are not numbers",
+                    {"key": key, "value": show(value)},
                 )
         return values
 
@@ -98,6 +112,23 @@ class NamedSection(Section):
     """The section of one network or algorithm, which `name` chooses."""
 
     name: str
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that an annotation is made of, such as int and None for `int | None`."""
+    return {annotation}.union(*map(_kinds, get_args(annotation)))
+
+
+def _has_bool(value: object) -> bool:
+    return isinstance(value, bool) or (
+        isinstance(value, list | tuple) and any(map(_has_bool, value))
+    )
+
+
+def short(value: object, *, quoted: bool = True) -> str:
+    """A value from outside as part of a message: on one line, and cut if it is long."""
+    text = repr(value) if quoted else " ".join(str(value).splitlines())
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 def show(value: object) -> str:

@@ -27,7 +27,8 @@ def filters(wavelet: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
     try:
         wave = pywt.Wavelet(wavelet)
-    except ValueError:
+    except (ValueError, TypeError):
+        # TypeError: an empty name.
         wave = None
     if wave is None or not wave.orthogonal:
         raise UserError(

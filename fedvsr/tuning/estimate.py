@@ -20,6 +20,9 @@ from fedvsr.tuning.expressions import evaluate
 from fedvsr.tuning.space import flat
 from fedvsr.tuning.sweep import SweepConfig, Trial
 
+# 30 years.
+_MAX_ROUND_S = 1e9
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -90,9 +93,15 @@ def fits(bundles: Iterable[Mapping[str, float]], total: Mapping[str, float]) -> 
 
 def _estimated(per_round: str | float, trial: Trial) -> float:
     try:
-        return evaluate(str(per_round), flat(trial.config.model_dump()))
+        seconds = evaluate(str(per_round), flat(trial.config.model_dump()))
     except UserError as error:
         raise UserError(f"estimate.gpu_seconds_per_round: {error}") from None
+    if not 0 <= seconds <= _MAX_ROUND_S:
+        raise UserError(
+            f"estimate.gpu_seconds_per_round = {seconds:g} in trial {trial.index} is not the time "
+            "of a round"
+        )
+    return seconds
 
 
 def _recorded(results: Path) -> dict[str, float]:

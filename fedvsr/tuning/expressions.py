@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
 
 from fedvsr.errors import UserError
 from fedvsr.lookup import did_you_mean
+from fedvsr.section import short
 
 _OPERATIONS: dict[type[ast.operator | ast.unaryop], Callable[..., float]] = {
     ast.Add: operator.add,
@@ -28,14 +30,19 @@ def evaluate(expression: str, values: Mapping[str, object]) -> float:
 
     Raises:
         UserError: the expression is not arithmetic, has a name that is unknown or not a number, or
-            divides by zero.
+            divides by zero, or the value is not finite.
     """
     try:
-        return tidy(_evaluate(_parse(expression), values))
+        value = tidy(_evaluate(_parse(expression), values))
+        if not math.isfinite(value):
+            raise OverflowError
     except ZeroDivisionError:
-        raise UserError(f"{expression!r} divides by zero") from None
+        raise UserError(f"{short(expression)} divides by zero") from None
+    except OverflowError:
+        raise UserError(f"{short(expression)} is beyond the largest number") from None
     except UserError as error:
-        raise UserError(f"{expression!r}: {error}") from None
+        raise UserError(f"{short(expression)}: {error}") from None
+    return value
 
 
 def names_in(expression: str) -> list[str]:
@@ -47,7 +54,7 @@ def names_in(expression: str) -> list[str]:
     try:
         return list(_names(_parse(expression)))
     except UserError as error:
-        raise UserError(f"{expression!r}: {error}") from None
+        raise UserError(f"{short(expression)}: {error}") from None
 
 
 def tidy(value: float) -> float:
@@ -60,7 +67,7 @@ def _parse(expression: str) -> ast.expr:
         raise UserError(f"is longer than {_MAX_CHARACTERS} characters")
     try:
         return ast.parse(expression.strip(), mode="eval").body
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
         raise UserError("is not arithmetic") from None
 
 

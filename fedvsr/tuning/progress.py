@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from fedvsr import yaml12
 from fedvsr.config import ExperimentConfig
 from fedvsr.files import replacing
 from fedvsr.runs.run import run_status
@@ -162,4 +161,4 @@ def _started_trials(runs: Path) -> list[tuple[int, Mapping[str, Value], Experime
 
 
 def _config(run: Path) -> ExperimentConfig:
-    return ExperimentConfig.model_validate(yaml.safe_load((run / "config.yaml").read_text()))
+    return ExperimentConfig.model_validate(yaml12.load_file(run / "config.yaml"))

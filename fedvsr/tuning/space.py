@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,12 +11,16 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from fedvsr.errors import UserError
-from fedvsr.section import Section
+from fedvsr.section import Section, short
 from fedvsr.tuning.expressions import tidy
 
 Value = bool | int | float | str
 """Value of a swept setting, or the name of a case."""
 
+MAX_TRIALS = 2_000
+"""Trials of a sweep, and values of one setting."""
+# Beyond it the distance of two bounds may be infinite.
+_MAX_BOUND = 1e300
 _KINDS = ("grid", "linspace", "uniform", "loguniform", "choice", "cases")
 
 
@@ -44,9 +49,13 @@ class Dimension(Section):
 
     @field_validator("grid", "choice", mode="before")
     @classmethod
-    def _read_numbers(cls, values: Any) -> Any:
-        """Read 1e-3 as a number: YAML takes it for text, and only 1.0e-3 for a number."""
-        return [_number(v) for v in values] if isinstance(values, list) else values
+    def _require_scalars(cls, values: Any) -> Any:
+        for value in values if isinstance(values, list) else ():
+            if not isinstance(value, Value):
+                raise UserError(
+                    f"{short(value)} is not a number, text or boolean; name lists and null by cases"
+                )
+        return values
 
     def model_post_init(self, _: object) -> None:
         """Check what concerns several fields at once."""
@@ -56,9 +65,17 @@ class Dimension(Section):
                 f"give one of {', '.join(_KINDS)}"
                 + (f", not {len(kinds)} ({', '.join(kinds)})" if kinds else "")
             )
-        if self.linspace and self.linspace[2] < 2:
-            raise UserError("linspace needs at least 2 values: [from, to, how many]")
+        if self.linspace and not 2 <= self.linspace[2] <= MAX_TRIALS:
+            raise UserError(
+                f"linspace needs at least 2 values and at most {MAX_TRIALS:,}: [from, to, how many]"
+            )
+        if self.linspace and self.linspace[0] == self.linspace[1]:
+            raise UserError("linspace needs two different ends: [from, to, how many]")
+        if twice := [value for value, count in Counter(self.grid or ()).items() if count > 1]:
+            raise UserError(f"grid has {twice[0]} more than once")
         bounds = self.uniform or self.loguniform
+        if any(abs(bound) > _MAX_BOUND for bound in (bounds or self.linspace or ())):
+            raise UserError(f"{kinds[0]}: a bound is beyond {_MAX_BOUND:g}")
         if bounds and not bounds[0] < bounds[1]:
             raise UserError(f"{kinds[0]} = {list(bounds)}: the first bound must be the lower one")
         if self.loguniform and self.loguniform[0] <= 0:
@@ -97,16 +114,6 @@ class Dimension(Section):
     def keys(self, key: str) -> list[str]:
         """All dotted keys that the values set; `key` is the dimension's name."""
         return [k for value in self.cases or [""] for k in self.settings(key, value)]
-
-
-def _number(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        number = float(value)
-    except ValueError:
-        return value
-    return number if math.isfinite(number) else value
 
 
 def flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:

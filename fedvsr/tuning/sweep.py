@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
+from fedvsr import yaml12
 from fedvsr.config import ExperimentConfig, explain, load_effective, parse_override
 from fedvsr.errors import UserError
 from fedvsr.files import replacing
 from fedvsr.lookup import did_you_mean
-from fedvsr.section import Section
+from fedvsr.section import NAME, Section, short
 from fedvsr.seeding import generator
 from fedvsr.tuning.expressions import evaluate, names_in
-from fedvsr.tuning.space import Dimension, Value, flat, nested
+from fedvsr.tuning.space import MAX_TRIALS, Dimension, Value, flat, nested
+from fedvsr.tuning.table import set_names
 
 # Draws without a new trial, after which the space counts as exhausted.
 _MAX_REDRAWS = 100
@@ -70,7 +72,10 @@ class SearcherConfig(Section):
         "need their package (extra `optuna` for optuna).",
     )
     num_samples: int = Field(
-        1, ge=1, description="grid: number of passes over the grid; others: number of trials."
+        1,
+        ge=1,
+        le=MAX_TRIALS,
+        description="grid: number of passes over the grid; others: number of trials.",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the random values.")
 
@@ -103,7 +108,7 @@ class SweepConfig(Section):
     """A sweep: an experiment, the settings that differ, and how the best is found."""
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9._-]{1,48}$", description="Name of the sweep and of its folder."
+        pattern=NAME, max_length=48, description="Name of the sweep and of its folder."
     )
     description: str = Field("", description="One line on the purpose of the sweep.")
     base: str = Field(description="A preset, or a YAML file beside this one.")
@@ -145,18 +150,25 @@ class SweepConfig(Section):
 
     def model_post_init(self, _: object) -> None:
         """Check what concerns several fields at once."""
+        self._require_keys()
         self._require_metric()
         self._require_searcher()
+        self._require_few_trials()
         if self.scheduler.name == "pbt":
             self._require_population()
         self._require_constraints()
+
+    def _require_keys(self) -> None:
+        for key in (*self.swept, *self.constraints, *flat(self.set)):
+            if not all(key.split(".")):
+                raise UserError(f"{short(key)} does not name a setting; write section.key")
 
     def _require_metric(self) -> None:
         if not re.fullmatch(r"psnr_db|ssim|loss|test/[^/]+/(psnr_db|ssim)", self.metric):
             hint = did_you_mean(self.metric, ("psnr_db", "ssim", "loss"))
             raise UserError(
-                f"metric = {self.metric} is not reported{hint} (there are: psnr_db, ssim, loss, "
-                "and of one test set test/NAME/psnr_db, test/NAME/ssim)"
+                f"metric = {short(self.metric)} is not reported{hint} (there are: psnr_db, ssim, "
+                "loss, and of one test set test/NAME/psnr_db, test/NAME/ssim)"
             )
 
     def _require_searcher(self) -> None:
@@ -175,6 +187,16 @@ class SweepConfig(Section):
             )
         if self.searcher.name == "bayesopt" and any(d.finite for d in self.space.values()):
             raise UserError("searcher.name = bayesopt takes only uniform and loguniform")
+
+    def _require_few_trials(self) -> None:
+        grid = [len(d.finite or []) for d in self.space.values() if not d.is_random]
+        points = math.prod(grid) if self.searcher.name == "grid" else 1
+        trials = points * self.searcher.num_samples * max(1, len(self.seeds))
+        if trials > MAX_TRIALS:
+            raise UserError(
+                f"the sweep has {trials:,} trials, more than {MAX_TRIALS:,}; draw some of "
+                "them with searcher.name = random"
+            )
 
     def _require_constraints(self) -> None:
         known = self.swept
@@ -244,16 +266,7 @@ def load_sweep(path: Path, overrides: Iterable[str] = (), name: str | None = Non
     Raises:
         UserError: the file cannot be read, or a key is missing, unknown or out of bounds.
     """
-    try:
-        settings = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" line {where.line + 1}" if where else ""
-        raise UserError(f"{path}{line} is not valid YAML") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"{path} holds no sweep")
+    settings = yaml12.load_file(path)
     settings |= {} if name is None else {"name": name}
     base = settings.get("base")
     if isinstance(base, str):
@@ -275,9 +288,8 @@ def load_sweep(path: Path, overrides: Iterable[str] = (), name: str | None = Non
 
 def save_sweep(config: SweepConfig, path: Path) -> None:
     """Write a sweep as a file from which `load_sweep` reads an equal one."""
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
     with replacing(path) as aside:
-        aside.write_text(text)
+        aside.write_text(yaml12.dump(config.model_dump(mode="json")))
 
 
 def expand(sweep: SweepConfig) -> list[Trial]:
@@ -334,10 +346,21 @@ def make_trial(sweep: SweepConfig, index: int, point: Mapping[str, Value]) -> Tr
         if sweep.executor == "serial":
             changes += ["cluster.slots=1", "cluster.gpu_share=0"]
         config, unused = load_effective(base, changes)
+        _require_test_set(sweep.metric, config)
         own = {*flat(sweep.set), *flat(settings)}
         return Trial(index, values, config, tuple(key for key in unused if key in own))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+
+
+def _require_test_set(metric: str, config: ExperimentConfig) -> None:
+    known = set_names(config)
+    _, _, name = metric.rpartition("/")[0].partition("/")
+    if name and name not in known:
+        raise UserError(
+            f"metric = {metric}, but no test set is called {name}{did_you_mean(name, known)} "
+            f"(there are: {', '.join(known)})"
+        )
 
 
 def any_trial(sweep: SweepConfig) -> Trial:
@@ -386,7 +409,7 @@ def _overrides(settings: Mapping[str, Any]) -> list[str]:
     A section is one override because a new `name` must come together with its settings.
     """
     return [
-        f"{key}={yaml.safe_dump(value, default_flow_style=True, width=10**6).strip()}"
+        f"{key}={yaml12.dump(value, flow=True).strip()}"
         for key, value in nested(flat(settings)).items()
     ]
 

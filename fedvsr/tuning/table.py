@@ -118,10 +118,20 @@ def newest_runs(runs: Path) -> dict[str, Path]:
 def sets_of(config: ExperimentConfig, split: Split) -> list[str]:
     """The test set of each test clip: its store's name; `held_out` or `reds4` if held out."""
     stores = {str(Path(name).expanduser().resolve()): name for name in config.data.test}
-    held_out = "reds4" if config.data.held_out == "reds4" else HELD_OUT
+    held_out = _held_out(config)
     return [
         Path(stores[clip.folder]).name if clip.folder in stores else held_out for clip in split.test
     ]
+
+
+def set_names(config: ExperimentConfig) -> list[str]:
+    """Names of the test sets of a configuration, as `sets_of` gives them."""
+    own = [_held_out(config)] if config.data.videos or config.data.held_out else []
+    return [*own, *(Path(name).name for name in config.data.test)]
+
+
+def _held_out(config: ExperimentConfig) -> str:
+    return "reds4" if config.data.held_out == "reds4" else HELD_OUT
 
 
 class Scores(TypedDict):

@@ -28,8 +28,8 @@ def load(folder: Path, settings: dict[str, Any], *overrides: str) -> SweepConfig
 
 def test_1e_3_is_read_as_a_number(tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
-    path.write_text("name: s\nbase: demo\nspace: {local.lr: {grid: [1e-3, 0.002, 2E-3]}}\n")
-    assert load_sweep(path).space["local.lr"].grid == [1e-3, 2e-3, 2e-3]
+    path.write_text("name: s\nbase: demo\nspace: {local.lr: {grid: [1e-3, 2E-3]}}\n")
+    assert load_sweep(path).space["local.lr"].grid == [1e-3, 2e-3]
 
 
 def test_a_grid_has_every_combination_in_order(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_saved_sweep_reads_the_same(tmp_path: Path) -> None:
         ({"space": {"local.lr": {"uniform": [1, 0]}}}, "the first bound must be the lower"),
         ({"space": {"local.lr": {"loguniform": [0, 1]}}}, "bounds above 0"),
         ({"space": {}}, "space = {}"),
-        ({"metric": "psnr"}, "metric = psnr is not reported; did you mean 'psnr_db'"),
+        ({"metric": "psnr"}, "metric = 'psnr' is not reported; did you mean 'psnr_db'"),
         ({"scheduler": {"name": "ahsa"}}, "scheduler.name = 'ahsa'"),
         ({"constraints": {"local.lr": "2 * algorithm.lamda_vsr"}}, "lamda_vsr is not swept; did"),
         ({"constraints": {"algorithm.lambda_vsr": "1"}}, "is in space too"),
@@ -216,5 +216,5 @@ def test_a_swept_setting_cannot_be_set_by_an_option(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         load_sweep(tmp_path / "nowhere.yaml")
     (tmp_path / "broken.yaml").write_text("a: [")
-    with pytest.raises(UserError, match="line 1 is not valid YAML"):
+    with pytest.raises(UserError, match=r"broken\.yaml is not valid YAML"):
         load_sweep(tmp_path / "broken.yaml")
