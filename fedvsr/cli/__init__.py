@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import errno
 import sys
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fedvsr import __version__
 from fedvsr.cli import data, doctor, frames, jobs, report, results, run, settings, tune
-from fedvsr.cli.common import say
+from fedvsr.cli.common import plain_console, say
 from fedvsr.environment import let_threads_sleep
 from fedvsr.errors import UserError
 from fedvsr.files import DISK_FULL
 
 # Commands import the modules that load torch, Ray or pandas themselves: `--help` stays quick.
+
+# What to do about an error of a path that a user has given.
+_CHECK, _CHOOSE = "check its permissions", "choose another place"
+_OF_PATHS = {
+    errno.EACCES: _CHECK,
+    errno.EPERM: _CHECK,
+    errno.EROFS: _CHOOSE,
+    errno.ENOTDIR: _CHOOSE,
+    errno.EISDIR: _CHOOSE,
+    errno.EEXIST: _CHOOSE,
+    errno.ENAMETOOLONG: _CHOOSE,
+    errno.ELOOP: _CHOOSE,
+}
 
 app = typer.Typer(
     name="fedvsr",
@@ -62,15 +76,19 @@ app.command("list")(results.list_runs)
 def main() -> None:
     """Entry point. Exit codes: 0 done, 2 the user's mistake, 1 the program's, 130 interrupted."""
     let_threads_sleep()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # A terminal of ASCII shows names in other letters as \xe9.
+            stream.reconfigure(errors="backslashreplace")
     debug = "--debug" in sys.argv
-    err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    err = plain_console(stderr=True)
     try:
         app([argument for argument in sys.argv[1:] if argument != "--debug"])
     except Exception as error:
         if debug:
             err.print_exception()
         if message := _user_message(error):
-            err.print(f"error: {message}")
+            err.print(f"error: {' '.join(message.splitlines())}")
             sys.exit(2)
         reason = str(error).strip().splitlines() or [""]
         hint = "" if debug else " (--debug shows the traceback)"
@@ -85,6 +103,6 @@ def _user_message(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         disk = f"the disk of {error.filename}" if error.filename else "the disk"
         return f"no space left on {disk}; free some"
-    if isinstance(error, PermissionError) and error.filename:
-        return f"cannot access {error.filename}: {error.strerror}; check its permissions"
+    if isinstance(error, OSError) and error.filename and error.errno in _OF_PATHS:
+        return f"cannot access {error.filename}: {error.strerror}; {_OF_PATHS[error.errno]}"
     return None

@@ -11,9 +11,26 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import TextColumn
 from rich.table import Table
 
-console = Console()
+
+def plain_console(*, stderr: bool = False, width: int | None = None) -> Console:
+    """A console that prints text as it is: no markup such as [bold], no :emoji:, no highlighting.
+
+    What the program prints holds names and settings of users, in which these have no meaning.
+    """
+    return Console(
+        stderr=stderr, width=width, markup=False, emoji=False, highlight=False, soft_wrap=stderr
+    )
+
+
+def plain_column(template: str) -> TextColumn:
+    """A column of a progress bar that shows its text as it is."""
+    return TextColumn(template, markup=False)
+
+
+console = plain_console()
 """Standard output."""
 
 SourceArgument = Annotated[
@@ -46,13 +63,13 @@ ResultsOption = Annotated[
 
 
 def say(line: str) -> None:
-    """Print one line without markup, colours or wrapping."""
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    """Print one line without colours or wrapping."""
+    console.print(line, soft_wrap=True)
 
 
 def print_wide(table: Table) -> None:
     """Print a table at least 120 columns wide, so that ids can be copied whole."""
-    Console(width=max(console.width, 120)).print(table)
+    plain_console(width=max(console.width, 120)).print(table)
 
 
 @contextmanager

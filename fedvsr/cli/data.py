@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.filesize import decimal
-from rich.markup import escape
 from rich.table import Table
 
 from fedvsr.cli import prepare
@@ -62,7 +61,7 @@ def info(
         for clip in store.clips:
             size = f"{clip.width} x {clip.height}"
             cells = (clip.clip_id, clip.label, str(clip.num_frames), size, clip.sha256[:16])
-            table.add_row(*map(escape, cells))
+            table.add_row(*cells)
         console.print(table)
 
 
@@ -142,7 +141,7 @@ def partition(
     for client_id, own in enumerate(split.clients):
         labels = Counter(clip.label for clip in own)
         frames = sum(clip.num_frames for clip in own)
-        table.add_row(str(client_id), str(len(own)), f"{frames:,}", escape(_counts(labels)))
+        table.add_row(str(client_id), str(len(own)), f"{frames:,}", _counts(labels))
     console.print(table)
     say(f"{len(split.train)} clips to train on, {len(split.test)} held out")
     if plot is not None:

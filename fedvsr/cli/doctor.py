@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from fedvsr.cli.common import SetOption, console
+from fedvsr.cli.common import SetOption, console, plain_console
 
 if TYPE_CHECKING:
     from fedvsr.cluster.doctor import Finding
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # The command imports Ray and torch when it runs, so that `--help` stays quick.
 
-_LEVELS = {"ok": "[green]ok[/]", "warning": "[yellow]look[/]", "error": "[red]FAIL[/]"}
+_LEVELS = {"ok": ("ok", "green"), "warning": ("look", "yellow"), "error": ("FAIL", "red")}
 
 
 def doctor(
@@ -83,9 +83,8 @@ def _print(findings: Sequence[Finding]) -> None:
     for name in ("check", "", "where", "found", "what to do"):
         table.add_column(name, overflow="fold")
     for finding in findings:
-        table.add_row(
-            finding.check, _LEVELS[finding.level], finding.where, finding.found, finding.todo
-        )
+        level = Text(*_LEVELS[finding.level])
+        table.add_row(finding.check, level, finding.where, finding.found, finding.todo)
     # A log gets each finding on one line.
-    wide = console if console.is_terminal else Console(width=10_000)
-    wide.print(table, highlight=False)
+    wide = console if console.is_terminal else plain_console(width=10_000)
+    wide.print(table)

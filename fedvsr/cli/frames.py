@@ -123,11 +123,9 @@ def upscale(
         say(f"\nstopped; {output.path} is not written")
         raise typer.Exit(130) from None
     wall_s = time.monotonic() - started
-    console.print(
+    say(
         f"{output.path}: {done} frames of {clip.width * scale} x {clip.height * scale} in "
-        f"{wall_s:.1f} s, {done / wall_s:.3g} frames/s",
-        highlight=False,
-        soft_wrap=True,
+        f"{wall_s:.1f} s, {done / wall_s:.3g} frames/s"
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from fedvsr.cli.common import SetOption, SourceArgument, print_wide, say
 from fedvsr.errors import UserError
@@ -114,10 +115,9 @@ def jobs(address: AddressOption = None) -> None:
     for name in ("job", "status", "exit", "started (UTC)", "minutes"):
         table.add_column(name, no_wrap=True, justify="right" if name == "minutes" else "left")
     for job in server.list():
-        style = _STYLES.get(job.status, "")
         table.add_row(
             job.job_id,
-            f"[{style}]{job.status}[/]" if style else job.status,
+            Text(job.status, style=_STYLES.get(job.status, "")),
             "" if job.exit_code is None else str(job.exit_code),
             f"{job.started_at:%Y-%m-%d %H:%M:%S}" if job.started_at else "",
             "" if job.wall_s is None else f"{job.wall_s / 60:.1f}",

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.filesize import decimal
-from rich.markup import escape
 from rich.table import Table
 
 from fedvsr.cli.common import console, interruptible, say
@@ -291,7 +290,7 @@ def _rejected(rows: Sequence[dict[str, str]]) -> None:
     for name in ("class", "video", "reason"):
         table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*(escape(row[name]) for name in ("label", "video", "reason")))
+        table.add_row(*(row[name] for name in ("label", "video", "reason")))
     console.print(table)
 
 

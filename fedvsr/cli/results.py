@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from fedvsr.cli.common import OutOption, RunArgument, console, print_wide
 from fedvsr.cli.frames import score_cells
@@ -41,7 +42,7 @@ def list_runs(out: OutOption = Path("results")) -> None:
             f"{psnr_db - bicubic_psnr_db:+.2f}" if is_scored else "",
         )
     if not table.rows:
-        console.print(f"no runs under {out}/ yet; `fedvsr run` makes one", highlight=False)
+        console.print(f"no runs under {out}/ yet; `fedvsr run` makes one")
         return
     print_wide(table)
 
@@ -81,15 +82,14 @@ def summary(folder: Path) -> None:
         )
     run = runs[0]
     last_round = pc.max(read_table(folder, "rounds")["round_idx"]).as_py()
+    console.print(Text(run["run_id"], style="bold").append(f"  {run_status(folder)}", "not bold"))
     console.print(
-        f"[bold]{run['run_id']}[/]  {run_status(folder)}\n"
         f"{run['algorithm']} with {run['model']} ({run['num_params']:,} parameters), "
         f"{run['num_clients']} clients, {last_round or 0}/{run['num_rounds']} "
-        f"rounds, seed {run['seed']}, {run['executor']}, {run['device']}",
-        highlight=False,
+        f"rounds, seed {run['seed']}, {run['executor']}, {run['device']}"
     )
     if run["error"]:
-        console.print(f"error: {run['error']}", markup=False, highlight=False)
+        console.print(f"error: {run['error']}")
     table = Table(box=None, pad_edge=False)
     table.add_column("test clip")
     for name in ("frames", "bicubic", "PSNR", "gain", "bicubic SSIM", "SSIM"):
@@ -109,4 +109,4 @@ def summary(folder: Path) -> None:
     files = ("config.yaml", "model.safetensors", "clients", "curves.png", "comparison.png")
     existing = [name for name in files if (folder / name).exists()]
     contents = ", ".join([*existing, "*.parquet"])
-    console.print(f"{folder}/: {contents}", highlight=False, soft_wrap=True)
+    console.print(f"{folder}/: {contents}", soft_wrap=True)

@@ -6,8 +6,8 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from fedvsr.cli.common import SetOption, SourceArgument, console
 
@@ -35,7 +35,7 @@ def presets() -> None:
 
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, description in packaged().items():
-        table.add_row(f"[bold]{name}[/]", escape(description))
+        table.add_row(Text(name, style="bold"), description)
     console.print(table)
 
 

@@ -49,7 +49,7 @@ class SweepView:
             state = row["status"], row.get("evaluated_round_idx")
             if state != self._printed.get(row["run_id"], ("pending", None)):
                 self._printed[row["run_id"]] = state
-                self._console.print(_line(row, self._swept), soft_wrap=True, highlight=False)
+                self._console.print(_line(row, self._swept), soft_wrap=True)
 
 
 def trials_table(rows: Sequence[Mapping[str, Any]], swept: Sequence[str]) -> Table:

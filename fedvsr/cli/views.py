@@ -9,9 +9,10 @@ from statistics import fmean
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TaskID
 from rich.table import Table
 
+from fedvsr.cli.common import plain_column
 from fedvsr.federation.executors import Fault
 from fedvsr.federation.rounds import ClientFinished
 from fedvsr.inference.scores import mean_scores
@@ -28,9 +29,9 @@ class PreparationView:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._progress = Progress(
-            TextColumn("cutting {task.description}"),
+            plain_column("cutting {task.description}"),
             BarColumn(),
-            TextColumn("{task.completed}/{task.total}"),
+            plain_column("{task.completed}/{task.total}"),
             console=console,
             disable=not console.is_terminal,
         )
@@ -61,9 +62,9 @@ class FramesView:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
+            plain_column("{task.description}"),
             BarColumn(),
-            TextColumn("{task.fields[detail]}"),
+            plain_column("{task.fields[detail]}"),
             console=console,
             disable=not console.is_terminal,
         )
@@ -73,7 +74,7 @@ class FramesView:
 
     def say(self, line: str) -> None:
         """Print a line, above the bar if there is one."""
-        self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._bar.console.print(line, soft_wrap=True)
 
     def begin(self, name: str) -> Callable[[float, int], None]:
         """Begin a clip.
@@ -117,14 +118,14 @@ def follow(events: Iterable[Event], console: Console) -> None:
         for event in events:
             view.update(event)
             for line in view.lines(event):
-                console.print(line, soft_wrap=True, highlight=False)
+                console.print(line, soft_wrap=True)
         return
     with Live(console=console, refresh_per_second=4, get_renderable=view.render) as live:
         for event in events:
             view.update(event)
             if isinstance(event, Fault):
                 # Printed above the table, it stays when the table is redrawn.
-                live.console.print(_fault_line(event), markup=False, highlight=False)
+                live.console.print(_fault_line(event))
             live.refresh()
 
 
@@ -181,9 +182,9 @@ class _RunView:
         done = self._rounds[-1].round_idx if self._rounds else self._started.round_idx
         total = self._started.num_rounds
         bar = Progress(
-            TextColumn("round {task.fields[current]}/{task.total}"),
+            plain_column("round {task.fields[current]}/{task.total}"),
             BarColumn(),
-            TextColumn("{task.fields[detail]}"),
+            plain_column("{task.fields[detail]}"),
         )
         detail = f"left {self._time_left()}"
         if self._sampled_clients:
