@@ -6,12 +6,56 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fedvsr.errors import UserError
+
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Bytes of a file's name, of most file systems.
+_MAX_NAME = 255
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+def require_folder(path: Path, option: str = "--out") -> None:
+    """Check that a folder can be made and written to, before anything is computed for it.
+
+    Raises:
+        UserError: its name is too long, or it or a folder above it is a file or not writable.
+    """
+    place = path.absolute()
+    try:
+        # Room for the names of the files in it.
+        os.stat(place / ("x" * _MAX_NAME))
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{option} {_short(path)}: the name is too long") from None
+    if any(len(os.fsencode(part)) > _MAX_NAME for part in place.parts):
+        raise UserError(f"{option} {_short(path)}: the name is too long")
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"{option} {path}: {place} is not a folder; choose another place")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {path}: {place} is not writable; choose another place")
+
+
+def _short(path: Path) -> str:
+    text = str(path)
+    return text if len(text) < 80 else f"{text[:77]}..."
+
+
+def missing_folders(path: Path) -> list[Path]:
+    """The folders that making `path` would make, itself first."""
+    return [folder for folder in (path, *path.parents) if not folder.exists()]
+
+
+def remove_folders(folders: Iterable[Path]) -> None:
+    """Remove folders, innermost first, as far as they are empty."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 @contextmanager

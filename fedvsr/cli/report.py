@@ -18,6 +18,7 @@ from fedvsr.cli.common import (
     say,
 )
 from fedvsr.errors import UserError
+from fedvsr.files import require_folder
 
 if TYPE_CHECKING:
     from fedvsr.report.crops import Crop
@@ -72,6 +73,8 @@ def report(
             f"some of {','.join(FORMATS)}"
         )
     target = out if out is not None else results / "report"
+    if results.is_dir():
+        require_folder(target)
     chosen = [name for name in FORMATS if name in names]
     for path in write_report(results, target, chosen, _crop(crop), clip):
         say(str(path))

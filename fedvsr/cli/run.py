@@ -18,7 +18,7 @@ from fedvsr.cli.common import (
     say,
 )
 from fedvsr.cli.results import summary
-from fedvsr.errors import UserError
+from fedvsr.files import missing_folders, remove_folders, require_folder
 
 
 def run(
@@ -51,7 +51,8 @@ def run(
     from fedvsr.runs.run import create_run, find_run
 
     config = load_config(source, settings or ())
-    run = find_run(config, out) if resume else None
+    require_folder(out)
+    run, new = (find_run(config, out) if resume else None), missing_folders(out)
     try:
         with interruptible():
             with PreparationView(console) as preparation:
@@ -60,11 +61,13 @@ def run(
             record_run(out, run.run_id)
             say(f"run folder: {run.folder}")
             follow(launch(run, split, executor, address), console)
-    except UserError:
-        # Refused before it began, for example by a cluster that lacks what the run asks for.
-        if run and not resume and not (run.folder / "runs.parquet").exists():
+    except Exception:
+        # Refused before it began, for example by a cluster that lacks what the run asks for, or
+        # because its weights cannot be read.
+        if run and not resume and not (run.folder / "partition.parquet").exists():
             shutil.rmtree(run.folder)
             forget_run(out)
+            remove_folders(new)
         raise
     except KeyboardInterrupt:
         command = ["fedvsr", "run", source]

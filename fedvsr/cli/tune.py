@@ -13,6 +13,7 @@ from rich.table import Table
 
 from fedvsr.cli.common import OutOption, SetOption, console, interruptible, print_wide, say
 from fedvsr.errors import UserError
+from fedvsr.files import require_folder
 
 if TYPE_CHECKING:
     from fedvsr.config import ExperimentConfig
@@ -73,6 +74,7 @@ def tune(
     if dry_run:
         _dry_run(sweep, trials, address, max_concurrent, out)
         return
+    require_folder(out)
     folder = out / "sweeps" / sweep.name
     try:
         with interruptible():
@@ -254,10 +256,7 @@ def report(
     if not best:
         raise UserError(f"no trial of {folder} has a score yet")
     counts = trials["status"].value_counts().to_dict()
-    console.print(
-        f"[bold]{sweep.name}[/]  " + ", ".join(f"{n} {status}" for status, n in counts.items()),
-        highlight=False,
-    )
+    say(f"{sweep.name}  " + ", ".join(f"{n} {status}" for status, n in counts.items()))
     _print_best(best, sweep)
     drawn = pictures.draw(trials, _swept(sweep), column_of(sweep.metric), sweep.mode, folder)
     say(f"{folder}/: {', '.join(path.name for path in drawn)}")

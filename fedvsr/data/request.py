@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fedvsr.data.clips import Degradation, Store, open_store
 from fedvsr.errors import UserError
+from fedvsr.files import require_folder
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,13 @@ def existing(request: Request) -> Store | None:
         UserError: `out` is a store of other settings, or not a store; it is not replaced.
     """
     out = request.out
-    if not out.exists():
-        return None
     store = open_store(out)
-    if store is None:
-        if out.is_dir() and not any(out.iterdir()):
-            return None
+    if store is None and os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(
             f"{out} exists and is not a clip store; choose another folder (--out, data.cache_dir)"
         )
-    if request.overwrite:
+    if store is None or request.overwrite:
+        require_folder(out, "--out or data.cache_dir")
         return None
     if store.request != request.as_dict():
         raise UserError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,11 +93,22 @@ def run_status(folder: Path) -> str:
     status = str(row["status"]) if row else "stopped"
     if status != "running":
         return status
+    return "running" if _is_locked(folder) else "stopped"
+
+
+def _is_locked(folder: Path) -> bool:
+    """Whether a process holds a run's lock; it is only read, for results that one may only read."""
     try:
-        with locked(folder):
-            return "stopped"
-    except UserError:
-        return "running"
+        descriptor = os.open(folder / ".lock", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 @contextmanager

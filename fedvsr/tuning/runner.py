@@ -18,6 +18,7 @@ from ray.tune import ExperimentAnalysis, PlacementGroupFactory, schedulers
 from ray.tune.search import BasicVariantGenerator, Searcher, create_searcher
 
 from fedvsr.errors import UserError
+from fedvsr.files import missing_folders, remove_folders
 from fedvsr.tuning.expressions import tidy
 from fedvsr.tuning.progress import Outcome
 from fedvsr.tuning.space import Dimension
@@ -59,6 +60,7 @@ def opened(sweep: SweepConfig, folder: Path, resume: bool) -> Iterator[None]:
                 f"{path} is another sweep: the file or --set has changed; give what it was started "
                 "with, or start a new sweep by --name"
             )
+    new = missing_folders(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
@@ -69,6 +71,13 @@ def opened(sweep: SweepConfig, folder: Path, resume: bool) -> Iterator[None]:
         if not path.exists():
             save_sweep(sweep, path)
         yield
+    except Exception:
+        # Refused before it began, for example because its data is missing.
+        if not resume and not (folder / _TUNE).exists():
+            path.unlink(missing_ok=True)
+            (folder / ".lock").unlink(missing_ok=True)
+            remove_folders(new)
+        raise
     finally:
         lock.release()
 
