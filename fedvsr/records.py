@@ -31,7 +31,7 @@ from fedvsr.files import replacing
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 Row = Mapping[str, object]
 
@@ -48,6 +48,12 @@ _IDENTITY = [
     _field("fedvsr_version", pa.string(), "Version of fedvsr."),
     _field("git_commit", pa.string(), "Commit of the source tree; null for an installed wheel."),
     _field("num_overlap", pa.int64(), "Test clips that are also trained on; should be 0.", "1"),
+    _field(
+        "num_same_video",
+        pa.int64(),
+        "Test clips cut from videos of which other parts are trained on.",
+        "1",
+    ),
 ]
 _ROUND = _field("round_idx", pa.int64(), "Round, from 1; 0 is the network before training.")
 

@@ -44,6 +44,8 @@ class Clip:
     scale: int
     sha256: str = ""
     """Checksum of the ground truth (see `checksum`); empty in a store of format 1."""
+    cut: bool = False
+    """Whether it is a part of a longer recording, as its id says (see `video_of`)."""
 
     def gt(self) -> Frames:
         """Ground truth, uint8 RGB (T, H, W, 3), memory-mapped and read-only."""
@@ -109,9 +111,11 @@ def open_store(folder: Path) -> Store | None:
                 "delete it and prepare it again"
             )
         entries: list[dict[str, Any]] = manifest["clips"]
-        known = {f.name for f in fields(Clip)}
+        known = {f.name for f in fields(Clip)} - {"cut"}
+        request = manifest.get("request", {})
+        cut = manifest.get("source", Store.source) == "video" or bool(request.get("clip_frames"))
         clips = [
-            Clip(folder=str(folder), **{k: v for k, v in entry.items() if k in known})
+            Clip(folder=str(folder), cut=cut, **{k: v for k, v in entry.items() if k in known})
             for entry in entries
         ]
     except (FileNotFoundError, NotADirectoryError):
@@ -126,7 +130,7 @@ def open_store(folder: Path) -> Store | None:
         manifest["format"],
         manifest.get("source", Store.source),
         manifest.get("degradation", Store.degradation),
-        manifest.get("request", {}),
+        request,
         tuple(manifest.get("notes", ())),
         tuple(manifest.get("rejected", ())),
         {entry["clip_id"]: entry.get("lq_sha256", "") for entry in entries},
@@ -209,7 +213,7 @@ def write_clip(
         shape, sha256 = gt_file.finish()
         _, lq_sha256 = lq_file.finish()
     clip = Clip(clip_id, label, "", *shape, scale, sha256)
-    entry = {k: v for k, v in asdict(clip).items() if k != "folder"}
+    entry = {k: v for k, v in asdict(clip).items() if k not in ("folder", "cut")}
     return entry | {"lq_sha256": lq_sha256}
 
 

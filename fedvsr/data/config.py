@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -13,6 +15,19 @@ Partition = Literal["less", "more", "by_folder", "dirichlet", "quantity", "motio
 
 # The four clips of REDS that are customarily scored on (Wang et al. 2019, EDVR).
 REDS4 = ("000", "011", "015", "020")
+
+_PART = re.compile(r"(.+)-([0-9]{3,})")
+
+
+def video_of(clip_id: str) -> tuple[str, int]:
+    """The recording that a clip of this id is cut from, and its number there."""
+    part = _PART.fullmatch(clip_id)
+    return (part[1], int(part[2])) if part else (clip_id, 0)
+
+
+def is_named(clip_id: str, name: str) -> bool:
+    """Whether an entry of `data.held_out` names a clip: by its id, its video or a pattern."""
+    return name in (clip_id, video_of(clip_id)[0]) or fnmatchcase(clip_id, name)
 
 
 class DataConfig(Section):
@@ -33,8 +48,16 @@ class DataConfig(Section):
     )
     held_out: list[str] | Literal["reds4"] = Field(
         [],
-        description="Ids of clips of `train` that are scored on and not trained on; reds4 means "
+        description="Clips of `train` that are scored on and not trained on: ids, names of whole "
+        "videos (alice-a: alice-a-000 and so on), or patterns (alice-*); reds4 means "
         f"{', '.join(REDS4)}.",
+    )
+    gap_clips: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Clips on either side of a held-out clip, in the same video, that are neither "
+        "trained nor scored on, because neighbours are nearly alike.",
     )
     max_train_clips: int | None = Field(
         None, ge=1, description="Train on at most this many clips, the first by their ids."

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedvsr.data.clips import Clip, default_cache_dir, read_store
-from fedvsr.data.config import REDS4, DataConfig
+from fedvsr.data.config import REDS4, DataConfig, is_named, video_of
 from fedvsr.data.partition import deal
 from fedvsr.data.prepare import prepare as make_store
 from fedvsr.data.recordings import fingerprint
@@ -17,6 +17,7 @@ from fedvsr.data.request import Request
 from fedvsr.data.sources.folder import recordings
 from fedvsr.data.videos import Progress, absolute, clips_of, resolve
 from fedvsr.errors import UserError
+from fedvsr.lookup import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Split:
     """The clips to score on."""
     overlap: tuple[str, ...]
     """Ids of test clips that clients also train on; empty unless `data.allow_overlap` is set."""
+    same_video: tuple[str, ...] = ()
+    """Ids of test clips that are cut from a video of which clients train on another part."""
 
 
 def prepare(config: DataConfig, seed: int, progress: Progress) -> Split:
@@ -49,6 +52,7 @@ def prepare(config: DataConfig, seed: int, progress: Progress) -> Split:
     train, test = how(config, progress)
     _require_own_ids(train, "train on")
     _require_own_ids(test, "score on")
+    train = _apart(train, test, config.gap_clips)
     train = sorted(train, key=lambda clip: clip.clip_id) if config.max_train_clips else train
     train = train[: config.max_train_clips]
     overlap = tuple(clip.clip_id for clip in test if _key(clip) & _keys(train))
@@ -67,7 +71,15 @@ def prepare(config: DataConfig, seed: int, progress: Progress) -> Split:
         clips_per_client=config.clips_per_client,
     )
     held = {clip for own in dealt for clip in own}
-    return Split(tuple(clip for clip in train if clip in held), tuple(dealt), tuple(test), overlap)
+    trained = {_video(clip) for clip in held if clip.cut}
+    same_video = tuple(clip.clip_id for clip in test if clip.cut and _video(clip) in trained)
+    return Split(
+        tuple(clip for clip in train if clip in held),
+        tuple(dealt),
+        tuple(test),
+        overlap,
+        same_video,
+    )
 
 
 def _of_videos(config: DataConfig, progress: Progress) -> tuple[list[Clip], list[Clip]]:
@@ -94,13 +106,40 @@ def _of_data_sets(config: DataConfig, progress: Progress) -> tuple[list[Clip], l
     train = _read(config.train, "train", config, progress)
     test = _read(config.test, "test", config, progress)
     wanted = list(REDS4) if config.held_out == "reds4" else list(config.held_out)
-    missing = sorted(set(wanted) - {clip.clip_id for clip in train})
+    ids = [clip.clip_id for clip in train]
+    missing = [
+        name for name in sorted(wanted) if not any(is_named(clip_id, name) for clip_id in ids)
+    ]
     if missing:
         raise UserError(
             f"data.held_out names clips that data.train does not have: {_some(missing)}"
+            + did_you_mean(missing[0], [*ids, *(video_of(clip_id)[0] for clip_id in ids)])
         )
-    held_out = [clip for clip in train if clip.clip_id in wanted]
-    return [clip for clip in train if clip.clip_id not in wanted], [*held_out, *test]
+    chosen = {clip_id for clip_id in ids if any(is_named(clip_id, name) for name in wanted)}
+    held_out = [clip for clip in train if clip.clip_id in chosen]
+    return [clip for clip in train if clip.clip_id not in chosen], [*held_out, *test]
+
+
+def _apart(train: Sequence[Clip], test: Iterable[Clip], gap: int) -> list[Clip]:
+    """Training clips without those within `gap` clips of a test clip of the same video."""
+    near = {
+        (_video(clip), video_of(clip.clip_id)[1] + step)
+        for clip in test
+        if clip.cut
+        for step in range(-gap, gap + 1)
+        if step
+    }
+    kept = [c for c in train if not (c.cut and (_video(c), video_of(c.clip_id)[1]) in near)]
+    if train and not kept:
+        raise UserError(
+            f"data.gap_clips = {gap} leaves no clip to train on; lower it, or hold out fewer clips"
+        )
+    return kept
+
+
+def _video(clip: Clip) -> tuple[str, str]:
+    """The recording of a clip: its store and its name."""
+    return clip.folder, video_of(clip.clip_id)[0]
 
 
 def _read(names: Iterable[str], key: str, config: DataConfig, progress: Progress) -> list[Clip]:

@@ -23,7 +23,7 @@ from typing import Any
 
 import pandas as pd
 
-from fedvsr.data.config import REDS4
+from fedvsr.data.config import REDS4, is_named
 from fedvsr.errors import UserError
 from fedvsr.records import Results
 
@@ -133,7 +133,8 @@ def testsets(config: Mapping[str, Any], clip_ids: Iterable[str]) -> dict[str, st
             remaining -= set(known)
     data = config.get("data", {})
     held_out = data.get("held_out") or []
-    own = remaining & set(REDS4 if held_out == "reds4" else held_out)
+    names = REDS4 if held_out == "reds4" else held_out
+    own = {clip_id for clip_id in remaining if any(is_named(clip_id, name) for name in names)}
     if data.get("videos"):
         own = remaining
     sets |= dict.fromkeys(own, "held-out")

@@ -142,6 +142,7 @@ class Execution:
             "fedvsr_version": __version__,
             "git_commit": git_commit(),
             "num_overlap": len(split.overlap),
+            "num_same_video": len(split.same_video),
         }
         self.records = RunRecords(run.folder, identity)
         before = read_run(run.folder)

@@ -16,6 +16,12 @@ def notes_of(config: ExperimentConfig, split: Split) -> tuple[str, ...]:
             f"clients train on {len(split.overlap)} of the test clips: the scores say nothing "
             "about other videos",
         )
+    if split.same_video:
+        notes += (
+            f"{len(split.same_video)} of {len(split.test)} test clips are parts of videos that "
+            f"clients train on (data.gap_clips = {config.data.gap_clips}): the scores say less "
+            "about other videos",
+        )
     if config.update.noise_multiplier:
         num_clients = config.data.num_clients
         spent = epsilon(config.update, config.federation, num_clients, config.federation.num_rounds)

@@ -83,7 +83,14 @@ def folder(small_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of what the pages name: videos, frames, a finished run, a sweep's file."""
     folder = tmp_path_factory.mktemp("reader")
     frames = moving_texture(num_frames=60, height=128, width=128)
-    videos = ["a.mp4", "b.mp4", "video.mp4", "videos/alice/a.mp4", "videos/bob/c.mp4"]
+    videos = [
+        "a.mp4",
+        "b.mp4",
+        "video.mp4",
+        "videos/alice/a.mp4",
+        "videos/alice/b.mp4",
+        "videos/bob/c.mp4",
+    ]
     for i, name in enumerate(videos):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_video(folder / name, frames[i : 55 + i])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from fedvsr.config import ExperimentConfig
+from fedvsr.config import ExperimentConfig, load_config, presets
 from fedvsr.data.config import REDS4, DataConfig
 from fedvsr.data.split import Split, prepare
 from fedvsr.errors import UserError
@@ -18,6 +18,7 @@ from fedvsr.runs.execution import execute
 from fedvsr.runs.launch import prepare_data
 from fedvsr.runs.run import create_run
 from tests.conftest import moving_texture, write_video
+from tests.unit.cli.test_cli import fedvsr
 from tests.unit.data.clips import write_store
 
 
@@ -163,3 +164,85 @@ def test_the_seed_decides_who_holds_what(tmp_path: Path) -> None:
     ]
     assert dealt[0] == dealt[1] != dealt[2]
     np.testing.assert_array_equal(list(map(len, dealt[0])), [4, 4])
+
+
+def test_whole_videos_and_patterns_are_held_out(tmp_path: Path) -> None:
+    ids = ("alice-a-000", "alice-a-001", "alice-b-000", "bob-[c]-000", "bob-d-000", "bob-d-001")
+    train = data_set(tmp_path / "own", *ids)
+    for entry, expected in (
+        ("alice-a", ["alice-a-000", "alice-a-001"]),
+        ("alice-*", ["alice-a-000", "alice-a-001", "alice-b-000"]),
+        ("*-001", ["alice-a-001", "bob-d-001"]),
+        ("bob-[c]-000", ["bob-[c]-000"]),
+        ("bob-[c]", ["bob-[c]-000"]),
+        ("alice-a-000", ["alice-a-000"]),
+    ):
+        result = split(train, held_out=[entry])
+        assert names(result.test) == expected, entry
+        assert set(names(result.train)) == {*ids} - {*expected}, entry
+    with pytest.raises(UserError, match=r"does not have: alise-a; did you mean 'alice-a'\?$"):
+        split(train, held_out=["alise-a", "bob-d"])
+
+
+def test_clips_next_to_held_out_ones_are_left_out(tmp_path: Path) -> None:
+    ids = [f"{video}-{i:03d}" for video in "ab" for i in range(6)]
+    train = data_set(tmp_path / "own", *ids)
+    result = split(train, held_out=["a-005"], gap_clips=2)
+    assert names(result.train) == [clip for clip in ids if clip not in ("a-003", "a-004", "a-005")]
+    assert names(result.test) == list(result.same_video) == ["a-005"]
+    # On both sides, and in the same video only.
+    result = split(train, held_out=["a-002"], gap_clips=1)
+    assert names(result.train)[:3] == ["a-000", "a-004", "a-005"]
+    assert len(result.train) == 9
+    assert split(train, held_out=["a"], gap_clips=9).same_video == ()
+    with pytest.raises(UserError, match=r"data\.gap_clips = 6 leaves no clip to train on"):
+        split(train, held_out=["a-003", "b-003"], gap_clips=6)
+
+
+def test_the_end_of_a_video_is_kept_apart(tmp_path: Path) -> None:
+    path = tmp_path / "v.mp4"
+    write_video(path, moving_texture(18, 32, 32))
+    config = DataConfig(
+        videos=[str(path)],
+        clip_frames=3,
+        gap_clips=2,
+        test_clips_per_video=2,
+        num_clients=2,
+        cache_dir=str(tmp_path / "c"),
+    )
+    result = prepare(config, 0, lambda *_: None)
+    assert names(result.train) == ["v-000", "v-001"]
+    assert names(result.test) == list(result.same_video) == ["v-004", "v-005"]
+
+
+def test_recordings_that_are_not_cut_share_no_video(tmp_path: Path) -> None:
+    for i in range(3):
+        (tmp_path / "own").mkdir(exist_ok=True)
+        write_video(tmp_path / "own" / f"v-00{i}.mp4", moving_texture(4, 32, 32, seed=i))
+    store = tmp_path / "store"
+    command = ("data", "prepare", "folder", "--source", str(tmp_path / "own"))
+    assert fedvsr(*command, "--out", str(store)) == 0
+    result = split(str(store), held_out=["v-002"], gap_clips=1)
+    assert names(result.train) == ["v-000", "v-001"], "its neighbours in name are other videos"
+    assert result.same_video == ()
+
+
+def test_a_run_says_that_its_test_clips_share_a_video_with_training(
+    small: ExperimentConfig, tmp_path: Path
+) -> None:
+    run = create_run(small, tmp_path / "out")
+    events = execute(run, prepare_data(small, lambda *_: None), SerialExecutor)
+    started = next(events)
+    assert isinstance(started, RunStarted)
+    assert any(
+        note.startswith("1 of 1 test clips are parts of videos that clients train on")
+        for note in started.notes
+    )
+    events.close()
+    assert load_results(run.folder).runs["num_same_video"].tolist() == [1]
+
+
+def test_presets_keep_the_ends_of_videos_apart() -> None:
+    for name in presets():
+        config = load_config(name, ["data.videos=[a.mp4]"])
+        assert config.data.gap_clips == 1, name

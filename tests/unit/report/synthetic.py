@@ -45,7 +45,7 @@ def write_run(
     folder = out / run_id
     folder.mkdir(parents=True)
     identity = {"run_id": run_id, "seed": seed, "fedvsr_version": "v", "git_commit": None}
-    identity |= {"config_hash": run_id, "num_overlap": 0}
+    identity |= {"config_hash": run_id, "num_overlap": 0, "num_same_video": 0}
     config = {
         "seed": seed,
         "name": run_id,
