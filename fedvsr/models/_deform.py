@@ -14,8 +14,10 @@ from fedvsr.models._recompute import recompute_plain
 from fedvsr.models._sampling import grid_sample
 
 _TAPS = 9
-# Sampled values of the images that are convolved together, at most.
+# Sampled values of the images that are convolved together, at most: on a CPU, and on a GPU, where
+# the host's time for each chunk counts more than memory.
 _CHUNK_SAMPLES = 2**24
+_GPU_CHUNK_SAMPLES = 2**26
 
 
 def deform_conv3x3(
@@ -41,7 +43,8 @@ def deform_conv3x3(
     Returns:
         `(N, outputs, H, W)`, float32.
     """
-    step = max(1, _CHUNK_SAMPLES // (_TAPS * x_NCHW[0].numel()))
+    chunk_samples = _CHUNK_SAMPLES if x_NCHW.is_cpu else _GPU_CHUNK_SAMPLES
+    step = max(1, chunk_samples // (_TAPS * x_NCHW[0].numel()))
     parts = []
     with torch.autocast(x_NCHW.device.type, enabled=False):
         chunks = (torch.split(t.float(), step) for t in (x_NCHW, offset, mask))

@@ -77,14 +77,14 @@ class SwinLayer(nn.Module):
             attended = recompute(self._attend, x_GDHWC)
         else:
             attended = self._attend(x_GDHWC, kept)
-        x = x_GDHWC + drop_path(attended, self.drop_path, paths[0])
+        x = add_branch(x_GDHWC, attended, self.drop_path, paths[0])
         hidden = self.mlp.fc1(self.norm2(x))
         if self.checkpointing == "blocks":
             # The whole block is recomputed already.
-            return x + drop_path(self.mlp.rest(hidden), self.drop_path, paths[1])
+            return add_branch(x, self.mlp.rest(hidden), self.drop_path, paths[1])
         # The GELU is cheap to recompute and wide to keep.
         residual = recompute(self.mlp.rest, hidden)
-        return x + drop_path(residual, self.drop_path, paths[1])
+        return add_branch(x, residual, self.drop_path, paths[1])
 
     def _attend(self, x: Tensor, kept: Kept | None = None) -> Tensor:
         stacks, depth, height, width, channels = x.shape
@@ -111,7 +111,7 @@ class SwinLayer(nn.Module):
 
 
 def draw_paths(x: Tensor, rates: Sequence[float], training: bool) -> list[Paths]:
-    """Choose the samples that keep each residual branch of layers, for `drop_path`.
+    """Choose the samples that keep each residual branch of layers, for `add_branch`.
 
     A function that the backward pass calls again must not draw: its second call would have to
     restore the state of the generator, which no CUDA graph can.
@@ -123,25 +123,46 @@ def draw_paths(x: Tensor, rates: Sequence[float], training: bool) -> list[Paths]
 
     Returns:
         Twice per layer, 1 for samples that keep the branch and 0 for others, in the shape of `x`
-        but for lengths of 1; None if all keep it.
+        but for lengths of 1; None if all keep it. On a GPU the numbers are divided by the
+        probability to keep, as `add_branch` does elsewhere.
     """
     shape = (len(x), *(1,) * (x.dim() - 1))
+    if not training or not any(rates):
+        return [(None, None)] * len(rates)
+    if not x.is_cpu:
+        # One draw for all layers, already scaled.
+        keep = _keep_rates(tuple(rates), x.device).view(-1, 1, *shape[1:], 1)
+        drawn = torch.rand(len(rates), 2, *shape, device=x.device)
+        kept = (drawn < keep) / keep
+        return [(first, second) for first, second in kept.unbind()]
 
     def draw(rate: float) -> Tensor | None:
-        return x.new_empty(shape).bernoulli_(1.0 - rate) if training and rate > 0 else None
+        return x.new_empty(shape).bernoulli_(1.0 - rate) if rate > 0 else None
 
     return [(draw(rate), draw(rate)) for rate in rates]
 
 
-def drop_path(branch: Tensor, rate: float, kept: Tensor | None) -> Tensor:
-    """Zero the residual branch of some samples and scale up the others.
+@lru_cache(maxsize=64)
+def _keep_rates(rates: Sequence[float], device: torch.device) -> Tensor:
+    # The cache outlives this call; tensors made in inference mode could not be used in training.
+    with torch.inference_mode(False):
+        return 1.0 - torch.tensor(rates, device=device)
+
+
+def add_branch(x: Tensor, branch: Tensor, rate: float, kept: Tensor | None) -> Tensor:
+    """Add a residual branch, zero for some samples and scaled up for the others.
 
     Args:
-        branch: samples along the first axis.
+        x: the input of the branch.
+        branch: its output.
         rate: probability to zero a sample.
-        kept: see `draw_paths`; None returns `branch`.
+        kept: see `draw_paths`; None adds `branch` as it is.
     """
-    return branch if kept is None else branch * (kept.to(branch.dtype) / (1.0 - rate))
+    if kept is None:
+        return x + branch
+    if not x.is_cpu:
+        return torch.addcmul(x, branch, kept)
+    return x + branch * (kept.to(branch.dtype) / (1.0 - rate))
 
 
 class SwinLayers(nn.Sequential):

@@ -21,7 +21,7 @@ from fedvsr.models._flow import SpyNet, compose, flow_warp
 from fedvsr.models._frames import FrameConv
 from fedvsr.models._norm import LayerNorm
 from fedvsr.models._recompute import Kept, recompute
-from fedvsr.models._windows import Paths, draw_paths, drop_path
+from fedvsr.models._windows import Paths, add_branch, draw_paths
 from fedvsr.models.spec import Checkpointing, Window
 from fedvsr.models.vrt import NUM_STAGES, Config, spec
 
@@ -368,8 +368,8 @@ class _Block(nn.Module):
             branch = recompute(partial(self._attend, plan), x_BTHWC)
         else:
             branch = self._attend(plan, x_BTHWC)
-        x = x_BTHWC + drop_path(branch, self.drop_rate, paths[0])
-        return x + drop_path(self.mlp(self.norm2(x)), self.drop_rate, paths[1])
+        x = add_branch(x_BTHWC, branch, self.drop_rate, paths[0])
+        return add_branch(x, self.mlp(self.norm2(x)), self.drop_rate, paths[1])
 
     def _attend(self, plan: WindowPlan, x_BTHWC: Tensor, kept: Kept | None = None) -> Tensor:
         return plan.attend(self.attn, self.norm1(x_BTHWC), kept)

@@ -271,12 +271,25 @@ def test_drop_path_keeps_the_mean():
     assert kept is not None
     assert again is not None
     assert not torch.equal(kept, again)
-    dropped = _windows.drop_path(ones, 0.25, kept)
+    dropped = _windows.add_branch(0 * ones, ones, 0.25, kept)
     assert set(dropped.unique().tolist()) == {0.0, float(torch.tensor(1.0) / 0.75)}
     assert abs(dropped.mean() - 1) < 0.02
     assert _windows.draw_paths(ones, [0.25], training=False) == [(None, None)]
     assert _windows.draw_paths(ones, [0.0], training=True) == [(None, None)]
-    assert _windows.drop_path(dropped, 0.25, None) is dropped
+    assert torch.equal(_windows.add_branch(ones, ones, 0.25, None), 2 * ones)
+
+
+@pytest.mark.gpu
+def test_drop_path_keeps_the_mean_on_a_gpu():
+    torch.manual_seed(0)
+    x = torch.randn(20_000, 1, device="cuda")
+    (first, _), (kept, again) = _windows.draw_paths(x, [0.0, 0.25], training=True)
+    assert kept is not None
+    assert not torch.equal(kept, again)
+    assert torch.equal(_windows.add_branch(x, x, 0.0, first), 2 * x)
+    added = _windows.add_branch(0 * x, torch.ones_like(x), 0.25, kept)
+    assert set(added.unique().tolist()) == {0.0, float(torch.tensor(1.0) / 0.75)}
+    assert abs(added.mean().item() - 1) < 0.02
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -1,0 +1,87 @@
+"""Operations of a training step on the path of a GPU: the host starts a kernel for most of them.
+
+Counted on the meta device, which computes nothing. A count is no time, but where the host is the
+limit a step takes at least as long as it takes to start its kernels.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from importlib import import_module
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fedvsr import models
+from tests.unit.models.fused import on_the_gpu_path
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+_NO_KERNEL = ("detach", "empty", "empty_like", "new_empty", "new_empty_strided", "_unsafe_view")
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations that start kernels, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self,
+        function: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        name = function._schema.name.partition("::")[2]
+        returns = function._schema.returns
+        is_view = all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+        if name not in _NO_KERNEL and not (returns and is_view):
+            self.counts[name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def count_step(name: str, frames: int) -> Counter[str]:
+    """Operations of forward and backward through a network of the paper's size."""
+    from fedvsr.models.rvrt import _guided_triton
+
+    config = import_module(f"fedvsr.models.{name}").Config(checkpointing="none")
+    with torch.device("meta"):
+        network = models.build_fresh(config).train()
+        clip = torch.empty(1, frames, 3, 64, 64)
+    operations = Operations()
+
+    def launched(kernel: str) -> mock.MagicMock:
+        stub = mock.MagicMock()
+        stub.__getitem__.return_value = lambda *_, **__: operations.counts.update([kernel])
+        return stub
+
+    with (
+        on_the_gpu_path(),
+        # The meta device has no autocast; on a GPU it is switched off here, not on.
+        mock.patch.object(torch, "autocast", return_value=nullcontext()),
+        mock.patch.object(_guided_triton, "_forward", launched("guided_attention")),
+        mock.patch.object(_guided_triton, "_backward", launched("guided_attention_backward")),
+        operations,
+    ):
+        network(clip).sum().backward()
+    return operations.counts
+
+
+# Bounds are what was counted, plus a twentieth.
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("name", "frames", "most"), [("rvrt", 4, 2_900), ("vrt", 6, 6_800), ("iart", 3, 11_500)]
+)
+def test_a_step_takes_few_operations(name, frames, most):
+    counts = count_step(name, frames)
+    assert counts["window_attention"] == counts["window_attention_backward"] > 0
+    # Windows are cut in the kernels.
+    assert counts["_scaled_dot_product_efficient_attention"] == counts["index_put"] == 0
+    assert counts.total() <= most, counts.most_common(20)
