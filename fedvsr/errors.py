@@ -29,3 +29,7 @@ class FileError(UserError):
     def __str__(self) -> str:
         path, reason = self.args
         return f"{path}{reason}" if reason.startswith(":") else f"{path} {reason}"
+
+
+class DamagedError(FileError):
+    """A saved file that is missing, incomplete, or not as it was written."""

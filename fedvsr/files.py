@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -62,12 +63,17 @@ def remove_folders(folders: Iterable[Path]) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; on success, sync it to disk and rename it to `path`.
 
+    The file gets the mode of any new file (0666 without the umask), whichever library writes it.
+
     Raises:
         OSError: the file cannot be written; also if the library that wrote it raised an exception
             of its own for an error of the system.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        # safetensors gives its files mode 0600.
+        with temporary.open("wb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         try:
             yield temporary
         except Exception as error:
@@ -77,6 +83,7 @@ def replacing(path: Path) -> Iterator[Path]:
                 raise OSError(number, os.strerror(number), str(path)) from error
             raise
         with temporary.open("rb") as file:
+            os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         temporary.replace(path)
         # The rename is on disk only after the folder is synced too.
@@ -102,3 +109,27 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote have left in a folder and below it.
+
+    What a living process of this machine writes stays: a report may draw into a run's folder.
+    """
+    for path in folder.rglob(".*.tmp"):
+        pid = path.suffixes[-2].removeprefix(".") if len(path.suffixes) > 1 else ""
+        if path.is_file() and pid.isdecimal() and not _is_other_process(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def _is_other_process(pid: int) -> bool:
+    if pid == os.getpid():
+        # A container numbers its processes from 1, so that of a killed one comes again.
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True

@@ -24,8 +24,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fedvsr.checked import read_parquet, write_parquet
 from fedvsr.errors import UserError
-from fedvsr.files import replacing
 
 # Only `load_results` needs pandas, and pyarrow loads it there; `fedvsr list` and `show` stay quick.
 if TYPE_CHECKING:
@@ -158,7 +158,8 @@ SCHEMAS: dict[str, pa.Schema] = {
         _field(
             "kind",
             pa.string(),
-            "died, node_lost, out_of_memory, timeout, raised, not_finite, driver or checkpoint.",
+            "died, node_lost, out_of_memory, timeout, raised, not_finite, driver, checkpoint or "
+            "table.",
         ),
         _field("final", pa.bool_(), "Whether the work was given up; otherwise it was retried."),
         _field("node", pa.string(), "Ray node; null if unknown."),
@@ -213,13 +214,14 @@ class RunRecords:
         self._replace("rounds", round_idx, [row])
 
     def begin_round(self, round_idx: int, epsilon: float | None) -> None:
-        """Add an empty row if the round has none.
+        """Add a row if the round has none.
 
-        Round 0 trains nobody, and a round may have been trained by an earlier process.
+        Round 0 trains nobody. A later round has lost its row, and what it counted is not known.
         """
         if not pc.any(pc.equal(self._tables["rounds"]["round_idx"], round_idx)).as_py():
             zero = dict.fromkeys(_COUNTS, 0) | dict.fromkeys(("train_s", "aggregate_s"), 0.0)
-            self._replace("rounds", round_idx, [{**zero, "epsilon": epsilon}])
+            row = zero if round_idx == 0 else {}
+            self._replace("rounds", round_idx, [{**row, "epsilon": epsilon}])
 
     def write_scores(self, round_idx: int, means: Row, rows: Sequence[Row]) -> None:
         """Add the scores of a round that has a row."""
@@ -228,11 +230,13 @@ class RunRecords:
         (row,) = table.filter(pc.equal(table["round_idx"], round_idx)).to_pylist()
         self._replace("rounds", round_idx, [{**row, **means}])
 
-    def has_scores(self, round_idx: int) -> bool:
-        """Whether the scoring of a round is done: its scores are written, or none were due."""
-        table = self._tables["rounds"]
+    def has_scores(self, round_idx: int, due: bool = True) -> bool:
+        """Whether the scoring of a round is done: its scores are written, or none were `due`."""
+        table, scores = self._tables["rounds"], self._tables["evaluations"]["round_idx"]
         rows = table.filter(pc.equal(table["round_idx"], round_idx))
-        return bool(rows.num_rows) and rows["evaluate_s"].null_count == 0
+        done = bool(rows.num_rows) and rows["evaluate_s"].null_count == 0
+        # The file of scores may have been deleted.
+        return done and (not due or bool(pc.any(pc.equal(scores, round_idx)).as_py()))
 
     def add_fault(self, row: Row) -> None:
         """Add a failure. Failures stay when their round is repeated, because they happened."""
@@ -263,14 +267,12 @@ class RunRecords:
         return pa.Table.from_pylist(full, schema=schema)
 
     def _write(self, name: str, table: pa.Table) -> None:
-        with replacing(self._folder / f"{name}.parquet") as aside:
-            pq.write_table(table, aside)
+        write_parquet(self._folder / f"{name}.parquet", table)
 
 
 def write_scores(path: Path, rows: Sequence[Row]) -> None:
     """Write rows of `SCORES` to a parquet file."""
-    with replacing(path) as aside:
-        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=SCORES), aside)
+    write_parquet(path, pa.Table.from_pylist([dict(row) for row in rows], schema=SCORES))
 
 
 @dataclass(frozen=True)
@@ -349,12 +351,13 @@ def read_table(folder: Path, name: str) -> pa.Table:
         The table; empty if the run has no such file.
 
     Raises:
+        DamagedError: the file is not as it was written.
         UserError: a newer version wrote the file.
     """
     path, schema = folder / f"{name}.parquet", SCHEMAS[name]
     if not path.exists():
         return schema.empty_table()
-    table = pq.ParquetFile(path).read()
+    table = read_parquet(path)
     version = int((table.schema.metadata or {}).get(b"schema_version", b"0"))
     if not 1 <= version <= SCHEMA_VERSION:
         raise UserError(

@@ -11,11 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
-from fedvsr.errors import UserError
-from fedvsr.files import replacing
+from fedvsr.checked import read_metadata, read_tensors, write_tensors
+from fedvsr.errors import DamagedError, UserError
 from fedvsr.messages import Vectors
 
 
@@ -78,6 +76,20 @@ class ClientStates:
         self._held.clear()
         self._rounds, self._on_disk = dict(rounds), set(rounds)
 
+    def require_readable(self, rounds: Mapping[int, int]) -> None:
+        """Check the files that `rounds`, a result of `save`, refers to.
+
+        Raises:
+            DamagedError: one is missing or damaged, or holds the state of another client or round.
+        """
+        for client_id, round_idx in rounds.items():
+            path = self._path(client_id, round_idx)
+            metadata = read_metadata(path)
+            # An older version wrote none.
+            owner = {"client_id": client_id, "round_idx": round_idx}
+            if metadata and {key: metadata.get(key) for key in owner} != owner:
+                raise DamagedError(path, "is the state of another client or round")
+
     def clean(self, saved: Iterable[Mapping[int, int]]) -> None:
         """Remove the files that neither the current states nor any of `saved` refer to."""
         if self._folder is None or not self._folder.is_dir():
@@ -101,17 +113,17 @@ class ClientStates:
             return
         path = self._path(client_id, self._rounds[client_id])
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as aside:
-            save_file(dict(self._held[client_id]), str(aside))
+        owner = {"client_id": client_id, "round_idx": self._rounds[client_id]}
+        write_tensors(path, self._held[client_id], owner)
         self._on_disk.add(client_id)
 
     def _read(self, client_id: int) -> Vectors:
-        path = self._path(client_id, self._rounds[client_id])
         try:
-            return dict(load_file(str(path)))
-        except (SafetensorError, OSError) as error:
+            return read_tensors(self._path(client_id, self._rounds[client_id]))[0]
+        except DamagedError as error:
             raise UserError(
-                f"the state of client {client_id} cannot be read: {path} ({error}); start a new run"
+                f"the state of client {client_id} cannot be read: {error}; give the same command "
+                "with --resume, which takes the checkpoint before"
             ) from None
 
     def _path(self, client_id: int, round_idx: int) -> Path:

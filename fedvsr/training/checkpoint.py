@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
-from safetensors.torch import save_file as save_torch_file
 from torch import nn
 
-from fedvsr.errors import UserError
-from fedvsr.files import replacing
+from fedvsr.checked import read_metadata, read_tensors, write_tensors
+from fedvsr.errors import DamagedError, UserError
 from fedvsr.messages import Vectors
 from fedvsr.models.spec import ModelConfig
 from fedvsr.params import ParamTable
 
 _FORMAT = 2
-# A single metadata entry: safetensors writes several in an order that differs between runs.
-_KEY = "fedvsr"
 # Two, so that a damaged newest file costs one round and not the run.
 _KEPT = 2
 
@@ -42,22 +37,28 @@ class Saved:
 def save(folder: Path, state: Saved, table: ParamTable, config_hash: str) -> list[dict[int, int]]:
     """Save a run's state after a round, and remove all older checkpoints except the last one.
 
+    Newer ones are removed too: they are damaged, as the run has resumed from one before them.
+
     Returns:
         `Saved.clients` of each remaining checkpoint.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = _metadata(
-        round_idx=state.round_idx,
-        config_hash=config_hash,
-        clients=sorted(state.clients.items()),
-        losses=sorted(state.losses.items()),
+    metadata = {
+        "format": _FORMAT,
+        "round_idx": state.round_idx,
+        "config_hash": config_hash,
+        "clients": sorted(state.clients.items()),
+        "losses": sorted(state.losses.items()),
         **asdict(table),
-    )
-    with replacing(folder / f"round-{state.round_idx:06d}.safetensors") as aside:
-        save_file(dict(state.server), str(aside), metadata)
-    for old in sorted(folder.glob("round-*.safetensors"))[:-_KEPT]:
-        old.unlink()
-    return [index for path in folder.glob("round-*.safetensors") if (index := _clients(path))]
+    }
+    newest = _path(folder, state.round_idx)
+    write_tensors(newest, state.server, metadata)
+    paths = sorted(folder.glob("round-*.safetensors"))
+    kept = [path for path in paths if path <= newest][-_KEPT:]
+    for path in paths:
+        if path not in kept:
+            path.unlink()
+    return [index for path in kept if (index := _clients(path))]
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,20 @@ class Newest:
     """What is wrong with newer checkpoints, a message each."""
 
 
-def latest(folder: Path, table: ParamTable, config_hash: str) -> Newest:
+def latest(
+    folder: Path,
+    table: ParamTable,
+    config_hash: str,
+    require_clients: Callable[[Mapping[int, int]], None] = lambda _: None,
+) -> Newest:
     """Read the newest checkpoint that is not damaged.
+
+    Args:
+        folder: the checkpoints'.
+        table: the network's parameters.
+        config_hash: of the run's configuration.
+        require_clients: raises DamagedError if a client's state, to which `Saved.clients` refers,
+            is damaged. The checkpoint is then passed over like a damaged one.
 
     Raises:
         UserError: all checkpoints are damaged, or one belongs to another configuration or network.
@@ -79,34 +92,53 @@ def latest(folder: Path, table: ParamTable, config_hash: str) -> Newest:
     damaged = list[str]()
     for path in sorted(folder.glob("round-*.safetensors"), reverse=True):
         try:
-            with safe_open(str(path), framework="numpy") as file:
-                metadata = json.loads(file.metadata()[_KEY])
-                # An open file has `keys`, but is not iterable.
-                server = {name: np.array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            damaged.append(f"{path} is damaged ({error})")
+            server, metadata = read_tensors(path)
+            state = _state(path, server, metadata, table, config_hash)
+        except DamagedError as error:
+            damaged.append(str(error))
             continue
-        if metadata["format"] != _FORMAT or metadata["config_hash"] != config_hash:
-            raise UserError(
-                f"{path} belongs to another configuration, so the run cannot be resumed from it; "
-                "use the settings that it was started with"
-            )
-        shapes = tuple(map(tuple, metadata["shapes"]))
-        table.require_equal(ParamTable(tuple(metadata["names"]), shapes), f"{path}'s parameters")
-        clients, losses = dict(metadata["clients"]), dict(metadata["losses"])
-        return Newest(Saved(metadata["round_idx"], server, clients, losses), tuple(damaged))
+        try:
+            require_clients(state.clients)
+        except DamagedError as error:
+            damaged.append(f"{path} cannot be used, because {error}")
+            continue
+        return Newest(state, tuple(damaged))
     if damaged:
         raise UserError(f"no checkpoint can be read: {'; '.join(damaged)}; start a new run")
     return Newest(None)
 
 
+def _state(
+    path: Path, server: Vectors, metadata: dict[str, Any], table: ParamTable, config_hash: str
+) -> Saved:
+    """The state in a checkpoint, if it is one of this configuration and network."""
+    try:
+        of_another = metadata["format"] != _FORMAT or metadata["config_hash"] != config_hash
+        shapes = tuple(map(tuple, metadata["shapes"]))
+        saved_table = ParamTable(tuple(metadata["names"]), shapes)
+        clients, losses = dict(metadata["clients"]), dict(metadata["losses"])
+        state = Saved(int(metadata["round_idx"]), server, clients, losses)
+    except (KeyError, TypeError, ValueError):
+        raise DamagedError(path, "is damaged: its metadata is not a checkpoint's") from None
+    if of_another:
+        raise UserError(
+            f"{path} belongs to another configuration, so the run cannot be resumed from it; "
+            "use the settings that it was started with"
+        )
+    table.require_equal(saved_table, f"{path}'s parameters")
+    return state
+
+
 def _clients(path: Path) -> dict[int, int]:
     try:
-        with safe_open(str(path), framework="numpy") as file:
-            return dict(json.loads(file.metadata()[_KEY])["clients"])
-    except (SafetensorError, OSError):
+        return dict(read_metadata(path)["clients"])
+    except (DamagedError, KeyError, TypeError, ValueError):
         # A damaged checkpoint is never resumed from, so it needs no client's file.
         return {}
+
+
+def _path(folder: Path, round_idx: int) -> Path:
+    return folder / f"round-{round_idx:06d}.safetensors"
 
 
 def client_file(folder: Path, client_id: int) -> Path:
@@ -116,11 +148,6 @@ def client_file(folder: Path, client_id: int) -> Path:
 
 def save_model(path: Path, network: nn.Module, model: ModelConfig) -> None:
     """Save a trained network's tensors by name, with its configuration as metadata."""
-    metadata = _metadata(model=model.model_dump(mode="json"))
-    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    with replacing(path) as aside:
-        save_torch_file(tensors, str(aside), metadata)
-
-
-def _metadata(**values: object) -> dict[str, str]:
-    return {_KEY: json.dumps({"format": _FORMAT, **values})}
+    tensors = {name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()}
+    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    write_tensors(path, contiguous, {"format": _FORMAT, "model": model.model_dump(mode="json")})

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from fedvsr import models
+from fedvsr.checked import write_parquet
 from fedvsr.config import ExperimentConfig, load_config
-from fedvsr.files import replacing
+from fedvsr.federation.client_states import ClientStates
 from fedvsr.params import ParamTable
+from fedvsr.records import read_table
 from fedvsr.training import checkpoint
 
 _BY_ROUND = ("rounds", "clients", "evaluations")
@@ -41,19 +42,19 @@ def fork(parent: Path, packed: Path, run: Path, config: ExperimentConfig) -> int
     """
     table = ParamTable.of(models.build_fresh(config.model))
     before = load_config(str(parent / "config.yaml"))
-    state = checkpoint.latest(packed, table, before.config_hash()).state
+    clients = ClientStates(packed)
+    state = checkpoint.latest(packed, table, before.config_hash(), clients.require_readable).state
     if state is None:
         return 0
     identity = {"run_id": run.name, "config_hash": config.config_hash(), "seed": config.seed}
     for name in _BY_ROUND:
-        rows = pq.ParquetFile(parent / f"{name}.parquet").read()
+        rows = read_table(parent, name)
         rows = rows.filter(pc.less_equal(rows["round_idx"], state.round_idx))
         for column, value in identity.items():
             i = rows.schema.get_field_index(column)
             field = rows.schema.field(i)
             rows = rows.set_column(i, field, pa.array([value] * len(rows), field.type))
-        with replacing(run / f"{name}.parquet") as aside:
-            pq.write_table(rows, aside)
+        write_parquet(run / f"{name}.parquet", rows)
     folder = run / "checkpoints"
     folder.mkdir(exist_ok=True)
     for path in packed.glob("client-*.safetensors"):

@@ -10,8 +10,8 @@ from typing import Any, Final, TypedDict
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from fedvsr.checked import read_parquet, write_parquet
 from fedvsr.config import ExperimentConfig
 from fedvsr.data.split import Split
 from fedvsr.errors import UserError
@@ -234,19 +234,18 @@ def write_trials(path: Path, rows: Sequence[Mapping[str, Any]], swept: Iterable[
         columns.append(_field(key, pa.float64(), f"Mean of test set {name}, {which}.", unit))
     schema = pa.schema(columns, metadata={"schema_version": str(SCHEMA_VERSION)})
     full = [{field.name: _as(row.get(field.name), field.type) for field in schema} for row in rows]
-    with replacing(path) as aside:
-        pq.write_table(pa.Table.from_pylist(full, schema=schema), aside)
+    write_parquet(path, pa.Table.from_pylist(full, schema=schema))
 
 
 def read_trials(path: Path) -> pd.DataFrame:
     """The table of a sweep's `trials.parquet`.
 
     Raises:
-        UserError: the file is missing, or a newer version has written it.
+        UserError: the file is missing or damaged, or a newer version has written it.
     """
     if not path.is_file():
         raise UserError(f"there is no sweep at {path.parent}; `fedvsr tune` makes one")
-    table = pq.ParquetFile(path).read()
+    table = read_parquet(path)
     version = int((table.schema.metadata or {}).get(b"schema_version", b"0"))
     if not 1 <= version <= SCHEMA_VERSION:
         raise UserError(f"{path} has schema version {version}; this fedvsr reads {SCHEMA_VERSION}")

@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedvsr.checked import write_tensors
 from fedvsr.errors import UserError
+from fedvsr.federation.client_states import ClientStates
 from fedvsr.files import replacing
 from fedvsr.params import ParamTable
 from fedvsr.training import checkpoint
@@ -39,10 +41,72 @@ def test_a_truncated_file_falls_back_to_the_one_before(tmp_path: Path) -> None:
     assert newest_readable.state is not None
     assert newest_readable.state.round_idx == 1
     (message,) = newest_readable.damaged
-    assert message.startswith(f"{newest} is damaged (")
+    assert message.startswith(f"{newest} is damaged: its SHA-256 is not")
     (tmp_path / "round-000001.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match=r"no checkpoint can be read: .*round-000002"):
         checkpoint.latest(tmp_path, TABLE, "h")
+
+
+def flip(path: Path, position: int) -> None:
+    """Change one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1 << position % 8
+    path.write_bytes(data)
+
+
+def test_a_checkpoint_with_any_changed_bit_falls_back_to_the_one_before(tmp_path: Path) -> None:
+    for round_idx in (1, 2):
+        checkpoint.save(tmp_path, saved(round_idx), TABLE, "h")
+    newest = tmp_path / "round-000002.safetensors"
+    whole = newest.read_bytes()
+    for position in range(len(whole)):
+        flip(newest, position)
+        found = checkpoint.latest(tmp_path, TABLE, "h")
+        assert found.state is not None
+        assert found.state.round_idx == 1, position
+        assert len(found.damaged) == 1
+        assert str(newest) in found.damaged[0]
+        newest.write_bytes(whole)
+    # The next one replaces what is damaged.
+    flip(newest, 300)
+    checkpoint.save(tmp_path, saved(1), TABLE, "h")
+    assert [path.name for path in tmp_path.iterdir()] == ["round-000001.safetensors"]
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "gone", "another"])
+def test_a_checkpoint_is_passed_over_with_a_damaged_client(tmp_path: Path, damage: str) -> None:
+    states = ClientStates(tmp_path)
+    for round_idx in (1, 2):
+        states.put(2, round_idx, {"control": PARAMS * round_idx})
+        state = checkpoint.Saved(round_idx, {"params": PARAMS}, states.save(), {})
+        states.clean(checkpoint.save(tmp_path, state, TABLE, "h"))
+    newest = tmp_path / "client-00002-round-000002.safetensors"
+    before = tmp_path / "client-00002-round-000001.safetensors"
+    if damage == "bit":
+        flip(newest, len(newest.read_bytes()) - 1)
+    elif damage == "cut":
+        newest.write_bytes(newest.read_bytes()[:-1])
+    elif damage == "gone":
+        newest.unlink()
+    else:
+        newest.write_bytes(before.read_bytes())
+    found = checkpoint.latest(tmp_path, TABLE, "h", states.require_readable)
+    assert found.state is not None
+    assert found.state.round_idx == 1
+    assert len(found.damaged) == 1
+    assert "round-000002.safetensors cannot be used, because" in found.damaged[0]
+    assert str(newest) in found.damaged[0]
+    states.restore(found.state.clients)
+    np.testing.assert_array_equal(states.get(2)["control"], PARAMS)
+
+
+def test_metadata_that_is_no_checkpoints_is_damage(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, saved(1), TABLE, "h")
+    write_tensors(tmp_path / "round-000002.safetensors", {"params": PARAMS}, {"format": 2})
+    found = checkpoint.latest(tmp_path, TABLE, "h")
+    assert found.state is not None
+    assert found.state.round_idx == 1
+    assert "its metadata is not a checkpoint's" in found.damaged[0]
 
 
 def test_another_configuration_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,166 @@
+"""Files that hold a SHA-256 of themselves, so that damage is noticed when they are read.
+
+A mark, `fedvsr-sha256:DIGEST:fedvsr-sha256`, holds the digest of all bytes but its own 64 digits. A
+safetensors file has it in its metadata. A parquet file has it between the last row group and the
+footer, which readers skip; its pages have checksums of their own too, for other readers.
+
+Files of other programs and of older versions have no mark and are read without one. One end of the
+mark is enough to demand a valid one, so damage to the mark itself is noticed as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from fedvsr.errors import DamagedError
+from fedvsr.files import replacing
+
+_WORD = b"fedvsr-sha256"
+_DIGITS = 64
+_EMPTY = _WORD + b":" + b"0" * _DIGITS + b":" + _WORD
+_MARK = re.compile(_WORD + rb":([0-9a-f]{%d}):" % _DIGITS + _WORD)
+_END = re.compile(_WORD + rb":|:" + _WORD)
+# The single entry of a safetensors file's metadata: several are written in an order that differs.
+_ENTRY = "fedvsr"
+# Bytes of a parquet file's end: the footer's length and `PAR1`.
+_TAIL = 8
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, np.ndarray[Any, Any]], metadata: Mapping[str, object]
+) -> None:
+    """Write named tensors, and metadata that JSON can hold, as a safetensors file."""
+    entry = json.dumps({"checksum": _EMPTY.decode(), **metadata})
+    with replacing(path) as aside:
+        save_file(dict(tensors), str(aside), {_ENTRY: entry})
+        with aside.open("r+b") as file, mmap.mmap(file.fileno(), 0) as data:
+            start = data.find(_EMPTY) + len(_WORD) + 1
+            data[start : start + _DIGITS] = _digest(data, start)
+            data.flush()
+
+
+def read_tensors(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
+    """Read a file of `write_tensors`: its tensors by name, and its metadata.
+
+    Raises:
+        DamagedError: the file is missing, incomplete, or not as it was written.
+    """
+    metadata = read_metadata(path)
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            # An open file has `keys`, but is not iterable. A copy: what the file returns is a view.
+            return {name: np.array(file.get_tensor(name)) for name in file.keys()}, metadata  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise DamagedError(path, f"is damaged ({first_line(error)})") from None
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Verify a safetensors file, and return the metadata that fedvsr wrote; empty for other files.
+
+    Raises:
+        DamagedError: the file is missing, not as it was written, or has no valid header.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            if not size:
+                raise DamagedError(path, "is damaged: it is empty")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                end = 8 + int.from_bytes(data[:8], "little")
+                _verify(data, min(end, size), path)
+                header = data[8:end] if end <= size else b""
+    except OSError as error:
+        raise DamagedError(path, f"cannot be read: {first_line(error)}") from None
+    return _metadata_of(header, path)
+
+
+def _metadata_of(header: bytes, path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(header, object_pairs_hook=_without_duplicates)
+        metadata = json.loads(content.get("__metadata__", {}).get(_ENTRY, "{}"))
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(path, f"is no safetensors file: {_cause(error)}") from None
+    if not isinstance(metadata, dict):
+        raise DamagedError(path, f"has metadata of fedvsr that is no table: {str(metadata)[:80]}")
+    return metadata
+
+
+def _cause(error: Exception) -> str:
+    return str(error) if isinstance(error, _DuplicateError) else "its header is not valid"
+
+
+class _DuplicateError(ValueError):
+    """A name stands twice in a header: which of both is meant cannot be known."""
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _DuplicateError(f"its header names {twice[:80]} twice")
+    return table
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Write a table as a parquet file."""
+    with replacing(path) as aside:
+        pq.write_table(table, aside, write_page_checksum=True)
+        data = aside.read_bytes()
+        footer = len(data) - _TAIL - int.from_bytes(data[-_TAIL:-4], "little")
+        data = data[:footer] + _EMPTY + data[footer:]
+        start = footer + len(_WORD) + 1
+        with aside.open("wb") as file:
+            file.write(data[:start] + _digest(data, start) + data[start + _DIGITS :])
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """Read a parquet file.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        DamagedError: it is not as it was written, or not parquet.
+    """
+    data = path.read_bytes()
+    _verify(data, len(data), path)
+    try:
+        return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DamagedError(path, f"is damaged ({first_line(error)})") from None
+
+
+def _verify(data: bytes | mmap.mmap, end: int, path: Path) -> None:
+    """Raise DamagedError if there is a mark before `end`, or a part of one, that is not right."""
+    mark = None
+    for match in _MARK.finditer(data, 0, end):
+        mark = match
+    if mark is None and not _END.search(data, 0, end):
+        return
+    if mark is None or _digest(data, mark.start(1)) != mark[1]:
+        raise DamagedError(path, "is damaged: its SHA-256 is not the one that it was written with")
+
+
+def _digest(data: bytes | mmap.mmap, start: int) -> bytes:
+    """Digits of the SHA-256 of all bytes but the 64 from `start` on."""
+    with memoryview(data) as view:
+        sha256 = hashlib.sha256(view[:start])
+        sha256.update(view[start + _DIGITS :])
+    return sha256.hexdigest().encode()
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says."""
+    text = (getattr(error, "strerror", None) or str(error)).strip()
+    return text.splitlines()[0] if text else type(error).__name__
