@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 Checkpointing = Literal["none", "attention", "blocks"]
 # Frames, rows and columns.
 Window = tuple[int, int, int]
+
+# The published networks have up to 80 layers, 180 channels, 512 tokens a window and 0.3 GB.
+_MAX_LAYERS, _MAX_CHANNELS, _MAX_TOKENS, _MAX_BYTES = 512, 1024, 4096, 2 << 30
+# Largest side or number of frames.
+MAX_SIZE = 65536
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,48 @@ class FlowModelConfig(ModelConfig):
     flow_weights: str | None = Field(
         None, description="File of released SpyNet weights to start from (default: fresh weights)."
     )
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Equal layers of window attention, as far as their memory goes."""
+
+    count: int
+    channels: int
+    heads: int
+    window: Window
+    mlp_ratio: float
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a window."""
+        return math.prod(self.window)
+
+    @property
+    def num_bytes(self) -> float:
+        """Memory of weights and position biases in float32, and an index in int64 by token pair."""
+        weights = (4 + 3 * self.mlp_ratio) * self.channels**2
+        biases = self.heads * math.prod(2 * side - 1 for side in self.window)
+        return self.count * (4 * (weights + biases) + 8 * self.tokens**2)
+
+
+def require_buildable(layers: Sequence[Layers]) -> None:
+    """Check that a network is none that only fills the memory.
+
+    Raises:
+        ValueError: it has too many layers, too large windows or too many weights.
+    """
+    if (count := sum(part.count for part in layers)) > _MAX_LAYERS:
+        raise ValueError(f"{count} attention layers are too many, at most {_MAX_LAYERS}")
+    if (channels := max(part.channels for part in layers)) > _MAX_CHANNELS:
+        raise ValueError(f"{channels} channels are too many, at most {_MAX_CHANNELS}")
+    if (tokens := max(part.tokens for part in layers)) > _MAX_TOKENS:
+        raise ValueError(f"a window of {tokens} positions is too large, at most {_MAX_TOKENS}")
+    if (size := sum(part.num_bytes for part in layers)) > _MAX_BYTES:
+        raise ValueError(
+            f"these channels, depths and windows make a network of {size / 2**30:.0f} GiB, at most "
+            f"{_MAX_BYTES >> 30}"
+        )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,15 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from fedvsr.models.spec import Checkpointing, FlowModelConfig, ModelSpec, Size
+from fedvsr.models.spec import (
+    MAX_SIZE,
+    Checkpointing,
+    FlowModelConfig,
+    Layers,
+    ModelSpec,
+    Size,
+    require_buildable,
+)
 
 _SIZES = {
     "paper": Size(
@@ -72,24 +80,32 @@ class Config(FlowModelConfig):
     mid_channels: int = Field(64, ge=4, le=512, description="Channels before the enlargement.")
     embed_dim: int = Field(120, ge=4, le=1024, multiple_of=4, description="Feature channels.")
     depths: tuple[int, ...] = Field(
-        (6, 6, 6), min_length=1, description="Attention layers in each block of a step's network."
+        (6, 6, 6),
+        min_length=1,
+        max_length=64,
+        description="Attention layers in each block of a step's network.",
     )
     num_heads: tuple[int, ...] = Field(
-        (6, 6, 6), description="Attention heads of each block; the first is also the alignment's."
+        (6, 6, 6),
+        max_length=64,
+        description="Attention heads of each block; the first is also the alignment's.",
     )
     window_size: tuple[Literal[3], int, int] = Field(
         (3, 8, 8), description="Attention windows (frames, height, width)."
     )
     num_frames: Literal[3] = Field(3, description="Frames that a step's network merges.")
     img_size: int = Field(
-        64, ge=1, description="Training size in pixels; recorded only, without effect."
+        64, ge=1, le=MAX_SIZE, description="Training size in pixels; recorded only, without effect."
     )
     patch_size: Literal[1] = Field(1, description="Side of a token in pixels.")
     drop_path_rate: float = Field(
         0.1, ge=0, lt=1, description="Probability to skip the last layer's branches in training."
     )
     cpu_cache_length: int = Field(
-        100, ge=1, description="Frames above which inference keeps features in host memory."
+        100,
+        ge=1,
+        le=1_000_000,
+        description="Frames above which inference keeps features in host memory.",
     )
     is_low_res_input: Literal[True] = Field(
         True, description="Whether the input is low-resolution; it must be."
@@ -114,6 +130,11 @@ class Config(FlowModelConfig):
             )
         if not all(2 <= side <= 64 for side in self.window_size[1:]):
             raise ValueError(f"window_size = {self.window_size} must have sides of 2 to 64 pixels")
+        # The published MLPs have a ratio of 2.
+        blocks = zip(self.depths, self.num_heads, strict=True)
+        require_buildable(
+            [Layers(n, self.embed_dim, heads, self.window_size, 2) for n, heads in blocks]
+        )
         return self
 
 

@@ -12,7 +12,15 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from fedvsr.models.spec import Checkpointing, FlowModelConfig, ModelSpec, Size
+from fedvsr.models.spec import (
+    MAX_SIZE,
+    Checkpointing,
+    FlowModelConfig,
+    Layers,
+    ModelSpec,
+    Size,
+    require_buildable,
+)
 
 Three = tuple[int, int, int]
 # Frames in a step of the recurrence.
@@ -96,23 +104,31 @@ class Config(FlowModelConfig):
         2.0, gt=0, le=8, description="Hidden channels over channels in a perceptron."
     )
     inputconv_groups: tuple[Literal[1], ...] = Field(
-        (1, 1, 1, 1, 1, 1), description="Groups of the six input convolutions; only 1 is supported."
+        (1, 1, 1, 1, 1, 1),
+        max_length=6,
+        description="Groups of the six input convolutions; only 1 is supported.",
     )
     max_residue_magnitude: float = Field(
-        10.0, gt=0, description="Largest offset added to the flow, in pixels."
+        10.0, gt=0, le=1e4, description="Largest offset added to the flow, in pixels."
     )
     deformable_groups: int = Field(
         12,
         ge=2,
+        le=1024,
         multiple_of=2,
         description="Groups with separate offsets: half for keys, half for values.",
     )
-    attention_heads: int = Field(12, ge=1, description="Heads of the deformable attention.")
+    attention_heads: int = Field(
+        12, ge=1, le=1024, description="Heads of the deformable attention."
+    )
     attention_window: tuple[Literal[3], Literal[3]] = Field(
         (3, 3), description="Positions sampled around each flow target (height, width)."
     )
     cpu_cache_length: int = Field(
-        100, ge=1, description="Frames above which inference keeps features in host memory."
+        100,
+        ge=1,
+        le=1_000_000,
+        description="Frames above which inference keeps features in host memory.",
     )
     checkpointing: Checkpointing = Field(
         "none",
@@ -123,6 +139,12 @@ class Config(FlowModelConfig):
     @model_validator(mode="after")
     def _check(self) -> Self:
         dim = self.embed_dims[0]
+        if min(*self.num_blocks, *self.depths, *self.num_heads, *self.img_size, dim) < 1:
+            raise ValueError(
+                "num_blocks, depths, embed_dims, num_heads and img_size are at least 1"
+            )
+        if max(self.img_size) > MAX_SIZE:
+            raise ValueError(f"img_size = {self.img_size} must be at most {MAX_SIZE}")
         if len(set(self.embed_dims)) > 1:
             raise ValueError(f"embed_dims must be equal, not {self.embed_dims}")
         if any(dim % heads for heads in self.num_heads):
@@ -141,8 +163,14 @@ class Config(FlowModelConfig):
                 f"window_size = {self.window_size} must have 1 or 2 frames, and sides of 2 to 32 "
                 "pixels"
             )
-        if min(*self.num_blocks, *self.depths, *self.num_heads, dim) < 1:
-            raise ValueError("num_blocks, depths, embed_dims and num_heads must be positive")
+        # Four branches have the second entry's layers.
+        layers = zip((1, 4, 1), self.num_blocks, self.depths, self.num_heads, strict=True)
+        require_buildable(
+            [
+                Layers(times * blocks * depth, dim, heads, self.window_size, self.mlp_ratio)
+                for times, blocks, depth, heads in layers
+            ]
+        )
         return self
 
 

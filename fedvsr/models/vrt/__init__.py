@@ -10,7 +10,16 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from fedvsr.models.spec import Checkpointing, FlowModelConfig, ModelSpec, Size, Window
+from fedvsr.models.spec import (
+    MAX_SIZE,
+    Checkpointing,
+    FlowModelConfig,
+    Layers,
+    ModelSpec,
+    Size,
+    Window,
+    require_buildable,
+)
 
 # Stages of the trunk: the first entries of `depths`.
 NUM_STAGES = 7
@@ -99,15 +108,19 @@ class Config(FlowModelConfig):
         description="Attention blocks of each of the seven stages, then of each final group.",
     )
     indep_reconsts: tuple[int, ...] = Field(
-        (11, 12), description="Final groups, as indices into `depths`, that see each frame alone."
+        (11, 12),
+        max_length=40,
+        description="Final groups, as indices into `depths`, that see each frame alone.",
     )
     embed_dims: tuple[int, ...] = Field(
         (120, 120, 120, 120, 120, 120, 120, 180, 180, 180, 180, 180, 180),
+        max_length=40,
         description="Channels for each entry of `depths`: one width for the stages, and one for "
         "the final groups.",
     )
     num_heads: tuple[int, ...] = Field(
         (6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6),
+        max_length=40,
         description="Attention heads for each entry of `depths`.",
     )
     pa_frames: Literal[2, 4, 6] = Field(
@@ -135,8 +148,8 @@ class Config(FlowModelConfig):
     @field_validator("img_size", "window_size")
     @classmethod
     def _positive(cls, sizes: Window) -> Window:
-        if min(sizes) < 1:
-            raise ValueError(f"sizes must be at least 1, got {sizes}")
+        if min(sizes) < 1 or max(sizes) > MAX_SIZE:
+            raise ValueError(f"sizes must be 1 to {MAX_SIZE}, got {sizes}")
         return sizes
 
     @model_validator(mode="after")
@@ -172,6 +185,10 @@ class Config(FlowModelConfig):
                 f"deformable_groups = {groups} and embed_dims = {channels} must be multiples of "
                 f"pa_frames / 2 = {reach}, and {reach * channels} a multiple of the groups"
             )
+        layers = zip(self.depths, self.embed_dims, self.num_heads, strict=True)
+        require_buildable(
+            [Layers(n, dim, heads, self.window_size, self.mlp_ratio) for n, dim, heads in layers]
+        )
         return self
 
 
