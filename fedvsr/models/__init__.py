@@ -18,7 +18,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedvsr.errors import UserError
+from pydantic import ValidationError
+
+from fedvsr.errors import FileError, UserError
 from fedvsr.lookup import load, names
 from fedvsr.models.spec import FlowModelConfig, ModelConfig
 
@@ -76,10 +78,10 @@ def flow_from_scratch(config: ModelConfig) -> bool:
 def load_checkpoint(path: str | Path, config: ModelConfig | None = None) -> nn.Module:
     """Load a trained network, in evaluation mode.
 
-    It reads the `model.safetensors` of a run, and files of `torch.save`: bare, in a wrapper
-    `params`, `params_ema` or `state_dict`, with or without the prefix `module.`. A file of
-    `torch.save` names no configuration; the packaged configuration with the same tensors is used,
-    so released checkpoints of VRT, RVRT and IART need only the path.
+    It reads the `model.safetensors` of a run, and files of `torch.save`: bare, or with the wrappers
+    and prefixes that `fedvsr.models._checkpoint.read_tensors` knows. A file of `torch.save` names
+    no configuration; the packaged configuration with the same tensors is used, so released
+    checkpoints of VRT, RVRT and IART need only the path.
 
     Args:
         path: the file.
@@ -89,14 +91,17 @@ def load_checkpoint(path: str | Path, config: ModelConfig | None = None) -> nn.M
         UserError: the file cannot be read, or fits no known network. The message names the nearest
             network and the first tensor that is missing, of another shape, or unexpected.
     """
-    from fedvsr.models._checkpoint import load_tensors, read_tensors
+    from fedvsr.models._checkpoint import first_difference, load_tensors, read_tensors
 
     path = Path(path)
     tensors, settings = read_tensors(path)
     if config is None and settings:
-        config = _section(str(settings["name"]), settings)
+        config = _recorded(settings, path)
     if config is None:
         config = _identify(tensors, path)
+    # Before the network takes memory, because the settings may come from a file.
+    elif difference := first_difference(_state_of(config), tensors):
+        raise FileError(path, difference)
     network = build_fresh(config)
     load_tensors(network, tensors, path)
     return network.eval()
@@ -112,6 +117,19 @@ def packaged(name: str) -> Iterator[ModelConfig]:
 def _section(name: str, settings: Mapping[str, object]) -> ModelConfig:
     section: ModelConfig = load(__name__, name).Config(**settings)
     return section
+
+
+def _recorded(settings: Mapping[str, object], path: Path) -> ModelConfig:
+    """The section that a file holds, which anybody may have written."""
+    try:
+        return _section(str(settings.get("name")), settings)
+    except ValidationError as error:
+        key, what = ".".join(map(str, error.errors()[0]["loc"])), error.errors()[0]["msg"]
+        raise FileError(
+            path, f"has settings of a network that are refused: {key}: {what}"
+        ) from None
+    except (UserError, TypeError, ValueError) as error:
+        raise FileError(path, f"has settings of a network that are refused: {error}") from None
 
 
 def _identify(tensors: dict[str, Tensor], path: Path) -> ModelConfig:

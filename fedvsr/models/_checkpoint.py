@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,55 +10,88 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from fedvsr.errors import UserError
+from fedvsr.checked import first_line, read_metadata
+from fedvsr.errors import DamagedError, FileError, UserError
 
 # Keys under which trainers save a state, the preferred first: if a file has averaged weights beside
 # raw ones, its authors evaluate the averaged ones.
-_WRAPPERS = ("params_ema", "params", "state_dict")
-_PREFIX = "module."
-# The entry of a safetensors file's metadata that `fedvsr.training.checkpoint` writes.
-_METADATA = "fedvsr"
+_WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "generator", "net_g")
+# Prefixes of all names that come from the wrappers of trainers and compilers.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net_g.")
+# Of a trainer with an adversary: the network is what stands under the first of these.
+_PARTS = ("generator_ema.", "generator.")
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     """Read the named tensors of a `.safetensors` file, or of a file of `torch.save`.
 
-    Of a file of `torch.save`, only tensors and plain containers are unpickled. The wrappers
-    `params_ema`, `params` and `state_dict` are removed, and so is a prefix `module.` of all names.
+    Of a file of `torch.save`, only tensors and plain containers are unpickled. Wrappers such as
+    `params_ema`, `params`, `state_dict` and `model_state_dict` are removed, and so are prefixes of
+    all names such as `module.`. If names begin with `generator.`, only those are taken.
 
     Returns:
         The tensors, and the settings of the network that fedvsr wrote; empty for other files.
 
     Raises:
-        UserError: the file cannot be read, or holds no table of tensors.
+        UserError: the file cannot be read or is damaged, or holds no table of tensors.
     """
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        tensors, settings = _read_safetensors(path)
+        return (tensors if settings else _bare(tensors, path)), settings
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(f"cannot read {path}: {_first_line(error)}") from None
-    if isinstance(content, Mapping):
-        states = (content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping))
-        content = next(states, None) or content
-    if not isinstance(content, Mapping) or not content:
-        raise UserError(f"{path} holds no table of tensors")
-    for name, value in content.items():
-        if not isinstance(value, Tensor):
-            raise UserError(f"{path}: {name} is a {type(value).__name__}, not a tensor")
-    if all(str(name).startswith(_PREFIX) for name in content):
-        content = {str(name).removeprefix(_PREFIX): value for name, value in content.items()}
-    return dict(content), {}
+        with warnings.catch_warnings():
+            # Of what a file holds besides tensors.
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    # Whatever is raised says that the file is none of `torch.save`, or is damaged.
+    except Exception as error:
+        raise UserError(f"cannot read {path}: {first_line(error)}") from None
+    return _bare(content, path), {}
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     try:
+        metadata = read_metadata(path)
         with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except DamagedError as error:
+        raise UserError(f"cannot read {path}: {error.reason}") from None
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read {path}: {_first_line(error)}") from None
-    return tensors, json.loads(metadata.get(_METADATA, "{}")).get("model", {})
+        raise UserError(f"cannot read {path}: {first_line(error)}") from None
+    if "round_idx" in metadata:
+        raise FileError(path, "is a part of an unfinished run; give the run's folder")
+    settings = metadata.get("model", {})
+    if not isinstance(settings, dict):
+        raise FileError(path, f"has a network's settings that are no table: {str(settings)[:80]}")
+    return tensors, settings
+
+
+def _bare(content: object, path: Path) -> dict[str, Tensor]:
+    """A table of tensors without the wrappers that trainers put around it."""
+    # Unwrapped twice at most: a trainer's file may hold the file of another.
+    for _ in range(2):
+        if isinstance(content, Mapping):
+            states = (content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping))
+            content = next(states, None) or content
+    if not isinstance(content, Mapping) or not content:
+        raise FileError(path, "holds no table of tensors")
+    table = {str(name): value for name, value in content.items()}
+    if len(table) < len(content):
+        raise FileError(path, "names a tensor twice, as a number and as text")
+    for prefix in _PARTS:
+        if any(name.startswith(prefix) for name in table):
+            table = {name: value for name, value in table.items() if name.startswith(prefix)}
+            break
+    for name, value in table.items():
+        if not isinstance(value, Tensor):
+            raise FileError(path, f": {name} is a {type(value).__name__}, not a tensor")
+    while prefix := next((p for p in (*_PARTS, *_PREFIXES) if _all_start(table, p)), ""):
+        table = {name.removeprefix(prefix): value for name, value in table.items()}
+    return table
+
+
+def _all_start(table: Mapping[str, Tensor], prefix: str) -> bool:
+    return all(name.startswith(prefix) for name in table)
 
 
 def first_difference(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str | None:
@@ -94,10 +126,5 @@ def load_tensors(
     tensors = {name: own[name] for name in optional if name in own} | dict(tensors)
     difference = first_difference(own, tensors)
     if difference is not None:
-        raise UserError(f"{path} {difference}")
+        raise FileError(path, difference)
     module.load_state_dict(tensors)
-
-
-def _first_line(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error)
-    return text.strip().splitlines()[0] if text.strip() else type(error).__name__
