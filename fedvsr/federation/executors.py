@@ -34,6 +34,7 @@ FaultKind = Literal[
     "not_finite",
     "driver",
     "checkpoint",
+    "table",
 ]
 
 

@@ -29,11 +29,12 @@ from fedvsr.federation.rounds import (
     run_rounds,
 )
 from fedvsr.federation.sampling import FederationConfig
-from fedvsr.files import DISK_FULL, replacing
+from fedvsr.files import DISK_FULL, remove_temporaries, replacing
 from fedvsr.inference.evaluate import Evaluator
 from fedvsr.params import FloatVector, ParamTable, flatten, load_flat
 from fedvsr.records import RunRecords, read_run
 from fedvsr.runs import rows
+from fedvsr.runs.audit import missing_rows, set_aside_damaged
 from fedvsr.runs.events import Event, EventLog, RoundRecorded, RunStarted
 from fedvsr.runs.notes import notes_of
 from fedvsr.runs.run import Run, locked
@@ -144,6 +145,8 @@ class Execution:
             "num_overlap": len(split.overlap),
             "num_same_video": len(split.same_video),
         }
+        remove_temporaries(run.folder)
+        self.damaged_tables = set_aside_damaged(run.folder)
         self.records = RunRecords(run.folder, identity)
         before = read_run(run.folder)
         self.started_at = before["started_at"] if before else datetime.now(timezone.utc)
@@ -152,9 +155,12 @@ class Execution:
     def events(self) -> Iterator[Event]:
         """Execute the rest of the run. What an event reports is on disk before it is yielded."""
         config = self.run.config
-        saved = checkpoint.latest(self.checkpoints, self.table, config.config_hash())
+        saved = checkpoint.latest(
+            self.checkpoints, self.table, config.config_hash(), self.states.require_readable
+        )
         state = self.state = self._initial_state(saved.state)
         self.saved_round = state.round_idx
+        lost = [*self.damaged_tables, *self._lost_rows(saved.state)]
         executor = self.make_executor(self.clients)
         try:
             self.scorer = executor.start_scorer(
@@ -171,11 +177,11 @@ class Execution:
                 self.table.size,
                 len(self.clients.clips),
                 self.device_name,
-                (*saved.damaged, *notes),
+                (*saved.damaged, *lost, *notes),
             )
-            for fault in self._faults_before(state.round_idx, saved.damaged):
+            for fault in self._faults_before(state.round_idx, saved.damaged, lost):
                 yield self._record_fault(fault)
-            if saved.state is None or not self.records.has_scores(state.round_idx):
+            if not self.records.has_scores(state.round_idx, self._is_scored(state.round_idx)):
                 self._begin_scoring(state)
             yield from self._rounds(state, executor)
             yield from self._settle()
@@ -272,10 +278,22 @@ class Execution:
 
     # Faults
 
-    def _faults_before(self, round_idx: int, damaged: Sequence[str]) -> Iterator[Fault]:
+    def _lost_rows(self, saved: checkpoint.Saved | None) -> list[str]:
+        """What the tables lack of the rounds that are not repeated."""
+        if saved is None:
+            return []
+        # The last scores are made again if they are missing.
+        evaluated = {r for r in range(saved.round_idx) if self.split.test and self._is_scored(r)}
+        return missing_rows(self.run.folder, saved.round_idx, evaluated)
+
+    def _faults_before(
+        self, round_idx: int, damaged: Sequence[str], lost: Sequence[str]
+    ) -> Iterator[Fault]:
         """What went wrong before this process took over."""
         for message in damaged:
             yield Fault(round_idx, None, "checkpoint", message, final=True)
+        for message in lost:
+            yield Fault(round_idx, None, "table", message, final=True)
         if self.died_before:
             message = f"the process that executed this run died; resumed after round {round_idx}"
             yield Fault(round_idx + 1, None, "driver", message)
@@ -300,9 +318,7 @@ class Execution:
                 scores were lost.
             wall_s: wall seconds of that round.
         """
-        evaluation, round_idx = self.run.config.evaluation, state.round_idx
-        due = round_idx % evaluation.every_rounds == 0
-        due = due or round_idx == self.run.config.federation.num_rounds
+        round_idx, due = state.round_idx, self._is_scored(state.round_idx)
         if finished is None:
             self.records.begin_round(round_idx, self._epsilon(round_idx))
         event = RoundRecorded(
@@ -314,6 +330,11 @@ class Execution:
             rows.slot_utilisation(finished) if finished else None,
         )
         self.unscored = _Unscored(event, self._score(state) if due else [])
+
+    def _is_scored(self, round_idx: int) -> bool:
+        """Whether a round's network is scored; that of the last round always is."""
+        last = self.run.config.federation.num_rounds
+        return round_idx % self.run.config.evaluation.every_rounds == 0 or round_idx == last
 
     def _settle_if_ready(self) -> Iterator[RoundRecorded | Fault]:
         """Write the scores of the round before, if they have arrived."""
