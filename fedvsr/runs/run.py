@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import count
@@ -15,13 +14,15 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from fedvsr import yaml12
-from fedvsr.errors import UserError
-from fedvsr.files import replacing
+from fedvsr.errors import FileError, UserError
+from fedvsr.files import remove_temporaries, replacing
 from fedvsr.records import read_run
 
 # `run_status` serves `fedvsr list` and `show`, which load no network.
 if TYPE_CHECKING:
     from fedvsr.config import ExperimentConfig
+
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def create_run(config: ExperimentConfig, out: Path) -> Run:
     now = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
     stem = f"{config.name}-{now}-{config.config_hash()[:6]}"
     out.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(out)
     for number in count():
         run_id = f"{stem}-{number}" if number else stem
         try:
@@ -97,18 +99,27 @@ def run_status(folder: Path) -> str:
 
 
 def _is_locked(folder: Path) -> bool:
-    """Whether a process holds a run's lock; it is only read, for results that one may only read."""
+    """Whether a process holds a run's lock. It writes nothing: results may be read-only."""
     try:
-        descriptor = os.open(folder / ".lock", os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
+        with (folder / _LOCK).open("rb") as file:
+            # Shared, so that looks do not see each other; released as the file is closed.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
-    finally:
-        os.close(descriptor)
+    except OSError:
+        # No process has locked it yet, or the file system has no locks.
+        return False
     return False
+
+
+def remove_leftovers(out: Path) -> None:
+    """Remove the temporary files of runs under `out` whose processes were killed."""
+    temporaries = (path for pattern in ("*/.*.tmp", "*/*/.*.tmp") for path in out.glob(pattern))
+    for folder in {out / path.relative_to(out).parts[0] for path in temporaries}:
+        # A run that was just created has no lock yet.
+        if (folder / _LOCK).exists():
+            with suppress(UserError), locked(folder):
+                remove_temporaries(folder)
 
 
 @contextmanager
@@ -124,11 +135,13 @@ def locked(folder: Path, patience_s: float = 0.0) -> Iterator[None]:
         UserError: another process holds the lock.
     """
     # Not per thread: a driver actor may be asked for the next event by another thread.
-    lock = FileLock(folder / ".lock", thread_local=False)
+    lock = FileLock(folder / _LOCK, thread_local=False)
     try:
         lock.acquire(timeout=patience_s, poll_interval=0.02)
     except Timeout:
         raise UserError(f"another process is writing {folder}; wait for it, or stop it") from None
+    except OSError as error:
+        raise FileError(folder, f"cannot be written: {error.strerror}") from None
     try:
         yield
     finally:
