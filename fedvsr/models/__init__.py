@@ -124,10 +124,10 @@ def _recorded(settings: Mapping[str, object], path: Path) -> ModelConfig:
     try:
         return _section(str(settings.get("name")), settings)
     except ValidationError as error:
-        key, what = ".".join(map(str, error.errors()[0]["loc"])), error.errors()[0]["msg"]
-        raise FileError(
-            path, f"has settings of a network that are refused: {key}: {what}"
-        ) from None
+        first = error.errors()[0]
+        key = "".join(f"{part}: " for part in first["loc"])
+        what = first["msg"].removeprefix("Value error, ")
+        raise FileError(path, f"has settings of a network that are refused: {key}{what}") from None
     except (UserError, TypeError, ValueError) as error:
         raise FileError(path, f"has settings of a network that are refused: {error}") from None
 

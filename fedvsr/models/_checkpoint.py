@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,7 +44,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
             # Of what a file holds besides tensors.
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
-    # Whatever is raised says that the file is none of `torch.save`, or is damaged.
+    except pickle.UnpicklingError:
+        # torch's own message advises to run the code.
+        raise UserError(
+            f"cannot read {path}: it is no file of torch.save, or holds more than tensors and "
+            "needs code to load, which is never run"
+        ) from None
+    # Whatever else is raised says that the file is damaged.
     except Exception as error:
         raise UserError(f"cannot read {path}: {first_line(error)}") from None
     return _bare(content, path), {}

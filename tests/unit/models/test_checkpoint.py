@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fedvsr import models
 from fedvsr.determinism import scoped_torch
 from fedvsr.errors import UserError
 from fedvsr.lookup import names
-from fedvsr.models import rvrt
+from fedvsr.models import rvrt, tiny, vrt
 from fedvsr.models.rvrt.network import Model
 from fedvsr.training.checkpoint import save_model
 from tests.golden import recipe
@@ -35,8 +38,18 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     )
 
 
-@pytest.mark.parametrize("wrapper", [None, "params", "params_ema", "state_dict"])
-@pytest.mark.parametrize("prefix", ["", "module."])
+WRAPPERS = [None, "params", "params_ema", "state_dict", "model_state_dict", "generator", "net_g"]
+PREFIXES = ["", "module.", "_orig_mod.", "generator.", "generator_ema.", "model.", "module.model."]
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "prefix"),
+    [
+        *((wrapper, "module.") for wrapper in WRAPPERS),
+        *(("params", p) for p in PREFIXES),
+        (None, ""),
+    ],
+)
 def test_wrappers_and_prefix(
     tmp_path: Path, network: nn.Module, wrapper: str | None, prefix: str
 ) -> None:
@@ -53,6 +66,102 @@ def test_averaged_weights_are_preferred(tmp_path: Path, network: nn.Module) -> N
     raw = {name: torch.zeros_like(value) for name, value in state.items()}
     path = saved(tmp_path / "net.pth", {"params": raw, "params_ema": state})
     assert same(models.load_checkpoint(path), network)
+
+
+def test_of_a_trainer_with_an_adversary_the_network_is_taken(
+    tmp_path: Path, network: nn.Module
+) -> None:
+    state = network.state_dict()
+    raw = {f"generator.{name}": torch.zeros_like(value) for name, value in state.items()}
+    averaged = {f"generator_ema.{name}": value for name, value in state.items()}
+    rest = {"step_counter": torch.zeros(1), "discriminator.conv.weight": torch.zeros(3)}
+    path = saved(tmp_path / "net.pth", {"state_dict": {**rest, **raw, **averaged}, "meta": {}})
+    assert same(models.load_checkpoint(path), network)
+    save_file(averaged | rest, tmp_path / "net.safetensors")
+    assert same(models.load_checkpoint(tmp_path / "net.safetensors"), network)
+
+
+def test_a_damaged_network_is_refused(tmp_path: Path) -> None:
+    config = tiny.Config(channels=4, blocks=0)
+    path = tmp_path / "model.safetensors"
+    save_model(path, models.build_fresh(config), config)
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 17):
+        data = bytearray(whole)
+        data[position] ^= 1 << position % 8
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=r"model\.safetensors"):
+            models.load_checkpoint(path)
+
+
+def file_of(path: Path, metadata: object) -> Path:
+    text = metadata if isinstance(metadata, str) else json.dumps(metadata)
+    save_file({"a": torch.zeros(1)}, path, {"fedvsr": text})
+    return path
+
+
+LARGE = {"depths": [100_000] * 3, "num_heads": [6] * 3}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ("{", "its header is not valid"),
+        ("[1]", "has metadata of fedvsr that is no table"),
+        ({"model": 7}, "has a network's settings that are no table: 7"),
+        ({"model": {"nam": "tiny"}}, "has settings of a network that are refused: 'None' is no"),
+        ({"model": {"name": "../x"}}, "has settings of a network that are refused"),
+        ({"model": {"name": "tiny", "chanels": 3}}, "are refused: chanels is not a setting"),
+        ({"model": {"name": "tiny", "channels": 10**9}}, "are refused: channels: Input should be"),
+        ({"model": {"name": "iart", **LARGE}}, "are refused: .*300000 attention layers are too m"),
+        ({"model": {"name": "rvrt", "embed_dims": [50_400] * 3}}, "50400 channels are too many"),
+        ({"model": {"name": "rvrt", "num_heads": [0, 6, 6]}}, "are at least 1"),
+        ({"model": {"name": "vrt", "window_size": [4096, 64, 64]}}, "16777216 positions is too la"),
+        ({"model": {"name": "iart"}}, "lacks the tensor"),
+        ({"round_idx": 3}, "is a part of an unfinished run; give the run's folder"),
+    ],
+)
+def test_a_file_that_asks_for_too_much_is_refused(
+    tmp_path: Path, metadata: object, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        models.load_checkpoint(file_of(tmp_path / "f.safetensors", metadata))
+
+
+def test_a_small_file_takes_no_memory_for_a_large_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(_: object) -> None:
+        raise AssertionError("built before its tensors were compared")
+
+    models._state_of.cache_clear()
+    models._state_of(vrt.Config())
+    monkeypatch.setattr(models, "build_fresh", never)
+    with pytest.raises(UserError, match="lacks the tensor"):
+        models.load_checkpoint(file_of(tmp_path / "f.safetensors", {"model": {"name": "vrt"}}))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("iart", {"embed_dim": 1024, "depths": (64,), "num_heads": (1,)}),
+        ("iart", {"depths": (1,) * 65, "num_heads": (6,) * 65}),
+        ("iart", {"window_size": (3, 64, 64)}),
+        ("iart", {"img_size": 10**9}),
+        ("rvrt", {"num_blocks": (1, 200, 1)}),
+        ("rvrt", {"window_size": (2, 32, 32), "depths": (8, 8, 8)}),
+        ("rvrt", {"img_size": (2, 10**9, 64)}),
+        ("rvrt", {"max_residue_magnitude": 1e30}),
+        ("vrt", {"depths": (41,) * 13}),
+        ("vrt", {"embed_dims": (1200,) * 13}),
+        ("vrt", {"window_size": (16, 16, 17)}),
+        ("vrt", {"indep_reconsts": (11,) * 41}),
+        ("tiny", {"blocks": 10**6}),
+    ],
+)
+def test_sizes_of_networks_are_bounded(name: str, settings: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        models._section(name, settings)
 
 
 def test_a_runs_network_brings_its_configuration(tmp_path: Path) -> None:
@@ -104,14 +213,19 @@ def test_the_wrong_tensor_is_named(
 def test_refuses_files_that_are_not_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read .*none\.pth: No such file"):
         models.load_checkpoint(tmp_path / "none.pth")
-    for name in ("text.pth", "text.safetensors"):
-        (tmp_path / name).write_text("no checkpoint")
+    for name in ("text.pth", "text.safetensors", "prose.pth"):
+        # A pickle's opcodes are letters, so text may be read for a while.
+        text = "no checkpoint" if name.startswith("text") else "The quick brown fox.\n" * 99
+        (tmp_path / name).write_text(text)
         with pytest.raises(UserError, match=f"cannot read .*{name}"):
             models.load_checkpoint(tmp_path / name)
     with pytest.raises(UserError, match="weights is a int, not a tensor"):
         models.load_checkpoint(saved(tmp_path / "n.pth", {"weights": 3}))
     with pytest.raises(UserError, match=r"is not a checkpoint of a known network \(iart, rvrt"):
         models.load_checkpoint(saved(tmp_path / "n.pth", {"fc.weight": torch.zeros(2)}))
+    twice = {"conv.weight": torch.zeros(2), 1: torch.zeros(2), "1": torch.zeros(2)}
+    with pytest.raises(UserError, match="names a tensor twice"):
+        models.load_checkpoint(saved(tmp_path / "n.pth", twice))
     # Needs code to unpickle, which is never run.
     with pytest.raises(UserError, match="cannot read"):
         models.load_checkpoint(saved(tmp_path / "n.pth", {"params": Path("/")}))
