@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from fedvsr.checked import read_parquet, write_parquet
 from fedvsr.errors import UserError
@@ -321,7 +320,7 @@ def run_folders(folder: Path) -> list[Path]:
     return [
         path.parent
         for path in sorted(folder.rglob("runs.parquet"))
-        if path.parent == folder or pq.read_metadata(path).num_rows == 1
+        if path.parent == folder or read_table(path.parent, "runs").num_rows == 1
     ]
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import shutil
+import subprocess
+import sys
 import threading
 from datetime import datetime, tzinfo
 from pathlib import Path
@@ -20,8 +23,9 @@ from fedvsr.runs.events import RoundRecorded, RunStarted
 from fedvsr.runs.execution import execute
 from fedvsr.runs.launch import prepare_data
 from fedvsr.runs.notes import notes_of
-from fedvsr.runs.run import create_run
+from fedvsr.runs.run import create_run, locked, open_run, run_status
 from fedvsr.training.checkpoint import save_model
+from tests.unit.tuning.test_progress import as_running
 
 
 def test_a_run_starts_from_the_weights_it_is_given(small: ExperimentConfig, tmp_path: Path) -> None:
@@ -82,3 +86,46 @@ def test_runs_of_the_same_second_have_folders_of_their_own(
     folders = {create_run(small, tmp_path).folder for _ in range(102)}
     assert len(folders) == 102
     assert all((folder / "config.yaml").is_file() for folder in folders)
+
+
+def test_a_look_at_a_run_writes_nothing(undisturbed: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(undisturbed, tmp_path / undisturbed.name))
+    as_running(folder)
+    (folder / ".lock").unlink(missing_ok=True)
+    before = sorted(folder.rglob("*"))
+    assert run_status(folder) == "stopped"
+    assert sorted(folder.rglob("*")) == before
+    with locked(folder):
+        assert run_status(folder) == "running"
+    # A mode that forbids writing stops only those who are not root.
+    (folder / ".lock").chmod(0o444)
+    folder.chmod(0o555)
+    assert run_status(folder) == "stopped"
+    folder.chmod(0o755)
+
+
+def test_a_new_run_removes_what_killed_ones_left(
+    small: ExperimentConfig, undisturbed: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(undisturbed, tmp_path / undisturbed.name))
+    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1)
+    left = [
+        folder / f".rounds.parquet.{int(done.stdout)}.tmp",
+        folder / "checkpoints" / f".round-000004.safetensors.{int(done.stdout)}.tmp",
+    ]
+    for path in left:
+        path.touch()
+    with locked(folder):
+        create_run(small, tmp_path)
+        assert all(path.exists() for path in left), "its process may live on another machine"
+    create_run(small, tmp_path)
+    assert not any(path.exists() for path in left)
+    left[0].touch()
+    list(execute(open_run(small, folder), prepare_data(small, lambda *_: None), SerialExecutor))
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_all_files_of_a_run_have_one_mode(undisturbed: Path) -> None:
+    files = [p for p in undisturbed.rglob("*") if p.is_file() and p.name != ".lock"]
+    assert {path.suffix for path in files} >= {".safetensors", ".parquet", ".yaml", ".png"}
+    assert len({path.stat().st_mode for path in files}) == 1
