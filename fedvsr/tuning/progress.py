@@ -14,7 +14,15 @@ from fedvsr.files import replacing
 from fedvsr.runs.run import run_status
 from fedvsr.tuning.space import Value
 from fedvsr.tuning.sweep import SweepConfig, Trial
-from fedvsr.tuning.table import RUNS, Note, column_of, newest_runs, row_of, write_trials
+from fedvsr.tuning.table import (
+    RUNS,
+    STOPPED_EARLY,
+    Note,
+    column_of,
+    newest_runs,
+    row_of,
+    write_trials,
+)
 
 Row = dict[str, Any]
 """A row of `trials.parquet`, by column."""
@@ -30,7 +38,7 @@ class Outcome:
     index: int | None
     """Index of the trial; None if a searcher chose it."""
     state: str
-    """TERMINATED, ERROR, or another state if the sweep was stopped."""
+    """TERMINATED, ERROR, or PENDING if the sweep was stopped."""
     error: str | None
 
 
@@ -86,7 +94,7 @@ class TrialMonitor:
             if outcome.state == "ERROR":
                 row |= {"status": "failed", "error": row.get("error") or outcome.error}
             elif outcome.state == "TERMINATED" and row["status"] == "interrupted":
-                row["status"] = "stopped_early"
+                row["status"] = STOPPED_EARLY
         self._write()
         return self._rows
 

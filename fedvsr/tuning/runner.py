@@ -8,23 +8,26 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from ray import tune
-from ray.tune import ExperimentAnalysis, PlacementGroupFactory, schedulers
+from ray.tune import PlacementGroupFactory, schedulers
 from ray.tune.search import BasicVariantGenerator, Searcher, create_searcher
 
 from fedvsr.errors import UserError
 from fedvsr.files import missing_folders, remove_folders
+from fedvsr.runs.run import run_status
 from fedvsr.tuning.expressions import tidy
+from fedvsr.tuning.past import Asha, Median, Past, ResumedSearcher, read_past
 from fedvsr.tuning.progress import Outcome
 from fedvsr.tuning.space import Dimension
 from fedvsr.tuning.sweep import SweepConfig, Trial, describe, load_sweep, save_sweep
-from fedvsr.tuning.table import SWEEP_FILE
-from fedvsr.tuning.trial import bundles_of, run_trial, trial_of
+from fedvsr.tuning.table import RUNS, STOPPED_EARLY, SWEEP_FILE, Note
+from fedvsr.tuning.trial import RESUMES, bundles_of, run_of, run_trial, trial_of
 
 _TUNE = "tune"
 _MAX_NAME = 120
@@ -104,75 +107,105 @@ def run_sweep(
     os.environ.update({k: v for k, v in _ENVIRONMENT.items() if k not in os.environ})
     for name in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    trainable = tune.with_resources(run_trial, _resources(sweep))
-    experiment = folder / _TUNE
-    # Tuner.can_restore() is true even before the first state file is written, and would then
-    # restore one trial without settings. Runs resume from their own checkpoints in either case.
-    if any(experiment.glob("experiment_state-*.json")):
-        tuner = tune.Tuner.restore(
-            str(experiment), trainable=trainable, resume_unfinished=True, resume_errored=True
-        )
-    else:
-        tuner = _fresh(sweep, trials, folder, trainable, max_concurrent)
-    tuner.fit()
-    return [_outcome(trial) for trial in ExperimentAnalysis(str(experiment)).trials or []]
-
-
-def _outcome(trial: Any) -> Outcome:
-    error = trial.get_pickled_error() if trial.status == "ERROR" else None
-    # Ray wraps what a trial has raised, but not the loss of its process.
-    cause = getattr(error, "cause", error)
-    lines = str(cause).strip().splitlines() if cause else []
-    return Outcome(
-        trial.trial_id, trial.config.get("trial"), trial.status, lines[0] if lines else None
-    )
-
-
-def _fresh(
-    sweep: SweepConfig,
-    trials: Sequence[Trial] | None,
-    folder: Path,
-    trainable: Any,
-    max_concurrent: int | None,
-) -> tune.Tuner:
+    past = read_past(sweep, folder / RUNS)
+    points, num_new = _to_start(sweep, trials, past, folder / RUNS)
+    if not points and not num_new:
+        return []
+    outcomes = _Outcomes(folder / RUNS)
     constant = {"sweep": str(folder), "cwd": str(Path.cwd())}
     if trials is None:
         space = {key: _domain(dimension) for key, dimension in sweep.space.items()}
         searcher: Any = _searcher(sweep)
-        num_samples = sweep.searcher.num_samples
+        searcher = ResumedSearcher(searcher, past, sweep.metric) if past else searcher
     else:
-        # Each trial is a given point, so that Tune's loggers show its values by name.
-        points = [{"trial": t.index, **_own(sweep, t)} for t in trials]
         space = {key: tune.choice([point[key] for point in points]) for key in points[0]}
         # This searcher must know the limit too: with it, Tune ignores its own.
         searcher = BasicVariantGenerator(
             points_to_evaluate=points, max_concurrent=max_concurrent or 0
         )
-        num_samples = len(points)
-    return tune.Tuner(
-        trainable,
-        param_space={**constant, **space},
-        tune_config=tune.TuneConfig(
-            metric=sweep.metric,
-            mode=sweep.mode,
-            search_alg=searcher,
-            scheduler=_scheduler(sweep),
-            num_samples=num_samples,
-            max_concurrent_trials=max_concurrent,
-            trial_dirname_creator=partial(_folder_name, tuple(sweep.space)),
+    # Not by a Tuner: it writes and reads pickles of the sweep. This starts anew in any case, and
+    # runs resume from their own checkpoints.
+    tune.run(
+        tune.with_resources(run_trial, _resources(sweep)),
+        name=_TUNE,
+        storage_path=str(folder),
+        config={**constant, **space},
+        metric=sweep.metric,
+        mode=sweep.mode,
+        search_alg=searcher,
+        scheduler=_scheduler(sweep, [trial for trial in past if trial.is_over]),
+        num_samples=len(points) + num_new,
+        max_concurrent_trials=max_concurrent,
+        trial_dirname_creator=partial(_folder_name, tuple(sweep.space)),
+        max_failures=sweep.max_failures,
+        # With pbt, a trial may continue from an old checkpoint of another.
+        checkpoint_config=tune.CheckpointConfig(
+            num_to_keep=None if sweep.scheduler.name == "pbt" else 1
         ),
-        run_config=tune.RunConfig(
-            name=_TUNE,
-            storage_path=str(folder),
-            failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
-            # With pbt, a trial may continue from an old checkpoint of another.
-            checkpoint_config=tune.CheckpointConfig(
-                num_to_keep=None if sweep.scheduler.name == "pbt" else 1
-            ),
-            callbacks=_loggers(sweep),
-            verbose=0,
-        ),
+        callbacks=[outcomes, *_loggers(sweep)],
+        raise_on_failed_trial=False,
+        verbose=0,
     )
+    return outcomes.all()
+
+
+class _Outcomes(tune.Callback):
+    """Follows how trials end, and notes in its run's folder that the scheduler stopped a trial."""
+
+    def __init__(self, runs: Path) -> None:
+        self._runs = runs
+        self._trials: Sequence[Any] = ()
+        self._ended = dict[str, str]()
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._trials = trials
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._trials, self._ended[trial.trial_id] = trials, "TERMINATED"
+        run = run_of(self._runs, trial.trial_id)
+        note = Note.read(run) if run else None
+        if run and note and run_status(run) not in ("finished", "failed"):
+            replace(note, ended=STOPPED_EARLY).write(run)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._trials, self._ended[trial.trial_id] = trials, "ERROR"
+
+    def all(self) -> list[Outcome]:
+        """The outcome of each trial."""
+        outcomes = list[Outcome]()
+        for trial in self._trials:
+            state = self._ended.get(trial.trial_id, "PENDING")
+            # As text: the exception itself is a pickle.
+            error = trial.get_error() if state == "ERROR" else None
+            index = trial.config.get("trial")
+            outcomes.append(Outcome(trial.trial_id, index, state, _reason(str(error or ""))))
+        return outcomes
+
+
+def _reason(text: str) -> str | None:
+    """What the last exception of a trial's traceback says; Ray puts its own around it."""
+    messages = re.findall(r"^[\w.]+(?:\([\w.]+\))?: (.+)$", text, re.MULTILINE)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return next(iter([*messages[::-1], *lines[::-1]]), None)
+
+
+def _to_start(
+    sweep: SweepConfig, trials: Sequence[Trial] | None, past: Sequence[Past], runs: Path
+) -> tuple[list[dict[str, Any]], int]:
+    """What is to start or to resume: points of the space, and how many the searcher adds."""
+    left = [trial for trial in past if not trial.is_over]
+    if trials is None:
+        return [dict(t.values) for t in left], max(0, sweep.searcher.num_samples - len(past))
+    # Each trial is a given point, so that Tune's loggers show its values by name.
+    if sweep.scheduler.name != "pbt":
+        over = {trial.trial_id for trial in past if trial.is_over}
+        return [{"trial": t.index, **_own(sweep, t)} for t in trials if t.run_id not in over], 0
+    # A population's runs have other values than its trials began with.
+    resumed = [{"trial": i, RESUMES: t.trial_id, **t.values} for i, t in enumerate(left)]
+    notes = [Note.read(path.parent) for path in runs.glob("*/trial.json")]
+    started = [note.values for note in notes if note and note.parent_run_id is None]
+    new = [trial for trial in trials if dict(trial.values) not in started]
+    return [*resumed, *({"trial": t.index, RESUMES: "", **_own(sweep, t)} for t in new)], 0
 
 
 def _folder_name(swept: Sequence[str], trial: Any) -> str:
@@ -223,18 +256,22 @@ def _searcher(sweep: SweepConfig) -> Searcher:
     return searcher
 
 
-def _scheduler(sweep: SweepConfig) -> schedulers.TrialScheduler | None:
+def _scheduler(sweep: SweepConfig, past: Sequence[Past]) -> schedulers.TrialScheduler | None:
     config = sweep.scheduler
     if config.name == "asha":
-        return schedulers.AsyncHyperBandScheduler(
+        asha = Asha(
             time_attr=_TIME,
             grace_period=config.grace_rounds,
             reduction_factor=config.reduction_factor,
             # No limit: a run ends after its last round.
             max_t=1_000_000,
         )
+        asha.past = past
+        return asha
     if config.name == "median":
-        return schedulers.MedianStoppingRule(time_attr=_TIME, grace_period=config.grace_rounds)
+        median = Median(time_attr=_TIME, grace_period=config.grace_rounds)
+        median.past = past
+        return median
     if config.name == "pbt":
         space = sweep.space.items()
         return schedulers.PopulationBasedTraining(

@@ -14,7 +14,7 @@ import pyarrow as pa
 from fedvsr.checked import read_parquet, write_parquet
 from fedvsr.config import ExperimentConfig
 from fedvsr.data.split import Split
-from fedvsr.errors import UserError
+from fedvsr.errors import FileError, UserError
 from fedvsr.files import replacing
 from fedvsr.records import load_results, read_run
 from fedvsr.runs.run import run_status
@@ -26,6 +26,7 @@ SCHEMA_VERSION = 1
 SWEEP_FILE, RUNS = "sweep.yaml", "runs"
 
 HELD_OUT = "held_out"
+STOPPED_EARLY = "stopped_early"
 _SCORES: Final = ("psnr_db", "ssim")
 
 
@@ -80,10 +81,20 @@ class Note:
     attempts: int
     """Number of starts."""
     tune_trial_id: str
+    """The trial's id in the Ray Tune that started it last; another one after each resumption."""
     parent_run_id: str | None = None
     """The run from whose state this one continued (population-based training)."""
     from_round: int = 0
     """The last round of that run that this one took over."""
+    member: str = ""
+    """The same for all runs of a trial: its first `tune_trial_id`; empty in an older note."""
+    ended: str = ""
+    """`stopped_early` if the scheduler stopped the trial; else empty."""
+
+    @property
+    def trial(self) -> str:
+        """What all runs of a trial share."""
+        return self.member or self.tune_trial_id
 
     def write(self, folder: Path) -> None:
         """Write the note into a run's folder."""
@@ -92,15 +103,23 @@ class Note:
 
     @staticmethod
     def read(folder: Path) -> Note | None:
-        """The note in a run's folder; None if there is none."""
+        """The note in a run's folder; None if there is none.
+
+        Raises:
+            FileError: the note is damaged.
+        """
+        path = folder / "trial.json"
         try:
-            return Note(**json.loads((folder / "trial.json").read_text()))
+            note = Note(**json.loads(path.read_text()))
         except FileNotFoundError:
             return None
+        except (ValueError, TypeError):
+            raise FileError(path, "is damaged: it is no note of a trial") from None
+        return note
 
 
 def newest_runs(runs: Path) -> dict[str, Path]:
-    """The run of each trial that has started, by Tune's trial id, in the order they started.
+    """The run of each trial that has started, by `Note.trial`, in the order they started.
 
     With population-based training a trial has several runs; its last one is returned.
     """
@@ -110,9 +129,9 @@ def newest_runs(runs: Path) -> dict[str, Path]:
     for folder in folders:
         note = Note.read(folder)
         assert note is not None
-        if note.from_round >= newest.get(note.tune_trial_id, (0,))[0]:
-            newest[note.tune_trial_id] = note.from_round, folder
-    return {tune_id: folder for tune_id, (_, folder) in newest.items()}
+        if note.from_round >= newest.get(note.trial, (0,))[0]:
+            newest[note.trial] = note.from_round, folder
+    return {trial: folder for trial, (_, folder) in newest.items()}
 
 
 def sets_of(config: ExperimentConfig, split: Split) -> list[str]:
@@ -195,7 +214,9 @@ def row_of(
     if run is None:
         return row
     status = run_status(folder)
-    row |= {"status": "interrupted" if status == "stopped" else status, "error": run["error"]}
+    status = "interrupted" if status == "stopped" else status
+    status = note.ended if status == "interrupted" and note.ended else status
+    row |= {"status": status, "error": run["error"]}
     results = load_results(folder)
     if results.rounds.empty:
         return row

@@ -33,6 +33,7 @@ from fedvsr.tuning.table import RUNS, SWEEP_FILE, Note, history, newest_runs, se
 # Processes of a killed sweep end within seconds.
 _LOCK_WAIT_S, _POLL_S = 120.0, 0.5
 _POINTER = "reported.json"
+RESUMES = "resumes"
 
 
 class _Pointer(TypedDict):
@@ -50,7 +51,8 @@ def run_trial(settings: dict[str, Value]) -> None:
 
     Args:
         settings: `sweep`, the sweep's folder; `cwd`, the folder of relative paths; `trial`, its
-            index, unless a searcher chose it; and the trial's values by name.
+            index, unless a searcher chose it; in population-based training `resumes`, the run that
+            it resumes; and the trial's values by name.
     """
     # The trial's own process trains nothing on a GPU, but Ray would show it every GPU.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -60,11 +62,20 @@ def run_trial(settings: dict[str, Value]) -> None:
     trial = trial_of(sweep, settings)
     split = prepare_data(trial.config, lambda *_: None)
     population = sweep.scheduler.name == "pbt"
-    run = _population_run(trial, folder / RUNS) if population else _own_run(trial, folder / RUNS)
+    if population:
+        run = _population_run(trial, folder / RUNS, str(settings.get(RESUMES, "")))
+    else:
+        run = _own_run(trial, folder / RUNS)
     _wait_until_unlocked(run)
     note = Note.read(run.folder) or _note(trial)
     sets = sets_of(trial.config, split)
-    replace(note, attempts=note.attempts + 1, test_sets=sets).write(run.folder)
+    replace(
+        note,
+        attempts=note.attempts + 1,
+        test_sets=sets,
+        tune_trial_id=tune.get_context().get_trial_id(),
+        member=note.trial,
+    ).write(run.folder)
     report = _Reporter(run, sets, population)
     report.new()
     if run_status(run.folder) == "finished":
@@ -126,13 +137,22 @@ def _own_run(trial: Trial, runs: Path) -> Run:
     return open_run(trial.config, runs / trial.run_id)
 
 
-def _population_run(trial: Trial, runs: Path) -> Run:
+def run_of(runs: Path, tune_id: str) -> Path | None:
+    """The newest run of the trial that Tune knows by an id; None if it has none yet."""
+    for folder in newest_runs(runs).values():
+        note = Note.read(folder)
+        if note is not None and note.tune_trial_id == tune_id:
+            return folder
+    return None
+
+
+def _population_run(trial: Trial, runs: Path, resumes: str) -> Run:
     """The newest run of this trial, or a new one that continues from another trial's state."""
     tune_id = tune.get_context().get_trial_id()
-    own, name = newest_runs(runs).get(tune_id), f"{trial.config.name}-{tune_id}"
+    own, name = run_of(runs, tune_id), f"{trial.config.name}-{tune_id}"
     checkpoint = tune.get_checkpoint()
     if checkpoint is None:
-        return open_run(trial.config, own or runs / name)
+        return open_run(trial.config, own or runs / (resumes or name))
     with checkpoint.as_directory() as path:
         pointer = _pointer(Path(path))
         target = runs / f"{name}-from-{pointer['round_idx']:04d}"
@@ -140,7 +160,13 @@ def _population_run(trial: Trial, runs: Path) -> Run:
             return open_run(trial.config, own)
         run, parent = open_run(trial.config, target), runs / pointer["run_id"]
         from_round = fork(parent, Path(path), run.folder, trial.config)
-        replace(_note(trial), parent_run_id=parent.name, from_round=from_round).write(run.folder)
+        before = Note.read(own) if own else None
+        replace(
+            _note(trial),
+            parent_run_id=parent.name,
+            from_round=from_round,
+            member=before.trial if before else tune_id,
+        ).write(run.folder)
         return run
 
 
@@ -166,9 +192,11 @@ class _Reporter:
 
     def new(self) -> None:
         """Report the rounds that the run has recorded since the last report."""
-        for metrics in history(self._run.folder, self._sets):
-            if metrics["round_idx"] <= self._last:
-                continue
+        known = [m for m in history(self._run.folder, self._sets) if m["round_idx"] > self._last]
+        if self._with_state and not self.any:
+            # A population exchanges by its newest results; an old one has no state any more.
+            known = known[-1:]
+        for metrics in known:
             self._last = int(metrics["round_idx"])
             with tempfile.TemporaryDirectory() as path:
                 pointer = _Pointer(run_id=self._run.run_id, round_idx=self._last)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from fedvsr.records import load_results
 from tests.integration.commands import LONG, wait_until_stopped
 from tests.integration.equality import assert_equal_runs
 from tests.integration.running import run_serially
+from tests.unit.test_safety import Bomb
 
 pytestmark = pytest.mark.ray
 
@@ -135,19 +138,13 @@ def test_a_sweep_killed_twice_loses_one_round_at_most(small_yaml: Path, tmp_path
     file = sweep_file(small_yaml, tmp_path, set=LONG)
     folder = tmp_path / "sweeps" / "s"
 
-    # Before Tune writes its first state: restoring that would start a trial without settings.
-    kill_when(file, tmp_path, lambda folder: (folder / "tune" / "tuner.pkl").exists())
-    assert not list((folder / "tune").glob("experiment_state-*"))
+    # Before a trial has started.
+    kill_when(file, tmp_path, lambda folder: (folder / "tune").exists())
 
-    kill_when(
-        file,
-        tmp_path,
-        lambda folder: (
-            max(rounds_done(folder).values(), default=0) >= 2
-            and bool(list((folder / "tune").glob("experiment_state-*")))
-        ),
-        "--resume",
-    )
+    def two_rounds(folder: Path) -> bool:
+        return max(rounds_done(folder).values(), default=0) >= 2
+
+    kill_when(file, tmp_path, two_rounds, "--resume")
     for run in (folder / "runs").iterdir():
         wait_until_stopped(run)
     before = rounds_done(folder)
@@ -169,8 +166,6 @@ def test_a_sweep_killed_twice_loses_one_round_at_most(small_yaml: Path, tmp_path
 
 def started_rounds(run: Path) -> list[int]:
     """The rounds in which clients finished training, in order, for each start of the run."""
-    import json
-
     rounds = list[int]()
     for line in (run / "events.jsonl").read_text().splitlines():
         event = json.loads(line)
@@ -225,6 +220,18 @@ def holder_of(path: Path) -> int | None:
     return None
 
 
+def plant_bombs(sweep: Path, mark: Path) -> None:
+    """Replace every pickle in a sweep's folder, and those that Tune restores, by one that acts."""
+    bomb = pickle.dumps(Bomb(mark))
+    for name in ("tuner.pkl", "trainable.pkl"):
+        (sweep / "tune" / name).write_bytes(bomb)
+    for path in sweep.rglob("*.pkl"):
+        path.write_bytes(bomb)
+    for path in sweep.glob("tune/experiment_state-*.json"):
+        hexed = {"_type": "CLOUDPICKLE_FALLBACK", "value": bomb.hex()}
+        path.write_text(json.dumps({"trial_data": [], "runner_data": hexed, "stats": {}}))
+
+
 @pytest.mark.full
 def test_a_trial_that_falls_behind_is_stopped_early(small_yaml: Path, tmp_path: Path) -> None:
     file = sweep_file(
@@ -243,8 +250,10 @@ def test_a_trial_that_falls_behind_is_stopped_early(small_yaml: Path, tmp_path: 
     assert load_config(str(tmp_path / "sweeps" / "s" / "best.yaml")).local.lr == 0.002
     runs = load_results(tmp_path / "sweeps" / "s").runs
     assert runs["executor"].tolist() == ["serial", "serial"]
-    # Resuming does not start it again.
+    # Resuming does not start it again, and unpickles nothing of what lies in the folder.
+    plant_bombs(tmp_path / "sweeps" / "s", tmp_path / "exploded")
     tune(file, tmp_path, "--resume")
+    assert not (tmp_path / "exploded").exists()
     pd.testing.assert_frame_equal(trials(tmp_path), table)
 
 
