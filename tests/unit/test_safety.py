@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import pickle
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,9 @@ import torch
 import fedvsr as package
 from fedvsr.errors import UserError
 from fedvsr.models import load_checkpoint
+from fedvsr.tuning.table import write_trials
 from tests.unit.cli.test_cli import fedvsr
+from tests.unit.tuning.test_progress import as_running
 
 SOURCES = sorted(Path(str(package.__file__)).parent.rglob("*.py"))
 # Functions that run code named in a file, in any module.
@@ -101,6 +104,68 @@ def test_code_in_a_released_file_is_refused_and_not_run(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         load_checkpoint(str(path))
     assert not mark.exists()
+
+
+TUNE_REPORT = ("tune-report", "s", "--out", "{out}")
+COMMANDS = [
+    ("list", "--out", "{out}"),
+    ("show", "{run}"),
+    ("watch", "{done}"),
+    ("report", "{run}", "--format", "md", "--out", "{out}/report"),
+    ("export", "{run}", "--to", "torch", "--out", "{out}/exported.pth"),
+    ("upscale", "{video}", "--out", "{out}/large.mp4", "--checkpoint", "{run}"),
+    ("upscale", "{video}", "--out", "{out}/large.mp4", "--checkpoint", "{out}/planted.pth"),
+    ("evaluate", "{run}", "{video}"),
+    ("evaluate", "{out}/planted.safetensors", "{video}"),
+    TUNE_REPORT,
+    ("data", "info", "{store}"),
+    ("data", "verify", "{store}"),
+    ("run", "{small}", "--executor", "serial", "--out", "{out}", "--resume"),
+]
+# Names that Ray Tune, torch and others give to their pickles.
+PICKLES = ["tuner.pkl", "trainable.pkl", "error.pkl", "searcher-state.pkl", "data.pkl", "net.pth"]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("replaced", [False, True])
+def test_no_command_unpickles_what_lies_in_its_folders(
+    replaced: bool, undisturbed: Path, small_yaml: Path, video: Path, tmp_path: Path
+) -> None:
+    """`tune --resume`, which needs Ray, has a test in tests/integration/test_sweep.py."""
+    mark, out = tmp_path / "exploded", tmp_path / "out"
+    run = Path(shutil.copytree(undisturbed, out / undisturbed.name))
+    (run / "checkpoints" / "round-000003.safetensors").unlink()
+    sweep = out / "sweeps" / "s"
+    shutil.copytree(undisturbed, sweep / "runs" / "one")
+    (store,) = (small_yaml.parent / "cache").glob("*/")
+    store = Path(shutil.copytree(store, tmp_path / "store"))
+    bomb = pickle.dumps(Bomb(mark))
+    folders = {path.parent for path in [*out.rglob("*"), *store.rglob("*")]} | {sweep / "tune"}
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
+        for name in PICKLES:
+            (folder / name).write_bytes(bomb)
+    for name in ("planted.pth", "planted.safetensors"):
+        (out / name).write_bytes(bomb)
+    write_trials(sweep / "trials.parquet", [], [])
+    as_running(run)
+    if replaced:
+        # The identity of the run stays, so that it is found.
+        for path in [*out.rglob("*"), *store.rglob("*")]:
+            if path.is_file() and path.name != "config.yaml":
+                path.write_bytes(bomb)
+    known = {"out": out, "run": run, "video": video, "store": store, "small": small_yaml}
+    known["done"] = sweep / "runs" / "one"
+    codes = [fedvsr(*(part.format(**known) for part in command)) for command in COMMANDS]
+    assert not mark.exists()
+    refused = {command for command, code in zip(COMMANDS, codes, strict=True) if code}
+    if replaced:
+        # What a bomb replaced is no fault of the program; `list` may pass over it.
+        assert set(codes) <= {0, 2}
+    else:
+        # Only the files that are bombs themselves are refused, and a sweep without trials.
+        bombs = {command for command in COMMANDS if "planted" in "".join(command)}
+        assert refused - {TUNE_REPORT} == bombs
 
 
 def test_no_secret_of_the_environment_is_recorded(
