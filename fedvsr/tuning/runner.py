@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
 import re
@@ -18,8 +19,8 @@ from ray import tune
 from ray.tune import PlacementGroupFactory, schedulers
 from ray.tune.search import BasicVariantGenerator, Searcher, create_searcher
 
-from fedvsr.errors import UserError
-from fedvsr.files import missing_folders, remove_folders
+from fedvsr.errors import FileError, UserError
+from fedvsr.files import missing_folders, remove_folders, remove_temporaries, replacing
 from fedvsr.runs.run import run_status
 from fedvsr.tuning.expressions import tidy
 from fedvsr.tuning.past import Asha, Median, Past, ResumedSearcher, read_past
@@ -30,6 +31,7 @@ from fedvsr.tuning.table import RUNS, STOPPED_EARLY, SWEEP_FILE, Note
 from fedvsr.tuning.trial import RESUMES, bundles_of, run_of, run_trial, trial_of
 
 _TUNE = "tune"
+_LIMIT = "max_concurrent.json"
 _MAX_NAME = 120
 # The progress that trials report. Tune's own count begins again when a trial is restarted.
 _TIME = "round_idx"
@@ -71,14 +73,15 @@ def opened(sweep: SweepConfig, folder: Path, resume: bool) -> Iterator[None]:
     except Timeout:
         raise UserError(f"another process runs the sweep in {folder}; wait for it") from None
     try:
+        remove_temporaries(folder)
         if not path.exists():
             save_sweep(sweep, path)
         yield
     except Exception:
         # Refused before it began, for example because its data is missing.
         if not resume and not (folder / _TUNE).exists():
-            path.unlink(missing_ok=True)
-            (folder / ".lock").unlink(missing_ok=True)
+            for made in (path, folder / _LIMIT, folder / ".lock"):
+                made.unlink(missing_ok=True)
             remove_folders(new)
         raise
     finally:
@@ -98,7 +101,8 @@ def run_sweep(
         sweep: the sweep, whose folder is `opened`.
         trials: its trials; None if a searcher chooses them.
         folder: the sweep's folder.
-        max_concurrent: most trials at once; None runs as many as fit.
+        max_concurrent: most trials at once; None runs as many as fit, or in a resumed sweep as
+            many as it was started with.
 
     Returns:
         What Tune knows about each trial, including those that have not started.
@@ -111,6 +115,7 @@ def run_sweep(
     points, num_new = _to_start(sweep, trials, past, folder / RUNS)
     if not points and not num_new:
         return []
+    max_concurrent = _limit(folder, max_concurrent)
     outcomes = _Outcomes(folder / RUNS)
     constant = {"sweep": str(folder), "cwd": str(Path.cwd())}
     if trials is None:
@@ -187,6 +192,24 @@ def _reason(text: str) -> str | None:
     messages = re.findall(r"^[\w.]+(?:\([\w.]+\))?: (.+)$", text, re.MULTILINE)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return next(iter([*messages[::-1], *lines[::-1]]), None)
+
+
+def _limit(folder: Path, given: int | None) -> int | None:
+    """Most trials at once, which a resumed sweep keeps.
+
+    Raises:
+        FileError: the file that holds it is damaged.
+    """
+    path = folder / _LIMIT
+    if given is not None:
+        with replacing(path) as aside:
+            aside.write_text(json.dumps(given))
+    if not path.exists():
+        return None
+    try:
+        return max(1, int(json.loads(path.read_text())))
+    except (ValueError, TypeError):
+        raise FileError(path, "is damaged: it holds no number of trials") from None
 
 
 def _to_start(
