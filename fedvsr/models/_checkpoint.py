@@ -44,15 +44,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
             # Of what a file holds besides tensors.
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {first_line(error)}") from None
+    # torch's own messages name its internals, or advise to run the code in the file.
     except pickle.UnpicklingError:
-        # torch's own message advises to run the code.
         raise UserError(
             f"cannot read {path}: it is no file of torch.save, or holds more than tensors and "
             "needs code to load, which is never run"
         ) from None
-    # Whatever else is raised says that the file is damaged.
-    except Exception as error:
-        raise UserError(f"cannot read {path}: {first_line(error)}") from None
+    except Exception:
+        raise UserError(f"cannot read {path}: it is damaged, or no file of torch.save") from None
     return _bare(content, path), {}
 
 

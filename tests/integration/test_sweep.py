@@ -285,6 +285,30 @@ def test_a_poor_trial_continues_from_the_state_of_a_good_one(
 
 
 @pytest.mark.slow
+def test_a_killed_population_is_resumed(small_yaml: Path, tmp_path: Path) -> None:
+    file = sweep_file(
+        small_yaml,
+        tmp_path,
+        space={"local.lr": {"grid": [0.002, 1e-7]}},
+        scheduler={"name": "pbt", "perturb_rounds": 2, "quantile": 0.5},
+        set={"federation.num_rounds": 6, "local.steps": 20},
+        executor="serial",
+    )
+    kill_when(file, tmp_path, lambda folder: max(rounds_done(folder).values(), default=0) >= 2)
+    folder = tmp_path / "sweeps" / "s"
+    for run in (folder / "runs").iterdir():
+        wait_until_stopped(run)
+    plant_bombs(folder, tmp_path / "exploded")
+    tune(file, tmp_path, "--resume")
+    assert not (tmp_path / "exploded").exists()
+    table = trials(tmp_path)
+    assert table["status"].tolist() == ["finished", "finished"]
+    for run_id in table["run_id"]:
+        rounds = load_results(folder / "runs" / run_id).rounds
+        assert rounds["round_idx"].tolist() == list(range(7))
+
+
+@pytest.mark.slow
 def test_a_searcher_of_ray_tune_chooses_the_trials(small_yaml: Path, tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     file = sweep_file(

@@ -217,7 +217,7 @@ def test_refuses_files_that_are_not_checkpoints(tmp_path: Path) -> None:
         # A pickle's opcodes are letters, so text may be read for a while.
         text = "no checkpoint" if name.startswith("text") else "The quick brown fox.\n" * 99
         (tmp_path / name).write_text(text)
-        with pytest.raises(UserError, match=f"cannot read .*{name}"):
+        with pytest.raises(UserError, match=rf"cannot read .*{name}: (it )?is (no|damaged)"):
             models.load_checkpoint(tmp_path / name)
     with pytest.raises(UserError, match="weights is a int, not a tensor"):
         models.load_checkpoint(saved(tmp_path / "n.pth", {"weights": 3}))
