@@ -1,7 +1,10 @@
-"""The exceptions for mistakes that the user can fix."""
+"""The exceptions for mistakes that the user can fix, and what is skipped because of one."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -33,3 +36,22 @@ class FileError(UserError):
 
 class DamagedError(FileError):
     """A saved file that is missing, incomplete, or not as it was written."""
+
+
+@contextmanager
+def skipping(what: Path, unless: bool = False) -> Iterator[None]:
+    """Skip one of many runs: an error inside becomes one line on standard error.
+
+    The line is a warning of the logger `fedvsr`, which Python prints without further set-up.
+
+    Args:
+        what: the folder or file that is skipped if it cannot be read.
+        unless: whether to raise the error after all.
+    """
+    try:
+        yield
+    except (UserError, OSError) as error:
+        if unless:
+            raise
+        reason = str(error).removeprefix(f"{what}/").removeprefix(f"{what} ")
+        logging.getLogger("fedvsr").warning("skipped %s: %s", what, reason)

@@ -14,6 +14,7 @@ except for when, where and with which versions each was made (`run_id`, `*_at`, 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timezone
@@ -24,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fedvsr.checked import read_parquet, write_parquet
-from fedvsr.errors import UserError
+from fedvsr.errors import FileError, UserError, skipping
 
 # Only `load_results` needs pandas, and pyarrow loads it there; `fedvsr list` and `show` stay quick.
 if TYPE_CHECKING:
@@ -290,38 +291,99 @@ def load_results(folder: str | Path = "results") -> Results:
     """All runs at or below a folder as pandas tables, e.g. `results.rounds`.
 
     Each table holds the rows of all runs; `run_id` joins them. `run_folders` says which folders
-    count.
+    count. A run below `folder` with a damaged or foreign table is skipped: a line on standard error
+    (logger `fedvsr`) names the file.
 
     Raises:
-        UserError: the folder is missing, or a newer version wrote a table.
+        UserError: the folder is missing, or its own tables are damaged or of a newer version.
     """
-    folders = run_folders(Path(folder))
-    return Results(
-        **{
-            name: pa.concat_tables(
-                [SCHEMAS[name].empty_table(), *(read_table(run, name) for run in folders)]
-            ).to_pandas()
-            for name in SCHEMAS
-        }
-    )
+    return read_results(run_folders(Path(folder)), Path(folder))[0]
+
+
+def read_results(folders: Sequence[Path], asked: Path) -> tuple[Results, dict[str, Path]]:
+    """The tables of runs, and the folder of each run by its id.
+
+    Args:
+        folders: the folders of the runs.
+        asked: the folder that the user named; its own tables are never skipped.
+
+    Raises:
+        UserError: the tables of `asked` itself cannot be read.
+    """
+    parts = {name: [schema.empty_table()] for name, schema in SCHEMAS.items()}
+    folder_of = dict[str, Path]()
+    for folder in folders:
+        with skipping(folder, unless=folder == asked):
+            tables = _tables(folder)
+            run_ids = tables["runs"]["run_id"].to_pylist()
+            if known := next((folder_of[i] for i in run_ids if i in folder_of), None):
+                raise FileError(folder / "runs.parquet", f"is of the run in {known}: a copy of it")
+            folder_of |= dict.fromkeys(run_ids, folder)
+            for name, table in tables.items():
+                parts[name].append(table)
+    frames = {name: pa.concat_tables(tables).to_pandas() for name, tables in parts.items()}
+    return Results(**frames), folder_of
 
 
 def run_folders(folder: Path) -> list[Path]:
     """The folders at or below `folder` that hold the tables of a run.
 
     A folder with the tables of several runs, such as results/study-small, counts only if it is
-    `folder` itself.
+    `folder` itself. A folder below whose `runs.parquet` is damaged is skipped, and named.
 
     Raises:
         UserError: the folder is missing.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; `fedvsr run` writes to results/")
-    return [
-        path.parent
-        for path in sorted(folder.rglob("runs.parquet"))
-        if path.parent == folder or read_table(path.parent, "runs").num_rows == 1
-    ]
+    folders = list[Path]()
+    for path in sorted(folder.rglob("runs.parquet")):
+        if path.parent == folder:
+            folders.append(folder)
+            continue
+        with skipping(path.parent):
+            if len(checked_table(path.parent, "runs")) == 1:
+                folders.append(path.parent)
+    return folders
+
+
+def _tables(folder: Path) -> dict[str, pa.Table]:
+    """All tables of a folder, after a check that they are whole and belong together."""
+    tables = {name: checked_table(folder, name) for name in SCHEMAS}
+    own = set(tables["runs"]["run_id"].to_pylist())
+    for name, table in tables.items():
+        foreign = set(pc.unique(table["run_id"]).to_pylist()) - own
+        if foreign or None in own:
+            raise FileError(
+                folder / f"{name}.parquet",
+                f"has rows of another run: {foreign.pop()}" if foreign else "has no run_id",
+            )
+    for config in tables["runs"]["config"].to_pylist():
+        try:
+            known = config is None or isinstance(json.loads(config), dict)
+        except ValueError:
+            known = False
+        if not known:
+            raise FileError(folder / "runs.parquet", "has a configuration that is not JSON")
+    return tables
+
+
+def checked_table(folder: Path, name: str) -> pa.Table:
+    """`read_table`, with every value checked.
+
+    Raises:
+        FileError: the file is damaged or no table of fedvsr.
+        UserError: a newer version wrote the file.
+    """
+    try:
+        table = read_table(folder, name)
+        table.validate(full=True)
+    except (UserError, FileNotFoundError):
+        raise
+    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise FileError(folder / f"{name}.parquet", f"is damaged: {reason}") from error
+    return table
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
@@ -332,7 +394,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
 
 def read_runs(folder: Path) -> list[dict[str, Any]]:
     """The rows of a folder's `runs.parquet`: one, or several of collected tables; empty if none."""
-    table = read_table(folder, "runs")
+    table = checked_table(folder, "runs")
     # pyarrow loads pandas to convert times that have a zone, so the zone is added afterwards.
     for name in _TIMES:
         naive = table[name].cast(pa.timestamp("us"))

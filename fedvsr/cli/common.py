@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +11,11 @@ from types import FrameType
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
 from rich.progress import TextColumn
 from rich.table import Table
+from rich.text import Text
 
 
 def plain_console(*, stderr: bool = False, width: int | None = None) -> Console:
@@ -32,6 +35,8 @@ def plain_column(template: str) -> TextColumn:
 
 console = plain_console()
 """Standard output."""
+# Wider than any table.
+_UNLIMITED = 100_000
 
 SourceArgument = Annotated[
     str,
@@ -68,8 +73,35 @@ def say(line: str) -> None:
 
 
 def print_wide(table: Table) -> None:
-    """Print a table at least 120 columns wide, so that ids can be copied whole."""
-    plain_console(width=max(console.width, 120)).print(table)
+    """Print a table with every cell whole, so that ids can be copied and numbers read.
+
+    Where the width is limited and too small, each row is printed as lines: its first cell, then a
+    column's name and cell per line. A pipe or a file has no limit.
+    """
+    unlimited = plain_console(width=_UNLIMITED)
+    needed = Measurement.get(unlimited, unlimited.options, table).maximum
+    if (console.is_terminal or "COLUMNS" in os.environ) and needed > console.width:
+        for line in _facts(table):
+            console.print(line, soft_wrap=True)
+        return
+    plain_console(width=max(needed, console.width)).print(table)
+
+
+def _facts(table: Table) -> Iterator[Text]:
+    """The rows of a table as lines, one cell a line; empty cells are left out."""
+    names = [_text(column.header) for column in table.columns]
+    longest = max((len(name) for name in names[1:]), default=0)
+    for cells in zip(*(column.cells for column in table.columns), strict=True):
+        first, *others = map(_text, cells)
+        first.stylize("bold")
+        yield first
+        for name, text in zip(names[1:], others, strict=True):
+            if text.plain:
+                yield Text.assemble("  ", name.plain.ljust(longest + 2), text)
+
+
+def _text(cell: RenderableType) -> Text:
+    return cell.copy() if isinstance(cell, Text) else console.render_str(str(cell))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from fedvsr.cli.common import (
     ModelOption,
@@ -17,6 +18,7 @@ from fedvsr.cli.common import (
     ResultsOption,
     console,
     interruptible,
+    print_wide,
     say,
 )
 from fedvsr.errors import UserError
@@ -173,12 +175,13 @@ def evaluate(
     """Score a trained network on a test set, beside bicubic enlargement."""
     from fedvsr.cli.views import FramesView, PreparationView
     from fedvsr.inference import scoring
+    from fedvsr.inference.scores import scored_part
     from fedvsr.inference.trained import find_trained
 
     if out is not None and (out.suffix != ".parquet" or not out.resolve().parent.is_dir()):
         raise UserError(f"--out {out}: name a .parquet file in an existing folder")
     trained = find_trained(checkpoint, results, model, settings or ())
-    compute = _compute(tile, memory, device, precision, threads)
+    compute, part = _compute(tile, memory, device, precision, threads), ""
     if gt:
         clips = scoring.find_clips(gt, lq or (), trained.spec.scale, max_frames)
     else:
@@ -187,7 +190,7 @@ def evaluate(
         with PreparationView(console) as preparation:
             clips, own = scoring.held_out(trained, preparation, max_frames)
         luma, lpips = luma or own.luma, lpips or own.lpips
-        compute = scoring.as_in_training(compute, own, threads)
+        compute, part = scoring.as_in_training(compute, own, threads), scored_part(own.crop)
     scores: list[ClipScore] = []
     with FramesView(console) as view:
         view.say(f"{trained.origin}; x{trained.spec.scale} on {_device_name(compute)}, {precision}")
@@ -195,24 +198,24 @@ def evaluate(
             trained, clips, compute, luma=luma, lpips=lpips, begin=view.begin, say=view.say
         ):
             scores.append(score)
-    console.print(_table(scores, "Y" if luma else "RGB"))
+    print_wide(_table(scores, ", ".join(filter(None, ("Y" if luma else "RGB", part)))))
     if out is not None:
         _write(out, trained, compute, "y" if luma else "rgb", scores)
         say(f"{out}")
 
 
-def _table(scores: Sequence[ClipScore], channel: str) -> Table:
+def _table(scores: Sequence[ClipScore], what: str) -> Table:
     from fedvsr.inference.scores import mean_scores
 
     table = Table(box=None, pad_edge=False)
-    table.add_column(f"test clip ({channel})")
+    table.add_column(f"test clip ({what})")
     names = ["frames", "bicubic", "PSNR", "gain", "bicubic SSIM", "SSIM"]
     if scores[0].lpips is not None:
         names += ["bicubic LPIPS", "LPIPS"]
     for name in names:
         table.add_column(name, justify="right")
     for score in scores:
-        table.add_row(score.clip_id, str(score.num_frames), *score_cells(score))
+        table.add_row(Text(score.clip_id), str(score.num_frames), *score_cells(score))
     if len(scores) > 1:
         table.add_section()
         table.add_row("mean", "", *score_cells(mean_scores(scores)), style="bold")

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
-from fedvsr.cli.common import OutOption, RunArgument, console, print_wide
+from fedvsr.cli.common import OutOption, RunArgument, console, print_wide, say
 from fedvsr.cli.frames import score_cells
-from fedvsr.errors import UserError
+from fedvsr.errors import UserError, skipping
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # pyarrow is imported by the commands: `--help` stays quick.
 
@@ -32,36 +38,74 @@ def list_runs(out: OutOption = Path("results")) -> None:
         psnr_db, bicubic_psnr_db = run["psnr_db"], run["bicubic_psnr_db"]
         is_scored = psnr_db is not None and bicubic_psnr_db is not None
         table.add_row(
-            run["run_id"],
-            run["status"],
-            run["model"],
-            run["algorithm"],
+            Text(str(run["run_id"])),
+            Text(str(run["status"])),
+            Text(str(run["model"])),
+            Text(str(run["algorithm"])),
             str(run["seed"]),
             f"{run['last_round']}/{run['num_rounds']}",
-            f"{psnr_db:.2f}" if is_scored else "",
-            f"{psnr_db - bicubic_psnr_db:+.2f}" if is_scored else "",
+            _number(psnr_db) if is_scored else "",
+            _number(psnr_db - bicubic_psnr_db, "+") if is_scored else "",
         )
     if not table.rows:
-        console.print(f"no runs under {out}/ yet; `fedvsr run` makes one")
+        say(f"no runs under {out}/ yet; `fedvsr run` makes one")
         return
     print_wide(table)
 
 
+def _number(value: float, sign: str = "") -> str:
+    """A number of decibels; empty for the difference of two scores without an error."""
+    return "" if math.isnan(value) else f"{value:{sign}.2f}"
+
+
 def _runs(out: Path) -> list[dict[str, Any]]:
-    """The rows of all runs at or below `out`, oldest first, with `last_round` and true `status`."""
-    from fedvsr.records import read_runs, read_table, run_folders
-    from fedvsr.runs.run import run_status
+    """The rows of all runs at or below `out`, oldest first, with true status and newest scores.
+
+    A run with a damaged table is skipped, and named on standard error.
+    """
+    from fedvsr.records import run_folders
 
     runs = list[dict[str, Any]]()
     for folder in run_folders(out):
-        rows = read_runs(folder)
-        rounds = read_table(folder, "rounds").select(["run_id", "round_idx"]).to_pylist()
-        for row in rows:
-            # Collected tables of several runs have no process behind them.
-            status = run_status(folder) if len(rows) == 1 else row["status"]
-            own_rounds = [r["round_idx"] for r in rounds if r["run_id"] == row["run_id"]]
-            runs.append({**row, "status": status, "last_round": max(own_rounds, default=0)})
+        with skipping(folder):
+            runs += _rows(folder)
     return sorted(runs, key=lambda run: (run["started_at"] is None, run["started_at"]))
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a folder's runs, each with its `last_round`, `status` and last known scores."""
+    import pyarrow.compute as pc
+
+    from fedvsr.records import checked_table, read_runs
+    from fedvsr.runs.run import run_status
+
+    rounds, evaluations = (checked_table(folder, name) for name in ("rounds", "evaluations"))
+    rows = read_runs(folder)
+    for row in rows:
+        own = [table.filter(pc.equal(table["run_id"], row["run_id"]))
+               for table in (rounds, evaluations)]  # fmt: skip
+        row["last_round"] = pc.max(own[0]["round_idx"]).as_py() or 0
+        row |= {k: v for k, v in _last_scores(*own).items() if v is not None or k == "psnr_db"}
+        if len(rows) == 1:
+            # Collected tables of several runs have no process behind them.
+            row["status"] = run_status(folder)
+    return rows
+
+
+def _last_scores(rounds: pa.Table, evaluations: pa.Table) -> dict[str, float | None]:
+    """PSNR of the last round that has a number, and bicubic's of the same clips.
+
+    The run's own row is older while a run works, and after it was killed.
+    """
+    import pyarrow.compute as pc
+
+    scored = rounds.filter(pc.is_finite(rounds["psnr_db"]))
+    last = pc.max(scored["round_idx"]).as_py()
+    if last is None:
+        return {"psnr_db": None, "bicubic_psnr_db": None}
+    (psnr_db,) = scored.filter(pc.equal(scored["round_idx"], last))["psnr_db"].to_pylist()
+    of_round = evaluations.filter(pc.equal(evaluations["round_idx"], last))
+    return {"psnr_db": psnr_db, "bicubic_psnr_db": pc.mean(of_round["bicubic_psnr_db"]).as_py()}
 
 
 def summary(folder: Path) -> None:
@@ -69,7 +113,7 @@ def summary(folder: Path) -> None:
     import pyarrow.compute as pc
 
     from fedvsr.inference.scores import Scores
-    from fedvsr.records import last_evaluation, mean_scores, read_runs, read_table
+    from fedvsr.records import checked_table, last_evaluation, mean_scores, read_runs
     from fedvsr.runs.run import run_status
 
     runs = read_runs(folder)
@@ -81,32 +125,42 @@ def summary(folder: Path) -> None:
             f"`fedvsr list --out {folder}` shows their scores"
         )
     run = runs[0]
-    last_round = pc.max(read_table(folder, "rounds")["round_idx"]).as_py()
-    console.print(Text(run["run_id"], style="bold").append(f"  {run_status(folder)}", "not bold"))
+    last_round = pc.max(checked_table(folder, "rounds")["round_idx"]).as_py()
     console.print(
+        Text(str(run["run_id"]), style="bold"), run_status(folder), sep="  ", soft_wrap=True
+    )
+    say(
         f"{run['algorithm']} with {run['model']} ({run['num_params']:,} parameters), "
         f"{run['num_clients']} clients, {last_round or 0}/{run['num_rounds']} "
         f"rounds, seed {run['seed']}, {run['executor']}, {run['device']}"
     )
     if run["error"]:
-        console.print(f"error: {run['error']}")
+        say(f"error: {run['error']}")
     table = Table(box=None, pad_edge=False)
-    table.add_column("test clip")
+    table.add_column(_head(run["config"]))
     for name in ("frames", "bicubic", "PSNR", "gain", "bicubic SSIM", "SSIM"):
         table.add_column(name, justify="right")
-    scores = last_evaluation(read_table(folder, "evaluations"))
+    scores = last_evaluation(checked_table(folder, "evaluations"))
     clip_ids = sorted(scores["clip_id"].unique(), key=str)
     for clip_id in clip_ids:
         # If each client has a network, a clip's row is the mean of theirs.
         clip = scores.filter(pc.equal(scores["clip_id"], clip_id))
-        table.add_row(
-            str(clip_id), str(clip["num_frames"][0]), *score_cells(Scores(**mean_scores(clip)))
-        )
+        cells = score_cells(Scores(**mean_scores(clip)))
+        table.add_row(Text(str(clip_id)), str(clip["num_frames"][0]), *cells)
     if len(clip_ids) > 1:
         table.add_section()
         table.add_row("mean", "", *score_cells(Scores(**mean_scores(scores))), style="bold")
-    console.print(table)
+    print_wide(table)
     files = ("config.yaml", "model.safetensors", "clients", "curves.png", "comparison.png")
     existing = [name for name in files if (folder / name).exists()]
     contents = ", ".join([*existing, "*.parquet"])
-    console.print(f"{folder}/: {contents}", soft_wrap=True)
+    say(f"{folder}/: {contents}")
+
+
+def _head(config: str | None) -> str:
+    """The heading of the clips' column, which names the part of a frame that is scored."""
+    from fedvsr.inference.scores import scored_part
+
+    settings: Mapping[str, Any] = (json.loads(config) if config else {}).get("evaluation", {})
+    what = [scored_part(settings.get("crop")), "Y" if settings.get("luma") else ""]
+    return f"test clip ({', '.join(filter(None, what))})" if any(what) else "test clip"

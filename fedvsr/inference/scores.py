@@ -33,6 +33,15 @@ class ClipScore(Scores):
     num_frames: int
 
 
+def scored_part(crop: int | None) -> str:
+    """The part of each frame that is scored, in words; empty for the whole frame.
+
+    Args:
+        crop: the setting `evaluation.crop`.
+    """
+    return f"centred {crop}-pixel crop" if crop else ""
+
+
 def mean_scores(scores: Iterable[Scores]) -> Scores:
     """Means over clips, each clip counted once whatever its length.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from fedvsr import yaml12
-from fedvsr.errors import FileError, UserError
+from fedvsr.errors import FileError, UserError, skipping
 from fedvsr.files import remove_temporaries, replacing
 from fedvsr.records import read_run
 
@@ -66,19 +66,19 @@ def open_run(config: ExperimentConfig, folder: Path) -> Run:
 def find_run(config: ExperimentConfig, out: Path) -> Run:
     """The newest unfinished run of a configuration under `out`.
 
+    A folder whose `config.yaml` is foreign, broken or of another version is skipped, and named.
+
     Raises:
         UserError: there is none.
     """
-    from fedvsr.config import ExperimentConfig
-
     wanted, finished = config.config_hash(), list[str]()
     folders = (path.parent for path in out.glob("*/config.yaml"))
     for folder in sorted(folders, key=lambda path: path.stat().st_ctime, reverse=True):
-        stored = ExperimentConfig.model_validate(yaml12.load_file(folder / "config.yaml"))
-        if stored.config_hash() == wanted:
-            if run_status(folder) != "finished":
-                return Run(folder.name, folder.resolve(), config)
-            finished.append(folder.name)
+        with skipping(folder):
+            if _stored(folder).config_hash() == wanted:
+                if not _is_finished(folder):
+                    return Run(folder.name, folder.resolve(), config)
+                finished.append(folder.name)
     if finished:
         raise UserError(
             f"the run {finished[0]} of this configuration has finished; leave --resume out to "
@@ -87,6 +87,29 @@ def find_run(config: ExperimentConfig, out: Path) -> Run:
     raise UserError(
         f"no run of this configuration under {out}/ to resume; leave --resume out to start one"
     )
+
+
+def _stored(folder: Path) -> ExperimentConfig:
+    """The configuration in a run's folder.
+
+    Raises:
+        FileError: it is damaged, foreign or of another version.
+    """
+    from fedvsr.config import ExperimentConfig
+
+    path = folder / "config.yaml"
+    try:
+        return ExperimentConfig.model_validate(yaml12.load_file(path))
+    except (ValueError, RecursionError) as error:
+        raise FileError(path, "is no configuration of this version of fedvsr") from error
+
+
+def _is_finished(folder: Path) -> bool:
+    try:
+        return run_status(folder) == "finished"
+    except UserError:
+        # Its row is damaged: resuming reads its checkpoints and writes the row again.
+        return False
 
 
 def run_status(folder: Path) -> str:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
@@ -138,3 +140,65 @@ def test_an_unknown_column_is_a_fault_of_the_program(tmp_path: Path) -> None:
     records = RunRecords(tmp_path, IDENTITY)
     with pytest.raises(AssertionError, match="nonsense"):
         records.write_run({"nonsense": 1})
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def _flip(path: Path) -> None:
+    text = bytearray(path.read_bytes())
+    text[-20] ^= 0xFF
+    path.write_bytes(bytes(text))
+
+
+def _foreign(path: Path) -> None:
+    pq.write_table(pa.table({"hello": [1]}), path)
+
+
+def _newer(path: Path) -> None:
+    pq.write_table(pq.read_table(path).replace_schema_metadata({"schema_version": "99"}), path)
+
+
+def _of_another_run(path: Path) -> None:
+    table = pq.read_table(path)
+    i = table.schema.get_field_index("run_id")
+    ids = pa.array(["somebody"] * len(table))
+    pq.write_table(table.set_column(i, table.schema.field(i), ids), path)
+
+
+@pytest.mark.parametrize(
+    "damage", [_cut, _flip, _foreign, _newer, _of_another_run, lambda path: path.write_bytes(b"")]
+)
+@pytest.mark.parametrize("name", ["runs", "rounds", "evaluations"])
+def test_a_run_with_a_damaged_table_is_skipped_and_its_file_named(
+    name: str,
+    damage: Callable[[Path], None],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if (name, damage) == ("runs", _of_another_run):
+        name = "clients"
+    for run_id in ("bad", "good"):
+        (tmp_path / run_id).mkdir()
+        write(tmp_path / run_id, 1, loss=0.5)
+    damage(tmp_path / "bad" / f"{name}.parquet")
+    results = fedvsr.load_results(tmp_path)
+    for table in ("runs", "rounds", "evaluations"):
+        assert set(getattr(results, table)["run_id"]) == {"good"}, table
+    (message,) = caplog.messages
+    assert message.startswith(f"skipped {tmp_path / 'bad'}: ")
+    assert f"{name}.parquet" in message
+    assert "\n" not in message
+    with pytest.raises(UserError, match=rf"bad/{name}\.parquet "):
+        fedvsr.load_results(tmp_path / "bad")
+
+
+def test_a_copy_of_a_run_does_not_count_twice(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a").mkdir()
+    write(tmp_path / "a", 1, loss=0.5)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert len(fedvsr.load_results(tmp_path).runs) == 1
+    assert f"the run in {tmp_path / 'a'}: a copy of it" in caplog.text

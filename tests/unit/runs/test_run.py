@@ -16,6 +16,7 @@ import pytest
 from fedvsr import models
 from fedvsr.config import ExperimentConfig, load_config
 from fedvsr.data.split import Split
+from fedvsr.errors import UserError
 from fedvsr.federation.executors import SerialExecutor
 from fedvsr.inference.evaluate import Evaluator
 from fedvsr.params import flatten
@@ -23,7 +24,7 @@ from fedvsr.runs.events import RoundRecorded, RunStarted
 from fedvsr.runs.execution import execute
 from fedvsr.runs.launch import prepare_data
 from fedvsr.runs.notes import notes_of
-from fedvsr.runs.run import create_run, locked, open_run, run_status
+from fedvsr.runs.run import create_run, find_run, locked, open_run, run_status
 from fedvsr.training.checkpoint import save_model
 from tests.unit.tuning.test_progress import as_running
 
@@ -129,3 +130,30 @@ def test_all_files_of_a_run_have_one_mode(undisturbed: Path) -> None:
     files = [p for p in undisturbed.rglob("*") if p.is_file() and p.name != ".lock"]
     assert {path.suffix for path in files} >= {".safetensors", ".parquet", ".yaml", ".png"}
     assert len({path.stat().st_mode for path in files}) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["hello: world", "", "[1, 2]", "a: [", "\x00", "\udcff", "data: {videos: 3}"]
+)
+def test_a_neighbour_with_a_foreign_configuration_is_skipped_by_resume(
+    text: str, small: ExperimentConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = create_run(small, tmp_path)
+    (tmp_path / "other").mkdir()
+    path = tmp_path / "other" / "config.yaml"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    (tmp_path / "folder" / "config.yaml").mkdir(parents=True)
+    # All folders are looked at, whatever their order.
+    with pytest.raises(UserError, match="no run of this configuration"):
+        find_run(small.model_copy(update={"seed": 99}), tmp_path)
+    assert f"skipped {path.parent}: config.yaml is no configuration of this" in caplog.text
+    assert len(caplog.messages) == 2
+    assert find_run(small, tmp_path).folder == run.folder
+
+
+def test_a_run_whose_own_row_is_damaged_can_be_resumed(
+    small: ExperimentConfig, tmp_path: Path
+) -> None:
+    run = create_run(small, tmp_path)
+    (run.folder / "runs.parquet").write_bytes(b"PAR1")
+    assert find_run(small, tmp_path).folder == run.folder
