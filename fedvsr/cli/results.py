@@ -81,9 +81,10 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
 
     rounds, evaluations = (checked_table(folder, name) for name in ("rounds", "evaluations"))
     rows = read_runs(folder)
-    for row in rows:
-        own = [table.filter(pc.equal(table["run_id"], row["run_id"]))
-               for table in (rounds, evaluations)]  # fmt: skip
+    run_ids = checked_table(folder, "runs")["run_id"]
+    # pyarrow loads pandas to compare with a Python value, so the values stay pyarrow's.
+    for row, run_id in zip(rows, run_ids, strict=True):
+        own = [t.filter(pc.equal(t["run_id"], run_id)) for t in (rounds, evaluations)]
         row["last_round"] = pc.max(own[0]["round_idx"]).as_py() or 0
         row |= {k: v for k, v in _last_scores(*own).items() if v is not None or k == "psnr_db"}
         if len(rows) == 1:
@@ -99,11 +100,11 @@ def _last_scores(rounds: pa.Table, evaluations: pa.Table) -> dict[str, float | N
     """
     import pyarrow.compute as pc
 
-    scored = rounds.filter(pc.is_finite(rounds["psnr_db"]))
-    last = pc.max(scored["round_idx"]).as_py()
-    if last is None:
+    scored = rounds.filter(pc.invert(pc.is_nan(rounds["psnr_db"])))
+    last = pc.max(scored["round_idx"])
+    if not last.is_valid:
         return {"psnr_db": None, "bicubic_psnr_db": None}
-    (psnr_db,) = scored.filter(pc.equal(scored["round_idx"], last))["psnr_db"].to_pylist()
+    psnr_db = scored.filter(pc.equal(scored["round_idx"], last))["psnr_db"][0].as_py()
     of_round = evaluations.filter(pc.equal(evaluations["round_idx"], last))
     return {"psnr_db": psnr_db, "bicubic_psnr_db": pc.mean(of_round["bicubic_psnr_db"]).as_py()}
 

@@ -135,7 +135,7 @@ def test_list_shows_runs_at_any_depth_and_collected_tables(
     lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     assert sorted(lines) == [
         ["begun", "stopped", "tiny", "fedavg", "1", "0/2"],
-        ["deep", "finished", "tiny", "fedavg", "1", "2/2"],
+        ["deep", "finished", "tiny", "fedavg", "1", "2/2", "30.00", "+1.00"],
     ]
     collected = tmp_path / "collected"
     collected.mkdir()
@@ -147,6 +147,64 @@ def test_list_shows_runs_at_any_depth_and_collected_tables(
     assert re.search(r"deep +finished .* 2/2", printed)
     assert fedvsr("show", str(collected)) == 2
     assert "holds the tables of 2 runs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("scores", "shown"),
+    [
+        ((30.0, 31.0, float("nan")), ["31.00", "+2.00"]),
+        ((30.0, 31.0, 32.0), ["32.00", "+3.00"]),
+        ((30.0, float("nan"), float("inf")), ["inf", "+inf"]),
+        ((float("nan"),) * 3, []),
+    ],
+)
+def test_list_shows_the_newest_score_that_is_a_number(
+    scores: tuple[float, ...], shown: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Like a run that was killed: its own row has no scores.
+    write_run(tmp_path, "one", status="running", psnr_db=lambda r, _: scores[r])
+    assert fedvsr("list", "--out", str(tmp_path)) == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line.split() == ["one", "stopped", "tiny", "fedavg", "1", "2/2", *shown]
+
+
+def test_a_damaged_run_is_listed_by_nobody_and_shown_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    write_run(tmp_path, "good")
+    bad = write_run(tmp_path, "bad")
+    (bad / "rounds.parquet").write_bytes(b"PAR1")
+    assert fedvsr("list", "--out", str(tmp_path)) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["run", "good"]
+    assert f"skipped {bad}: rounds.parquet is damaged" in caplog.text
+    assert fedvsr("show", str(bad)) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {bad}/rounds.parquet is damaged")
+    assert err.count("\n") == 1
+
+
+LONG = "a-clip-with-a-name-of-many-words-[red]-and-[brackets]-" + "x" * 80
+
+
+def test_a_pipe_cuts_no_name_and_a_narrow_terminal_no_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_run(tmp_path, "one", clips=[LONG, "b"], settings={"evaluation": {"crop": 64}})
+    assert fedvsr("show", str(folder)) == 0
+    printed = capsys.readouterr().out
+    assert re.search(rf"^{re.escape(LONG)} +3 +29.00 dB +32.00 dB", printed, re.MULTILINE)
+    assert "test clip (centred 64-pixel crop)" in printed
+    monkeypatch.setenv("COLUMNS", "40")
+    assert fedvsr("show", str(folder)) == 0
+    narrow = capsys.readouterr().out
+    assert LONG in narrow
+    for fact in ("  PSNR          32.00 dB", "  bicubic SSIM  0.2900"):
+        assert narrow.count(f"{fact}\n") == 3, "two clips and their mean"
+    assert fedvsr("list", "--out", str(tmp_path)) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "one", "  status     finished", "  model      tiny", "  algorithm  fedavg", "  seed       1",
+        "  rounds     2/2", "  PSNR dB    32.00", "  gain dB    +3.00",
+    ]  # fmt: skip
 
 
 def test_show_averages_over_clients_and_clips(

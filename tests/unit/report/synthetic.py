@@ -76,6 +76,9 @@ def write_run(
             "num_sampled": sum(row["round_idx"] == round_idx for row in trained),
             "num_online": num_clients,
             "loss": 0.1 if round_idx else None,
+            "psnr_db": float(np.mean([psnr_db(round_idx, clip_id) for clip_id in clips]))
+            if clips
+            else None,
             "download_bytes": 8000 * bool(round_idx),
             "upload_bytes": 4000 * bool(round_idx),
             "train_s": 2.0 * bool(round_idx),
