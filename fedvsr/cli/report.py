@@ -53,16 +53,23 @@ def report(
     clip: Annotated[
         str | None, typer.Option("--clip", metavar="CLIP", help="Test clip to crop.")
     ] = None,
+    clients: Annotated[
+        bool, typer.Option("--clients", help="Also draw the clients of every method (png, pdf).")
+    ] = False,
     columns: Annotated[
         bool, typer.Option("--columns", help="Only print docs/reference/results.md.")
     ] = False,
 ) -> None:
-    """Write tables, figures and a page of all runs, finished or not."""
+    """Write tables, figures and a page of all runs, finished or not.
+
+    The trials of sweeps below RESULTS are left out; `fedvsr tune-report` shows them.
+    """
     if columns:
         from fedvsr.report.columns import reference
 
         typer.echo(reference(), nl=False)
         return
+    from fedvsr.cli.views import StepsView
     from fedvsr.report.write import FORMATS, write_report
 
     names = [name.strip() for name in formats.split(",") if name.strip()]
@@ -76,8 +83,12 @@ def report(
     if results.is_dir():
         require_folder(target)
     chosen = [name for name in FORMATS if name in names]
-    for path in write_report(results, target, chosen, _crop(crop), clip):
-        say(str(path))
+    square = _crop(crop)
+    with StepsView() as view:
+        for path in write_report(results, target, chosen, square, clip, clients, view):
+            view.say(str(path))
+    if "html" in chosen or "md" in chosen:
+        say(f"open {target / ('report.html' if 'html' in chosen else 'report.md')}")
 
 
 def _crop(text: str | None) -> Crop | None:

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID
 from rich.table import Table
 
-from fedvsr.cli.common import plain_column
+from fedvsr.cli.common import plain_column, plain_console, say
 from fedvsr.federation.executors import Fault
 from fedvsr.federation.rounds import ClientFinished
 from fedvsr.inference.scores import mean_scores
@@ -54,6 +54,40 @@ class PreparationView:
     def __exit__(self, *_: object) -> None:
         if self._tasks:
             self._progress.stop()
+
+
+class StepsView:
+    """A bar of the steps done, if standard error is a terminal."""
+
+    def __init__(self) -> None:
+        console = plain_console(stderr=True)
+        self._bar = Progress(
+            BarColumn(),
+            plain_column("{task.completed}/{task.total}"),
+            plain_column("{task.description}"),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=None)
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        """Show the step that begins, the steps done, and their number."""
+        self._bar.update(self._task, description=step, completed=done, total=total)
+        self._bar.refresh()
+
+    def say(self, line: str) -> None:
+        """Print a line on standard output, above the bar if there is one."""
+        self._bar.stop()
+        say(line)
+        self._bar.start()
+
+    def __enter__(self) -> StepsView:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
 
 
 class FramesView:

@@ -36,20 +36,25 @@ def draw_clients(results: Results, run_id: str, title: str) -> Figure:
     )
     rounds = rounds[rounds["round_idx"] > 0]
     count = int(results.runs[results.runs["run_id"] == run_id]["num_clients"].iloc[0])
+    moved = rounds[["download_bytes", "upload_bytes"]].to_numpy().sum() > 0
     panels: list[tuple[Callable[[Axes], None], bool]] = [
-        (lambda axes: _heat(axes, clients, "loss", "Local loss", count, faults), True),
-        (lambda axes: _heat(axes, clients, "weight", "Aggregation weight", count, None), True),
-        (lambda axes: _participation(axes, clients, count), True),
-        (lambda axes: _seconds(axes, clients), True),
-        (lambda axes: _bytes(axes, rounds), True),
+        (
+            lambda axes: _heat(axes, clients, "loss", "Local loss", count, faults),
+            bool(clients["loss"].notna().any()),
+        ),
+        (
+            lambda axes: _heat(axes, clients, "weight", "Aggregation weight", count, None),
+            bool(clients["weight"].notna().any()),
+        ),
+        (lambda axes: _participation(axes, clients, count), not clients.empty),
+        (lambda axes: _seconds(axes, clients), bool(clients["train_s"].notna().any())),
+        (lambda axes: _bytes(axes, rounds), moved),
     ]
+    halves = [draw for draw, is_recorded in panels if is_recorded]
     bars = gantt(clients, rounds)
-    if not bars.empty and len(bars) <= _MOST_BARS:
-        panels.append((lambda axes: _gantt(axes, bars, faults), False))
-    halves = [draw for draw, is_half in panels if is_half]
-    if clients["weight"].isna().all():
-        del halves[1]
-    wholes = [draw for draw, is_half in panels if not is_half]
+    has_bars = not bars.empty and len(bars) <= _MOST_BARS
+    wholes: list[Callable[[Axes], None]] = [lambda axes: _gantt(axes, bars, faults)]
+    wholes = wholes if has_bars else []
     rows = -(-len(halves) // 2)
     figure = Figure(figsize=(11, 2.9 * (rows + len(wholes)) + 0.4), layout="constrained")
     layout = [[f"h{2 * i}", f"h{2 * i + 1}"] for i in range(rows)]
@@ -164,23 +169,40 @@ def _participation(axes: Axes, clients: pd.DataFrame, count: int) -> None:
     axes.bar(rounds.index, rounds, color="0.55", width=0.9)
     axes.axhline(rounds.mean(), color=_OURS, lw=1, ls="--", label=f"mean {rounds.mean():.1f}")
     axes.set(title="Participation", xlabel="Client", ylabel="Rounds trained in")
-    axes.legend(fontsize=8, frameon=False)
+    axes.set_ylim(top=1.2 * float(rounds.max()))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(fontsize=8, frameon=False, loc="upper right")
     _tidy(axes)
 
 
 def _seconds(axes: Axes, clients: pd.DataFrame) -> None:
-    axes.scatter(clients["client_id"], clients["train_s"], s=14, color=_OURS, alpha=0.5, lw=0)
+    _points(axes, clients, "train_s", _OURS)
     waits = clients["input_wait_s"]
     if (waits > 0.05 * clients["train_s"]).any():
-        axes.scatter(clients["client_id"], waits, s=14, color=_OTHER, alpha=0.5, lw=0)
+        _points(axes, clients, "input_wait_s", _OTHER)
         handles = [
             Line2D([], [], marker="o", ls="", color=colour, label=label)
             for colour, label in ((_OURS, "training"), (_OTHER, "waiting for samples (part of it)"))
         ]
         axes.legend(handles=handles, fontsize=8, frameon=False)
     axes.set(title="Time per client and round", xlabel="Client", ylabel="Seconds")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.25 * float(clients["train_s"].max()) or 1.0)
+    axes.margins(x=0.03)
     _tidy(axes)
+
+
+def _points(axes: Axes, clients: pd.DataFrame, column: str, colour: str) -> None:
+    # Points at the edge are shown whole, above the axis.
+    axes.scatter(
+        clients["client_id"],
+        clients[column],
+        s=14,
+        color=colour,
+        alpha=0.5,
+        lw=0,
+        clip_on=False,
+        zorder=3,
+    )
 
 
 def _bytes(axes: Axes, rounds: pd.DataFrame) -> None:
@@ -226,6 +248,7 @@ def _gantt(axes: Axes, bars: pd.DataFrame, faults: pd.DataFrame) -> None:
 def _tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
+    axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedvsr.records import Results, load_results
+from fedvsr.errors import UserError
+from fedvsr.records import Results, read_results, run_folders
 from fedvsr.report import crops, curves, paired, tables
 from fedvsr.report.clients import fault_rows
 from fedvsr.report.gather import Gathered, gather
 from fedvsr.report.overhead import overhead
+
+# A folder with this file is a sweep's: `fedvsr.tuning.table`, which may not be imported here.
+SWEEP_FILE = "sweep.yaml"
 
 
 @dataclass(frozen=True)
@@ -37,13 +41,26 @@ class Report:
 def read(folder: Path) -> Report:
     """Compute the report of the runs at or below a folder.
 
+    The trials of sweeps below the folder are left out, because each would be a method; they are
+    reported if `folder` is a sweep's own.
+
     Raises:
-        UserError: the folder is missing or holds no run.
+        UserError: the folder is missing, or holds no run that has been scored.
     """
-    results = load_results(folder)
+    own, sweeps = _without_sweeps(folder)
+    results, folder_of = read_results(own, folder)
+    if results.runs.empty and sweeps:
+        raise UserError(
+            f"{folder} holds only trials of sweeps; `fedvsr tune-report {sweeps[0]}` shows the best"
+            f", and `fedvsr report {sweeps[0]}` compares all"
+        )
     gathered = gather(results)
     main = tables.main_table(gathered)
     notes = gathered.notes
+    notes += tuple(
+        f"the trials of the sweep {sweep} are left out; `fedvsr tune-report {sweep}` shows them"
+        for sweep in sweeps
+    )
     if find_spec("scipy") is None:
         differences = pd.DataFrame(columns=paired.COLUMNS)
         notes += ("paired differences are left out because scipy is missing (extra `report`)",)
@@ -59,6 +76,19 @@ def read(folder: Path) -> Report:
         overhead(results, gathered),
         fault_rows(results),
         curves.curve_points(gathered),
-        tuple(crops.frames(gathered, crops.run_folders(folder))),
+        tuple(crops.frames(gathered, folder_of)),
         notes,
     )
+
+
+def _without_sweeps(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The folders of runs that are no trials of a sweep below `folder`, and these sweeps' own."""
+    own, sweeps = list[Path](), dict[Path, None]()
+    for run in run_folders(folder):
+        above = [parent for parent in run.parents if parent.is_relative_to(folder)]
+        sweep = next((p for p in above if p != folder and (p / SWEEP_FILE).is_file()), None)
+        if sweep is None:
+            own.append(run)
+        else:
+            sweeps[sweep] = None
+    return own, list(sweeps)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,8 @@ from fedvsr.report.gather import GROUP, Gathered, method_order, ordered, setting
 
 _FILE = re.compile(r"(?P<clip>.+)_(?P<frame>\d+)_(?P<kind>bicubic|sr|gt)\.png")
 _COLUMNS = 4
+# Characters in a line above a crop.
+_TITLE_WIDTH = 26
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,6 @@ class Frame:
     gt: Path
     methods: Mapping[str, Path]
     """The super-resolved picture by method, in the order of a table's rows."""
-
-
-def run_folders(results: Path) -> dict[str, Path]:
-    """The folder of each run's tables at or below `results`, by the run's id."""
-    return {
-        str(run_id): path.parent
-        for path in sorted(results.rglob("runs.parquet"))
-        for run_id in pd.read_parquet(path, columns=["run_id"])["run_id"]
-    }
 
 
 def frames(gathered: Gathered, folders: Mapping[str, Path]) -> Iterator[Frame]:
@@ -139,12 +133,14 @@ def choose(
 
 
 def draw_crops(frame: Frame, crop: Crop) -> Figure:
-    """Draw the frame with the crop marked, and the crop of LQ, each method and ground truth."""
+    """Draw the frame with the crop marked, and the crop of LQ, each method and ground truth.
+
+    Each crop is enlarged and shows its own PSNR.
+    """
     gt = read_picture(frame.gt)
     pictures = {"LQ (bicubic)": read_picture(frame.bicubic)}
     pictures |= {method: read_picture(path) for method, path in frame.methods.items()}
     psnrs = {name: float(metrics.psnr(crop.of(p), crop.of(gt))) for name, p in pictures.items()}
-    best = max((name for name in frame.methods), key=lambda name: psnrs[name])
     cells = [*pictures, "Ground truth"]
     rows = -(-len(cells) // _COLUMNS)
     height, width = gt.shape[:2]
@@ -156,14 +152,16 @@ def draw_crops(frame: Frame, crop: Crop) -> Figure:
     whole.imshow(gt)
     square = Rectangle((crop.x, crop.y), crop.size, crop.size, fill=False, ec="yellow", lw=1.5)
     whole.add_patch(square)
-    whole.set_title(f"{frame.clip_id}, frame {frame.frame_idx}", fontsize=10)
+    whole.set_title(fill(f"{frame.clip_id}, frame {frame.frame_idx}", 36), fontsize=10)
+    text = f"right: {crop.size} x {crop.size} of {width} x {height} pixels, enlarged"
+    whole.set_xlabel(f"{text}\nwith the PSNR of this part", fontsize=9)
     grid = right.subplots(rows, _COLUMNS, squeeze=False).ravel()
     for axes, name in zip(grid, cells, strict=False):
         axes.imshow(crop.of(pictures.get(name, gt)), interpolation="nearest")
-        axes.set_title(name, fontsize=9)
+        title = fill(name, _TITLE_WIDTH, break_long_words=False)
+        axes.set_title(title, fontsize=8 if "\n" in title else 9)
         if name in psnrs:
-            weight = "bold" if name == best and len(frame.methods) > 1 else "normal"
-            axes.set_xlabel(f"{psnrs[name]:.2f} dB", fontsize=9, fontweight=weight)
+            axes.set_xlabel(f"{psnrs[name]:.2f} dB", fontsize=9)
     for axes in grid[len(cells) :]:
         axes.set_axis_off()
     for axes in (whole, *grid):

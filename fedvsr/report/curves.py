@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import fill
 
 import pandas as pd
 from matplotlib.artist import Artist
@@ -13,15 +14,14 @@ from matplotlib.ticker import MaxNLocator
 
 from fedvsr.report.gather import (
     GROUP,
-    METRIC_NAMES,
     METRICS,
-    UNITS,
     Gathered,
     display,
     mean_scores,
     method_order,
     ordered,
     setting_name,
+    with_unit,
 )
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; without yellow, which is too
@@ -30,6 +30,8 @@ _COLOURS = ("#CC79A7", "#009E73", "#8C6D31", "#56B4E9", "#7F3C8D", "#E69F00")
 _DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
 # Panels with more rounds have no markers.
 _MARKED = 20
+# Characters in a line of a title and of the legend.
+_TITLE_WIDTH, _LEGEND_WIDTH = 34, 32
 
 
 @dataclass(frozen=True)
@@ -124,15 +126,23 @@ def draw_curves(points: pd.DataFrame, model: str, styles: dict[str, LineStyle]) 
             ]
             _panel(axes, in_panel, styles)
             if i == 0:
-                axes.set_title(f"{testset}, {setting_name(heterogeneity)}", fontsize=10)
+                title = fill(testset, _TITLE_WIDTH) + f"\n{setting_name(heterogeneity)}"
+                axes.set_title(title, fontsize=10)
             if i == len(metrics) - 1:
                 axes.set_xlabel("Round")
             if j == 0:
-                axes.set_ylabel(METRIC_NAMES[metric] + UNITS[metric].replace(" dB", " (dB)"))
+                axes.set_ylabel(with_unit(metric))
     handles = _legend(panels.ravel().tolist(), method_order(of_model))
-    figure.legend(handles.values(), handles, loc="outside right center", frameon=False, fontsize=9)
-    figure.suptitle(f"{model}: mean ± standard deviation over seeds", fontsize=11)
+    labels = [fill(label, _LEGEND_WIDTH) for label in handles]
+    figure.legend(handles.values(), labels, loc="outside right center", frameon=False, fontsize=9)
+    figure.suptitle(f"{model}: {_what(of_model)}", fontsize=11)
     return figure
+
+
+def _what(points: pd.DataFrame) -> str:
+    if points["std"].notna().any():
+        return "mean ± standard deviation over seeds; no band: one seed"
+    return "one seed"
 
 
 def _panel(axes: Axes, points: pd.DataFrame, styles: dict[str, LineStyle]) -> None:
@@ -162,7 +172,8 @@ def _panel(axes: Axes, points: pd.DataFrame, styles: dict[str, LineStyle]) -> No
             lw=0,
         )
     baseline = points["bicubic"].mean()
-    axes.axhline(baseline, color="0.45", lw=1, ls=":", label="bicubic")
+    # A thin black line, which no method has.
+    axes.axhline(baseline, color="black", lw=0.8, label="bicubic", zorder=1)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

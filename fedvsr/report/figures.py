@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -15,7 +18,8 @@ from PIL import Image
 
 from fedvsr import metrics
 from fedvsr.files import replacing
-from fedvsr.records import load_results
+from fedvsr.inference.scores import scored_part
+from fedvsr.records import Results, load_results
 from fedvsr.report.gather import mean_scores
 
 Picture = npt.NDArray[np.uint8]
@@ -54,8 +58,10 @@ def draw_curves(folder: Path) -> Path:
         label="Mean of test clips",
     )
     left.axhline(0, color=_BASELINE, lw=1.5, ls="--", label=_bicubic_label(by_round))
-    left.set(xlabel="Round", ylabel="PSNR over bicubic (dB)", title="Held-out clips")
-    left.legend(loc="lower right", frameon=False)
+    part = _part(results)
+    title = f"Test clips ({part})" if part else "Test clips"
+    left.set(xlabel="Round", ylabel="PSNR over bicubic (dB)", title=title)
+    left.legend(frameon=False)
 
     clients = results.clients
     right.scatter(clients["round_idx"], clients["loss"], s=12, color="0.65", label="Client")
@@ -76,9 +82,11 @@ def draw_curves(folder: Path) -> Path:
 def draw_comparison(folder: Path) -> Path:
     """Draw a test frame from bicubic, super-resolved and ground truth, into `comparison.png`.
 
-    Below each frame is the crop that gained most over bicubic. Both show their own PSNR.
+    Below each frame is the part that gained most over bicubic, or lost least, enlarged. Frames and
+    parts show their own PSNR.
     """
-    scores = load_results(folder).evaluations
+    results = load_results(folder)
+    scores = results.evaluations
     # The pictures are the global network's, or the first client's.
     scores = scores[scores["client_id"].fillna(0) == 0]
     scores = scores[scores["round_idx"] == scores["round_idx"].max()]
@@ -102,7 +110,10 @@ def draw_comparison(folder: Path) -> Path:
         zoom.set_xlabel(_psnr_label(picture[crop], gt[crop], kind))
     for axes in rows.flat:
         axes.set(xticks=[], yticks=[])
-    figure.suptitle(f"{clip_id}, middle frame; below: the {size} x {size} crop that gained most")
+    psnr_db = {k: float(metrics.psnr(p[crop], pictures["gt"][crop])) for k, p in pictures.items()}
+    which = "gained most" if psnr_db["sr"] > psnr_db["bicubic"] else "lost least"
+    where = ", ".join(filter(None, (clip_id, "middle frame", _part(results))))
+    figure.suptitle(f"{where}; below: the {size} x {size} pixels that {which}, enlarged")
     return save(figure, folder / "comparison.png")
 
 
@@ -123,6 +134,13 @@ def box_sums(values: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float
         sums[size:, size:] - sums[:-size, size:] - sums[size:, :-size] + sums[:-size, :-size]
     )
     return boxes
+
+
+def _part(results: Results) -> str:
+    """The part of each frame that the run scored, in words; empty for the whole frame."""
+    config = results.runs["config"].iloc[0]
+    settings: Mapping[str, Any] = json.loads(config) if config else {}
+    return scored_part(settings.get("evaluation", {}).get("crop"))
 
 
 def _psnr_label(picture: Picture, gt: Picture, kind: str) -> str:

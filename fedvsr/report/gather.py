@@ -1,33 +1,29 @@
 """Label runs and scores, as input to the tables and figures.
 
 **Runs.** Runs are seeds of the same method if their configurations differ only in the seed and in
-settings that change no number (`ExperimentConfig.config_hash`). If runs of one network, method and
-heterogeneity differ in another setting, the method's name includes it:
-`FedVSR (algorithm.alpha=2)`. If that is long, the name has a short hash of these settings, and a
-note lists them.
+settings that change no number (`ExperimentConfig.config_hash`). If runs of one network and method
+differ in another setting, the method's name includes it: `FedVSR (algorithm.alpha=2)`. If that is
+long, the name has a short hash of these settings, and a note lists them. Of two runs with different
+heterogeneity only the data may differ, or else they are different methods too: a row of a table
+must not show the effect of other settings as one of heterogeneity.
 
-**Test sets.** `evaluations.parquet` names clips. If a run has all four clips of REDS4 (000, 011,
-015, 020) they are the test set `REDS4`, and all four of Vid4 (calendar, city, foliage, walk) are
-`Vid4`. Other clips of `data.held_out` or `data.videos` are `held-out`. The remaining clips are
-named after the folders in `data.test`.
+`fedvsr.report.testsets` names the test sets.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any
 
 import pandas as pd
 
-from fedvsr.data.config import REDS4, is_named
 from fedvsr.errors import UserError
 from fedvsr.records import Results
+from fedvsr.report.testsets import label_testsets
 
-VID4 = ("calendar", "city", "foliage", "walk")
 METRICS = ("psnr_db", "ssim", "lpips")
 METRIC_NAMES = {"psnr_db": "PSNR", "ssim": "SSIM", "lpips": "LPIPS"}
 UNITS = {"psnr_db": " dB", "ssim": "", "lpips": ""}
@@ -76,8 +72,20 @@ _NO_NUMBER = (
     "data.cache_dir",
     "local.num_workers",
 )
-# Settings with a label of their own in a table.
-_LABELLED = ("model.name", "model.size", "algorithm.name", "data.partition")
+# Settings with a label of their own in a table: of rows, columns and test sets.
+_LABELLED = (
+    "model.name",
+    "model.size",
+    "algorithm.name",
+    "data.partition",
+    "data.scale",
+    "evaluation.crop",
+    "evaluation.luma",
+    "evaluation.max_frames",
+    "evaluation.lpips",
+)
+# Settings in which runs of different heterogeneity may differ: what data is dealt.
+_DATA = ("data.alpha", "data.videos", "data.train", "data.test", "data.held_out")
 
 # Longest list of settings in a method's name; a figure's legend has little room.
 _MOST_CHARACTERS = 60
@@ -109,44 +117,29 @@ def gather(results: Results) -> Gathered:
         raise UserError(
             "there are no runs to report on; `fedvsr run` makes one, see `fedvsr run --help`"
         )
+    if results.evaluations.empty:
+        raise UserError("no run has a score yet; the first follows the start of a run")
     runs, notes = _labelled(results)
     columns = [*METRICS, *(f"bicubic_{metric}" for metric in METRICS)]
     by_clip = mean_scores(results.evaluations, ["run_id", "round_idx", "clip_id"], columns)
     scores = by_clip.merge(runs, on="run_id", how="inner")
-    configs = dict(zip(results.runs["run_id"], results.runs["config"], strict=True))
-    sets = {
-        (run_id, clip_id): name
-        for run_id, rows in scores.groupby("run_id")
-        for clip_id, name in testsets(_settings(configs[run_id]), rows["clip_id"].unique()).items()
-    }
+    configs = dict(zip(results.runs["run_id"], results.runs["config"].map(_settings), strict=True))
+    counted = results.evaluations[results.evaluations["run_id"].isin(runs["run_id"])]
+    sets, explained = label_testsets(counted, configs)
     keys = zip(scores["run_id"], scores["clip_id"], strict=True)
     scores["testset"] = pd.Series([sets[key] for key in keys], index=scores.index, dtype=object)
-    return Gathered(runs, scores, notes)
-
-
-def testsets(config: Mapping[str, Any], clip_ids: Iterable[str]) -> dict[str, str]:
-    """The test set of each clip of a run, by the rules at the top of this module."""
-    remaining, sets = set(clip_ids), dict[str, str]()
-    for name, known in (("REDS4", REDS4), ("Vid4", VID4)):
-        if remaining >= set(known):
-            sets |= dict.fromkeys(known, name)
-            remaining -= set(known)
-    data = config.get("data", {})
-    held_out = data.get("held_out") or []
-    names = REDS4 if held_out == "reds4" else held_out
-    own = {clip_id for clip_id in remaining if any(is_named(clip_id, name) for name in names)}
-    if data.get("videos"):
-        own = remaining
-    sets |= dict.fromkeys(own, "held-out")
-    names = [PurePath(path).name for path in data.get("test") or []]
-    # The clips of a folder such as `vid4_x4` are in their set already.
-    names = [n for n in names if n.lower()[:4] not in {name.lower()[:4] for name in sets.values()}]
-    return sets | dict.fromkeys(remaining - own, " + ".join(names) or "test")
+    return Gathered(runs, scores, (*notes, *explained))
 
 
 def display(name: str) -> str:
     """A network's or method's name as papers print it."""
     return _NAMES.get(name, name)
+
+
+def with_unit(metric: str) -> str:
+    """A metric's name with its unit, for headings and axes."""
+    unit = UNITS[metric].strip()
+    return f"{METRIC_NAMES[metric]} ({unit})" if unit else METRIC_NAMES[metric]
 
 
 def setting_name(heterogeneity: str) -> str:
@@ -214,17 +207,35 @@ def _labelled(results: Results) -> tuple[pd.DataFrame, tuple[str, ...]]:
     ]
     runs, notes = _without_repeats(pd.DataFrame(rows))
     methods, explained = dict[str, str](), dict[str, None]()
-    for key, alike in runs.groupby(["model", "algorithm", "heterogeneity"]):
-        differing = _differing([flat[run_id] for run_id in alike["run_id"]])
-        for run_id in alike["run_id"]:
-            own = ", ".join(f"{key}={flat[run_id].get(key)}" for key in differing)
-            name = f" ({own})" if own else ""
-            if len(own) > _MOST_CHARACTERS:
-                name = f" ({hashlib.sha256(own.encode()).hexdigest()[:6]})"
-                explained[f"{key[0]}, {display(str(key[1]))}{name}: {own}"] = None
-            methods[run_id] = display(str(key[1])) + name
+    for (model, algorithm), row in runs.groupby(["model", "algorithm"]):
+        everywhere = _differing([flat[run_id] for run_id in row["run_id"]], _DATA)
+        for _, alike in row.groupby("heterogeneity"):
+            within = _differing([flat[run_id] for run_id in alike["run_id"]])
+            keys = sorted({*everywhere, *within})
+            for run_id in alike["run_id"]:
+                own = ", ".join(f"{key}={flat[run_id].get(key)}" for key in keys)
+                name = f" ({own})" if own else ""
+                if len(own) > _MOST_CHARACTERS:
+                    name = f" ({hashlib.sha256(own.encode()).hexdigest()[:6]})"
+                    explained[f"{model}, {display(str(algorithm))}{name}: {own}"] = None
+                methods[run_id] = display(str(algorithm)) + name
     runs["method"] = runs["run_id"].map(methods)
-    return runs.drop(columns="updated_at"), (*notes, *explained)
+    return runs.drop(columns="updated_at"), (*notes, *explained, *_unequal(runs, flat))
+
+
+def _unequal(runs: pd.DataFrame, flat: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """A warning for each column whose methods differ in settings that no method's name shows."""
+    competing = runs[~runs["algorithm"].isin(BOUNDS)]
+    for (model, heterogeneity), column in competing.groupby(["model", "heterogeneity"]):
+        for key in _differing([flat[run_id] for run_id in column["run_id"]]):
+            of_value = dict[str, list[str]]()
+            for algorithm, own in column.groupby("algorithm"):
+                for value in sorted({str(flat[run_id].get(key)) for run_id in own["run_id"]}):
+                    of_value.setdefault(value, []).append(display(str(algorithm)))
+            named = [name for names in of_value.values() for name in names]
+            if not key.startswith("algorithm.") and len(named) == len(set(named)):
+                text = ", ".join(f"{v} with {' and '.join(names)}" for v, names in of_value.items())
+                yield f"{model}, {heterogeneity}: not only the methods differ, {key} is {text}"
 
 
 def _without_repeats(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
@@ -240,8 +251,8 @@ def _without_repeats(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]
     return unique.drop(columns="done").reset_index(drop=True), tuple(notes)
 
 
-def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    keys = sorted(set().union(*settings) - set(_LABELLED))
+def _differing(settings: Sequence[Mapping[str, Any]], but: Sequence[str] = ()) -> list[str]:
+    keys = sorted(set().union(*settings) - {*_LABELLED, *but})
     return [k for k in keys if len({json.dumps(own.get(k)) for own in settings}) > 1]
 
 

@@ -38,7 +38,7 @@ COLUMNS = [
 
 
 def paired_differences(gathered: Gathered) -> pd.DataFrame:
-    """Every method minus FedAvg, and FedVSR minus every other method.
+    """Every method minus FedAvg, and FedVSR minus every other method; each pair once.
 
     Returns:
         A row of `COLUMNS` per network, heterogeneity, test set, metric and pair: `difference` is
@@ -85,10 +85,15 @@ def _pairs(scores: pd.DataFrame) -> Iterator[tuple[str, str]]:
     algorithm = dict(zip(scores["method"], scores["algorithm"], strict=True))
     references = [m for m in methods if algorithm[m] == "fedavg"]
     ours = [m for m in methods if algorithm[m] == "fedvsr"]
-    for reference in references:
-        yield from ((m, reference) for m in methods if m != reference)
-    for subject in ours:
-        yield from ((subject, m) for m in methods if m != subject and m not in references)
+    seen = set[frozenset[str]]()
+    # Each pair once: FedVSR minus FedAvg is not repeated as FedAvg minus FedVSR.
+    for subjects, others in ((methods, references), (ours, methods)):
+        for reference in others:
+            for subject in subjects:
+                pair = frozenset((subject, reference))
+                if len(pair) == 2 and pair not in seen:
+                    seen.add(pair)
+                    yield subject, reference
 
 
 def _interval(values: pd.Series[float]) -> tuple[float | None, float | None]:

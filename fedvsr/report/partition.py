@@ -43,6 +43,7 @@ def draw_partition(clients: Sequence[Sequence[Clip]], title: str, path: Path) ->
                 axes.text(
                     column, row, str(count), ha="center", va="center", color=colour, fontsize=7
                 )
-    whole = MaxNLocator(integer=True)
-    figure.colorbar(image, ax=axes, label="Clips", fraction=0.03, ticks=whole)
+    else:
+        few = MaxNLocator(nbins=min(5, max(1, len(labels) // 2)), integer=True)
+        figure.colorbar(image, ax=axes, label="Clips", fraction=0.03, pad=0.01, ticks=few)
     return save(figure, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,9 @@ import pandas as pd
 from fedvsr.report import tables
 from fedvsr.report.content import Report
 from fedvsr.report.gather import DECIMALS, METRIC_NAMES, UNITS
-from fedvsr.report.render import LEGEND, Markup, grid, number, plain, render
+from fedvsr.report.render import Markup, grid, legend, number, plain, render
+
+_UNKNOWN = "not recorded"
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,14 @@ class Section:
 def sections(report: Report, markup: Markup) -> list[Section]:
     """The sections of a report, without those for which it has no results."""
     table = render(grid(report.main, markup), markup)
-    parts = [Section("Scores", (), table, LEGEND + _paper_note(report.main))]
+    parts = [Section("Scores", (), table, legend(report.main) + _paper_note(report.main))]
     if summary := tables.sentences(report.main):
         parts.append(Section("Summary", tuple(summary)))
     if not report.ablation.empty:
         table = render(grid(report.ablation, markup), markup)
-        parts.append(Section("Ablation", (), table, LEGEND + _paper_note(report.ablation)))
+        parts.append(
+            Section("Ablation", (), table, legend(report.ablation) + _paper_note(report.ablation))
+        )
     if not report.differences.empty:
         rows = [_difference(row) for row in report.differences.to_dict("records")]
         after = (
@@ -114,8 +119,8 @@ def _cost(row: Mapping[Any, Any]) -> dict[str, str]:
         "method": row["method"],
         "device": row["device"],
         "runs": str(row["num_runs"]),
-        "a step": _with_ratio(f"{1000 * row['step_s']:.3g} ms", row["step_ratio"]),
-        "aggregation": _with_ratio(f"{1000 * row['aggregate_s']:.3g} ms", row["aggregate_ratio"]),
+        "a step": _with_ratio(duration(row["step_s"]), row["step_ratio"]),
+        "aggregation": _with_ratio(duration(row["aggregate_s"]), row["aggregate_ratio"]),
         "down": _with_ratio(_mib(row["download_bytes"]), row["download_ratio"]),
         "up": _with_ratio(_mib(row["upload_bytes"]), row["upload_ratio"]),
     }
@@ -125,8 +130,29 @@ def _with_ratio(value: str, ratio: float | None) -> str:
     return value if ratio is None or pd.isna(ratio) else f"{value} ({ratio:.2f}x)"
 
 
+def duration(seconds: float) -> str:
+    """Seconds with three digits, in ms, s, min or h."""
+    if math.isnan(seconds):
+        return _UNKNOWN
+    for factor, unit in ((1e-3, "ms"), (1, "s"), (60, "min")):
+        # The next unit is used from 1000 ms, 100 s and 100 min.
+        if seconds < factor * (999.5 if unit == "ms" else 99.95):
+            return f"{_three(seconds / factor)} {unit}"
+    return f"{_three(seconds / 3600)} h"
+
+
 def _mib(count: float) -> str:
-    return f"{count / 2**20:.3g} MiB"
+    if math.isnan(count):
+        return _UNKNOWN
+    mib = count / 2**20
+    return f"{_three(mib)} MiB" if mib < 999.5 else f"{_three(mib / 1024)} GiB"
+
+
+def _three(value: float) -> str:
+    """A number of three digits or more, without an exponent."""
+    value = float(f"{value:.3g}")
+    decimals = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
+    return f"{value:,.{min(decimals, 6)}f}"
 
 
 def _fault(row: Mapping[Any, Any]) -> dict[str, str]:

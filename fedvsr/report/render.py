@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from fedvsr.report.gather import DECIMALS, METRIC_NAMES, ordered
+from fedvsr.report.gather import DECIMALS, ordered, with_unit
 
 Markup = Literal["md", "tex", "html"]
 # The cell of a method without a run.
@@ -20,11 +20,6 @@ _TEX = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {"<": r"\textless{}", ">": r"\textgreater{}"}
-)
-
-LEGEND = (
-    "Mean ± standard deviation over seeds; no ± means one seed. Bold: the best federated method of "
-    "those with a finished run. In square brackets: the paper's value, and ours minus it."
 )
 
 # The labels of a column or a row, from the outermost to the innermost.
@@ -47,11 +42,13 @@ class Table:
 
 def grid(cells: pd.DataFrame, markup: Markup) -> Table:
     """Cells of `fedvsr.report.tables`: networks and methods down, the rest across."""
+    pairs = set(zip(cells["heterogeneity"], cells["testset"], strict=True))
     columns = [
         (heterogeneity, testset, metric)
         for heterogeneity in ordered(cells["heterogeneity"], "heterogeneity")
         for testset in ordered(cells["testset"], "testset")
         for metric in cells["metric"].unique()
+        if (heterogeneity, testset) in pairs
     ]
     texts = {
         (c["model"], c["method"], c["heterogeneity"], c["testset"], c["metric"]): _text(c, markup)
@@ -61,7 +58,7 @@ def grid(cells: pd.DataFrame, markup: Markup) -> Table:
     return Table(
         ("network", "method"),
         [
-            (_escape(f"heterogeneity: {h}", markup), _escape(t, markup), METRIC_NAMES[m])
+            (_escape(f"heterogeneity: {h}", markup), _escape(t, markup), with_unit(m))
             for h, t, m in columns
         ],
         [tuple(_escape(name, markup) for name in row) for row in rows],
@@ -78,6 +75,22 @@ def plain(rows: Sequence[Mapping[str, str]], markup: Markup) -> Table:
         [(_escape(row[first], markup),) for row in rows],
         [[_escape(row[name], markup) for name in others] for row in rows],
     )
+
+
+def legend(cells: pd.DataFrame) -> str:
+    """What the marks in a table's cells mean, as sentences."""
+    if cells["std"].notna().any():
+        parts = ["Mean ± standard deviation over seeds; no ± means one seed."]
+    else:
+        parts = ["Each number is of one seed."]
+    if cells["best"].any():
+        parts.append(
+            "Bold: the best federated method, and those within its standard deviation; only where "
+            "each has two finished seeds or more."
+        )
+    if cells["paper"].notna().any():
+        parts.append("In square brackets: the paper's value, and ours minus it.")
+    return " ".join(parts)
 
 
 def render(table: Table, markup: Markup) -> str:
@@ -102,18 +115,29 @@ def _latex(table: Table) -> Iterator[str]:
     yield "% needs the package booktabs"
     yield rf"\begin{{tabular}}{{{'l' * len(table.names)}{'c' * len(table.columns)}}}"
     yield r"\toprule"
-    for names, groups in _head(table):
+    depth = len(table.columns[0])
+    for level, (names, groups) in enumerate(_head(table)):
+        groups = list(groups)
         heads = (rf"\multicolumn{{{n}}}{{c}}{{{text}}}" if n > 1 else text for text, n in groups)
         yield " & ".join([*names, *heads]) + r" \\"
+        if level < depth - 1:
+            yield " ".join(_rules(len(table.names), [n for _, n in groups]))
     yield r"\midrule"
     levels = [_groups(table.rows, level) for level in range(len(table.names))]
     for i, texts in enumerate(table.cells):
         if i in levels[0] and i > 0 and len(levels) > 1:
-            yield rf"\cline{{1-{len(table.names) + len(table.columns)}}}"
+            yield r"\addlinespace"
         labels = (level[i][0] if i in level else "" for level in levels)
         yield " & ".join([*labels, *texts]) + r" \\"
     yield r"\bottomrule"
     yield r"\end{tabular}"
+
+
+def _rules(start: int, spans: Sequence[int]) -> Iterator[str]:
+    """A rule below each group of columns, shortened at both ends to keep groups apart."""
+    for span in spans:
+        yield rf"\cmidrule(lr){{{start + 1}-{start + span}}}"
+        start += span
 
 
 def _html(table: Table) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -16,9 +17,12 @@ from matplotlib.patches import Rectangle
 
 from fedvsr.report.figures import save
 
+_PICTURES = ("heat_map.png", "curve.png", "parallel.png")
 _COLOURS = "viridis"
 # Background of text that lines cross.
 _PAPER = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8}
+# Height of a line of text, as a share of an axis.
+_LINE = 0.045
 # With more cells than this, numbers do not fit.
 _CELLS_WITH_NUMBERS = 15 * 15
 
@@ -30,7 +34,7 @@ def draw(
     mode: Literal["max", "min"],
     folder: Path,
 ) -> list[Path]:
-    """Draw the pictures that suit a sweep, and return their paths.
+    """Draw the pictures that suit a sweep, and return their paths; older ones are deleted.
 
     With two numeric settings or more, a heat map over the first two; with one, a curve over it;
     with two settings or more of any kind, parallel coordinates.
@@ -42,6 +46,7 @@ def draw(
         mode: whether a larger or a smaller metric is better.
         folder: the folder to write to.
     """
+    clear(folder)
     scored = trials.dropna(subset=[metric])
     varied = [key for key in swept if scored[key].nunique() > 1]
     numeric = [key for key in varied if pd.api.types.is_numeric_dtype(scored[key])]
@@ -54,6 +59,12 @@ def draw(
     if len(varied) >= 2:
         drawn.append(draw_parallel(scored, varied, metric, mode, folder))
     return drawn
+
+
+def clear(folder: Path) -> None:
+    """Delete a sweep's pictures, which may be of fewer trials than it has now."""
+    for name in _PICTURES:
+        (folder / name).unlink(missing_ok=True)
 
 
 def draw_heat_map(
@@ -151,7 +162,7 @@ def draw_parallel(
         axes.axvline(i, color="0.6", lw=0.8)
         for value, height in _ticks(trials[key], heights[key]):
             axes.text(i + 0.03, height, value, fontsize=8, va="center", bbox=_PAPER)
-    axes.set_xticks(range(len(keys)), [key.rpartition(".")[2] for key in keys])
+    axes.set_xticks(range(len(keys)), [*(key.rpartition(".")[2] for key in varied), _label(metric)])
     axes.set(yticks=[], ylim=(-0.06, 1.06), xlim=(-0.2, len(keys) - 0.5))
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
@@ -185,14 +196,32 @@ def _height(values: pd.Series) -> pd.Series:
 
 
 def _ticks(values: pd.Series, heights: pd.Series) -> list[tuple[str, float]]:
-    """The labels of an axis and their positions: up to 12 values, else 6 evenly spaced numbers."""
+    """The labels of an axis and their positions: its values, or 6 evenly spaced numbers."""
     pairs = pd.DataFrame({"value": values, "height": heights}).drop_duplicates()
     pairs = pairs.sort_values("height")
-    if len(pairs) > 12:
+    if len(pairs) > 12 and pd.api.types.is_numeric_dtype(values):
         positions = np.linspace(0, 1, 6)
         numbers = np.interp(positions, pairs["height"], pairs["value"].astype(float))
-        return [(f"{value:.4g}", height) for value, height in zip(numbers, positions, strict=True)]
-    return [(_text(value), height) for value, height in pairs.itertuples(index=False)]
+        digits = 3 + _common_digits(values)
+        texts = [f"{value:.{digits}g}" for value in numbers]
+        return list(zip(texts, positions.tolist(), strict=True))
+    return _spaced([(_text(value), height) for value, height in pairs.itertuples(index=False)])
+
+
+def _spaced(ticks: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    """The labels that do not overprint their neighbours: the first, the last and some between."""
+    kept = [*ticks[:1]]
+    for text, height in ticks[1:-1]:
+        if min(height - kept[-1][1], ticks[-1][1] - height) >= _LINE:
+            kept.append((text, height))
+    return [*kept, *ticks[-1:]] if len(ticks) > 1 and ticks[-1][1] - kept[-1][1] >= _LINE else kept
+
+
+def _common_digits(values: pd.Series) -> int:
+    """How many leading digits numbers that lie close together share."""
+    span = float(values.max() - values.min())
+    largest = float(values.abs().max())
+    return max(0, math.floor(math.log10(largest / span))) if span and largest else 0
 
 
 def _text(value: object) -> str:

@@ -6,7 +6,8 @@ A table is a pandas table with a row per cell:
     mean, std      over seeds; a seed's value is the mean over clips of the last evaluated round
     num_seeds      runs that `mean` is over
     state          empty if all its runs have finished, else e.g. `running, round 4 of 10`
-    best           the best federated method of its column and network, of those with a finished run
+    best           the best federated method of its column and network, and those within its
+                   standard deviation, if each of them has two finished seeds or more
     paper          the paper's value, for the network at the paper's size
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from itertools import product
@@ -50,10 +52,18 @@ def main_table(gathered: Gathered) -> pd.DataFrame:
 
 
 def ablation_table(gathered: Gathered) -> pd.DataFrame:
-    """Table 2: FedAvg, each part of FedVSR alone, and FedVSR; empty if no part was run."""
-    if not set(gathered.runs["algorithm"]) & (set(ABLATION) - {"fedavg", OURS}):
+    """Table 2: FedAvg, each part of FedVSR alone, and FedVSR, of the networks with such a part."""
+    parts = set(ABLATION) - {"fedavg", OURS}
+    runs = gathered.runs
+    models = set(runs[runs["algorithm"].isin(parts)]["model"])
+    if not models:
         return pd.DataFrame(columns=[*_KEYS, "mean", "std", "num_seeds", "state", "best", "paper"])
-    return _table(gathered, lambda algorithm: algorithm in ABLATION, with_bicubic=False)
+    of_models = replace(
+        gathered,
+        runs=runs[runs["model"].isin(models)],
+        scores=gathered.scores[gathered.scores["model"].isin(models)],
+    )
+    return _table(of_models, lambda algorithm: algorithm in ABLATION, with_bicubic=False)
 
 
 def margins(cells: pd.DataFrame) -> pd.DataFrame:
@@ -163,33 +173,49 @@ def _table(gathered: Gathered, wanted: Callable[[str], bool], with_bicubic: bool
     runs = gathered.runs[gathered.runs["algorithm"].map(wanted)]
     scores = last_scores(gathered)
     metrics = [m for m in METRICS if m != "lpips" or scores["lpips"].notna().any()]
-    methods = runs[["method", "algorithm"]].drop_duplicates()
-    planned = [a for a in _paper()["values"]["vrt"] if wanted(a)]
-    if any(model in {display(m) for m in _paper()["values"]} for model in runs["model"]):
-        # With the paper's networks at its size, methods without a run are shown as dashes.
-        missing = [a for a in planned if a not in set(methods["algorithm"])]
-        without_run = pd.DataFrame({"method": [display(a) for a in missing], "algorithm": missing})
-        methods = pd.concat([methods, without_run], ignore_index=True)
-    algorithm_of = dict(zip(methods["method"], methods["algorithm"], strict=True))
+    pairs = set(zip(scores["heterogeneity"], scores["testset"], strict=True))
     rows = []
     for model, heterogeneity, testset in product(
         ordered(runs["model"], "model"),
         ordered(runs["heterogeneity"], "heterogeneity"),
         ordered(scores["testset"], "testset"),
     ):
+        if (heterogeneity, testset) not in pairs:
+            continue
         key = {"model": model, "heterogeneity": heterogeneity, "testset": testset}
         column_scores = scores[(scores[GROUP] == pd.Series(key)[GROUP].to_numpy()).all(axis=1)]
         if with_bicubic:
             rows += [_bicubic(key, metric, column_scores) for metric in metrics]
-        for method in method_order(methods):
-            in_column = (runs["model"] == model) & (runs["heterogeneity"] == heterogeneity)
-            method_runs = runs[in_column & (runs["method"] == method)]
+        of_model = runs[runs["model"] == model]
+        # A run of another test set is not missing here; one without any score may be.
+        elsewhere = set(scores["run_id"]) - set(column_scores["run_id"])
+        in_column = of_model[
+            (of_model["heterogeneity"] == heterogeneity) & ~of_model["run_id"].isin(elsewhere)
+        ]
+        methods = _methods(of_model, model, wanted)
+        for method, algorithm in methods.items():
+            method_runs = in_column[in_column["method"] == method]
             method_scores = column_scores[column_scores["method"] == method]
-            label = {**key, "method": method, "algorithm": algorithm_of[method]}
+            label = {**key, "method": method, "algorithm": algorithm}
             rows += [_cell(label, metric, method_runs, method_scores) for metric in metrics]
     cells = pd.DataFrame(rows)
     order = [*_KEYS, "mean", "std", "num_seeds", "state", "best", "paper"]
     return _with_best(cells)[order]
+
+
+def _methods(runs: pd.DataFrame, model: str, wanted: Callable[[str], bool]) -> dict[str, str]:
+    """The methods of a network in the order of its rows, each with its algorithm.
+
+    With the paper's networks at its size, methods without a run are rows of dashes.
+    """
+    methods = runs[["method", "algorithm"]].drop_duplicates()
+    if model in {display(name) for name in _paper()["values"]}:
+        planned = [a for a in _paper()["values"]["vrt"] if wanted(a)]
+        missing = [a for a in planned if a not in set(methods["algorithm"])]
+        without_run = pd.DataFrame({"method": [display(a) for a in missing], "algorithm": missing})
+        methods = pd.concat([methods, without_run], ignore_index=True)
+    algorithm_of = dict(zip(methods["method"], methods["algorithm"], strict=True))
+    return {method: algorithm_of[method] for method in method_order(methods)}
 
 
 def _bicubic(key: dict[str, str], metric: str, scores: pd.DataFrame) -> dict[str, Any]:
@@ -236,11 +262,14 @@ def _with_best(cells: pd.DataFrame) -> pd.DataFrame:
         cells["finished"] & cells["mean"].notna() & ~cells["algorithm"].isin([*BOUNDS, BICUBIC])
     ]
     for (*_, metric), column in competing.groupby([*GROUP, "metric"]):
-        # Rounded as printed: equal numbers are both the best.
-        rounded = column["mean"].astype(float).round(DECIMALS[str(metric)])
-        top = rounded.min() if metric in SMALLER_IS_BETTER else rounded.max()
-        if len(column) > 1:
-            cells.loc[rounded.index[rounded == top], "best"] = True
+        # A single seed does not tell a better method from a lucky draw.
+        if len(column) < 2 or column["num_seeds"].min() < 2:
+            continue
+        mean, std = (column[name].astype(float).to_numpy() for name in ("mean", "std"))
+        top = int(mean.argmin() if metric in SMALLER_IS_BETTER else mean.argmax())
+        # Equal numbers as printed are both the best.
+        reach = max(std[top], 0.5 * 10.0 ** -DECIMALS[str(metric)])
+        cells.loc[column.index[abs(mean - mean[top]) <= reach], "best"] = True
     return cells
 
 
@@ -252,7 +281,8 @@ def _paper_value(label: dict[str, str], metric: str) -> float | None:
     by_name = {display(name): values for name, values in paper["values"].items()}
     values = by_name.get(label["model"].split(" (")[0], {})
     by_set = values.get(label["algorithm"], {}).get(label["heterogeneity"], {})
-    scores = by_set.get(label["testset"])
+    # Vid4 is scored on luma by custom. A crop, or some frames, are not the paper's test set.
+    scores = by_set.get(label["testset"].removesuffix(" (luma)"))
     value: float | None = scores[paper["metrics"].index(metric)] if scores else None
     return value
 

@@ -6,7 +6,8 @@ It reads only the runs' parquet tables and the pictures in `frames/`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +27,10 @@ from fedvsr.report.render import grid, render
 
 Format = Literal["md", "csv", "tex", "html", "png", "pdf"]
 FORMATS: tuple[Format, ...] = ("md", "csv", "tex", "html", "png", "pdf")
+# Tables of a report that no format shows rounded.
+_TIDY = ("margins", "differences", "overhead", "faults")
+Progress = Callable[[str, int, int], None]
+"""Told what is done next, the steps done, and their number."""
 DEFAULT_FORMATS: tuple[Format, ...] = ("md", "csv", "html", "png")
 
 
@@ -35,6 +40,8 @@ def write_report(
     formats: Sequence[Format] = DEFAULT_FORMATS,
     crop: Crop | None = None,
     clip_id: str | None = None,
+    clients: bool = False,
+    progress: Progress = lambda *_: None,
 ) -> Iterator[Path]:
     """Write a report and yield the path of each file once it is written.
 
@@ -45,43 +52,58 @@ def write_report(
             html (one page), png and pdf (figures).
         crop: the crop of the comparison; by default the one in which methods differ most.
         clip_id: the clip of the comparison; by default the one with that crop.
+        clients: whether to draw the clients of every method too.
+        progress: called before each step.
 
     Raises:
         UserError: there is no run, no such clip, or the crop is not within its frame.
     """
+    progress("reading the runs", 0, 1)
     report = read(folder)
-    figures = list(_figures(report, crop, clip_id)) if {"png", "pdf"} & set(formats) else []
     if clip_id is not None and clip_id not in (known := _clips(report)):
         raise UserError(
             f"no finished run has a picture of clip {clip_id}; choose from: {', '.join(known)}"
         )
+    kinds = [kind for kind in ("png", "pdf") if kind in formats]
+    figures = list(_figures(report, crop, clip_id, clients)) if kinds else []
     out.mkdir(parents=True, exist_ok=True)
+    texts = _texts(report, formats, [f"{name}.png" for name, _ in figures if "png" in kinds])
+    total = len(texts) + len(figures)
+    for i, (name, draw) in enumerate(figures):
+        progress(name, i, total)
+        figure = draw()
+        for kind in kinds:
+            yield save(figure, out / f"{name}.{kind}")
+    for i, (name, make) in enumerate(texts.items(), len(figures)):
+        progress(name, i, total)
+        yield _write(out / name, make())
+
+
+def _texts(
+    report: Report, formats: Sequence[Format], pictures: Sequence[str]
+) -> dict[str, Callable[[], str]]:
+    """What makes the content of each file that is text, by the file's name."""
+    texts = dict[str, Callable[[], str]]()
+    tidy = {name: getattr(report, name) for name in _TIDY} | dict(_numbered(report))
     if "csv" in formats:
-        for name in ("margins", "differences", "overhead", "faults"):
-            yield _write(out / f"{name}.csv", getattr(report, name).to_csv(index=False))
-        for name, cells in _numbered(report):
-            yield _write(out / f"{name}.csv", cells.to_csv(index=False))
+        texts |= {f"{name}.csv": partial(cells.to_csv, index=False) for name, cells in tidy.items()}
     if "tex" in formats:
         for name, cells in _numbered(report):
-            yield _write(out / f"{name}.tex", render(grid(cells, "tex"), "tex"))
-    pictures = list[str]()
-    for name, figure in figures:
-        for kind in ("png", "pdf"):
-            if kind in formats:
-                yield save(figure, out / f"{name}.{kind}")
-        pictures.append(f"{name}.png")
+            texts[f"{name}.tex"] = partial(render, grid(cells, "tex"), "tex")
     if "md" in formats:
-        yield _write(out / "report.md", markdown(report, pictures if "png" in formats else []))
+        texts["report.md"] = partial(markdown, report, pictures)
     if "html" in formats:
-        yield _write(out / "report.html", page(report))
+        texts["report.html"] = partial(page, report)
+    return texts
 
 
 def _figures(
-    report: Report, crop: Crop | None, clip_id: str | None
-) -> Iterator[tuple[str, Figure]]:
+    report: Report, crop: Crop | None, clip_id: str | None, clients: bool
+) -> Iterator[tuple[str, Callable[[], Figure]]]:
+    """What draws each figure, with the figure's name."""
     styles = curves.line_styles(report.gathered)
     for model in report.points["model"].unique():
-        yield _slug("curves", model), curves.draw_curves(report.points, model, styles)
+        yield _slug("curves", model), partial(curves.draw_curves, report.points, model, styles)
     groups = dict[tuple[str, ...], list[crops.Frame]]()
     for frame in report.frames:
         key = frame.model, frame.heterogeneity, frame.testset
@@ -89,15 +111,17 @@ def _figures(
     for group, frames in groups.items():
         chosen = crops.choose(frames, crop, clip_id)
         if chosen:
-            yield _slug("crops", *group), crops.draw_crops(*chosen)
+            yield _slug("crops", *group), partial(crops.draw_crops, *chosen)
+    if not clients:
+        return
     runs = report.gathered.runs
     # One seed per method; the table of faults counts all seeds.
     first = runs.sort_values("seed").drop_duplicates(["model", "heterogeneity", "method"])
     trained = set(report.results.clients["run_id"])
     for row in first.sort_index().to_dict("records"):
         if row["run_id"] in trained:
-            figure = draw_clients(report.results, row["run_id"], title_of(row))
-            yield _slug("clients", row["model"], row["heterogeneity"], row["method"]), figure
+            draw = partial(draw_clients, report.results, row["run_id"], title_of(row))
+            yield _slug("clients", row["model"], row["heterogeneity"], row["method"]), draw
 
 
 def _numbered(report: Report) -> list[tuple[str, pd.DataFrame]]:

@@ -202,8 +202,8 @@ def test_a_pipe_cuts_no_name_and_a_narrow_terminal_no_number(
         assert narrow.count(f"{fact}\n") == 3, "two clips and their mean"
     assert fedvsr("list", "--out", str(tmp_path)) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "one", "  status     finished", "  model      tiny", "  algorithm  fedavg", "  seed       1",
-        "  rounds     2/2", "  PSNR dB    32.00", "  gain dB    +3.00",
+        "one", "  status     finished", "  model      tiny", "  algorithm  fedavg",
+        "  seed       1", "  rounds     2/2", "  PSNR dB    32.00", "  gain dB    +3.00",
     ]  # fmt: skip
 
 

@@ -68,6 +68,10 @@ def write_run(
         "device": "CPU",
         "config": json.dumps(config),
     }
+
+    def mean(round_idx: int, divisor: float) -> float:
+        return float(np.mean([psnr_db(round_idx, clip_id) for clip_id in clips])) / divisor
+
     indices = range(1 + (num_rounds if done is None else done))
     trained = [dict(row) for row in clients if row["round_idx"] in indices]
     rounds = [
@@ -76,9 +80,8 @@ def write_run(
             "num_sampled": sum(row["round_idx"] == round_idx for row in trained),
             "num_online": num_clients,
             "loss": 0.1 if round_idx else None,
-            "psnr_db": float(np.mean([psnr_db(round_idx, clip_id) for clip_id in clips]))
-            if clips
-            else None,
+            "psnr_db": mean(round_idx, 1) if clips else None,
+            "ssim": mean(round_idx, 100) if clips else None,
             "download_bytes": 8000 * bool(round_idx),
             "upload_bytes": 4000 * bool(round_idx),
             "train_s": 2.0 * bool(round_idx),

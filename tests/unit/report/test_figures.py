@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from fedvsr import load_results, metrics
 from fedvsr.errors import UserError
-from fedvsr.report import clients, crops, curves
+from fedvsr.records import read_results, run_folders
+from fedvsr.report import clients, crops, curves, figures, prose, sweep
 from fedvsr.report.gather import gather
 from fedvsr.report.overhead import overhead
 from tests.conftest import moving_texture
@@ -61,7 +64,8 @@ def test_the_crop_is_where_methods_differ_most_and_shows_its_own_psnr(tmp_path: 
             folder = write_run(tmp_path, f"{algorithm}-{seed}", algorithm=algorithm, seed=seed)
             if (algorithm, seed) != ("fedvsr", 1):
                 write_frames(folder, "a", picture, gt)
-    frames = list(crops.frames(gather(load_results(tmp_path)), crops.run_folders(tmp_path)))
+    results, folders = read_results(run_folders(tmp_path), tmp_path)
+    frames = list(crops.frames(gather(results), folders))
     (frame,) = frames
     assert frame.seed == 2, "both methods have pictures of this seed"
     assert list(frame.methods) == ["FedAvg", "FedVSR"]
@@ -146,3 +150,68 @@ def test_cost_is_relative_to_fedavg_on_the_same_device(tmp_path: Path) -> None:
     alone = gather(results)
     alone = type(alone)(alone.runs[alone.runs["method"] == "FedVSR"], alone.scores, ())
     assert overhead(results, alone)["step_ratio"].isna().all()
+
+
+def test_bars_hide_the_grid_points_are_whole_and_no_panel_is_empty(tmp_path: Path) -> None:
+    write_run(tmp_path, "one", clients=[client(1, 0, weight=None), client(1, 3, weight=None)])
+    table = load_results(tmp_path)
+    silent = replace(table, rounds=table.rounds.assign(download_bytes=0, upload_bytes=0))
+    figure = clients.draw_clients(silent, "one", "t")
+    titles = {axes.get_title(): axes for axes in figure.axes}
+    assert set(titles) - {""} == {"Local loss", "Participation", "Time per client and round"}
+    assert titles["Participation"].get_axisbelow() is True
+    assert not any(dots.get_clip_on() for dots in titles["Time per client and round"].collections)
+
+
+def test_labels_of_parallel_axes_do_not_overprint() -> None:
+    values = pd.Series([1.0, 1.001, 1.002, 1.5, 1.999, 2.0])
+    labels = sweep._ticks(values, sweep._height(values))
+    assert [text for text, _ in labels] == ["1", "1.5", "2"]
+    many = pd.Series(30 + 0.01 * np.arange(20))
+    labels = sweep._ticks(many, sweep._height(many))
+    assert [text for text, _ in labels] == ["30", "30.038", "30.076", "30.114", "30.152", "30.19"]
+    words = pd.Series([f"w{i:02d}" for i in range(40)])
+    heights = [height for _, height in sweep._ticks(words, sweep._height(words))]
+    assert np.diff(heights).min() >= 0.045
+    assert (heights[0], heights[-1]) == (0, 1)
+
+
+@pytest.mark.parametrize(("sign", "text"), [(-1, "gained most"), (1, "lost least")])
+def test_the_comparison_says_whether_its_crop_gained_or_lost(
+    sign: int, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = list[Figure]()
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure) or path)
+    folder = write_run(tmp_path, "one", settings={"evaluation": {"crop": 64}})
+    gt = moving_texture(1, 96, 160)[0]
+    # Bicubic of the synthetic frames is half as bright as the ground truth.
+    write_frames(folder, "b", gt if sign < 0 else gt // 4, gt)
+    figures.draw_comparison(folder)
+    where, below = drawn[0].get_suptitle().split("; ")
+    assert where == "b, middle frame, centred 64-pixel crop"
+    assert below == f"below: the 32 x 32 pixels that {text}, enlarged"
+
+
+def test_one_seed_is_not_called_a_mean(tmp_path: Path) -> None:
+    write_run(tmp_path, "one")
+    gathered = gather(load_results(tmp_path))
+    points, styles = curves.curve_points(gathered), curves.line_styles(gathered)
+    assert (
+        curves.draw_curves(points, "tiny (demo)", styles).get_suptitle() == "tiny (demo): one seed"
+    )
+    write_run(tmp_path, "two", seed=2)
+    points = curves.curve_points(gather(load_results(tmp_path)))
+    title = curves.draw_curves(points, "tiny (demo)", styles).get_suptitle()
+    assert title == "tiny (demo): mean ± standard deviation over seeds; no band: one seed"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (1.34e-4, "0.134 ms"), (0.9994, "999 ms"), (0.9996, "1.00 s"), (12.5, "12.5 s"),
+        (125, "2.08 min"), (6000, "1.67 h"), (1e5, "27.8 h"), (0.0, "0 ms"),
+        (float("nan"), "not recorded"),
+    ],
+)  # fmt: skip
+def test_durations_have_no_exponent(seconds: float, text: str) -> None:
+    assert prose.duration(seconds) == text

@@ -48,11 +48,11 @@ def test_differences_cancel_the_effects_of_seeds_and_clips(tmp_path: Path) -> No
 
 
 def test_only_pairs_of_finished_runs_count(tmp_path: Path) -> None:
-    value = {"a": 30.0, "b": 31.0, "c": 50.0}
+    value = {"a": 30.0, "b": 31.0}
     write_run(tmp_path, "avg", psnr_db=lambda r, clip: value[clip])
     write_run(tmp_path, "avg-2", seed=2, psnr_db=lambda r, clip: 0.0)
     write_run(
-        tmp_path, "vsr", algorithm="fedvsr", clips=["a", "b", "c"],
+        tmp_path, "vsr", algorithm="fedvsr",
         psnr_db=lambda r, clip: value[clip] + (0.5 if clip == "a" else 1.5),
     )  # fmt: skip
     write_run(tmp_path, "vsr-2", algorithm="fedvsr", seed=2, done=1, status="running")
@@ -70,6 +70,19 @@ def test_ablations_are_compared_with_fedavg_and_fedvsr(tmp_path: Path) -> None:
     table = paired_differences(gather(load_results(tmp_path)))
     pairs = set(zip(table["method"], table["reference"], strict=True))
     assert pairs == {("F-ALA", "FedAvg"), ("FedVSR", "FedAvg"), ("FedVSR", "F-ALA")}
+
+
+def test_each_pair_is_listed_once(tmp_path: Path) -> None:
+    for algorithm in ("fedavg", "fedvsr"):
+        for lr in (1, 2, 3):
+            write_run(tmp_path, f"{algorithm}{lr}", algorithm=algorithm,
+                      settings={"local": {"lr": lr}})  # fmt: skip
+    table = paired_differences(gather(load_results(tmp_path)))
+    pairs = table[table["metric"] == "psnr_db"][["method", "reference"]]
+    unordered = [frozenset(pair) for pair in pairs.itertuples(index=False, name=None)]
+    assert len(unordered) == len(set(unordered)) == 6 * 5 / 2
+    mixed = [(m, r) for m, r in pairs.itertuples(index=False, name=None) if m[:6] != r[:6]]
+    assert all(m.startswith("FedVSR") for m, _ in mixed), "FedVSR minus FedAvg"
 
 
 def test_without_scipy_the_error_names_the_package_to_install(

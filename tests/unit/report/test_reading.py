@@ -53,9 +53,18 @@ def test_every_example_runs_and_prints_the_numbers(
                 tmp_path / "results" / "sweep", f"{algorithm}-{seed}", algorithm=algorithm,
                 seed=seed, clients=[client], psnr_db=lambda r, clip: 30.0 + r,
             )  # fmt: skip
+    write_run(
+        tmp_path / "results",
+        "other",
+        model="vrt",
+        clients=[client],
+        psnr_db=lambda r, clip: 40.0 + r,
+    )
     monkeypatch.chdir(tmp_path)
     exec(compile(code, name, "exec"), {})
     printed = capsys.readouterr().out
     # The last round's PSNR, its gain over bicubic, a step's seconds, or the bytes of two rounds.
     expected = {"pandas": "32.0", "DuckDB": "3.0", "Polars": "0.5", "Arrow": "8000"}
     assert expected.get(name, "fedvsr") in printed.lower()
+    if name == "DuckDB":
+        assert "13.0" in printed, "another network is not averaged with the first"

@@ -9,8 +9,9 @@ import pytest
 from fedvsr import load_results
 from fedvsr.errors import UserError
 from fedvsr.report import tables
-from fedvsr.report.gather import REDS4, VID4, gather, testsets
-from fedvsr.report.render import grid, render
+from fedvsr.report.gather import gather
+from fedvsr.report.render import grid, legend, render
+from fedvsr.report.testsets import REDS4, VID4, testsets
 from tests.unit.report.synthetic import write_run
 
 testsets.__test__ = False  # type: ignore[attr-defined]
@@ -58,31 +59,51 @@ def test_cells_show_missing_and_unfinished_runs(tmp_path: Path) -> None:
     columns = [(labels[0], labels[2]) for labels in table.columns]
     fedprox = table.cells[table.rows.index(("tiny (demo)", "FedProx"))]
     text = dict(zip(columns, fedprox, strict=True))
-    assert text["heterogeneity: less", "PSNR"] == "running, round 0 of 2"
-    assert text["heterogeneity: more", "PSNR"] == "–"  # noqa: RUF001
+    assert text["heterogeneity: less", "PSNR (dB)"] == "running, round 0 of 2"
+    assert text["heterogeneity: more", "PSNR (dB)"] == "–"  # noqa: RUF001
     partly = cell(cells, method="FedAvg", heterogeneity="more")
     assert partly["state"] == "1 of 2 seeds; failed, round 0 of 2"
     assert partly["mean"] == 32
     assert not cells["best"].any(), "a single finished method does not compete"
 
 
-def test_the_best_is_a_federated_method_and_ties_are_both_best(tmp_path: Path) -> None:
-    for i, (algorithm, value) in enumerate(
-        [("fedavg", 30.0), ("fedprox", 31.001), ("fedvsr", 31.004), ("centralized", 40.0)]
-    ):
-        write_run(tmp_path, str(i), algorithm=algorithm, psnr_db=lambda *_, v=value: v, lpips=v_(i))
+def test_the_best_and_what_is_within_its_deviation_are_bold(tmp_path: Path) -> None:
+    values = {
+        # Mean 31.1, standard deviation 0.14; FedProx is within it, FedAvg is not.
+        "fedvsr": (31.0, 31.2),
+        "fedprox": (31.0, 31.0),
+        "fedavg": (30.9, 30.9),
+        "centralized": (40.0, 40.0),
+    }
+    for i, (algorithm, of_seed) in enumerate(values.items()):
+        for seed, value in enumerate(of_seed):
+            write_run(
+                tmp_path, f"{algorithm}{seed}", algorithm=algorithm, seed=seed,
+                psnr_db=lambda *_, v=value: v, lpips=v_(i),
+            )  # fmt: skip
     cells = tables.main_table(gather(load_results(tmp_path)))
     best = cells[cells["best"]]
     assert best[best["metric"] == "psnr_db"]["method"].tolist() == ["FedProx", "FedVSR"]
-    assert best[best["metric"] == "lpips"]["method"].tolist() == ["FedAvg"], "smaller is better"
+    assert best[best["metric"] == "lpips"]["method"].tolist() == ["FedVSR"], "smaller is better"
     order = cells["method"].drop_duplicates().tolist()
     assert order == ["bicubic", "FedAvg", "FedProx", "FedVSR", "centralized"]
     markdown = render(grid(cells, "md"), "md")
-    assert "| tiny (demo) | FedVSR | **31.00** | **0.3100** |" in markdown
+    assert "| tiny (demo) | FedVSR | **31.10 ± 0.14** | **0.3110 ± 0.0014** |" in markdown
     latex = render(grid(cells, "tex"), "tex")
-    assert r"FedVSR & \textbf{31.00}" in latex
+    assert r"FedVSR & \textbf{31.10 $\pm$ 0.14}" in latex
     assert r"\toprule" in latex
-    assert "<strong>31.00</strong>" in render(grid(cells, "html"), "html")
+    assert "<strong>31.10 ± 0.14</strong>" in render(grid(cells, "html"), "html")
+    assert "Mean ± standard deviation over seeds" in legend(cells)
+
+
+def test_one_seed_makes_nothing_bold_and_no_mean(tmp_path: Path) -> None:
+    write_run(tmp_path, "a")
+    write_run(tmp_path, "b", algorithm="fedvsr", psnr_db=lambda *_: 40.0)
+    write_run(tmp_path, "b2", algorithm="fedvsr", seed=2, psnr_db=lambda *_: 40.0)
+    cells = tables.main_table(gather(load_results(tmp_path)))
+    assert not cells["best"].any(), "FedAvg has one seed"
+    alone = cells[cells["algorithm"] == "fedavg"]
+    assert legend(alone) == "Each number is of one seed."
 
 
 def v_(i: int) -> float:
@@ -107,7 +128,7 @@ def test_different_settings_have_names_and_repeats_are_left_out(tmp_path: Path) 
 def test_many_different_settings_have_a_short_name_and_a_note(tmp_path: Path) -> None:
     write_run(tmp_path, "one", settings={"local": {"lr": 1e-3, "crop": 64, "steps": 5}})
     write_run(tmp_path, "two", settings={"local": {"lr": 2e-3, "crop": 96, "steps": 8},
-                                         "evaluation": {"crop": 32}})  # fmt: skip
+                                         "federation": {"clients_per_round": 9}})  # fmt: skip
     gathered = gather(load_results(tmp_path))
     names = sorted(gathered.runs["method"])
     assert all(re.fullmatch(r"FedAvg \([0-9a-f]{6}\)", name) for name in names)
@@ -217,3 +238,45 @@ def test_the_papers_table_is_complete() -> None:
     assert cells.groupby("metric")["mean"].agg(["min", "max"]).to_numpy().ravel().tolist() == [
         23.08, 31.49, 0.6441, 0.8908,
     ]  # fmt: skip
+
+
+def test_a_row_holds_no_runs_that_differ_in_more_than_the_data(tmp_path: Path) -> None:
+    write_run(tmp_path, "less", settings={"local": {"steps": 2}})
+    write_run(tmp_path, "skewed", partition="dirichlet", settings={"local": {"steps": 32}})
+    write_run(tmp_path, "vsr", algorithm="fedvsr", settings={"local": {"steps": 2}})
+    gathered = gather(load_results(tmp_path))
+    cells = tables.main_table(gathered)
+    shown = cells[cells["mean"].notna() & (cells["algorithm"] == "fedavg")]
+    assert set(zip(shown["method"], shown["heterogeneity"], strict=True)) == {
+        ("FedAvg (local.steps=2)", "less"), ("FedAvg (local.steps=32)", "dirichlet 0.5"),
+    }  # fmt: skip
+    assert not gathered.notes, "within each column the settings are equal"
+
+
+def test_columns_whose_methods_differ_in_other_settings_are_warned_of(tmp_path: Path) -> None:
+    write_run(tmp_path, "avg", settings={"local": {"steps": 32}})
+    write_run(tmp_path, "vsr", algorithm="fedvsr", settings={"local": {"steps": 2}})
+    write_run(tmp_path, "bound", algorithm="local", settings={"local": {"steps": 7}})
+    assert gather(load_results(tmp_path)).notes == (
+        "tiny (demo), less: not only the methods differ, local.steps is 32 with FedAvg, "
+        "2 with FedVSR",
+    )
+
+
+def test_networks_share_no_empty_rows(tmp_path: Path) -> None:
+    for lr in (1, 2):
+        write_run(tmp_path, f"a{lr}", settings={"local": {"lr": lr}})
+    write_run(tmp_path, "b", model="vrt")
+    write_run(tmp_path, "c", model="vrt", algorithm="f_ala")
+    gathered = gather(load_results(tmp_path))
+    cells = tables.main_table(gathered)
+    rows = cells[["model", "method"]].drop_duplicates()
+    assert rows[rows["model"] == "VRT (demo)"]["method"].tolist() == ["bicubic", "FedAvg"]
+    assert len(rows) == 5
+    assert set(tables.ablation_table(gathered)["model"]) == {"VRT (demo)"}
+
+
+def test_runs_without_a_score_are_refused_in_one_line(tmp_path: Path) -> None:
+    write_run(tmp_path, "begun", status="running", done=0, clips=())
+    with pytest.raises(UserError, match="no run has a score yet"):
+        gather(load_results(tmp_path))

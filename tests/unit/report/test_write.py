@@ -29,9 +29,11 @@ def results(tmp_path: Path) -> Path:
 
 
 def test_a_report_in_every_format(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert fedvsr("report", str(results), "--format", "md,csv,tex,html,png,pdf") == 0
+    formats = ["--format", "md,csv,tex,html,png,pdf"]
+    assert fedvsr("report", str(results), *formats, "--clients") == 0
     out = results / "report"
-    printed = capsys.readouterr().out.splitlines()
+    *printed, last = capsys.readouterr().out.splitlines()
+    assert last == f"open {out}/report.html"
     assert sorted(printed) == sorted(str(path) for path in out.iterdir())
     names = {path.name for path in out.iterdir()}
     assert {
@@ -47,16 +49,17 @@ def test_a_report_in_every_format(results: Path, capsys: pytest.CaptureFixture[s
     assert len(table) == 3 * 2, "bicubic, FedAvg and FedVSR by two metrics"
     # Equal results give equal files.
     again = results.parent / "again"
-    assert fedvsr("report", str(results), "--format", "md,csv,html,png", "--out", str(again)) == 0
+    assert fedvsr("report", str(results), "--format", "csv,html,png", "--out", str(again)) == 0
     for path in again.iterdir():
         assert path.read_bytes() == (out / path.name).read_bytes(), path.name
+    assert not list(again.glob("clients-*")), "clients are drawn on request"
 
 
 def test_a_report_of_one_run_with_a_chosen_crop(results: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["--out", str(out), "--format", "png", "--crop", "8,8,40", "--clip", "a"]
     assert fedvsr("report", str(results / "fedvsr-1"), *arguments) == 0
-    assert {path.name.split("-")[0] for path in out.iterdir()} == {"curves", "crops", "clients"}
+    assert {path.name.split("-")[0] for path in out.iterdir()} == {"curves", "crops"}
 
 
 @pytest.mark.parametrize(
@@ -76,6 +79,37 @@ def test_mistakes_cost_one_line(
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_trials_of_sweeps_are_left_out_unless_their_sweep_is_asked_for(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = results / "sweeps" / "mine"
+    for i in range(3):
+        write_run(sweep / "runs", f"trial-{i}", algorithm="fedprox", settings={"local": {"lr": i}})
+    (sweep / "sweep.yaml").write_text("name: mine\n")
+    report = read(results)
+    assert "fedprox" not in set(report.gathered.runs["algorithm"])
+    assert report.notes == (
+        f"the trials of the sweep {sweep} are left out; `fedvsr tune-report {sweep}` shows them",
+    )
+    assert len(read(sweep).gathered.runs) == 3
+    assert fedvsr("report", str(results / "sweeps")) == 2
+    assert "holds only trials of sweeps; `fedvsr tune-report" in capsys.readouterr().err
+
+
+def test_a_damaged_run_is_left_out_of_the_report(
+    results: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = results / "fedavg-2"
+    path = bad / "evaluations.parquet"
+    path.write_bytes(path.read_bytes()[:99])
+    assert fedvsr("report", str(results), "--format", "csv") == 0
+    table = pd.read_csv(results / "report" / "table1.csv")
+    assert set(table[table["algorithm"] == "fedavg"]["num_seeds"]) == {1}
+    assert f"skipped {bad}: evaluations.parquet is damaged" in caplog.text
+    assert fedvsr("report", str(bad)) == 2
+    assert capsys.readouterr().err.startswith(f"error: {path} is damaged")
 
 
 def test_without_scipy_only_differences_are_left_out(
