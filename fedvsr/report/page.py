@@ -24,10 +24,10 @@ from fedvsr.report.gather import (
     DECIMALS,
     METRIC_NAMES,
     METRICS,
-    UNITS,
     method_order,
     ordered,
     setting_name,
+    with_unit,
 )
 from fedvsr.report.prose import sections
 
@@ -54,6 +54,7 @@ def page(report: Report) -> str:
         num_finished=int((runs["status"] == "finished").sum()),
         methods=method_order(runs),
         clients=list(_clients(report)),
+        has_bands=bool(report.points["std"].notna().any()),
         has_scenes=bool(scenes),
         scenes_note=note,
         data=_json({"charts": _charts(report), "scenes": scenes}),
@@ -98,7 +99,7 @@ def _charts(report: Report) -> dict[str, Any]:
     return {
         "panels": panels,
         "metrics": {
-            m: {"name": METRIC_NAMES[m], "unit": UNITS[m], "decimals": DECIMALS[m]}
+            m: {"name": METRIC_NAMES[m], "label": with_unit(m), "decimals": DECIMALS[m]}
             for m in METRICS
             if (points["metric"] == m).any()
         },

@@ -32,6 +32,14 @@
 
   const show = (value, metric) => value == null ? "–" : value.toFixed(metrics[metric].decimals);
 
+  // Decimals that tell neighbouring ticks apart: 2 for steps of 0.05, 3 for 0.025.
+  function digits(ticks) {
+    const step = ticks.length > 1 ? ticks[1] - ticks[0] : 1;
+    let decimals = 0;
+    while (decimals < 8 && Math.abs(step * 10 ** decimals - Math.round(step * 10 ** decimals)) > 1e-6) decimals += 1;
+    return decimals;
+  }
+
   function readout(panel, index) {
     const round = panel.rounds[index];
     const shown = panel.lines.filter((line) => !hidden.has(line.method) && line.mean[index] != null);
@@ -43,6 +51,7 @@
         ? ` ± ${show(line.high[index] - line.mean[index], panel.metric)}` : "";
       return element("span", {}, swatch, `${line.method} ${show(line.mean[index], panel.metric)}${spread}`);
     });
+    cells.push(element("span", { textContent: `bicubic ${show(panel.bicubic, panel.metric)}` }));
     return [element("b", { textContent: `Round ${round} ` }), ...cells];
   }
 
@@ -60,7 +69,7 @@
       element("figcaption", {}, element("span", { textContent: panel.title }), buttons), plotBox, text);
 
     const values = [panel.rounds, panel.rounds.map(() => panel.bicubic)];
-    const series = [{}, { label: "bicubic", stroke: css("--soft"), width: 1, dash: [2, 3], points: { show: false } }];
+    const series = [{}, { label: "bicubic", stroke: css("--ink"), width: 1, points: { show: false } }];
     const bands = [];
     const owners = [null, null];
     for (const line of panel.lines) {
@@ -94,7 +103,7 @@
       scales: { x: { time: false, range: (u, low, high) => low === high ? [low - 1, high + 1] : [low, high] } },
       axes: [
         { ...axis, label: "Round", labelSize: 20, size: 32, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000] },
-        { ...axis, size: 62, values: (u, ticks) => ticks.map((tick) => tick.toFixed(panel.metric === "psnr_db" ? 2 : 3)) },
+        { ...axis, label: metric.label, labelSize: 20, size: 62, values: (u, ticks) => ticks.map((tick) => tick.toFixed(digits(ticks))) },
       ],
       hooks: {
         setCursor: [(u) => {
@@ -160,6 +169,8 @@
   function legend(shown) {
     const lines = new Map();
     shown.forEach((panel) => panel.lines.forEach((line) => lines.set(line.method, line)));
+    const bicubic = element("span", { className: "key" });
+    bicubic.append(element("i", { className: "thin" }), "bicubic");
     byId("legend").replaceChildren(...[...lines.values()].map((line) => {
       const button = element("button", { type: "button" });
       const sample = document.createElementNS("http://www.w3.org/2000/svg", "svg");
@@ -186,7 +197,7 @@
         }
       });
       return button;
-    }));
+    }), bicubic);
   }
 
   byId("model").addEventListener("change", draw);
@@ -217,6 +228,13 @@
     pair.style.aspectRatio = `${scene.width} / ${scene.height}`;
     pair.style.width = `${100 * zoom.value}%`;
     pair.classList.toggle("zoomed", zoom.value !== "1");
+    size();
+  }
+  function size() {
+    const scene = data.scenes[byId("scene").value];
+    const percent = Math.round(100 * pair.clientWidth / scene.width);
+    const how = percent > 100 ? "enlarged to" : percent < 100 ? "reduced to" : "shown at";
+    byId("size").textContent = `Frames of ${scene.width} x ${scene.height} pixels, ${how} ${percent} %.`;
   }
   function open() {
     const scene = data.scenes[byId("scene").value];
@@ -233,6 +251,7 @@
   byId("scene").addEventListener("change", open);
   for (const side of ["left", "right"]) byId(side).addEventListener("change", () => picture(side));
   zoom.addEventListener("change", enlarge);
+  addEventListener("resize", size);
   slider.addEventListener("input", () => place(Number(slider.value)));
   const follow = (event) => {
     const bounds = pair.getBoundingClientRect();

@@ -59,6 +59,8 @@ def test_the_page_loads_no_other_file(html: Path) -> None:
     names = [picture["name"] for picture in scene["pictures"]]
     assert names == ["LQ (bicubic)", "FedAvg", "F-ALA", "FedVSR", "Ground truth"]
     assert "<b>a" not in text, "the name of a clip is text, not markup"
+    assert data["charts"]["metrics"]["psnr_db"]["label"] == "PSNR (dB)"
+    assert "Mean over seeds; band: one standard deviation. Thin line without points" in text
     shown = re.findall(r"<summary>(.*?)</summary>", text)
     assert shown == [f"{m}, FedVSR, less heterogeneous, seed 1" for m in ("VRT", "RVRT")]
 
