@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -211,7 +210,6 @@ class Execution:
             tensors=self.table.slices(),
             seed=config.seed,
         )
-        started = time.perf_counter()
         for event in run_rounds(state, setup, executor, self.states):
             yield from self._settle_if_ready()
             if isinstance(event, Fault):
@@ -220,7 +218,6 @@ class Execution:
                 yield event
             else:
                 yield from self._settle()
-                now = time.perf_counter()
                 self.records.write_round(
                     event.state.round_idx,
                     rows.round_row(event, self._epsilon(event.state.round_idx)),
@@ -230,8 +227,7 @@ class Execution:
                 last = event.state.round_idx == config.federation.num_rounds
                 if last or event.state.round_idx % config.checkpoint.every_rounds == 0:
                     self.save()
-                self._begin_scoring(event.state, event, now - started)
-                started = now
+                self._begin_scoring(event.state, event)
                 yield from self._settle_if_ready()
 
     def save(self) -> None:
@@ -307,16 +303,13 @@ class Execution:
 
     # Scores
 
-    def _begin_scoring(
-        self, state: RunState, finished: RoundFinished | None = None, wall_s: float = 0.0
-    ) -> None:
+    def _begin_scoring(self, state: RunState, finished: RoundFinished | None = None) -> None:
         """Start to score a state, if its round is due.
 
         Args:
             state: what to score.
             finished: the round that made it; None before training, and in a resumed run whose last
                 scores were lost.
-            wall_s: wall seconds of that round.
         """
         round_idx, due = state.round_idx, self._is_scored(state.round_idx)
         if finished is None:
@@ -326,7 +319,9 @@ class Execution:
             [report.client_id for report in finished.reports] if finished else [],
             rows.mean([r.loss for r in finished.reports if r.finite]) if finished else None,
             [],
-            wall_s,
+            rows.round_s(finished.gap_s, finished.train_s, rows.first_step_s(finished))
+            if finished
+            else 0.0,
             rows.slot_utilisation(finished) if finished else None,
         )
         self.unscored = _Unscored(event, self._score(state) if due else [])

@@ -75,7 +75,7 @@ def find_run(config: ExperimentConfig, out: Path) -> Run:
     folders = (path.parent for path in out.glob("*/config.yaml"))
     for folder in sorted(folders, key=lambda path: path.stat().st_ctime, reverse=True):
         with skipping(folder):
-            if _stored(folder).config_hash() == wanted:
+            if stored_config(folder).config_hash() == wanted:
                 if not _is_finished(folder):
                     return Run(folder.name, folder.resolve(), config)
                 finished.append(folder.name)
@@ -89,7 +89,7 @@ def find_run(config: ExperimentConfig, out: Path) -> Run:
     )
 
 
-def _stored(folder: Path) -> ExperimentConfig:
+def stored_config(folder: Path) -> ExperimentConfig:
     """The configuration in a run's folder.
 
     Raises:

@@ -13,6 +13,7 @@ from fedvsr.errors import UserError
 from fedvsr.inference.scores import ClipScore
 from fedvsr.records import Results, load_results
 from fedvsr.runs.events import Event, RoundRecorded, RunStarted
+from fedvsr.runs.rows import round_s
 from fedvsr.runs.run import run_status
 
 # A run is considered dead if its lock is free and its tables have not changed for this long. Locks
@@ -93,7 +94,7 @@ def _read(folder: Path) -> Results | None:
 
 
 def _is_dead(folder: Path, results: Results | None) -> bool:
-    walls = [] if results is None else _walls(results.rounds).tolist()[1:]
+    walls = [] if results is None else _walls(results).tolist()[1:]
     patience_s = max(_SILENT_S, _SILENT_ROUNDS * max(walls)) if walls else _STARTING_S
     return _silence_s(folder) > patience_s and run_status(folder) == "stopped"
 
@@ -125,9 +126,18 @@ def _round(results: Results, round_idx: int) -> RoundRecorded:
         clients.sort_values("position")["client_id"].tolist(),
         None if pd.isna(row["loss"]) else float(row["loss"]),
         scores,
-        float(_walls(rounds).iloc[0]),
+        float(_walls(results)[round_idx]),
     )
 
 
-def _walls(rounds: pd.DataFrame) -> pd.Series[float]:
-    return rounds[["train_s", "aggregate_s", "evaluate_s"]].sum(axis=1)
+def _walls(results: Results) -> pd.Series[float]:
+    """Seconds of each round, by its index: what `fedvsr run` shows."""
+    first = results.clients.groupby("round_idx")["started_s"].min().dropna()
+    walls = dict[int, float]()
+    for row in results.rounds.to_dict("records"):
+        round_idx, gap_s = int(row["round_idx"]), row["gap_s"]
+        start_s = first.get(round_idx, 0.0)
+        trained_s = round_s(None if pd.isna(gap_s) else gap_s, row["train_s"], start_s)
+        # Round 0 is only scored.
+        walls[round_idx] = trained_s if round_idx else row["evaluate_s"]
+    return pd.Series(walls, dtype=float).sort_index()
