@@ -69,7 +69,7 @@ def trials_table(rows: Sequence[Mapping[str, Any]], swept: Sequence[str]) -> Tab
 
 def _summary(rows: Sequence[Mapping[str, Any]]) -> str:
     counts = Counter(row["status"] for row in rows)
-    parts = [f"{counts[status]} {_words(status)}" for status in _ORDER if counts[status]]
+    parts = [f"{counts[status]} {words(status)}" for status in _ORDER if counts[status]]
     return f"{len(rows)} trials: {', '.join(parts)}"
 
 
@@ -83,11 +83,12 @@ def _line(row: Mapping[str, Any], swept: Sequence[str]) -> str:
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, str]:
-    cells = {"status": _words(row["status"]), "round": f"{row['round_idx']}/{row['num_rounds']}"}
+    cells = {"status": words(row["status"]), "round": f"{row['round_idx']}/{row['num_rounds']}"}
     if row.get("loss") is not None:
         cells["loss"] = f"{row['loss']:.4f}"
     if row.get("psnr_db") is not None:
         cells["PSNR"] = f"{row['psnr_db']:.2f} dB"
+    if row.get("ssim") is not None:
         cells["SSIM"] = f"{row['ssim']:.4f}"
     if row.get("psnr_db") is not None and row.get("bicubic_psnr_db") is not None:
         cells["over bicubic"] = f"{row['psnr_db'] - row['bicubic_psnr_db']:+.2f} dB"
@@ -96,7 +97,8 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
     return cells
 
 
-def _words(status: str) -> str:
+def words(status: str) -> str:
+    """A status of `trials.parquet` as a person reads it."""
     return {"stopped_early": "stopped early", "interrupted": "stopped"}.get(status, status)
 
 

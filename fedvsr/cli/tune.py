@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -124,8 +125,12 @@ def _run(
             driver.disconnect()
     best = best_of(rows, sweep)
     if best:
-        write_best(sweep, best[0], folder)
         _print_best(best, sweep)
+    if best and best[0]["status"] == "finished":
+        write_best(sweep, best[0], folder)
+    else:
+        # An unfinished trial is no result; nor is one of an earlier start.
+        (folder / "best.yaml").unlink(missing_ok=True)
     failed = [row for row in rows if row["status"] == "failed"]
     for row in failed:
         say(f"trial {row['trial']} failed: {row['error']}")
@@ -159,8 +164,11 @@ def _dry_run(
     max_concurrent: int | None,
     out: Path,
 ) -> None:
-    from fedvsr.tuning.estimate import cost
+    from fedvsr.tuning.estimate import cost, missing_inputs
 
+    configs = [trial.config for trial in trials] if trials else [_representative(sweep, None)]
+    for line in missing_inputs(configs):
+        say(f"missing here: {line}")
     if trials is None:
         say(
             f"{sweep.name}: {sweep.searcher.num_samples} trials, which {sweep.searcher.name} "
@@ -169,14 +177,18 @@ def _dry_run(
         return
     estimate = cost(sweep, trials, out)
     unit = "GPU hours" if sweep.estimate else "slot hours"
-    console.print(_trials_and_hours(trials, estimate, unit))
-    at_once, where = _at_once(sweep, trials, address)
+    print_wide(_trials_and_hours(trials, estimate, unit))
+    at_once, where, has_gpus = _at_once(sweep, trials, address)
     at_once = min(at_once, max_concurrent or at_once, len(trials))
     text = f"{sweep.name}: {len(trials)} trials; {at_once} at once on {where}"
     if estimate:
-        early = "" if sweep.scheduler.name == "none" else ", minus what is stopped early"
-        hours = estimate.wall_hours(trials, max(1, at_once))
-        text += f"; {estimate.slot_hours:,.0f} {unit}, {hours:,.0f} hours of time{early}"
+        text += f"; {estimate.slot_hours:,.0f} {unit}"
+        if sweep.estimate and not has_gpus:
+            text += f", but {where} has no GPU, and the time on processors is not known"
+        else:
+            early = "" if sweep.scheduler.name == "none" else ", minus what is stopped early"
+            hours = estimate.wall_hours(trials, max(1, at_once))
+            text += f", {hours:,.0f} hours of time{early}"
         text += f" ({estimate.source.rstrip('.')})"
     else:
         text += "; no estimate: give one in the file, or run one trial first"
@@ -195,13 +207,19 @@ def _trials_and_hours(trials: Sequence[Trial], estimate: Cost | None, unit: str)
     return table
 
 
-def _at_once(sweep: SweepConfig, trials: Sequence[Trial], address: str | None) -> tuple[int, str]:
-    """How many trials run at once on the named cluster, or else here; and the place in words."""
-    from fedvsr.tuning.estimate import fits, fits_here
+def _at_once(
+    sweep: SweepConfig, trials: Sequence[Trial], address: str | None
+) -> tuple[int, str, bool]:
+    """How many trials run at once on the named cluster, or else here.
+
+    Returns:
+        The number, the place in words, and whether it has GPUs.
+    """
+    from fedvsr.tuning.estimate import fits, fits_here, has_gpus_here
 
     config = _representative(sweep, trials)
     if not address or address == "local":
-        return fits_here(config), "this machine"
+        return fits_here(config), "this machine", has_gpus_here(config)
     import ray
 
     from fedvsr.federation import driver
@@ -211,7 +229,8 @@ def _at_once(sweep: SweepConfig, trials: Sequence[Trial], address: str | None) -
     try:
         total = ray.cluster_resources()  # type: ignore[no-untyped-call]
         has = ", ".join(f"{total.get(name, 0):g} {name}" for name in ("GPU", "CPU"))
-        return fits(bundles_of(sweep, config).bundles, total), f"the cluster ({has})"
+        at_once = fits(bundles_of(sweep, config).bundles, total)
+        return at_once, f"the cluster ({has})", total.get("GPU", 0) > 0
     finally:
         driver.disconnect()
 
@@ -241,22 +260,24 @@ def report(
     out: OutOption = Path("results"),
 ) -> None:
     """Print the best trials of a sweep, and draw its pictures."""
+    import pandas as pd
+
+    from fedvsr.cli.sweep_view import words
     from fedvsr.report import sweep as pictures
-    from fedvsr.tuning.progress import best_of
+    from fedvsr.tuning.progress import best_of, current_rows
     from fedvsr.tuning.sweep import load_sweep
-    from fedvsr.tuning.table import SWEEP_FILE, column_of, read_trials
+    from fedvsr.tuning.table import SWEEP_FILE, column_of
 
     folder = Path(name) if (Path(name) / "trials.parquet").is_file() else out / "sweeps" / name
-    trials = read_trials(folder / "trials.parquet")
+    rows = current_rows(folder)
     sweep = load_sweep(folder / SWEEP_FILE)
-    rows: list[Row] = [
-        {str(k): None if v != v else v for k, v in row.items()} for row in trials.to_dict("records")
-    ]
+    counts = Counter(words(row["status"]) for row in rows)
+    say(f"{sweep.name}  " + ", ".join(f"{n} {status}" for status, n in counts.most_common()))
     best = best_of(rows, sweep)
     if not best:
+        pictures.clear(folder)
         raise UserError(f"no trial of {folder} has a score yet")
-    counts = trials["status"].value_counts().to_dict()
-    say(f"{sweep.name}  " + ", ".join(f"{n} {status}" for status, n in counts.items()))
     _print_best(best, sweep)
-    drawn = pictures.draw(trials, _swept(sweep), column_of(sweep.metric), sweep.mode, folder)
-    say(f"{folder}/: {', '.join(path.name for path in drawn)}")
+    table = pd.DataFrame(rows)
+    drawn = pictures.draw(table, _swept(sweep), column_of(sweep.metric), sweep.mode, folder)
+    say(f"{folder}/: {', '.join(path.name for path in drawn) or 'too few trials for a picture'}")

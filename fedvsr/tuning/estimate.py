@@ -8,12 +8,14 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from fedvsr.config import ExperimentConfig
+from fedvsr.data.videos import resolve
 from fedvsr.errors import UserError
 from fedvsr.records import load_results
 from fedvsr.tuning.expressions import evaluate
@@ -72,12 +74,39 @@ def slots_of(config: ExperimentConfig) -> int:
     return config.cluster.slots or 1
 
 
+def has_gpus_here(config: ExperimentConfig) -> bool:
+    """Whether a trial on this machine would train on a GPU."""
+    return config.cluster.gpu_share != 0 and torch.cuda.device_count() > 0
+
+
+def missing_inputs(configs: Iterable[ExperimentConfig]) -> list[str]:
+    """What the trials would read and this machine does not have, a line each.
+
+    It only looks whether the files and folders exist: videos are not cut.
+    """
+    missing = dict[str, None]()
+    for config in configs:
+        for key in ("videos", "train", "test"):
+            for name in getattr(config.data, key):
+                try:
+                    path = resolve(name) if key == "videos" else Path(name).expanduser()
+                    if not path.exists():
+                        missing[f"data.{key}: there is no {name}"] = None
+                except UserError as error:
+                    missing[f"data.{key}: {error}"] = None
+        for key in ("weights", "flow_weights"):
+            name = getattr(config.model, key, None)
+            if name and not Path(name).expanduser().exists():
+                missing[f"model.{key}: there is no {name}"] = None
+    return list(missing)
+
+
 def fits_here(config: ExperimentConfig) -> int:
     """Trials that this machine runs at once, if each slot has its own processors or GPU."""
-    num_gpus = 0 if config.cluster.gpu_share == 0 else torch.cuda.device_count()
-    if num_gpus:
+    if has_gpus_here(config):
         # Whole GPUs: only slots of the same trial share one.
-        have, needed = num_gpus, math.ceil(slots_of(config) / config.cluster.clients_per_gpu)
+        have = torch.cuda.device_count()
+        needed = math.ceil(slots_of(config) / config.cluster.clients_per_gpu)
     else:
         have, needed = os.cpu_count() or 1, slots_of(config) * config.local.num_threads
     return max(1, have // needed)
@@ -111,12 +140,14 @@ def _recorded(results: Path) -> dict[str, float]:
     tables = load_results(results)
     per_round = tables.clients.groupby(["run_id", "round_idx"])["train_s"].sum()
     medians = per_round.groupby("run_id").median()
-    work = {
-        row["run_id"]: _work(ExperimentConfig.model_validate(json.loads(row["config"])))
-        for row in tables.runs.to_dict("records")
-        if row["run_id"] in medians.index
-    }
-    by_work = medians.groupby(work).median()
+    work = dict[str, str]()
+    for row in tables.runs.to_dict("records"):
+        # A run of another version may have settings that this one does not know.
+        with suppress(ValueError):
+            config = ExperimentConfig.model_validate(json.loads(row["config"]))
+            work[row["run_id"]] = _work(config)
+    medians = medians[medians.index.isin(work)]
+    by_work = medians.groupby(medians.index.map(work)).median()
     return {str(key): float(seconds) for key, seconds in by_work.items()}
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedvsr import yaml12
 from fedvsr.config import ExperimentConfig
+from fedvsr.errors import UserError, skipping
 from fedvsr.files import replacing
-from fedvsr.runs.run import run_status
+from fedvsr.runs.run import run_status, stored_config
 from fedvsr.tuning.space import Value
 from fedvsr.tuning.sweep import SweepConfig, Trial
 from fedvsr.tuning.table import (
@@ -20,6 +20,7 @@ from fedvsr.tuning.table import (
     Note,
     column_of,
     newest_runs,
+    read_trials,
     row_of,
     write_trials,
 )
@@ -86,7 +87,7 @@ class TrialMonitor:
         by_index = {outcome.index: outcome for outcome in outcomes}
         self._look()
         for row in self._rows:
-            note = Note.read(self._folder / RUNS / row["run_id"])
+            note = _note(self._folder / RUNS / row["run_id"])
             # A trial that never started its run is known only by its index.
             outcome = by_id.get(note.tune_trial_id) if note else by_index.get(row["trial"])
             if outcome is None:
@@ -125,7 +126,7 @@ class TrialMonitor:
         """A trial's row, which is read again only after a file or the status has changed."""
         files = [folder / name for name in ("trial.json", "runs.parquet", "rounds.parquet")]
         times = [path.stat().st_mtime_ns if path.exists() else 0 for path in files]
-        state = (times, run_status(folder) if times[0] else "")
+        state = (times, _status(folder) if times[0] else "")
         if self._known.get(folder, (None,))[0] != state:
             self._known[folder] = state, row_of(self._sweep.name, index, values, config, folder)
         return {**self._known[folder][1]}
@@ -135,6 +136,27 @@ class TrialMonitor:
         if self._sweep.seeds:
             swept["seed"] = None
         write_trials(self._folder / "trials.parquet", self._rows, swept)
+
+
+def current_rows(folder: Path) -> list[Row]:
+    """The rows of a sweep's `trials.parquet`; those that had not ended are read from their runs.
+
+    A sweep that was killed leaves trials as `running`; they are `interrupted` if no process
+    executes them any more.
+
+    Raises:
+        UserError: there is no sweep in the folder, or its table is damaged.
+    """
+    rows = list[Row]()
+    for stored in read_trials(folder / "trials.parquet").to_dict("records"):
+        row: Row = {str(key): None if value != value else value for key, value in stored.items()}
+        run = folder / RUNS / str(row["run_id"])
+        if row["status"] in ("running", "interrupted", "pending") and run.is_dir():
+            row["status"] = "interrupted"
+            with skipping(run):
+                row |= row_of(row["sweep"], row["trial"], {}, stored_config(run), run)
+        rows.append(row)
+    return rows
 
 
 def best_of(rows: Sequence[Row], sweep: SweepConfig) -> list[Row]:
@@ -147,7 +169,7 @@ def best_of(rows: Sequence[Row], sweep: SweepConfig) -> list[Row]:
 
 def write_best(sweep: SweepConfig, row: Row, folder: Path) -> Path:
     """Write a trial's configuration to `best.yaml`, for `fedvsr run`; return the path."""
-    config = _config(folder / RUNS / row["run_id"])
+    config = stored_config(folder / RUNS / row["run_id"])
     column = column_of(sweep.metric)
     text = (
         f"# Trial {row['trial']} ({row['run_id']}) of the sweep {sweep.name}, with "
@@ -162,11 +184,24 @@ def _started_trials(runs: Path) -> list[tuple[int, Mapping[str, Value], Experime
     """Number, values, configuration and run of each trial that has started, in that order."""
     trials = list[tuple[int, Mapping[str, Value], ExperimentConfig, Path]]()
     for index, folder in enumerate(newest_runs(runs).values()):
-        note = Note.read(folder)
-        assert note is not None
-        trials.append((index, note.values, _config(folder), folder))
+        with skipping(folder):
+            note = Note.read(folder)
+            assert note is not None
+            trials.append((index, note.values, stored_config(folder), folder))
     return trials
 
 
-def _config(run: Path) -> ExperimentConfig:
-    return ExperimentConfig.model_validate(yaml12.load_file(run / "config.yaml"))
+def _note(folder: Path) -> Note | None:
+    try:
+        return Note.read(folder)
+    except UserError:
+        # Its row says so.
+        return None
+
+
+def _status(folder: Path) -> str:
+    try:
+        return run_status(folder)
+    except UserError:
+        # Its row says which file is damaged.
+        return "damaged"

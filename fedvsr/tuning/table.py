@@ -14,7 +14,7 @@ import pyarrow as pa
 from fedvsr.checked import read_parquet, write_parquet
 from fedvsr.config import ExperimentConfig
 from fedvsr.data.split import Split
-from fedvsr.errors import FileError, UserError
+from fedvsr.errors import FileError, UserError, skipping
 from fedvsr.files import replacing
 from fedvsr.records import load_results, read_run
 from fedvsr.runs.run import run_status
@@ -121,14 +121,18 @@ class Note:
 def newest_runs(runs: Path) -> dict[str, Path]:
     """The run of each trial that has started, by `Note.trial`, in the order they started.
 
-    With population-based training a trial has several runs; its last one is returned.
+    With population-based training a trial has several runs; its last one is returned. A run with
+    a damaged note is skipped, and named.
     """
+    started = list[tuple[int, str, Path, Note]]()
+    for folder in sorted(path.parent for path in runs.glob("*/trial.json")):
+        with skipping(folder):
+            note = Note.read(folder)
+            if note is not None:
+                time_ns = (folder / "config.yaml").stat().st_mtime_ns
+                started.append((time_ns, folder.name, folder, note))
     newest = dict[str, tuple[int, Path]]()
-    folders = [path.parent for path in runs.glob("*/trial.json")]
-    folders.sort(key=lambda folder: ((folder / "config.yaml").stat().st_mtime_ns, folder.name))
-    for folder in folders:
-        note = Note.read(folder)
-        assert note is not None
+    for *_, folder, note in sorted(started, key=lambda trial: trial[:2]):
         if note.from_round >= newest.get(note.trial, (0,))[0]:
             newest[note.trial] = note.from_round, folder
     return {trial: folder for trial, (_, folder) in newest.items()}
@@ -194,7 +198,10 @@ def history(folder: Path, sets: Sequence[str]) -> list[Scores]:
 def row_of(
     sweep: str, index: int, values: Mapping[str, Value], config: ExperimentConfig, folder: Path
 ) -> dict[str, Any]:
-    """A trial's row of `trials.parquet`, read from its run's folder, which may be missing."""
+    """A trial's row of `trials.parquet`, read from its run's folder, which may be missing.
+
+    A trial whose files are damaged is `failed`, and its error names the file.
+    """
     row: dict[str, Any] = {
         "sweep": sweep,
         "trial": index,
@@ -205,6 +212,15 @@ def row_of(
         "attempts": 0,
         **values,
     }
+    try:
+        return row | _recorded(folder)
+    except UserError as error:
+        return row | {"status": "failed", "error": str(error)}
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """The columns of a trial's row that its run's files give."""
+    row = dict[str, Any]()
     note = Note.read(folder)
     if note is None:
         return row

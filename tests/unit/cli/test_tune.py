@@ -12,22 +12,44 @@ from rich.console import Console
 
 from fedvsr.cli.common import interruptible
 from fedvsr.cli.sweep_view import SweepView, trials_table
+from fedvsr.config import load_config
 from fedvsr.tuning.sweep import load_sweep, save_sweep
-from fedvsr.tuning.table import write_trials
+from fedvsr.tuning.table import Note, write_trials
 from tests.unit.cli.test_cli import fedvsr
+from tests.unit.report.synthetic import write_run
 
 TUNE_CONFIGS = Path(__file__).parents[3] / "tune_configs"
 
 
-def test_a_dry_run_prints_trials_cost_and_concurrency(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_prints_trials_cost_and_concurrency(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     file = str(TUNE_CONFIGS / "lambda_grid_rvrt.yaml")
     assert fedvsr("tune", file, "--dry-run", "--max-concurrent", "1") == 0
     printed = capsys.readouterr().out
     assert "lambda_grid_rvrt: 100 trials; 1 at once on this machine; 3,680 GPU hours" in printed
     assert "3,680 hours of time (The paper's 46 hours" in printed
-    lines = printed.splitlines()
+    lines = [line for line in printed.splitlines() if not line.startswith("missing here: ")]
     assert lines[0].split() == ["trial", "lambda_vsr", "lambda_hifr", "rounds", "GPU", "hours"]
     assert lines[13].split() == ["12", "0.2", "0.3", "20", "36.8"]
+
+
+def test_a_dry_run_without_gpus_says_what_the_hours_and_the_data_lack(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stores" / "reds").mkdir(parents=True)
+    assert fedvsr("tune", str(TUNE_CONFIGS / "table1.yaml"), "--dry-run") == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:3] == [
+        "missing here: data.test: there is no stores/vid4",
+        "missing here: data.train: there is no stores/kinetics",
+        "missing here: data.test: there is no stores/reds4",
+    ], "stores/reds exists"
+    assert "4,416 GPU hours, but this machine has no GPU, and the time on processors" in printed[-1]
+    assert "hours of time" not in printed[-1]
 
 
 def test_a_dry_run_of_a_searcher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,6 +139,38 @@ def test_a_report_prints_the_best_and_draws(
     assert not (folder / "curve.png").exists(), "two free settings make no curve"
     assert fedvsr("tune-report", "nothing", "--out", str(tmp_path)) == 2
     assert "there is no sweep at" in capsys.readouterr().err
+
+
+def killed_sweep(tmp_path: Path, statuses: dict[str, str]) -> Path:
+    """The folder of a sweep that was killed; `statuses` of its runs as their own rows have them."""
+    folder = tmp_path / "sweeps" / "s"
+    source = tmp_path / "s.yaml"
+    space = {"algorithm.alpha": {"grid": list(range(1, len(statuses) + 1))}}
+    source.write_text(yaml.safe_dump({"name": "s", "base": "demo", "space": space}))
+    rows = []
+    for i, (run_id, status) in enumerate(statuses.items()):
+        run = write_run(folder / "runs", run_id, status=status, psnr_db=lambda r, _, i=i: 30.0 + i)
+        (run / "config.yaml").write_text(load_config("demo").to_yaml())
+        Note({"algorithm.alpha": i + 1}, ["held_out"] * 2, 1, run_id).write(run)
+        rows.append({**ROWS[i], "run_id": run_id, "status": "running", "algorithm.alpha": i + 1.0})
+    save_sweep(load_sweep(source), folder / "sweep.yaml")
+    write_trials(folder / "trials.parquet", rows, ["algorithm.alpha"])
+    return folder
+
+
+def test_trials_whose_process_is_gone_are_not_called_running(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = killed_sweep(tmp_path, {"a": "finished", "b": "running", "c": "running"})
+    (folder / "runs" / "c" / "config.yaml").write_text("hello: world")
+    for name in ("heat_map.png", "parallel.png"):
+        (folder / name).write_bytes(b"of an earlier report")
+    assert fedvsr("tune-report", str(folder)) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "s  2 stopped, 1 finished"
+    assert "running" not in "".join(printed)
+    assert f"skipped {folder}/runs/c: config.yaml is no configuration" in caplog.text
+    assert [path.name for path in folder.glob("*.png")] == ["curve.png"], "no older picture is left"
 
 
 def test_one_free_setting_gives_a_curve_and_bounded_ones_do_too(tmp_path: Path) -> None:

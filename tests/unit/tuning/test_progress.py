@@ -8,10 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fedvsr.config import load_config
-from fedvsr.tuning.progress import Outcome, TrialMonitor
+from fedvsr.tuning.progress import Outcome, TrialMonitor, best_of
 from fedvsr.tuning.sweep import SweepConfig, expand
-from fedvsr.tuning.table import Note, sets_of
+from fedvsr.tuning.table import Note, newest_runs, sets_of
 from tests.integration.running import run_serially, split_of
+from tests.unit.report.synthetic import write_run
 
 
 def test_tunes_outcomes_are_added_at_the_end(small_yaml: Path, tmp_path: Path) -> None:
@@ -78,3 +79,25 @@ def test_a_trial_is_shown_while_it_runs(small_yaml: Path, tmp_path: Path) -> Non
     assert shown[0] == ["pending", "pending"]
     assert shown[-1] == ["finished", "pending"]
     assert (tmp_path / "trials.parquet").exists()
+
+
+def test_a_damaged_trial_does_not_stop_a_sweep(small_yaml: Path, tmp_path: Path) -> None:
+    sweep = SweepConfig.model_validate(
+        {"name": "s", "base": str(small_yaml), "space": {"algorithm.alpha": {"grid": [1, 2, 3]}}}
+    )
+    trials = expand(sweep)
+    for trial in trials:
+        run = write_run(tmp_path / "runs", trial.run_id)
+        (run / "config.yaml").write_text(trial.config.to_yaml())
+        Note(dict(trial.values), ["held_out"] * 2, 1, f"t{trial.index}").write(run)
+    runs = [tmp_path / "runs" / trial.run_id for trial in trials]
+    (runs[1] / "rounds.parquet").write_bytes(b"PAR1")
+    (runs[2] / "trial.json").write_text("{")
+    with TrialMonitor(sweep, trials, tmp_path, lambda _: None) as monitor:
+        pass
+    rows = monitor.finish([Outcome(f"t{i}", i, "TERMINATED", None) for i in range(3)])
+    assert [row["status"] for row in rows] == ["finished", "failed", "failed"]
+    assert rows[1]["error"].startswith(f"{runs[1]}/rounds.parquet is damaged")
+    assert rows[2]["error"].startswith(f"{runs[2]}/trial.json is damaged")
+    assert best_of(rows, sweep)[0]["trial"] == 0
+    assert list(newest_runs(tmp_path / "runs").values()) == runs[:2]
