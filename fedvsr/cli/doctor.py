@@ -75,7 +75,7 @@ def _check_by_job(config: ExperimentConfig | None, address: str) -> NoReturn:
         source = f" {job_package.CONFIG}" if config else ""
         command = f"python -m fedvsr doctor{source} --address auto"
         job_id = server.submit(command, built.folder, "doctor")
-    follow_job(server, job_id)
+    follow_job(server, job_id, has_run=False)
 
 
 def _print(findings: Sequence[Finding]) -> None:

@@ -179,10 +179,15 @@ def fetch(
     say(f"{folder}/: {num_files} files, checksum correct; `fedvsr show {folder}`")
 
 
-def follow_job(server: Jobs, job_id: str) -> NoReturn:
+def follow_job(server: Jobs, job_id: str, has_run: bool = True) -> NoReturn:
     """Show what a job prints until it ends, and exit with its exit code.
 
     Ctrl-C ends the display; the job keeps running.
+
+    Args:
+        server: the cluster's job server.
+        job_id: the job.
+        has_run: whether the job makes a run, whose folder can be fetched.
     """
     try:
         job = server.follow(job_id, _print_text)
@@ -191,7 +196,7 @@ def follow_job(server: Jobs, job_id: str) -> NoReturn:
         say(_next_commands(server, job_id, "logs --follow", "stop"))
         raise typer.Exit(130) from None
     say(f"{job_id}: {job.status}, exit code {job.exit_code}")
-    if job.exit_code == 0:
+    if has_run and job.exit_code == 0:
         say(_next_commands(server, job_id, "fetch"))
     raise typer.Exit(job.exit_code or 0)
 
