@@ -214,7 +214,9 @@ def _text(cell: Mapping[Any, Any], markup: Markup) -> str:
             "tex": rf" {{\scriptsize[{paper}]}}",
             "html": f' <span class="paper">[{paper}]</span>',
         }[markup]
-    return text.replace("±", r"$\pm$").replace(_MINUS, "$-$") if markup == "tex" else text
+    if markup == "tex":
+        text = text.replace("±", r"$\pm$").replace(_MINUS, "$-$").replace(_MISSING, "--")
+    return text
 
 
 def _escape(text: str, markup: Markup) -> str:

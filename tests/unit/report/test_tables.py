@@ -155,6 +155,9 @@ def test_the_papers_values_are_shown_and_missing_runs_are_dashes(tmp_path: Path)
     assert "31.00 [31.49, −0.49]" in text  # noqa: RUF001
     assert "26.15 [26.05, +0.10]" in text
     assert "– [24.79]" in text  # noqa: RUF001
+    latex = render(grid(cells, "tex"), "tex")
+    assert r"-- {\scriptsize[24.79]}" in latex
+    assert latex.isascii()
 
 
 def test_margins_equal_those_by_hand_and_are_compared_with_the_papers(tmp_path: Path) -> None:
