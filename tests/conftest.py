@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from filelock import FileLock
 from fedvsr.environment import let_threads_sleep
 
 let_threads_sleep()
+# xdist sets it for its workers; commands would print for a terminal of that width.
+os.environ.pop("COLUMNS", None)
 
 from fedvsr.config import ExperimentConfig, load_config  # noqa: E402 (after the line above)
 from fedvsr.data.clips import Frames  # noqa: E402
