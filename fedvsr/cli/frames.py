@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -101,6 +102,18 @@ def upscale(
     sound: Annotated[
         bool, typer.Option("--sound/--no-sound", help="Copy the input's sound.")
     ] = True,
+    bits: Annotated[
+        int | None,
+        typer.Option(
+            "--bits",
+            metavar="8|10|12|16",
+            help="Bits per sample: up to 12 in a video, 8 or 16 in pictures. Default: the input's.",
+        ),
+    ] = None,
+    deinterlace: Annotated[
+        bool,
+        typer.Option("--deinterlace", help="Make progressive frames of an interlaced video first."),
+    ] = False,
 ) -> None:
     """Super-resolve a video or a folder of pictures with a trained network."""
     from fedvsr.cli.views import FramesView
@@ -114,7 +127,8 @@ def upscale(
     clip = open_clip(Path(source), _rate(fps))
     trained = find_trained(checkpoint, results, model, settings or ())
     scale = trained.spec.scale
-    output = choose_output(clip, scale, out, sound, VideoCodec(codec, crf), overwrite)
+    output = choose_output(clip, scale, out, sound, VideoCodec(codec, crf), overwrite, bits)
+    output = replace(output, deinterlace=deinterlace)
     started = time.monotonic()
     try:
         with interruptible(), FramesView(console) as view:
@@ -178,8 +192,8 @@ def evaluate(
     from fedvsr.inference.scores import scored_part
     from fedvsr.inference.trained import find_trained
 
-    if out is not None and (out.suffix != ".parquet" or not out.resolve().parent.is_dir()):
-        raise UserError(f"--out {out}: name a .parquet file in an existing folder")
+    if out is not None:
+        _require_table(out)
     trained = find_trained(checkpoint, results, model, settings or ())
     compute, part = _compute(tile, memory, device, precision, threads), ""
     if gt:
@@ -202,6 +216,19 @@ def evaluate(
     if out is not None:
         _write(out, trained, compute, "y" if luma else "rgb", scores)
         say(f"{out}")
+
+
+def _require_table(out: Path) -> None:
+    from fedvsr.inference.upscale import require_name
+
+    require_name(out)
+    folder = out.resolve().parent
+    if out.suffix != ".parquet" or not folder.is_dir():
+        raise UserError(f"--out {out}: name a .parquet file in an existing folder")
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; name a .parquet file")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--out {out}: the folder {folder} cannot be written to")
 
 
 def _table(scores: Sequence[ClipScore], what: str) -> Table:

@@ -1,26 +1,30 @@
-"""Write a clip frame by frame, as a video (with its source's sound, times, colours) or pictures."""
+"""Write a clip frame by frame, as a video with its source's tracks and colours, or as pictures."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import av
-from PIL import Image
 
-from fedvsr.data.clips import Frames
-from fedvsr.data.frames import Source
+from fedvsr.data import pictures
+from fedvsr.data.colour import Samples, pixel_format
+from fedvsr.data.containers import opened, picture_stream, url
+from fedvsr.data.frames import Folder, Source, Video
+from fedvsr.data.tracks import Tracks, copy_tags, kept_tags
 from fedvsr.errors import UserError
 from fedvsr.files import replacing, replacing_folder
 
 # Containers, by suffix, that can hold H.264 and times in fractions of a second.
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 PICTURE_NAMES = "%08d.png"
+VIDEO_BITS = (8, 10, 12)
+# Narrower frames make x265 write past the end of its memory.
+_X265_WIDTH = 64
 
 
 @dataclass(frozen=True)
@@ -31,19 +35,41 @@ class VideoCodec:
     crf: int = 14
     """Constant rate factor: 0 is the best quality; higher values make smaller files."""
 
+    def depths(self, width: int, height: int) -> list[int]:
+        """The bits per sample that it can write frames of a size with, the fewest first.
+
+        Raises:
+            UserError: the encoder does not exist, or cannot write frames of this size.
+        """
+        try:
+            codec = av.Codec(self.name, "w")
+        except ValueError:
+            raise UserError(
+                f"--codec {self.name} is no encoder of this PyAV; try libx264"
+            ) from None
+        if codec.type != "video":
+            raise UserError(f"--codec {self.name} is not a video encoder; try libx264")
+        if self.name == "libx265" and width < _X265_WIDTH:
+            raise UserError(
+                f"--codec libx265 cannot write frames of {width} pixels, which is fewer than "
+                f"{_X265_WIDTH}; try libx264"
+            )
+        formats = {known.name for known in codec.video_formats or ()}
+        return [bits for bits in VIDEO_BITS if pixel_format(width, height, bits) in formats] or [8]
+
 
 class Writer(Protocol):
     """Writes frames in order."""
 
-    def write(self, rgb: Frames, time: int) -> None:
-        """Add a frame, uint8 RGB (H, W, 3), that is shown at `time`, in the source's unit."""
+    def write(self, rgb: Samples, time: int) -> None:
+        """Add a frame, RGB (H, W, 3), that is shown at `time`, in the source's unit."""
 
 
 @contextmanager
 def write_video(
-    path: Path, like: Source, codec: VideoCodec, sound: Path | None
+    path: Path, like: Source, codec: VideoCodec, *, bits: int = 8, sound: bool = False
 ) -> Iterator[Writer]:
-    """Write a video with the times, colours and pixel shape of a source.
+    """Write a video with the times, colours, pixel shape, tags and subtitles of a source.
 
     It is written under a temporary name and renamed at the end.
 
@@ -51,68 +77,117 @@ def write_video(
         path: the video; its suffix is one of `CONTAINERS`.
         like: the source.
         codec: the encoder.
-        sound: the file whose sound is copied unchanged, or None.
+        bits: bits per sample, of `codec.depths`.
+        sound: whether to copy the source's sound, unchanged.
 
     Raises:
         UserError: the encoder does not exist, or the container cannot hold the video or the sound.
     """
-    try:
-        kind = av.Codec(codec.name, "w").type
-    except ValueError:
-        raise UserError(f"--codec {codec.name} is no encoder of this PyAV; try libx264") from None
-    if kind != "video":
-        raise UserError(f"--codec {codec.name} is not a video encoder; try libx264")
+    codec.depths(like.width, like.height)
     container = CONTAINERS[path.suffix.lower()]
     try:
         with ExitStack() as stack:
             temporary = stack.enter_context(replacing(path))
-            out = stack.enter_context(av.open(str(temporary), "w", container))
-            writer = _VideoWriter(out, like, codec)
-            if sound is not None:
-                source = stack.enter_context(av.open(str(sound)))
-                writer.sound = _Sound(source, out, path)
+            out = stack.enter_context(
+                av.open(url(temporary), "w", container, metadata_errors="surrogateescape")
+            )
+            writer = _VideoWriter(out, like, codec, bits)
+            if isinstance(like, Video):
+                source = stack.enter_context(opened(like.path))
+                copy_tags(picture_stream(source, like.path), writer.stream)
+                out.metadata.update(kept_tags(source.metadata))
+                writer.copy(Tracks(source, out, path, sound=sound))
+                _copy_chapters(source, out, writer.origin_s)
             yield writer
             writer.finish()
     except av.FFmpegError as error:
         raise UserError(f"cannot write {path} with {codec.name}: {error.strerror}") from None
 
 
-def takes_sound(suffix: str, source: Path) -> bool:
-    """Whether the container with this suffix can hold a video's sound unchanged."""
-    with (
-        av.open(io.BytesIO(), "w", CONTAINERS[suffix]) as out,
-        av.open(str(source)) as container,
-    ):
-        names = {stream.codec_context.name for stream in container.streams.audio}
-        return names <= out.supported_codecs
+def _copy_chapters(
+    source: av.container.InputContainer, out: av.container.OutputContainer, origin_s: Fraction
+) -> None:
+    # PyAV has chapters from version 16.
+    if not hasattr(out, "set_chapters"):
+        return
+    chapters = source.chapters()
+    for chapter in chapters:
+        shift = round(origin_s / (chapter["time_base"] or 1))
+        chapter["start"], chapter["end"] = chapter["start"] - shift, chapter["end"] - shift
+    if chapters:
+        out.set_chapters(chapters)
 
 
 class _VideoWriter:
-    def __init__(self, out: av.container.OutputContainer, like: Source, codec: VideoCodec) -> None:
-        self.out, self.like = out, like
-        self.sound: _Sound | None = None
+    def __init__(
+        self, out: av.container.OutputContainer, like: Source, codec: VideoCodec, bits: int
+    ) -> None:
+        self.out, self.like, self.bits = out, like, bits
+        self.tracks: Tracks | None = None
+        # The output begins at zero, whatever the source's clock said at its beginning.
+        self.first = like.start if isinstance(like, Video) else 0
         try:
-            stream = out.add_stream(codec.name, rate=like.rate, options={"crf": str(codec.crf)})
+            stream = out.add_stream(codec.name, rate=like.rate, options=_options(like, codec))
         except (av.FFmpegError, ValueError) as error:
             raise UserError(f"--codec {codec.name} cannot be written here: {error}") from None
         assert isinstance(stream, av.VideoStream)
         self.stream = stream
         self.started = False
+        self.begin = self.last = 0
+        self.first_dts: int | None = None
 
-    def write(self, rgb: Frames, time: int) -> None:
-        frame = self.like.colour.from_rgb(rgb)
+    @property
+    def origin_s(self) -> Fraction:
+        """The time of the source that is the output's zero."""
+        return self.first * self.like.time_base
+
+    def copy(self, tracks: Tracks) -> None:
+        """Copy tracks beside the pictures; the output begins with the first of them."""
+        self.tracks = tracks
+        if tracks.start_s is not None:
+            sound = round(tracks.start_s / self.like.time_base)
+            self.first = min(self.first, sound)
+        tracks.begin(self.origin_s)
+
+    def write(self, rgb: Samples, time: int) -> None:
+        frame = self.like.colour.from_rgb(rgb, self.bits)
         if not self.started:
             self._start(frame)
-        frame.pts, frame.time_base = time, self.like.time_base
-        self.out.mux(self.stream.encode(frame))
-        if self.sound:
-            self.sound.copy_until(time * self.like.time_base)
+            self.begin = time
+        frame.pts, frame.time_base = time - self.first, self.like.time_base
+        self.last = time
+        self.out.mux(self._encoded(frame))
+        if self.tracks:
+            self.tracks.copy_until(time * self.like.time_base)
 
     def finish(self) -> None:
         if self.started:
-            self.out.mux(self.stream.encode())
-        if self.sound:
-            self.sound.copy_until(None)
+            packets = self._encoded(None)
+            if packets:
+                self._lengthen(packets[-1])
+            self.out.mux(packets)
+        if self.tracks:
+            self.tracks.copy_until(None)
+
+    def _encoded(self, frame: av.VideoFrame | None) -> list[av.Packet[av.VideoStream]]:
+        packets = self.stream.encode(frame)
+        if packets and self.first_dts is None:
+            self.first_dts = packets[0].dts
+        return packets
+
+    def _lengthen(self, packet: av.Packet[av.VideoStream]) -> None:
+        """Let the last packet end when the last frame does.
+
+        Packets are in the order of decoding, in which the frame that is shown last is not the last.
+        If frame times vary, the file would seem to end too early.
+        """
+        if packet.dts is None or self.first_dts is None:
+            return
+        step_s = 1 / self.like.rate
+        shown_s = (self.last - self.begin) * self.like.time_base + step_s
+        length = packet.duration or round(step_s / packet.time_base)
+        missing = round(shown_s / packet.time_base) - (packet.dts - self.first_dts + length)
+        packet.duration = length + max(0, missing)
 
     def _start(self, frame: av.VideoFrame) -> None:
         context = self.stream.codec_context
@@ -126,49 +201,36 @@ class _VideoWriter:
         self.started = True
 
 
-class _Sound:
-    """Copies audio packets, no further than the video has been written."""
-
-    def __init__(
-        self, source: av.container.InputContainer, out: av.container.OutputContainer, path: Path
-    ) -> None:
-        self.out = out
-        self.streams = {}
-        for stream in source.streams.audio:
-            if stream.codec_context.name not in out.supported_codecs:
-                raise UserError(
-                    f"{path.suffix} cannot hold sound of the codec {stream.codec_context.name}; "
-                    "write a .mkv, or leave the sound out with --no-sound"
-                )
-            self.streams[stream.index] = out.add_stream_from_template(stream)
-        # demux() without a stream would return the packets of all streams.
-        self.packets = source.demux(*source.streams.audio) if self.streams else iter(())
-        self.waiting: av.Packet[Any] | None = None
-
-    def copy_until(self, time_s: Fraction | None) -> None:
-        """Copy the packets up to a time; None: all that remain."""
-        while (packet := self.waiting or next(self.packets, None)) is not None:
-            self.waiting = None
-            if packet.dts is None:  # the end of a stream
-                continue
-            if time_s is not None and packet.dts * packet.time_base > time_s:
-                self.waiting = packet
-                return
-            packet.stream = self.streams[packet.stream.index]
-            self.out.mux(packet)
+def _options(like: Source, codec: VideoCodec) -> dict[str, str]:
+    """The encoder's options: its quality, and metadata of HDR10."""
+    options = {"crf": str(codec.crf)}
+    hdr = like.hdr.options(codec.name) if isinstance(like, Video) and like.hdr else None
+    # x265 would print a page about itself.
+    private = [*(["log-level=error"] if codec.name == "libx265" else []), *(hdr or [])]
+    if private:
+        options[f"{codec.name.removeprefix('lib')}-params"] = ":".join(private)
+    return options
 
 
 @contextmanager
-def write_pictures(folder: Path, names: Iterator[str]) -> Iterator[Writer]:
-    """Write PNG files with these names into a new folder, which replaces `folder` at the end."""
+def write_pictures(
+    folder: Path, names: Iterator[str], like: Source | None = None
+) -> Iterator[Writer]:
+    """Write PNG files with these names into a new folder, which replaces `folder` at the end.
+
+    If `like` is a folder of pictures, they get its transparency and colour profiles.
+    """
     with replacing_folder(folder) as temporary:
-        yield _PictureWriter(temporary, names)
+        yield _PictureWriter(temporary, names, like)
 
 
 class _PictureWriter:
-    def __init__(self, folder: Path, names: Iterator[str]) -> None:
+    def __init__(self, folder: Path, names: Iterator[str], like: Source | None) -> None:
         self.folder, self.names = folder, names
+        self.like = like.files if isinstance(like, Folder) else None
 
-    def write(self, rgb: Frames, time: int) -> None:
-        # Lightest compression: at the default, large pictures take longer to compress than to make.
-        Image.fromarray(rgb).save(self.folder / next(self.names), compress_level=1)
+    def write(self, rgb: Samples, time: int) -> None:
+        alpha = icc = None
+        if self.like is not None:
+            alpha, icc = pictures.alpha(self.like[time]), pictures.profile(self.like[time])
+        pictures.write(self.folder / next(self.names), rgb, alpha, icc)

@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar, TypeAlias, cast
 
 import av
 import numpy as np
-from PIL import Image, ImageOps
 
-from fedvsr.data.clips import Frames
-from fedvsr.data.colour import Colour
+from fedvsr.data import pictures
+from fedvsr.data.colour import Colour, Samples, depth
+from fedvsr.data.containers import count_frames, decoded, opened, picture_stream
+from fedvsr.data.deinterlace import progressive
+from fedvsr.data.hdr import Hdr
 from fedvsr.errors import FileError, UserError
 
-PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp"})
 # The number 1 in a display matrix, which has 16 binary places.
 _ONE = 1 << 16
+# Frames that are looked at to tell what a video is.
+_FIRST_FRAMES = 4
+# Side data of frames that is not passed on, by FFmpeg's names.
+_NOT_KEPT = {
+    "A53_CC": "closed captions",
+    "DYNAMIC_HDR_PLUS": "HDR10+ metadata",
+    "DYNAMIC_HDR_VIVID": "HDR Vivid metadata",
+    "DOVI_RPU_BUFFER": "Dolby Vision metadata",
+    "DOVI_METADATA": "Dolby Vision metadata",
+    "ICC_PROFILE": "the colour profile",
+    "SPHERICAL": "the spherical projection's tag",
+    "STEREO3D": "the tag of stereoscopic video",
+}
 
 
 @dataclass(frozen=True)
@@ -28,7 +44,7 @@ class Video:
 
     path: Path
     num_frames: int
-    """By its header; 0 if the header gives no number."""
+    """By its header; 0 if the header gives no number. An edit list may hide some of them."""
     height: int
     width: int
     time_base: Fraction
@@ -39,67 +55,113 @@ class Video:
     aspect: Fraction | None
     """Width of a pixel over its height; None if square or unknown."""
     has_sound: bool
+    start: int = 0
+    """Time of the first frame, in `time_base`."""
+    depth: int = 8
+    """Bits per sample."""
+    interlaced: bool = False
+    """Whether its first frames hold two moments each, in their odd and even rows."""
+    hdr: Hdr | None = None
+    lost: tuple[str, ...] = ()
+    """What frames carry besides RGB that is not passed on, e.g. closed captions."""
 
     @classmethod
     def open(cls, path: Path) -> Video:
-        """Read a video's header and first frame.
+        """Read a video's header and first frames.
 
         Raises:
-            UserError: the file cannot be read, or is not a video.
+            UserError: the file cannot be read, is not a video, or codes colour in another way.
         """
         try:
-            with av.open(str(path)) as container:
-                if not container.streams.video:
-                    raise FileError(path, "has no video stream")
-                stream = container.streams.video[0]
-                first = next(container.decode(stream), None)
-                if first is None:
+            with opened(path) as container:
+                stream = picture_stream(container, path)
+                with closing(decoded(container, stream)) as frames:
+                    first = [*islice(frames, _FIRST_FRAMES)]
+                if not first:
                     raise FileError(path, "has no frames that can be decoded")
-                rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-                colour = Colour.of(stream)
-                height, width = _upright(colour.to_rgb(first), first).shape[:2]
-                aspect = stream.sample_aspect_ratio
-                if aspect and (height, width) != (first.height, first.width):
-                    aspect = 1 / aspect
-                return cls(
-                    path,
-                    stream.frames,
-                    height,
-                    width,
-                    stream.time_base or 1 / rate,
-                    rate,
-                    colour,
-                    aspect if aspect and aspect != 1 else None,
-                    bool(container.streams.audio),
-                )
+                return cls._of(path, stream, first, bool(container.streams.audio))
         except av.FFmpegError as error:
             raise FileError(path, f"is not a readable video: {error.strerror}") from None
 
-    def frames(self, *, intact: bool = False) -> Iterator[tuple[Frames, int]]:
+    @classmethod
+    def _of(
+        cls, path: Path, stream: av.VideoStream, frames: list[av.VideoFrame], has_sound: bool
+    ) -> Video:
+        first = frames[0]
+        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        try:
+            colour = Colour.of(stream)
+        except UserError as error:
+            raise FileError(path, str(error)) from None
+        height, width = _upright(colour.to_rgb(first), first).shape[:2]
+        aspect = stream.sample_aspect_ratio
+        if aspect and (height, width) != (first.height, first.width):
+            aspect = 1 / aspect
+        lost = {
+            what
+            for kind, what in _NOT_KEPT.items()
+            if any(frame.side_data.get(kind) is not None for frame in frames)
+        }
+        if any(part.is_alpha for part in first.format.components):
+            lost.add("transparency")
+        return cls(
+            path,
+            stream.frames,
+            height,
+            width,
+            stream.time_base or 1 / rate,
+            rate,
+            colour,
+            aspect if aspect and aspect != 1 else None,
+            has_sound,
+            first.pts or 0,
+            depth(first),
+            any(frame.interlaced_frame for frame in frames),
+            Hdr.of(first),
+            tuple(sorted(lost)),
+        )
+
+    def frames(
+        self,
+        *,
+        intact: bool = False,
+        deep: bool = False,
+        deinterlace: bool = False,
+        say: Callable[[str], None] | None = None,
+    ) -> Generator[tuple[Samples, int], None, None]:
         """Decode all frames in order; each call starts from the first.
+
+        Close the generator if you do not read it to its end.
 
         Args:
             intact: raise if a frame is damaged and the decoder had to make up parts of it.
+            deep: yield uint16 samples of 16 bits, not uint8.
+            deinterlace: make progressive frames of interlaced ones, as many as there are.
+            say: called with a line on frames that are damaged, at the end.
 
         Yields:
-            A frame, uint8 RGB (H, W, 3), and the time at which it is shown, in `time_base`.
+            A frame, RGB (H, W, 3), and the time at which it is shown, in `time_base`.
 
         Raises:
             UserError: a frame cannot be decoded or differs in size from the first, or the file ends
-                before the number of frames in its header.
+                before its contents do.
         """
-        done, last = 0, -1
+        done, last, damaged = 0, -1, list[int]()
         # A frame without a time of its own follows its predecessor by the mean frame time.
         step = max(1, round(1 / self.rate / self.time_base))
         try:
-            with av.open(str(self.path)) as container:
-                container.streams.video[0].thread_type = "AUTO"
-                for frame in container.decode(video=0):
-                    if intact and frame.is_corrupt:
-                        raise FileError(
-                            self.path, f"is damaged in frame {done}; copy or encode it again"
-                        )
-                    rgb = _upright(self.colour.to_rgb(frame), frame)
+            with (
+                opened(self.path) as container,
+                closing(decoded(container, picture_stream(container, self.path))) as coded,
+            ):
+                for frame in progressive(coded, self.time_base) if deinterlace else coded:
+                    if frame.is_corrupt:
+                        damaged.append(done)
+                        if intact:
+                            raise FileError(
+                                self.path, f"is damaged in frame {done}; copy or encode it again"
+                            )
+                    rgb = _upright(self.colour.to_rgb(frame, deep=deep), frame)
                     _require_size(rgb, self, f"frame {done}")
                     time = frame.pts
                     if time is None or (done and time <= last):
@@ -111,12 +173,11 @@ class Video:
                 self.path,
                 f"is damaged after frame {done}: {error.strerror}; copy or encode it again",
             ) from None
-        if done < self.num_frames:
-            raise FileError(
-                self.path,
-                f"is truncated: its header promises {self.num_frames} frames and it "
-                f"has {done}; copy or encode it again",
-            )
+        if done < self.num_frames or not self.num_frames:
+            count_frames(self.path)
+        if damaged and say is not None:
+            others = f"and {len(damaged) - 1} others are" if len(damaged) > 1 else "is"
+            say(f"{self.path}: frame {damaged[0]} {others} damaged, and made up in part")
 
 
 @dataclass(frozen=True)
@@ -140,8 +201,8 @@ class Folder:
         """
         files = tuple(sorted(_pictures(path), key=lambda file: natural(file.name)))
         if not files:
-            raise UserError(f"{path} has no pictures ({', '.join(sorted(PICTURES))})")
-        height, width = _picture(files[0]).shape[:2]
+            raise UserError(f"{path} has no pictures ({', '.join(sorted(pictures.SUFFIXES))})")
+        height, width = pictures.read(files[0]).shape[:2]
         return cls(path, files, height, width, rate)
 
     @property
@@ -154,10 +215,15 @@ class Folder:
         """Time between two frames, in seconds."""
         return 1 / self.rate
 
-    def frames(self) -> Iterator[tuple[Frames, int]]:
+    @property
+    def depth(self) -> int:
+        """Bits per sample, of the picture with the most."""
+        return max(map(pictures.bits, self.files))
+
+    def frames(self, *, deep: bool = False) -> Generator[tuple[Samples, int], None, None]:
         """Read all pictures in order; see `Video.frames`."""
         for index, file in enumerate(self.files):
-            rgb = _picture(file)
+            rgb = pictures.read(file, deep=deep)
             _require_size(rgb, self, file.name)
             yield rgb, index
 
@@ -172,9 +238,13 @@ def open_clip(path: Path, rate: Fraction = Fraction(25)) -> Source:
         UserError: the path is missing, or is neither a video nor a folder of pictures.
     """
     path = path.expanduser()
-    if path.is_dir():
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except OSError as error:  # e.g. the name is too long
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    if is_folder:
         return Folder.open(path, rate)
-    if not path.exists():
+    if not exists:
         raise UserError(f"there is no video or folder {path}")
     return Video.open(path)
 
@@ -208,28 +278,13 @@ def _pictures(folder: Path) -> Iterator[Path]:
     return (
         file
         for file in folder.iterdir()
-        if file.suffix.lower() in PICTURES and not file.name.startswith(".") and file.is_file()
+        if file.suffix.lower() in pictures.SUFFIXES
+        and not file.name.startswith(".")
+        and file.is_file()
     )
 
 
-def unreadable(file: Path, error: OSError | SyntaxError) -> UserError:
-    """The error for a picture that Pillow cannot read."""
-    # The text of a system's error repeats the path; Pillow's errors have only a text.
-    reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return UserError(f"{file} is not a readable picture: {reason.splitlines()[0]}")
-
-
-def _picture(file: Path) -> Frames:
-    try:
-        with Image.open(file) as picture:
-            if picture.mode.startswith(("I", "F")):
-                raise UserError(f"{file} has more than 8 bits per sample; convert it to 8 bits")
-            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
-    except (OSError, SyntaxError) as error:
-        raise unreadable(file, error) from None
-
-
-def _require_size(rgb: Frames, source: Video | Folder, name: str) -> None:
+def _require_size(rgb: Samples, source: Video | Folder, name: str) -> None:
     height, width = rgb.shape[:2]
     if (height, width) != (source.height, source.width):
         raise FileError(
@@ -239,8 +294,8 @@ def _require_size(rgb: Frames, source: Video | Folder, name: str) -> None:
         )
 
 
-def _upright(rgb: Frames, frame: av.VideoFrame) -> Frames:
-    """Rotate by quarter turns and flip a frame, uint8 RGB (H, W, 3), by its display matrix."""
+def _upright(rgb: Samples, frame: av.VideoFrame) -> Samples:
+    """Rotate by quarter turns and flip a frame, RGB (H, W, 3), by its display matrix."""
     data = cast("bytes | None", frame.side_data.get("DISPLAYMATRIX"))
     if data is None:
         return rgb
@@ -253,4 +308,5 @@ def _upright(rgb: Frames, frame: av.VideoFrame) -> Frames:
         along_x, along_y = a, d
     else:
         return rgb
-    return np.ascontiguousarray(rgb[:: -1 if along_y < 0 else 1, :: -1 if along_x < 0 else 1])
+    turned = rgb[:: -1 if along_y < 0 else 1, :: -1 if along_x < 0 else 1]
+    return cast("Samples", np.ascontiguousarray(turned))

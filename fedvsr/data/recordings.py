@@ -7,17 +7,19 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice, pairwise, repeat
 from pathlib import Path
 
 import av
-from PIL import Image
+import numpy as np
 
+from fedvsr.data import pictures
 from fedvsr.data.clips import Frames
-from fedvsr.data.frames import PICTURES, Folder, Source, Video, natural, unreadable
+from fedvsr.data.containers import opened
+from fedvsr.data.frames import Folder, Source, Video, natural
 from fedvsr.errors import FileError, UserError
 
 _NUMBERED = re.compile(r"(.*?)(\d+)(\D*)")
@@ -100,11 +102,8 @@ def too_short(task: Task, num_frames: int) -> UserError:
 def _estimate(path: Path, video: Source) -> int:
     """Frames of a video by its duration, if its header gives no count; 1 if that is unknown too."""
     assert isinstance(video, Video)
-    try:
-        with av.open(str(path)) as container:
-            seconds = (container.duration or 0) / av.time_base
-    except av.FFmpegError as error:
-        raise FileError(path, f"is not a readable video: {error.strerror}") from None
+    with opened(path) as container:
+        seconds = (container.duration or 0) / av.time_base
     return max(1, round(seconds * video.rate))
 
 
@@ -116,21 +115,15 @@ def picture_folder(path: Path) -> Folder:
             have a gap.
     """
     try:
-        names = [f for f in path.iterdir() if f.suffix.lower() in PICTURES and f.name[0] != "."]
+        inside = [file for file in path.iterdir() if file.suffix.lower() in pictures.SUFFIXES]
     except OSError as error:
         raise UserError(f"{path} is not a readable folder: {error.strerror}") from None
+    names = [file for file in inside if file.name[0] != "."]
     files = tuple(sorted(names, key=lambda file: natural(file.name)))
     if not files:
-        raise UserError(f"{path} has no pictures ({', '.join(sorted(PICTURES))})")
+        raise UserError(f"{path} has no pictures ({', '.join(sorted(pictures.SUFFIXES))})")
     _require_all_numbers(path, files)
-    try:
-        with Image.open(files[0]) as picture:
-            width, height = picture.size
-            # EXIF orientations from 5 on swap width and height.
-            if picture.getexif().get(0x0112, 1) >= 5:
-                width, height = height, width
-    except (OSError, SyntaxError) as error:
-        raise unreadable(files[0], error) from None
+    height, width = pictures.size(files[0])
     return Folder(path, files, height, width, Fraction(25))
 
 
@@ -195,16 +188,21 @@ def pairs_of(task: Task, scale: int, notes: list[str]) -> Iterator[tuple[Frames,
         )
     if (height, width) != (gt.height, gt.width):
         notes.append(f"{gt.path}: {gt.width} x {gt.height} is cropped to {width} x {height}")
-    if isinstance(gt, Folder):
-        notes += _modes(gt)
+    notes += _changes(gt)
     times = list[int]()
-    low = repeat(None) if task.lq is None else (rgb for rgb, _ in task.lq.frames())
     limit = task.num_frames if task.limit else None
-    # A frame that the decoder made up in part must not be trained on.
-    frames = gt.frames(intact=True) if isinstance(gt, Video) else gt.frames()
-    for (rgb, time), lq in zip(islice(frames, limit), low, strict=False):
-        times.append(time)
-        yield rgb[:height, :width], lq
+    with ExitStack() as stack:
+        low = (
+            repeat(None)
+            if task.lq is None
+            else (np.asarray(rgb, np.uint8) for rgb, _ in task.lq.frames())
+        )
+        # A frame that the decoder made up in part must not be trained on.
+        frames = gt.frames(intact=True) if isinstance(gt, Video) else gt.frames()
+        stack.enter_context(closing(frames))
+        for (rgb, time), lq in zip(islice(frames, limit), low, strict=False):
+            times.append(time)
+            yield np.asarray(rgb, np.uint8)[:height, :width], lq
     # If the header does not count frames, only the duration shows that a file was cut off.
     if isinstance(gt, Video) and not gt.num_frames and len(times) < 0.9 * task.num_frames:
         notes.append(f"{gt.path} has {len(times)} frames; its duration promises {task.num_frames}")
@@ -214,17 +212,20 @@ def pairs_of(task: Task, scale: int, notes: list[str]) -> Iterator[tuple[Frames,
         notes.append(f"{gt.path}: its frame rate varies; every frame is used once")
 
 
-def _modes(folder: Folder) -> Iterator[str]:
-    """Notes on pictures that are not RGB."""
-    modes = set[str]()
-    for file in folder.files:
-        # An unreadable picture raises later, when its frame is read.
-        with suppress(OSError, SyntaxError), Image.open(file) as picture:
-            modes.add(picture.mode)
-    if modes & {"1", "L", "LA"}:
-        yield f"{folder.path}: grey pictures are converted to RGB"
-    if modes & {"LA", "RGBA", "PA", "La", "RGBa"}:
-        yield f"{folder.path}: transparency is dropped"
+def _changes(gt: Source) -> Iterator[str]:
+    """Notes on what 8-bit RGB clips do not keep of a recording."""
+    if isinstance(gt, Folder):
+        grey, transparent = pictures.modes(gt.files)
+        if grey:
+            yield f"{gt.path}: grey pictures are converted to RGB"
+        if transparent:
+            yield f"{gt.path}: transparency is dropped"
+    elif "transparency" in gt.lost:
+        yield f"{gt.path}: transparency is dropped"
+    if gt.depth > 8:
+        yield f"{gt.path}: {gt.depth} bits per sample are reduced to 8"
+    if isinstance(gt, Video) and gt.interlaced:
+        yield f"{gt.path} is interlaced; its frames are used as they are"
 
 
 def fingerprint(task: Task) -> str:

@@ -17,8 +17,9 @@ from fedvsr.section import short
 
 _PACKAGE = "package:"
 # Part of a store's name. Raise it when the same file decodes to other samples, so that stores that
-# were cut before are not used. 1, which the names lacked: RGB by libswscale's defaults.
-_DECODING = 2
+# were cut before are not used. 1, which the names lacked: RGB by libswscale's defaults. 2: more
+# than 8 bits by libswscale.
+_DECODING = 3
 
 # Called with the name of a video or folder, the frames read, and the frames in all.
 Progress = Callable[[str, int, int], None]

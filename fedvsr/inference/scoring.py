@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from fedvsr.data.clips import Clip, Frames
 from fedvsr.data.degrade import bicubic_downscale, quantise
-from fedvsr.data.frames import Source, clips_in, open_clip
+from fedvsr.data.frames import Source, Video, clips_in, open_clip
 from fedvsr.data.split import prepare
 from fedvsr.data.videos import Progress as VideoProgress
 from fedvsr.errors import UserError
@@ -40,6 +41,8 @@ class TestClip:
     width: int
     pairs: Callable[[], Pairs]
     """Reads ground truth and low-resolution frames from the start."""
+    notes: tuple[str, ...] = ()
+    """What is not scored as it is in the files."""
 
     # Keeps pytest from collecting the class as a test.
     __test__ = False
@@ -132,16 +135,30 @@ def evaluate(
     for clip in clips:
         shape = clip.num_frames, clip.height, clip.width
         report = begin(clip.clip_id)
+        for note in clip.notes:
+            say(note)
         yield score_clip(
             clip.clip_id,
             clip.pairs(),
-            lambda lq, shape=shape, report=report: super_resolve_stream(  # type: ignore[misc]
-                trained.network, trained.spec, lq, shape, compute, report, say
+            lambda lq, shape=shape, report=report: _enlarged(  # type: ignore[misc]
+                trained, lq, shape, compute, report, say
             ),
             trained.spec.scale,
             luma,
             lpips,
         )
+
+
+def _enlarged(
+    trained: Trained,
+    lq: Iterator[Frames],
+    shape: tuple[int, int, int],
+    compute: Compute,
+    report: Progress,
+    say: Say,
+) -> Iterator[Frames]:
+    frames = super_resolve_stream(trained.network, trained.spec, lq, shape, compute, report, say)
+    return (np.asarray(rgb, np.uint8) for rgb in frames)
 
 
 def _stored(clip: Clip, config: EvaluationConfig) -> TestClip:
@@ -170,21 +187,39 @@ def _test_clip(
             f"({gt.width} x {gt.height}) it must be {width} x {height}"
         )
     num_frames = min(gt.num_frames, max_frames or gt.num_frames)
-    return TestClip(name, num_frames, height, width, lambda: _pairs(gt, lq, scale, max_frames))
+    notes = tuple(note for clip in (gt, lq) if clip is not None for note in _notes(clip))
+    return TestClip(
+        name, num_frames, height, width, lambda: _pairs(gt, lq, scale, max_frames), notes
+    )
+
+
+def _notes(clip: Source) -> Iterator[str]:
+    if clip.depth > 8:
+        yield f"{clip.path}: {clip.depth} bits per sample are reduced to 8, and scored so"
+    if isinstance(clip, Video) and clip.interlaced:
+        yield f"{clip.path} is interlaced; its frames are used as they are"
 
 
 def _pairs(gt: Source, lq: Source | None, scale: int, max_frames: int | None) -> Pairs:
     height, width = gt.height // scale * scale, gt.width // scale * scale
-    if lq is None:
-        for frame, _ in islice(gt.frames(), max_frames):
-            truth = frame[:height, :width]
-            yield truth, quantise(bicubic_downscale(truth.astype(np.float32) / 255, scale))
-        return
-    both = zip_longest(gt.frames(), lq.frames())
-    for index, (truths, lows) in enumerate(islice(both, max_frames)):
-        if truths is None or lows is None:
-            raise UserError(
-                f"{(gt if truths is None else lq).path} ends after {index} frames, "
-                f"{(lq if truths is None else gt).path} does not"
-            )
-        yield truths[0][:height, :width], lows[0]
+    with ExitStack() as stack:
+        truths = _frames(gt, stack)
+        if lq is None:
+            for frame in islice(truths, max_frames):
+                truth = frame[:height, :width]
+                yield truth, quantise(bicubic_downscale(truth.astype(np.float32) / 255, scale))
+            return
+        both = zip_longest(truths, _frames(lq, stack))
+        for index, (gt_frame, lq_frame) in enumerate(islice(both, max_frames)):
+            if gt_frame is None or lq_frame is None:
+                raise UserError(
+                    f"{(gt if gt_frame is None else lq).path} ends after {index} frames, "
+                    f"{(lq if gt_frame is None else gt).path} does not"
+                )
+            yield gt_frame[:height, :width], lq_frame
+
+
+def _frames(clip: Source, stack: ExitStack) -> Iterator[Frames]:
+    """A clip's frames; its file is closed with the stack."""
+    frames = stack.enter_context(closing(clip.frames()))
+    return (np.asarray(rgb, np.uint8) for rgb, _ in frames)

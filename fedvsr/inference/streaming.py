@@ -11,7 +11,7 @@ import torch
 from rich import filesize
 from torch import nn
 
-from fedvsr.data.clips import Frames
+from fedvsr.data.colour import Samples
 from fedvsr.environment import available_bytes
 from fedvsr.errors import UserError
 from fedvsr.inference.config import TileConfig
@@ -26,8 +26,8 @@ Progress = Callable[[float, int], None]
 Say = Callable[[str], None]
 Device = Literal["auto", "cpu", "cuda"]
 
-# Frames that an encoder holds to look ahead, and its bytes per pixel (4:2:0).
-_ENCODER_FRAMES, _ENCODER_BYTES = 64, 1.5
+# Frames that an encoder holds to look ahead, and its samples per pixel (4:2:0).
+_ENCODER_FRAMES, _ENCODER_SAMPLES = 64, 1.5
 
 
 @dataclass(frozen=True)
@@ -79,25 +79,28 @@ def parse_tile(text: str) -> TileConfig:
 def super_resolve_stream(
     network: nn.Module,
     spec: ModelSpec,
-    lq: Iterator[Frames],
+    lq: Iterator[Samples],
     shape: tuple[int, int, int],
     compute: Compute,
     progress: Progress,
     say: Say,
-) -> Iterator[Frames]:
+    *,
+    deep: bool = False,
+) -> Iterator[Samples]:
     """Super-resolve low-resolution frames in tiles that fit into memory.
 
     Args:
         network: the network; it is moved to the device.
         spec: its size rules.
-        lq: uint8 RGB (H, W, 3).
+        lq: RGB (H, W, 3), uint8 or uint16.
         shape: (T, H, W); T is 0 if it is unknown.
         compute: the device, precision and tiles.
         progress: called after each tile.
         say: called with a line on the tile, if it is chosen here.
+        deep: yield uint16 samples of 16 bits, not uint8.
 
     Yields:
-        uint8 RGB (scale * H, scale * W, 3).
+        RGB (scale * H, scale * W, 3).
 
     Raises:
         UserError: memory does not suffice for the tile, or for any tile.
@@ -114,6 +117,7 @@ def super_resolve_stream(
         blend=compute.blend,
         precision=compute.precision,
         progress=lambda done: progress(done, num_frames),
+        deep=deep,
     )
     if compute.tiles is not None:
         yield from _refuse_too_large(run(compute.tiles))
@@ -124,7 +128,7 @@ def super_resolve_stream(
             network,
             spec,
             (size[0], size[1]),
-            _limits(compute, device, size[0] * size[1] * spec.scale**2),
+            _limits(compute, device, size[0] * size[1] * spec.scale**2 * (2 if deep else 1)),
             meter,
             compute.precision,
             num_frames,
@@ -137,7 +141,7 @@ def super_resolve_stream(
             meter.close()
 
 
-def _refuse_too_large(frames: Iterator[Frames]) -> Iterator[Frames]:
+def _refuse_too_large(frames: Iterator[Samples]) -> Iterator[Samples]:
     """Frames of tiles that the user sets; running out of memory is an error in one line."""
     try:
         yield from frames
@@ -164,9 +168,12 @@ class _Announced:
         return tiles
 
 
-def _limits(compute: Compute, device: torch.device, sr_pixels: int) -> Limits:
-    """What the network and the frames in progress may take beyond what is taken now."""
-    encoder = int(_ENCODER_FRAMES * _ENCODER_BYTES * sr_pixels)
+def _limits(compute: Compute, device: torch.device, sr_bytes: int) -> Limits:
+    """What the network and the frames in progress may take beyond what is taken now.
+
+    `sr_bytes` are those of one channel of an output frame.
+    """
+    encoder = int(_ENCODER_FRAMES * _ENCODER_SAMPLES * sr_bytes)
     host = available_bytes() // 2 - encoder
     limit = compute.memory_bytes
     if device.type == "cpu":

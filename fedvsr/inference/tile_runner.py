@@ -33,7 +33,7 @@ class TileRunner:
 
     @torch.inference_mode()
     def start(self, part_THWC: Tensor) -> Result:
-        """Start a tile, uint8 (T, H, W, 3)."""
+        """Start a tile (T, H, W, 3), uint8, or int32 with 16 bits."""
         if self._replayed is None:
             sr_TCHW = self._run(part_THWC)
             return lambda: sr_TCHW
@@ -51,7 +51,8 @@ class TileRunner:
         return wait
 
     def _run(self, part_THWC: Tensor) -> Tensor:
-        lq_BTCHW = part_THWC.permute(0, 3, 1, 2)[None].float().div_(255)
+        peak = 255 if part_THWC.dtype == torch.uint8 else 65535
+        lq_BTCHW = part_THWC.permute(0, 3, 1, 2)[None].float().div_(peak)
         with products(self._precision), autocast(self._device, self._precision):
             sr_BTCHW: Tensor = self._network(lq_BTCHW)
         return sr_BTCHW[0].float()

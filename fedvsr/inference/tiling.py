@@ -1,6 +1,6 @@
 """Super-resolves clips of any length and size frame by frame, in tiles of space and time.
 
-T frames, C channels, H x W height and width. Frames are uint8 RGB (H, W, 3).
+T frames, C channels, H x W height and width. Frames are RGB (H, W, 3), uint8 or uint16.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fedvsr.data.clips import Frames
+from fedvsr.data.colour import Samples
 from fedvsr.inference.config import TileConfig
 from fedvsr.inference.tile_runner import TileRunner
 from fedvsr.mirror import mirrored
@@ -56,20 +57,22 @@ def super_resolve(
     Returns:
         uint8 RGB (T, scale * H, scale * W, 3).
     """
-    return np.stack(list(super_resolve_frames(network, spec, lq_THWC, tiles)))
+    frames = super_resolve_frames(network, spec, lq_THWC, tiles)
+    return np.stack([*frames]).astype(np.uint8, copy=False)
 
 
 def super_resolve_frames(
     network: nn.Module,
     spec: ModelSpec,
-    lq: Iterable[Frames],
+    lq: Iterable[Samples],
     tiles: TileConfig,
     *,
     blend: Blend = "mean",
     precision: Precision = "fp32",
     budget: Budget | None = None,
     progress: Progress | None = None,
-) -> Iterator[Frames]:
+    deep: bool = False,
+) -> Iterator[Samples]:
     """Super-resolve frames as they arrive; a frame is yielded once no further tile covers it.
 
     A window of `tiles.frames` frames slides over the clip and is cut into tiles of space. Memory
@@ -80,7 +83,7 @@ def super_resolve_frames(
     Args:
         network: maps (1, T, 3, H, W) in [0, 1] to (1, T, 3, scale * H, scale * W).
         spec: its size rules.
-        lq: uint8 RGB low-resolution frames of one size.
+        lq: RGB low-resolution frames of one size, uint8 or uint16.
         tiles: the tiles.
         blend: weight of tiles that overlap in space: "mean" weighs all pixels alike, "ramp" lowers
             the weight towards a tile's inner edges, which leaves no seams.
@@ -88,11 +91,12 @@ def super_resolve_frames(
         budget: gives smaller tiles when `tiles` take too much memory; the window is then computed
             again, and no frame is lost. Without a budget the error is raised.
         progress: called after each tile.
+        deep: yield uint16 samples of 16 bits, not uint8.
 
     Yields:
-        uint8 RGB (scale * H, scale * W, 3), clamped and rounded, one for each frame.
+        RGB (scale * H, scale * W, 3), clamped and rounded, one for each frame.
     """
-    runner, clip = TileRunner(network, precision), _Clip(lq, spec)
+    runner, clip = TileRunner(network, precision), _Clip(lq, spec, deep)
     if not clip.reach(1):
         return
     # Tiles that are started but not yet added; on a GPU the newest computes meanwhile.
@@ -170,8 +174,8 @@ class _Output:
 class _Clip:
     """The frames that windows may still need, padded in space, and the outputs from `first` on."""
 
-    def __init__(self, lq: Iterable[Frames], spec: ModelSpec) -> None:
-        self.source, self.spec = iter(lq), spec
+    def __init__(self, lq: Iterable[Samples], spec: ModelSpec, deep: bool) -> None:
+        self.source, self.spec, self.deep = iter(lq), spec, deep
         self.first = self.num_read = 0
         self.ended = False
         self.frames, self.outputs = deque[Tensor](), deque[_Output]()
@@ -190,12 +194,14 @@ class _Clip:
                 self.padded = padded(self.spec, (1, *self.size))[1:]
             if self.size != frame.shape[:2]:
                 raise ValueError(f"frame {self.num_read} is {frame.shape[:2]}, not {self.size}")
-            self.frames.append(_extended(torch.from_numpy(np.array(frame)), self.padded))
+            # PyTorch can do little with uint16.
+            kind = np.uint8 if frame.dtype == np.uint8 else np.int32
+            self.frames.append(_extended(torch.from_numpy(frame.astype(kind)), self.padded))
             self.num_read += 1
         return self.num_read >= num_frames
 
     def window(self, times: range) -> Tensor:
-        """Frames, uint8 (T, H, W, 3). Past its end the clip is mirrored, last frame repeated."""
+        """Frames, uint8 or int32 (T, H, W, 3). The clip is mirrored at its end, last repeated."""
         indices = (mirrored(t, self.num_read) for t in times)
         # The newest frame is the last of the queue.
         return torch.stack([self.frames[i - self.num_read] for i in indices])
@@ -216,8 +222,8 @@ class _Clip:
                 output.total[:, rows, columns].addcmul_(sr_CHW, weight_HW)
                 output.weight[rows, columns] += weight_HW
 
-    def finish_first(self) -> Frames:
-        """Remove the first output and return it, uint8 RGB (scale * H, scale * W, 3)."""
+    def finish_first(self) -> Samples:
+        """Remove the first output and return it, RGB (scale * H, scale * W, 3)."""
         output = self.outputs.popleft()
         self.first += 1
         # Mirroring at the end may need this many frames before the first.
@@ -225,8 +231,9 @@ class _Clip:
             self.frames.popleft()
         height, width = (side * self.spec.scale for side in self.size)
         mean_CHW = (output.total / output.weight)[:, :height, :width]
-        rounded = (mean_CHW.clamp_(0, 1) * 255).round_().to(torch.uint8)
-        return np.ascontiguousarray(rounded.permute(1, 2, 0).numpy())
+        rounded = (mean_CHW.clamp_(0, 1) * (65535 if self.deep else 255)).round_()
+        kind = np.uint16 if self.deep else np.uint8
+        return np.ascontiguousarray(rounded.permute(1, 2, 0).numpy().astype(kind))
 
 
 def _window(clip: _Clip, tiles: TileConfig, start: int) -> tuple[int, int, bool]:
@@ -252,7 +259,7 @@ class _Tile:
     """A part of a window, and where its output goes."""
 
     lq: Tensor
-    """uint8 (T, H, W, 3)."""
+    """uint8 or int32 (T, H, W, 3)."""
     time: int
     """Its first frame."""
     rows: slice

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
-from fedvsr.data.clips import Frames
+from fedvsr.data import pictures, tracks
+from fedvsr.data.colour import Samples
+from fedvsr.data.containers import count_frames
 from fedvsr.data.encode import (
     CONTAINERS,
     PICTURE_NAMES,
     VideoCodec,
     Writer,
-    takes_sound,
     write_pictures,
     write_video,
 )
@@ -40,23 +42,42 @@ class Output:
     sound: bool = False
     """Copy the source's sound, if it is a video with sound."""
     codec: VideoCodec = field(default_factory=VideoCodec)
+    bits: int = 8
+    """Bits per sample: 8, 10 or 12 in a video, 8 or 16 in pictures."""
+    deinterlace: bool = False
+    """Make progressive frames of interlaced ones first."""
 
 
 def choose_output(
-    source: Source, scale: int, out: str | None, sound: bool, codec: VideoCodec, overwrite: bool
+    source: Source,
+    scale: int,
+    out: str | None,
+    sound: bool,
+    codec: VideoCodec,
+    overwrite: bool,
+    bits: int | None = None,
 ) -> Output:
     """Choose where an enlarged clip is written: to `out`, or beside the source.
 
+    Args:
+        source: the clip.
+        scale: the enlargement.
+        out: the path that the user names, if any.
+        sound: whether to copy the source's sound, if it has any.
+        codec: the encoder of a video.
+        overwrite: whether an existing output may be replaced.
+        bits: bits per sample; None: the source's, or the most that can be written.
+
     Raises:
-        UserError: the path exists, is the source itself, or has a format that is not written.
+        UserError: the path exists, is the source itself, or has a format or a depth that is not
+            written.
     """
     video = isinstance(source, Video)
-    sound = sound and isinstance(source, Video) and source.has_sound
     if out is None:
         name = f"{source.path.stem if video else source.path.resolve().name}_x{scale}"
         path = source.path.resolve().parent / name
         if video:
-            fits = not sound or takes_sound(".mp4", source.path)
+            fits = tracks.fits(source.path, "mp4", sound=sound)
             path = path.with_name(name + (".mp4" if fits else ".mkv"))
         output = Output(path, video, keep_names=not video, sound=sound, codec=codec)
     elif (path := Path(out).expanduser()).suffix.lower() == ".png":
@@ -70,7 +91,41 @@ def choose_output(
     else:
         output = Output(path, False, keep_names=not video)
     _require_free(source, output, overwrite)
-    return output
+    return replace(output, bits=_bits(source, output, scale, bits))
+
+
+def _bits(source: Source, output: Output, scale: int, bits: int | None) -> int:
+    known: list[int] | tuple[int, ...] = (8, 16)
+    if output.is_video:
+        known = output.codec.depths(source.width * scale, source.height * scale)
+    if bits is None:
+        return next((b for b in known if b >= source.depth), known[-1])
+    if bits not in known:
+        kind = f"a video by {output.codec.name}" if output.is_video else "a picture"
+        raise UserError(f"--bits {bits}: {kind} has {' or '.join(map(str, known))} bits per sample")
+    return bits
+
+
+def warnings(source: Source, output: Output) -> Iterator[str]:
+    """What of a clip its enlarged version will not keep, and what the user may want to change."""
+    if source.depth > output.bits:
+        yield f"{source.depth} bits per sample are reduced to {output.bits}"
+    if isinstance(source, Folder):
+        yield from pictures.losses(source.files, to_pictures=not output.is_video)
+        return
+    container = CONTAINERS[output.path.suffix.lower()] if output.is_video else None
+    yield from tracks.losses(source.path, container, sound=output.sound)
+    yield from (f"{what}: not copied" for what in source.lost)
+    if source.interlaced and not output.deinterlace:
+        yield (
+            "the video is interlaced: each frame holds two moments, which are enlarged as if they "
+            "were one; --deinterlace separates them first"
+        )
+    if container is None:
+        if source.hdr or source.colour.is_hdr:
+            yield "the pictures have the video's HDR colours, and no tag that says so"
+    elif source.hdr and source.hdr.options(output.codec.name) is None:
+        yield f"HDR10 metadata: not copied, as {output.codec.name} cannot write it; try libx265"
 
 
 def upscale(
@@ -90,29 +145,59 @@ def upscale(
         UserError: a frame cannot be read, the output cannot be written, or memory does not suffice.
     """
     times, done = deque[int](), 0
+    deep = source.depth > 8
+    if isinstance(source, Video):
+        # Found now, a file that was cut short costs no hours of computing.
+        num_frames = count_frames(source.path)
+        frames = source.frames(deep=deep, deinterlace=output.deinterlace, say=say)
+    else:
+        num_frames, frames = source.num_frames, source.frames(deep=deep)
 
-    def timed() -> Iterator[Frames]:
-        for rgb, time in source.frames():
+    def timed() -> Iterator[Samples]:
+        for rgb, time in frames:
             times.append(time)
             yield rgb
 
-    with _open(output, source) as writer:
-        shape = source.num_frames, source.height, source.width
+    for line in warnings(source, output):
+        say(line)
+    with closing(frames), _open(output, source) as writer:
+        shape = num_frames, source.height, source.width
         for sr in super_resolve_stream(
-            trained.network, trained.spec, timed(), shape, compute, progress, say
+            trained.network,
+            trained.spec,
+            timed(),
+            shape,
+            compute,
+            progress,
+            say,
+            deep=output.bits > 8,
         ):
             writer.write(sr, times.popleft())
             done += 1
     return done
 
 
+def require_name(path: Path) -> None:
+    """Raise UserError if the name of an output, or its temporary name, is too long for a file."""
+    longest = 255 - len(f"..{os.getpid()}.tmp")
+    if len(os.fsencode(path.name)) > longest or len(os.fsencode(path)) > 4000:
+        raise UserError(
+            f"--out {path.name[:40]}...: the name is too long; a file's name has at most {longest} "
+            "bytes"
+        )
+
+
 def _require_free(source: Source, output: Output, overwrite: bool) -> None:
     path = output.path
-    inside = path.resolve()
-    if inside == source.path.resolve():
+    require_name(path)
+    if path.resolve() == source.path.resolve():
         raise UserError(f"{path} is the input; write to another place with --out")
     if not path.parent.is_dir():
+        if path.parent.exists():
+            raise UserError(f"cannot write {path.name}: {path.parent} is a file, not a folder")
         raise UserError(f"cannot write {path.name}: there is no folder {path.parent}; create it")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"cannot write {path.name}: the folder {path.parent} is read-only")
     if not path.exists():
         return
     if not overwrite:
@@ -130,8 +215,9 @@ def _require_free(source: Source, output: Output, overwrite: bool) -> None:
 @contextmanager
 def _open(output: Output, source: Source) -> Iterator[Writer]:
     if output.is_video:
-        sound = source.path if output.sound else None
-        with write_video(output.path, source, output.codec, sound) as writer:
+        with write_video(
+            output.path, source, output.codec, bits=output.bits, sound=output.sound
+        ) as writer:
             yield writer
         return
     names: Iterator[str] = (output.names % index for index in count())
@@ -139,5 +225,5 @@ def _open(output: Output, source: Source) -> Iterator[Writer]:
         stems = [file.stem for file in source.files]
         if len({*stems}) == len(stems):
             names = (f"{stem}.png" for stem in stems)
-    with write_pictures(output.path, names) as writer:
+    with write_pictures(output.path, names, source) as writer:
         yield writer

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from fedvsr.data.frames import PICTURES, natural
+from fedvsr.data import pictures
+from fedvsr.data.frames import natural
 from fedvsr.data.prepare import num_cores
 from fedvsr.data.recordings import Task, recording
 from fedvsr.errors import UserError
@@ -68,7 +69,9 @@ def recordings(
 def is_recording(path: Path) -> bool:
     """Whether a path is a video, by its suffix, or a folder that contains pictures."""
     if path.is_dir():
-        return any(p.suffix.lower() in PICTURES and p.name[0] != "." for p in _entries(path))
+        return any(
+            p.suffix.lower() in pictures.SUFFIXES and p.name[0] != "." for p in _entries(path)
+        )
     return path.suffix.lower() in VIDEOS
 
 

@@ -47,16 +47,32 @@ def write_clip(
     tagged: bool = True,
     sound: str | None = None,
     aspect: Fraction | None = None,
+    bits: int = 8,
+    codec: str = "libx264",
+    encoder: dict[str, str] | None = None,
+    flags: int = 0,
+    shift_s: Fraction = Fraction(0),
     **options: Any,
 ) -> Path:
-    """Write a near-lossless H.264 video, with a second of sound if `sound` names a codec."""
+    """Write a near-lossless video, with a second of sound if `sound` names a codec.
+
+    `shift_s` is added to the times of all packets.
+    """
+
+    def shifted(packets: list[Any]) -> list[Any]:
+        for packet in packets:
+            ticks = round(shift_s / packet.time_base)
+            packet.pts, packet.dts = packet.pts + ticks, packet.dts + ticks
+        return packets
+
     with av.open(str(path), "w", **options) as out:
         rate = Fraction(25) if times else 1 / time_base
-        stream = out.add_stream("libx264", rate=rate, options={"crf": "2"})
+        stream = out.add_stream(codec, rate=rate, options={"crf": "2"} | (encoder or {}))
         audio = out.add_stream(sound, rate=44100) if sound else None
         for index, rgb in enumerate(frames):
-            frame = colour.from_rgb(rgb)
+            frame = colour.from_rgb(rgb, bits)
             if index == 0:
+                stream.codec_context.flags |= flags
                 stream.width, stream.height, stream.pix_fmt = *rgb.shape[1::-1], frame.format.name
                 stream.codec_context.time_base = time_base
                 if aspect:
@@ -64,16 +80,16 @@ def write_clip(
                 if tagged:
                     colour.tag(stream)
             frame.pts, frame.time_base = times[index] if times else index, time_base
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode())
+            out.mux(shifted(stream.encode(frame)))
+        out.mux(shifted(stream.encode()))
         if audio:
             wave = np.sin(np.arange(44100) / 20)[None].repeat(2, 0).astype(np.float32)
             tone = av.AudioFrame.from_ndarray(wave, format="fltp", layout="stereo")
-            tone.sample_rate = 44100
+            tone.sample_rate, tone.pts, tone.time_base = 44100, 0, Fraction(1, 44100)
             resampler = av.AudioResampler(audio.format, audio.layout, 44100, audio.frame_size)
             for part in [*resampler.resample(tone), *resampler.resample(None)]:
-                out.mux(audio.encode(part))
-            out.mux(audio.encode())
+                out.mux(shifted(audio.encode(part)))
+            out.mux(shifted(audio.encode()))
     return path
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import av
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 
 from fedvsr.data.clips import Frames
 from fedvsr.data.colour import Colour
+from fedvsr.data.frames import open_clip
+from fedvsr.errors import UserError
 from tests.conftest import moving_texture
 from tests.unit.data.clips import SOFT, by_hand, frame_of
 
@@ -141,3 +144,77 @@ def test_a_texture_has_the_colours_of_ffmpegs_scaler(
     )
     assert np.abs(difference).max() <= 1
     assert np.abs(difference).mean() < 0.02
+
+
+@pytest.mark.parametrize("bits", [10, 12])
+@pytest.mark.parametrize("full_range", [False, True])
+@pytest.mark.parametrize("matrix", [6, 1, 9])
+def test_deep_patches_have_the_colours_of_the_standards(
+    bits: int, full_range: bool, matrix: int
+) -> None:
+    colour = Colour(matrix, full_range)
+    rng = np.random.default_rng(0)
+    for codes in rng.integers((70, 420, 420), (900, 600, 600), (8, 3)) << (bits - 10):
+        frame = av.VideoFrame(8, 8, f"yuv420p{bits}le")
+        for plane, code in zip(frame.planes, codes, strict=True):
+            plane.update(np.full(plane.buffer_size // 2, code, "<u2").tobytes())
+        rgb = colour.to_rgb(frame, deep=True)
+        assert rgb.dtype == np.uint16
+        # By the standards, a limited code is four times as large with two bits more, and the
+        # largest full code is the largest number.
+        units = 1 << (bits - 8)
+        if full_range:
+            luma, *chroma = codes * 255 / ((1 << bits) - 1)
+            middle = (128 * units) * 255 / ((1 << bits) - 1) - 128
+            luma, cb, cr = luma, *(code - middle for code in chroma)
+        else:
+            luma, cb, cr = codes / units
+        expected = by_hand(luma, cb, cr, matrix=matrix, full_range=full_range)
+        assert np.abs(rgb / 257 - expected).max() < 0.01
+        # The same with 8 bits is the same, rounded.
+        assert np.abs(colour.to_rgb(frame).astype(float) - expected).max() <= 0.51
+
+
+@pytest.mark.parametrize("bits", [10, 12])
+@pytest.mark.parametrize("full_range", [False, True])
+def test_a_deep_round_trip_is_finer_than_8_bits(bits: int, full_range: bool) -> None:
+    grey = np.linspace(0, 65535, 64 * 48).reshape(48, 64, 1).repeat(3, -1).astype(np.uint16)
+    colour = Colour(1, full_range)
+    frame = colour.from_rgb(grey, bits)
+    assert frame.format.name == f"yuv420p{bits}le"
+    error = np.abs(colour.to_rgb(frame, deep=True).astype(int) - grey).max()
+    assert error <= 65535 / (1 << bits) * (1 if full_range else 255 / 219) / 2 + 1
+
+
+@pytest.mark.parametrize("pixels", ["rgb48be", "gbrp16le", "gbrp12le", "gbrp10le"])
+def test_deep_rgb_is_read(pixels: str) -> None:
+    grey = np.linspace(0, 65535, 64 * 48).reshape(48, 64, 1).repeat(3, -1).astype(np.uint16)
+    frame = av.VideoFrame.from_ndarray(grey, format="rgb48le").reformat(format=pixels)
+    bits = 16 if "16" in pixels or "48" in pixels else int(pixels[4:6])
+    back = Colour().to_rgb(frame, deep=True).astype(int)
+    assert np.abs(back - grey).max() <= 65536 >> bits
+    assert back.max() == 65535
+
+
+@pytest.mark.parametrize("pixels", ["p010le", "yuv420p10be"])
+def test_deep_layouts_are_read_alike(pixels: str) -> None:
+    rgb = SOFT[0].astype(np.uint16) * 257
+    frame, colour = Colour(1).from_rgb(rgb, 10), Colour(1)
+    back = colour.to_rgb(frame.reformat(format=pixels), deep=True)
+    np.testing.assert_array_equal(back, colour.to_rgb(frame, deep=True))
+
+
+@pytest.mark.parametrize(
+    ("matrix", "name"), [(8, "YCgCo"), (10, "constant luminance"), (14, "ICtCp")]
+)
+def test_colours_coded_in_another_way_are_refused(tmp_path: Path, matrix: int, name: str) -> None:
+    path = tmp_path / "w.mp4"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        stream.codec_context.colorspace = matrix
+        out.mux([*stream.encode(Colour().from_rgb(SOFT[0])), *stream.encode()])
+    with pytest.raises(
+        UserError, match=rf"w\.mp4 codes colour by matrix {matrix} \(.*{name}.*\) of .*; convert it"
+    ):
+        open_clip(path)

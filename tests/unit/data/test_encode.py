@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fedvsr.data import tracks
 from fedvsr.data.colour import Colour
-from fedvsr.data.encode import VideoCodec, takes_sound, write_pictures, write_video
-from fedvsr.data.frames import Source, Video, open_clip
+from fedvsr.data.encode import VideoCodec, write_pictures, write_video
+from fedvsr.data.frames import Source, open_clip
 from fedvsr.errors import UserError
 from tests.unit.data.clips import SOFT, sound_packets, timestamps, write_clip
 
 
 def copy(source: Source, out: Path, codec: VideoCodec = VideoCodec(crf=2)) -> Source:  # noqa: B008
-    sound = source.path if isinstance(source, Video) and source.has_sound else None
-    with write_video(out, source, codec, sound) as writer:
+    with write_video(out, source, codec, sound=True) as writer:
         for rgb, time in source.frames():
             writer.write(rgb, time)
     assert not list(out.parent.glob(".*.tmp"))
@@ -32,9 +32,12 @@ def test_sound_is_copied_packet_for_packet(tmp_path: Path, suffix: str) -> None:
     expected, copied = sound_packets(source.path), sound_packets(out)
     assert len(expected) > 40
     assert [data for data, _ in copied] == [data for data, _ in expected]
-    gaps = [abs(a - b) for (_, a), (_, b) in zip(expected, copied, strict=True)]
-    # Matroska counts in milliseconds.
+    # Matroska has no times below zero, so all are later by the encoder's delay.
+    delay = timestamps(out)[0]
+    gaps = [abs(a + delay - b) for (_, a), (_, b) in zip(expected, copied, strict=True)]
+    # It counts in milliseconds.
     assert max(gaps) <= (Fraction(1, 1000) if suffix == "mkv" else 0)
+    assert delay == (Fraction(23, 1000) if suffix == "mkv" else 0)
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mov"])
@@ -78,8 +81,9 @@ def test_odd_sizes_are_kept(tmp_path: Path) -> None:
 
 def test_sound_that_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     source = open_clip(write_clip(tmp_path / "v.mkv", SOFT, sound="tta"))
-    assert takes_sound(".mkv", source.path)
-    assert not takes_sound(".mp4", source.path)
+    assert tracks.fits(source.path, "matroska", sound=True)
+    assert not tracks.fits(source.path, "mp4", sound=True)
+    assert tracks.fits(source.path, "mp4", sound=False)
     with pytest.raises(UserError, match=r"\.mp4 cannot hold sound of the codec tta; write"):
         copy(source, tmp_path / "out.mp4")
     assert [path.name for path in tmp_path.iterdir()] == ["v.mkv"]
@@ -107,7 +111,7 @@ def test_an_error_leaves_nothing(tmp_path: Path) -> None:
     out.write_bytes(b"old")
 
     def write_and(error: type[BaseException]) -> None:
-        with write_video(out, source, VideoCodec(), source.path) as writer:
+        with write_video(out, source, VideoCodec(), sound=True) as writer:
             for rgb, time in source.frames():
                 writer.write(rgb, time)
             raise error

@@ -44,9 +44,6 @@ def test_pictures_of_other_kinds(tmp_path: Path) -> None:
     frames = [rgb for rgb, _ in open_clip(folder).frames()]
     assert {rgb.shape for rgb in frames} == {(32, 48, 3)}
     np.testing.assert_array_equal(frames[1], SOFT[1])
-    Image.fromarray(np.zeros((32, 48), np.uint16)).save(folder / "4.png")
-    with pytest.raises(UserError, match=r"4\.png has more than 8 bits per sample"):
-        list(open_clip(folder).frames())
 
 
 def test_bad_folders(tmp_path: Path) -> None:
@@ -98,7 +95,9 @@ def test_rotation_is_applied(tmp_path: Path, matrix: tuple[int, ...], turn) -> N
     data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     turned = tmp_path / "t.mp4"
     turned.write_bytes(data)
-    (expected, _), (rotated, _) = next(open_clip(plain).frames()), next(open_clip(turned).frames())
+    (expected, *_), (rotated, *_) = (
+        [rgb for rgb, _ in open_clip(path).frames()] for path in (plain, turned)
+    )
     np.testing.assert_array_equal(rotated, turn(expected))
     clip = open_clip(turned)
     assert (clip.height, clip.width) == turn(expected).shape[:2]

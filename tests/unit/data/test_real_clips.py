@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,8 @@ pytestmark = pytest.mark.skipif(not CLIPS.is_dir(), reason=f"there are no real c
 
 
 def first_frames(name: str, count: int) -> Frames:
-    frames = open_clip(CLIPS / f"{name}.mp4").frames()
-    return np.stack([rgb for rgb, _ in itertools.islice(frames, count)])
+    with closing(open_clip(CLIPS / f"{name}.mp4").frames()) as frames:
+        return np.stack([rgb for rgb, _ in itertools.islice(frames, count)])
 
 
 def test_vid4_and_reds(tmp_path: Path) -> None:

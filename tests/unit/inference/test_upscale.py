@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fedvsr import models
+from fedvsr.data import pictures
 from fedvsr.data.colour import Colour
 from fedvsr.data.degrade import bicubic_downscale, quantise
 from fedvsr.data.frames import Video, open_clip
@@ -151,8 +152,8 @@ def test_ctrl_c_leaves_nothing(
     video = write_clip(tmp_path / "v.mp4", SOFT)
     real = upscale.super_resolve_stream
 
-    def interrupted(*arguments):
-        for index, frame in enumerate(real(*arguments)):
+    def interrupted(*arguments, **options):
+        for index, frame in enumerate(real(*arguments, **options)):
             if index == 7:
                 raise KeyboardInterrupt
             yield frame
@@ -379,3 +380,120 @@ def test_test_sets(weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert fedvsr("evaluate", weights, gt, "--lq", str(tmp_path / "lq"), "--max-frames", "5") == 0
     tiny = str(write_pictures(tmp_path / "small", SOFT[:2, :10]))
     assert "SSIM needs 11 pixels a side" in refused(tiny)
+
+
+def test_10_bits_in_10_bits_out(
+    weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A slow ramp, which has steps of four levels of 10 bits with 8.
+    ramp = np.linspace(20000, 26000, 128).round()[None, None, :, None]
+    frames = ramp.repeat(4, 0).repeat(48, 1).repeat(3, -1).astype(np.uint16)
+    source = write_clip(tmp_path / "v.mp4", frames, colour=Colour(9, False, 9, 16), bits=10)
+    base = ["upscale", str(source), "--checkpoint", weights, *RUN, "--crf", "0"]
+    assert fedvsr(*base) == 0
+    out = open_clip(tmp_path / "v_x4.mp4")
+    assert isinstance(out, Video)
+    assert (out.depth, out.colour) == (10, Colour(9, False, 9, 16))
+    wide = np.linspace(20000, 26000, 512)[8:-8]
+    (deep, _), *_ = out.frames(deep=True)
+    assert np.abs(deep[96, 8:-8, 1] - wide).max() < 150, "under 0.6 levels of 8 bits"
+    assert fedvsr(*base, "--bits", "8", "--out", str(tmp_path / "8.mp4")) == 0
+    assert open_clip(tmp_path / "8.mp4").depth == 8
+    assert "10 bits per sample are reduced to 8" in capsys.readouterr().out
+    assert fedvsr(*base, "--out", str(tmp_path / "p")) == 0
+    folder = open_clip(tmp_path / "p")
+    assert folder.depth == 16
+    (deep, _), *_ = folder.frames(deep=True)
+    assert np.abs(deep[96, 8:-8, 1] - wide).max() < 150
+    assert "HDR colours, and no tag that says so" in capsys.readouterr().out
+    for more, message in (
+        (["--bits", "12"], "--bits 12: a video by libx264 has 8 or 10 bits per sample"),
+        (["--bits", "10", "--out", str(tmp_path / "q")], "--bits 10: a picture has 8 or 16"),
+    ):
+        assert fedvsr(*base, *more, "--overwrite") == 2
+        assert message in capsys.readouterr().err
+
+
+def test_pictures_keep_transparency_profiles_and_16_bits(
+    weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "p"
+    folder.mkdir()
+    alpha = np.full((32, 48), 65535, np.uint16)
+    alpha[:8] = 0
+    for index in range(2):
+        pictures.write(folder / f"{index}.png", SOFT[index].astype(np.uint16) * 256, alpha)
+    command = ["upscale", str(folder), "--checkpoint", weights, *RUN]
+    assert fedvsr(*command) == 0
+    assert "dropped" not in capsys.readouterr().out
+    out = tmp_path / "p_x4" / "0.png"
+    large = pictures.alpha(out)
+    assert large is not None
+    assert (pictures.bits(out), large.shape, large[:24].max(), large[40:].min()) == (
+        16, (128, 192), 0, 65535,
+    )  # fmt: skip
+    assert fedvsr(*command, "--out", str(tmp_path / "v.mp4")) == 0
+    printed = capsys.readouterr().out
+    assert "transparency is dropped: a video is written without it" in printed
+    assert "16 bits per sample are reduced to 10" in printed
+
+
+def test_interlaced_video_is_warned_about(
+    weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = 1 << 18 | 1 << 29
+    encoder = {"x264-params": "bff=1"}
+    source = write_clip(tmp_path / "v.mp4", SOFT, flags=flags, encoder=encoder)
+    command = ["upscale", str(source), "--checkpoint", weights, *RUN, "--overwrite"]
+    assert fedvsr(*command) == 0
+    assert "the video is interlaced: each frame holds two moments" in capsys.readouterr().out
+    plain = frames_of(tmp_path / "v_x4.mp4")
+    assert fedvsr(*command, "--deinterlace") == 0
+    assert "is interlaced" not in capsys.readouterr().out
+    separated = frames_of(tmp_path / "v_x4.mp4")
+    assert separated.shape == plain.shape
+    assert (separated != plain).any()
+
+
+def test_a_video_that_was_cut_short_is_refused_before_computing(
+    weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    video = write_clip(tmp_path / "v.mkv", moving_texture(40, 32, 48))
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    monkeypatch.setattr(Model, "forward", lambda *_: pytest.fail("computed"))
+    assert fedvsr("upscale", str(video), "--checkpoint", weights, *RUN) == 2
+    assert re.search(r"v\.mkv is truncated: \d+ bytes are missing", capsys.readouterr().err)
+    assert [path.name for path in tmp_path.iterdir()] == ["v.mkv"]
+
+
+def test_outputs_that_cannot_be_named(
+    weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = write_clip(tmp_path / "v.mp4", SOFT[:2])
+    longest = "n" * 300
+    for command, message in (
+        (["upscale", str(video), "--out", f"{tmp_path}/{longest}.mp4"], "the name is too long"),
+        (["upscale", str(video), "--out", f"{tmp_path}/{longest}"], "the name is too long"),
+        (["upscale", str(video), "--out", f"{tmp_path}/{longest}/%05d.png"], "the name is too lo"),
+        (["upscale", str(video), "--out", f"{video}/o.mp4"], "v.mp4 is a file, not a folder"),
+        (["upscale", f"{tmp_path}/{longest}.mp4"], "File name too long"),
+    ):
+        assert fedvsr(*command, "--checkpoint", weights, *RUN) == 2
+        assert message in capsys.readouterr().err
+    (tmp_path / "t.parquet").mkdir()
+    for out, message in (
+        (f"{tmp_path}/{longest}.parquet", "the name is too long"),
+        (f"{tmp_path}/t.parquet", "t.parquet is a folder"),
+        (f"{video}/t.parquet", "name a .parquet file in an existing folder"),
+    ):
+        assert fedvsr("evaluate", weights, str(video), "--out", out, *RUN) == 2
+        assert message in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.parquet", "v.mp4"]
+
+
+def test_deep_ground_truth_is_scored_with_8_bits(
+    weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = write_clip(tmp_path / "v.mp4", moving_texture(2, 32, 48), bits=10)
+    assert fedvsr("evaluate", weights, str(video), *RUN) == 0
+    assert "v.mp4: 10 bits per sample are reduced to 8, and scored so" in capsys.readouterr().out

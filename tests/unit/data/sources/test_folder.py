@@ -189,11 +189,14 @@ def test_broken_recordings_end_in_one_line(tmp_path: Path, spoil, match: str) ->
 
 
 def test_a_video_that_ends_early_is_noted(tmp_path: Path) -> None:
-    # Matroska does not say how many frames there are.
+    # A live recording in Matroska says neither how many frames nor how many bytes there are.
     root = tmp_path / "mine"
     root.mkdir()
     path = write_clip(root / "p.mkv", texture(0, 60))
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    data = bytearray(path.read_bytes()[: path.stat().st_size // 2])
+    at = data.index(bytes.fromhex("18538067")) + 4
+    data[at : at + 8] = bytes.fromhex("01ffffffffffffff")
+    path.write_bytes(data)
     (note,) = made(root).notes
     assert re.search(r"p\.mkv has \d+ frames; its duration promises 60", note)
 
