@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -127,8 +127,9 @@ def upscale(
     clip = open_clip(Path(source), _rate(fps))
     trained = find_trained(checkpoint, results, model, settings or ())
     scale = trained.spec.scale
-    output = choose_output(clip, scale, out, sound, VideoCodec(codec, crf), overwrite, bits)
-    output = replace(output, deinterlace=deinterlace)
+    output = choose_output(
+        clip, scale, out, sound, VideoCodec(codec, crf), overwrite, bits, deinterlace
+    )
     started = time.monotonic()
     try:
         with interruptible(), FramesView(console) as view:

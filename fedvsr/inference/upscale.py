@@ -56,6 +56,7 @@ def choose_output(
     codec: VideoCodec,
     overwrite: bool,
     bits: int | None = None,
+    deinterlace: bool = False,
 ) -> Output:
     """Choose where an enlarged clip is written: to `out`, or beside the source.
 
@@ -67,6 +68,7 @@ def choose_output(
         codec: the encoder of a video.
         overwrite: whether an existing output may be replaced.
         bits: bits per sample; None: the source's, or the most that can be written.
+        deinterlace: whether to make progressive frames of interlaced ones first.
 
     Raises:
         UserError: the path exists, is the source itself, or has a format or a depth that is not
@@ -91,7 +93,10 @@ def choose_output(
     else:
         output = Output(path, False, keep_names=not video)
     _require_free(source, output, overwrite)
-    return replace(output, bits=_bits(source, output, scale, bits))
+    if deinterlace and not video:
+        raise UserError("--deinterlace is for videos; pictures have no fields, so leave it out")
+    depth = _bits(source, output, scale, bits)
+    return replace(output, bits=depth, deinterlace=deinterlace)
 
 
 def _bits(source: Source, output: Output, scale: int, bits: int | None) -> int:
@@ -180,10 +185,10 @@ def upscale(
 def require_name(path: Path) -> None:
     """Raise UserError if the name of an output, or its temporary name, is too long for a file."""
     longest = 255 - len(f"..{os.getpid()}.tmp")
-    if len(os.fsencode(path.name)) > longest or len(os.fsencode(path)) > 4000:
+    name = max(path.parts, key=lambda part: len(os.fsencode(part)), default="")
+    if len(os.fsencode(name)) > longest or len(os.fsencode(path)) > 4000:
         raise UserError(
-            f"--out {path.name[:40]}...: the name is too long; a file's name has at most {longest} "
-            "bytes"
+            f"--out {name[:40]}...: the name is too long; a file's name has at most {longest} bytes"
         )
 
 

@@ -432,6 +432,8 @@ def test_pictures_keep_transparency_profiles_and_16_bits(
     assert (pictures.bits(out), large.shape, large[:24].max(), large[40:].min()) == (
         16, (128, 192), 0, 65535,
     )  # fmt: skip
+    assert fedvsr(*command, "--deinterlace", "--overwrite") == 2
+    assert "--deinterlace is for videos" in capsys.readouterr().err
     assert fedvsr(*command, "--out", str(tmp_path / "v.mp4")) == 0
     printed = capsys.readouterr().out
     assert "transparency is dropped: a video is written without it" in printed
@@ -475,6 +477,7 @@ def test_outputs_that_cannot_be_named(
         (["upscale", str(video), "--out", f"{tmp_path}/{longest}.mp4"], "the name is too long"),
         (["upscale", str(video), "--out", f"{tmp_path}/{longest}"], "the name is too long"),
         (["upscale", str(video), "--out", f"{tmp_path}/{longest}/%05d.png"], "the name is too lo"),
+        (["upscale", str(video), "--out", f"{tmp_path}/{longest}/o.mp4"], "the name is too long"),
         (["upscale", str(video), "--out", f"{video}/o.mp4"], "v.mp4 is a file, not a folder"),
         (["upscale", f"{tmp_path}/{longest}.mp4"], "File name too long"),
     ):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fedvsr.data import pictures
 from fedvsr.data.clips import Store
 from fedvsr.data.prepare import prepare
 from fedvsr.data.request import Request
@@ -199,6 +200,25 @@ def test_a_video_that_ends_early_is_noted(tmp_path: Path) -> None:
     path.write_bytes(data)
     (note,) = made(root).notes
     assert re.search(r"p\.mkv has \d+ frames; its duration promises 60", note)
+
+
+def test_what_8_bit_clips_do_not_keep_is_noted(tmp_path: Path) -> None:
+    root = tmp_path / "mine"
+    root.mkdir()
+    frames = texture(0, 3)
+    write_clip(root / "deep.mp4", frames, bits=10)
+    fields = {"flags": 1 << 18 | 1 << 29, "encoder": {"x264-params": "bff=1"}}
+    write_clip(root / "fields.mp4", frames, **fields)
+    (root / "p").mkdir()
+    for index, rgb in enumerate(frames):
+        pictures.write(root / "p" / f"{index}.png", rgb.astype(np.uint16) * 257)
+    store = made(root)
+    assert [note.removeprefix(f"{root}/") for note in store.notes] == [
+        "deep.mp4: 10 bits per sample are reduced to 8",
+        "fields.mp4 is interlaced; its frames are used as they are",
+        "p: 16 bits per sample are reduced to 8",
+    ]
+    np.testing.assert_array_equal(store.clips[2].gt(), frames)
 
 
 def test_min_frames_allows_a_single_frame(tmp_path: Path) -> None:
