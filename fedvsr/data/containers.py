@@ -30,19 +30,15 @@ def url(path: Path) -> str:
 
 
 @contextmanager
-def opened(path: Path, **options: str) -> Iterator[InputContainer]:
+def opened(path: Path) -> Iterator[InputContainer]:
     """Open a video file to read it.
-
-    Args:
-        path: the file.
-        options: options of FFmpeg's demuxer.
 
     Raises:
         UserError: the file cannot be read, or is not a video.
     """
     try:
         # Metadata in an encoding other than UTF-8 is passed on as it is.
-        container = av.open(url(path), options=options, metadata_errors="surrogateescape")
+        container = av.open(url(path), metadata_errors="surrogateescape")
     except (av.FFmpegError, OSError) as error:
         raise FileError(path, f"is not a readable video: {error.strerror}") from None
     with container:
@@ -82,22 +78,19 @@ def count_frames(path: Path) -> int:
         UserError: the file ends before its contents do.
     """
     with opened(path) as container:
-        shown = _packets(container, path)[0]
-        promised = picture_stream(container, path).frames
-    if shown < promised:
-        # An edit list hides frames, so count again without it.
-        with opened(path, ignore_editlist="1") as container:
-            present, end_s = _packets(container, path)
-            stream = picture_stream(container, path)
-            seconds = (stream.duration or 0) * (stream.time_base or Fraction(0))
-            step_s = 1 / (stream.average_rate or Fraction(25))
-        # AVI counts repeated frames too: there the times reach the end nevertheless.
-        if present < promised and end_s + step_s / 2 < seconds:
-            raise FileError(
-                path,
-                f"is truncated: its header promises {promised} frames and it has {present}; copy "
-                "or encode it again",
-            )
+        stream = picture_stream(container, path)
+        shown, end_s = _packets(container, path)
+        promised = stream.frames
+        seconds = (stream.duration or 0) * (stream.time_base or Fraction(0))
+        step_s = 1 / (stream.average_rate or Fraction(25))
+    # Packets may be fewer in a whole file: an edit list hides some in MP4, and AVI counts repeated
+    # frames. There, the times reach the end nevertheless.
+    if shown < promised and end_s + step_s / 2 < seconds:
+        raise FileError(
+            path,
+            f"is truncated: its header promises {promised} frames and it has {shown}; copy or "
+            "encode it again",
+        )
     require_whole_segment(path)
     return shown
 

@@ -162,6 +162,9 @@ def copy_tags(source: Any, copy: Any) -> None:
     # What MP4 calls a track's name, other containers call its title.
     if "name" in tags:
         tags.setdefault("title", tags.pop("name"))
+    if "title" in tags:
+        # Where players look for it in MP4; FFmpeg 7 writes no title there.
+        tags["handler_name"] = tags["title"]
     copy.metadata.update(tags)
     copy.disposition = source.disposition.value
 

@@ -6,6 +6,7 @@ from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import pytest
 
 from fedvsr.data.containers import count_frames
@@ -28,6 +29,28 @@ def test_frames_that_an_edit_list_hides_are_not_missing(tmp_path: Path, suffix: 
     path = write_clip(tmp_path / f"v.{suffix}", LONG, shift_s=Fraction(-16, 25))
     assert open_clip(path).num_frames == 40
     assert num_decoded(path) == count_frames(path) == 24
+
+
+def test_frames_after_the_end_of_an_edit_list_are_not_missing(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "v.mp4", LONG)
+    data = bytearray(path.read_bytes())
+    # Version, flags and the number of edits come before the first edit's duration in ms.
+    at = data.index(b"elst") + 12
+    assert int.from_bytes(data[at : at + 4], "big") == 1600
+    data[at : at + 4] = (800).to_bytes(4, "big")
+    path.write_bytes(data)
+    assert open_clip(path).num_frames == 40
+    assert 20 <= num_decoded(path) <= count_frames(path) < 40
+
+
+def test_a_file_cut_between_two_frames(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "v.mp4", LONG, options={"movflags": "faststart"})
+    with av.open(str(path)) as container:
+        ends = [p.pos + p.size for p in container.demux(video=0) if p.pos is not None]
+    path.write_bytes(path.read_bytes()[: ends[20]])
+    for read in (count_frames, num_decoded):
+        with pytest.raises(UserError, match="promises 40 frames and it has 21; copy or encode"):
+            read(path)
 
 
 def test_repeated_frames_of_an_avi_are_not_missing(tmp_path: Path) -> None:

@@ -103,9 +103,11 @@ def test_what_a_container_cannot_hold_is_named(tmp_path: Path) -> None:
     assert line.count("track ") == 3
     assert line.endswith("not copied, because pictures are written")
     out = copy(film, tmp_path / "out.mp4")
-    assert tags(out) == SOUND
-    # A track's title has another name in MP4.
-    assert tags(copy(out, tmp_path / "back.mkv")) == SOUND
+    with av.open(str(out)) as container:
+        assert container.streams.audio[1].metadata["handler_name"] == "Commentary"
+    if av.library_versions["libavformat"] >= (62, 0, 0):
+        # A track's title has another name in MP4.
+        assert tags(out) == tags(copy(out, tmp_path / "back.mkv")) == SOUND
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
