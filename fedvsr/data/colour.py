@@ -45,6 +45,8 @@ _OTHER = {
     17: "YCgCo-Ro",
 }
 # Depths of which FFmpeg has every layout that is used here.
+# Layouts of hardware decoders: samples of 16 bits, the lowest unused.
+_INTERLEAVED = {"p010le", "p012le", "p016le"}
 _DEPTHS = (8, 9, 10, 12, 14, 16)
 _BT601, _BT709 = 6, 1
 # Players take an untagged video that is larger than this for BT.709.
@@ -115,7 +117,8 @@ class Colour:
             components[1].width < frame.width and components[1].height < frame.height
         )
         layout = "gray" if grey else "yuv420p" if halved else "yuv444p"
-        if frame.format.name != layout.replace("yuv", "yuvj"):
+        interleaved = frame.format.name in _INTERLEAVED
+        if not interleaved and frame.format.name != layout.replace("yuv", "yuvj"):
             # Matrix and range are the same on both sides, so only the layout changes.
             space, extent = self.matrix, _FULL if self.full_range else 1
             frame = _reformatted(
@@ -127,7 +130,8 @@ class Colour:
                 src_color_range=extent,
                 dst_color_range=extent,
             )
-        coded = [_plane(plane, bits).div_(1 << (bits - 8)) for plane in frame.planes]
+        planes = _apart(frame, bits) if interleaved else [_plane(p, bits) for p in frame.planes]
+        coded = [plane.div_(1 << (bits - 8)) for plane in planes]
         if grey:
             coded += [torch.full_like(coded[0], 128) for _ in range(2)]
         elif halved:
@@ -201,6 +205,24 @@ def _plane(plane: av.video.plane.VideoPlane, bits: int) -> Tensor:
     kind = np.dtype(np.uint8 if bits == 8 else "<u2")
     samples = np.frombuffer(memoryview(plane), kind).reshape(-1, plane.line_size // kind.itemsize)
     return torch.from_numpy(samples[: plane.height, : plane.width].astype(np.float32))
+
+
+def _apart(frame: av.VideoFrame, bits: int) -> list[Tensor]:
+    """The three planes of a 4:2:0 frame in which both of chroma are interleaved.
+
+    Some releases of FFmpeg's scaler read memory that nobody wrote when they convert these.
+    """
+    luma, chroma = (
+        np.frombuffer(memoryview(plane), "<u2").reshape(-1, plane.line_size // 2) >> (16 - bits)
+        for plane in frame.planes
+    )
+    rows, columns = -(-frame.height // 2), -(-frame.width // 2)
+    parts = (
+        luma[: frame.height, : frame.width],
+        chroma[:rows, : 2 * columns : 2],
+        chroma[:rows, 1 : 2 * columns : 2],
+    )
+    return [torch.from_numpy(part.astype(np.float32)) for part in parts]
 
 
 def _quantised(rgb: Tensor, deep: bool) -> Samples:

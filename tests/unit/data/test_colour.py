@@ -196,7 +196,7 @@ def test_deep_rgb_is_read(pixels: str) -> None:
     assert back.max() == 65535
 
 
-@pytest.mark.parametrize("pixels", ["p010le", "yuv420p10be"])
+@pytest.mark.parametrize("pixels", ["p010le", "yuv420p10be", "p012le"])
 def test_deep_layouts_are_read_alike(pixels: str) -> None:
     rgb = SOFT[0].astype(np.uint16) * 257
     frame, colour = Colour(1).from_rgb(rgb, 10), Colour(1)
