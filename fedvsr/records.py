@@ -6,6 +6,7 @@
     <run>/evaluations.parquet  a row per evaluated round and test clip
     <run>/partition.parquet    a row per clip that a client trains on
     <run>/faults.parquet       a row per failure during the run
+    <run>/added.jsonl          rows of the last seconds, on their way to these files
 
 Two runs with the same configuration and seed on the same kind of machine have bit-equal columns,
 except for when, where and with which versions each was made (`run_id`, `*_at`, `executor`, `node`,
@@ -26,6 +27,7 @@ import pyarrow.compute as pc
 
 from fedvsr.checked import read_parquet, write_parquet
 from fedvsr.errors import FileError, UserError, skipping
+from fedvsr.journal import Entry, GrowingTable, Journal
 
 # Only `load_results` needs pandas, and pyarrow loads it there; `fedvsr list` and `show` stay quick.
 if TYPE_CHECKING:
@@ -182,92 +184,8 @@ SCORES = pa.schema(
     metadata={"schema_version": str(SCHEMA_VERSION)},
 )
 _TIMES = ("started_at", "updated_at")
-_BY_ROUND = ("clients", "evaluations", "rounds", "faults")
-_COUNTS = ("num_sampled", "num_rejected", "num_failed", "download_bytes", "upload_bytes")
-
-
-class RunRecords:
-    """Writes one run's tables. Each write replaces a whole file, and is on disk when it returns."""
-
-    def __init__(self, folder: Path, identity: Row) -> None:
-        self._folder = folder
-        self._identity = identity
-        self._tables = {name: read_table(folder, name) for name in _BY_ROUND}
-
-    def write_run(self, row: Row) -> None:
-        """Replace the row of the run."""
-        self._write("runs", self._table("runs", [row]))
-
-    def write_partition(self, rows: Sequence[Row]) -> None:
-        """Write which client holds which clips."""
-        self._write("partition", self._table("partition", rows))
-
-    def write_round(self, round_idx: int, row: Row, clients: Sequence[Row]) -> None:
-        """Add a round's training, or replace an earlier one of the same round and its scores.
-
-        A resumed run repeats the rounds after its checkpoint: old rows stay until new ones replace
-        them, so a finished round is never missing from the files. `rounds` is written last: if it
-        has a round, the other tables have it too.
-        """
-        self._replace("evaluations", round_idx, [])
-        self._replace("clients", round_idx, clients)
-        self._replace("rounds", round_idx, [row])
-
-    def begin_round(self, round_idx: int, epsilon: float | None) -> None:
-        """Add a row if the round has none.
-
-        Round 0 trains nobody. A later round has lost its row, and what it counted is not known.
-        """
-        if not pc.any(pc.equal(self._tables["rounds"]["round_idx"], round_idx)).as_py():
-            zero = dict.fromkeys(_COUNTS, 0) | dict.fromkeys(("train_s", "aggregate_s"), 0.0)
-            row = zero if round_idx == 0 else {}
-            self._replace("rounds", round_idx, [{**row, "epsilon": epsilon}])
-
-    def write_scores(self, round_idx: int, means: Row, rows: Sequence[Row]) -> None:
-        """Add the scores of a round that has a row."""
-        self._replace("evaluations", round_idx, rows)
-        table = self._tables["rounds"]
-        (row,) = table.filter(pc.equal(table["round_idx"], round_idx)).to_pylist()
-        self._replace("rounds", round_idx, [{**row, **means}])
-
-    def has_scores(self, round_idx: int, due: bool = True) -> bool:
-        """Whether the scoring of a round is done: its scores are written, or none were `due`."""
-        table, scores = self._tables["rounds"], self._tables["evaluations"]["round_idx"]
-        rows = table.filter(pc.equal(table["round_idx"], round_idx))
-        done = bool(rows.num_rows) and rows["evaluate_s"].null_count == 0
-        # The file of scores may have been deleted.
-        return done and (not due or bool(pc.any(pc.equal(scores, round_idx)).as_py()))
-
-    def add_fault(self, row: Row) -> None:
-        """Add a failure. Failures stay when their round is repeated, because they happened."""
-        self._tables["faults"] = pa.concat_tables(
-            [self._tables["faults"], self._table("faults", [row])]
-        )
-        self._write("faults", self._tables["faults"])
-
-    def _replace(self, name: str, round_idx: int, rows: Sequence[Row]) -> None:
-        old = self._tables[name]
-        before = old.filter(pc.less(old["round_idx"], round_idx))
-        after = old.filter(pc.greater(old["round_idx"], round_idx))
-        new = self._table(name, [{"round_idx": round_idx, **row} for row in rows])
-        self._tables[name] = pa.concat_tables([before, new, after])
-        if new.num_rows:
-            self._write(name, self._tables[name])
-
-    def last_evaluation(self) -> Row:
-        """Mean scores of the last evaluated round by column; empty if no round is evaluated."""
-        last = last_evaluation(self._tables["evaluations"])
-        return mean_scores(last) if last.num_rows else {}
-
-    def _table(self, name: str, rows: Sequence[Row]) -> pa.Table:
-        schema = SCHEMAS[name]
-        full = [{**self._identity, **row} for row in rows]
-        unknown = {key for row in full for key in row} - set(schema.names)
-        assert not unknown, f"columns that {name} does not have: {sorted(unknown)}"
-        return pa.Table.from_pylist(full, schema=schema)
-
-    def _write(self, name: str, table: pa.Table) -> None:
-        write_parquet(self._folder / f"{name}.parquet", table)
+# Metadata of a table's file: number of the last journal entry that it holds.
+LAST_ENTRY = "last_entry"
 
 
 def write_scores(path: Path, rows: Sequence[Row]) -> None:
@@ -408,6 +326,8 @@ def read_runs(folder: Path) -> list[dict[str, Any]]:
 def read_table(folder: Path, name: str) -> pa.Table:
     """A run's table in the newest schema: columns that an older file lacks are null.
 
+    Rows of the run's journal that are not in the table's file yet are included.
+
     Returns:
         The table; empty if the run has no such file.
 
@@ -415,11 +335,34 @@ def read_table(folder: Path, name: str) -> pa.Table:
         DamagedError: the file is not as it was written.
         UserError: a newer version wrote the file.
     """
+    # Before the table: an entry that moves to the table meanwhile is then seen, by its number, to
+    # be in both.
+    return read_growing(folder, name, Journal(folder).entries())[0].merged()
+
+
+def read_growing(folder: Path, name: str, entries: Sequence[Entry]) -> tuple[GrowingTable, int]:
+    """A table's file, with the entries of the journal that it lacks, and the last one's number."""
+    table, last = _read_stored(folder, name)
+    growing = GrowingTable(table)
+    for entry in entries:
+        if name in entry.rows and entry.number > last:
+            growing.add(entry.round_idx, entry.rows[name])
+    return growing, max([last, *(entry.number for entry in entries)])
+
+
+def _read_stored(folder: Path, name: str) -> tuple[pa.Table, int]:
+    """What a table's file holds, and the number of the last journal entry in it.
+
+    Raises:
+        DamagedError: the file is not as it was written.
+        UserError: a newer version wrote the file.
+    """
     path, schema = folder / f"{name}.parquet", SCHEMAS[name]
     if not path.exists():
-        return schema.empty_table()
+        return schema.empty_table(), 0
     table = read_parquet(path)
-    version = int((table.schema.metadata or {}).get(b"schema_version", b"0"))
+    metadata = table.schema.metadata or {}
+    version = int(metadata.get(b"schema_version", b"0"))
     if not 1 <= version <= SCHEMA_VERSION:
         raise UserError(
             f"{path} has schema version {version}; this fedvsr reads 1 to {SCHEMA_VERSION}"
@@ -428,7 +371,8 @@ def read_table(folder: Path, name: str) -> pa.Table:
         table[field.name] if field.name in table.schema.names else pa.nulls(len(table), field.type)
         for field in schema
     ]
-    return pa.Table.from_arrays(columns, schema=schema)
+    table = pa.Table.from_arrays(columns, schema=schema)
+    return table, int(metadata.get(LAST_ENTRY.encode(), b"0"))
 
 
 def last_evaluation(evaluations: pa.Table) -> pa.Table:

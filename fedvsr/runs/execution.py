@@ -31,7 +31,8 @@ from fedvsr.federation.sampling import FederationConfig
 from fedvsr.files import DISK_FULL, remove_temporaries, replacing
 from fedvsr.inference.evaluate import Evaluator
 from fedvsr.params import FloatVector, ParamTable, flatten, load_flat
-from fedvsr.records import RunRecords, read_run
+from fedvsr.recording import RunRecords
+from fedvsr.records import read_run
 from fedvsr.runs import rows
 from fedvsr.runs.audit import missing_rows, set_aside_damaged
 from fedvsr.runs.events import Event, EventLog, RoundRecorded, RunStarted

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from fedvsr import journal
 from fedvsr.errors import UserError
 from fedvsr.inference.scores import ClipScore
 from fedvsr.records import Results, load_results
@@ -101,8 +103,13 @@ def _is_dead(folder: Path, results: Results | None) -> bool:
 
 def _silence_s(folder: Path) -> float:
     """Seconds since a table or the folder itself last changed."""
-    paths = [folder, *folder.glob("*.parquet")]
-    return time.time() - max(path.stat().st_mtime for path in paths)
+    paths = [folder, folder / journal.NAME, *folder.glob("*.parquet")]
+    times = list[float]()
+    for path in paths:
+        # Files are replaced and removed meanwhile.
+        with suppress(FileNotFoundError):
+            times.append(path.stat().st_mtime)
+    return time.time() - max(times)
 
 
 def _start(row: dict[Any, Any]) -> RunStarted:

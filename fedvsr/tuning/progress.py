@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedvsr import journal
 from fedvsr.config import ExperimentConfig
 from fedvsr.errors import UserError, skipping
 from fedvsr.files import replacing
@@ -124,8 +125,8 @@ class TrialMonitor:
         self, index: int, values: Mapping[str, Value], config: ExperimentConfig, folder: Path
     ) -> Row:
         """A trial's row, which is read again only after a file or the status has changed."""
-        files = [folder / name for name in ("trial.json", "runs.parquet", "rounds.parquet")]
-        times = [path.stat().st_mtime_ns if path.exists() else 0 for path in files]
+        names = ("trial.json", "runs.parquet", "rounds.parquet", journal.NAME)
+        times = [_changed_at(folder / name) for name in names]
         state = (times, _status(folder) if times[0] else "")
         if self._known.get(folder, (None,))[0] != state:
             self._known[folder] = state, row_of(self._sweep.name, index, values, config, folder)
@@ -205,3 +206,11 @@ def _status(folder: Path) -> str:
     except UserError:
         # Its row says which file is damaged.
         return "damaged"
+
+
+def _changed_at(path: Path) -> int:
+    """When a file last changed, in nanoseconds; 0 if it is missing, as a run's journal often is."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0

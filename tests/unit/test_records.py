@@ -13,7 +13,8 @@ import pytest
 
 import fedvsr
 from fedvsr.errors import UserError
-from fedvsr.records import SCHEMAS, RunRecords
+from fedvsr.recording import RunRecords
+from fedvsr.records import SCHEMAS, read_table
 
 IDENTITY = {"config_hash": "c", "seed": 1, "fedvsr_version": "v", "git_commit": None}
 
@@ -49,7 +50,7 @@ def test_a_round_is_written_before_its_scores(tmp_path: Path) -> None:
     row = {"clip_id": "a", "psnr_db": 30.0}
     reopened.write_scores(1, {"psnr_db": 30.0, "evaluate_s": 1.0}, [row])
     reopened.begin_round(1, None)
-    rounds = pd.read_parquet(tmp_path / "rounds.parquet")
+    rounds = read_table(tmp_path, "rounds").to_pandas()
     assert rounds["num_sampled"].tolist() == [0, 2], "an existing round must stay"
     assert rounds["psnr_db"].fillna(0).tolist() == [0, 30.0]
     assert RunRecords(tmp_path, IDENTITY).has_scores(1)
@@ -57,7 +58,7 @@ def test_a_round_is_written_before_its_scores(tmp_path: Path) -> None:
     reopened.write_round(1, {"num_sampled": 2}, [{"client_id": 0}])
     assert not reopened.has_scores(1)
     reopened.write_scores(1, {"evaluate_s": 1.0}, [row])
-    assert len(pd.read_parquet(tmp_path / "evaluations.parquet")) == 1
+    assert read_table(tmp_path, "evaluations").num_rows == 1
 
 
 def test_faults_stay_when_rounds_are_repeated(tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ def test_faults_stay_when_rounds_are_repeated(tmp_path: Path) -> None:
         records.add_fault(fault)
     records.write_round(1, {"num_sampled": 1}, [])
     assert RunRecords(tmp_path, IDENTITY).last_evaluation() == {}
-    assert pd.read_parquet(tmp_path / "faults.parquet")["client_id"].tolist() == [3, 3]
+    assert read_table(tmp_path, "faults")["client_id"].to_pylist() == [3, 3]
 
 
 def test_all_runs_are_read_into_one_table_of_each_kind(tmp_path: Path) -> None:

@@ -1,0 +1,155 @@
+"""Rows that were added to a run's tables since these were last written: a line per addition.
+
+A parquet file can only be replaced as a whole, so a table that was replaced after every round would
+cost more with every round. A line is appended instead, at the same cost whatever came before it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fedvsr.errors import FileError
+
+# First in the folder's order of names, so that a copy of the folder takes it before the tables:
+# rows that are written to a table meanwhile are then in both, and never in neither.
+NAME = "added.jsonl"
+
+Rows = Sequence[Mapping[str, object]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Rows that were added together. They are on disk together, or not at all."""
+
+    number: int
+    """Counts the entries of a run, from 1. A table's file says which was the last that it holds."""
+    round_idx: int | None
+    """Round whose earlier rows these replace; None if they replace none."""
+    rows: Mapping[str, Rows]
+    """By table; an empty list removes the round's rows."""
+
+
+class Journal:
+    """The file of a run's newest rows. One process at a time writes it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / NAME
+        self._end: int | None = None
+
+    def entries(self) -> list[Entry]:
+        """The entries, oldest first. One that was being written when its process died is left out.
+
+        Raises:
+            FileError: an entry is damaged.
+        """
+        found = []
+        *lines, _ = self._read().split(b"\n")
+        for number, line in enumerate(lines, start=1):
+            checksum, _, text = line.partition(b" ")
+            if checksum != _checksum(text):
+                raise FileError(
+                    self.path,
+                    f": line {number} is damaged; restore the file, or delete it if you can do "
+                    "without the last rounds' rows",
+                )
+            found.append(Entry(**json.loads(text)))
+        return found
+
+    def append(self, entry: Entry) -> None:
+        """Add an entry. It is on disk when this returns."""
+        text = json.dumps(vars(entry), separators=(",", ":")).encode()
+        line = _checksum(text) + b" " + text + b"\n"
+        if self._end is None:
+            self._end = self._read().rfind(b"\n") + 1
+        with self.path.open("ab") as file:
+            # A line that a crash or a full disk has cut off.
+            file.truncate(self._end)
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        if self._end == 0:
+            _sync(self.path.parent)
+        self._end += len(line)
+
+    def clear(self) -> None:
+        """Forget all entries, because the tables hold them."""
+        self.path.unlink(missing_ok=True)
+        self._end = 0
+
+    def _read(self) -> bytes:
+        try:
+            return self.path.read_bytes()
+        except FileNotFoundError:
+            return b""
+
+
+class GrowingTable:
+    """A table as its file holds it, and the rows that were added since.
+
+    Args:
+        table: the table, ordered by round.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+        self._rounds = dict[int, Rows]()
+        self._others = list[Mapping[str, object]]()
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was added."""
+        return bool(self._rounds or self._others)
+
+    def add(self, round_idx: int | None, rows: Rows) -> None:
+        """Add rows; those of a round replace the round's earlier ones."""
+        if round_idx is None:
+            self._others += rows
+        else:
+            self._rounds[round_idx] = rows
+
+    def of_round(self, round_idx: int) -> list[dict[str, Any]]:
+        """The rows of a round."""
+        if round_idx in self._rounds:
+            return [dict(row) for row in self._rounds[round_idx]]
+        rows: list[dict[str, Any]] = self._table.filter(
+            pc.equal(self._table["round_idx"], round_idx)
+        ).to_pylist()
+        return rows
+
+    def merged(self) -> pa.Table:
+        """The whole table: ordered by round, but added rows that belong to none come last."""
+        if not self.changed:
+            return self._table
+        table, schema = self._table, self._table.schema
+        if self._rounds:
+            replaced = pa.array(list(self._rounds), pa.int64())
+            kept = table.filter(pc.invert(pc.is_in(table["round_idx"], value_set=replaced)))
+            new = [row for rows in self._rounds.values() for row in rows]
+            table = pa.concat_tables([kept, pa.Table.from_pylist(new, schema)])
+            # Stable: the rows of a round stay in their order.
+            table = table.take(pc.sort_indices(table["round_idx"]))
+        return pa.concat_tables(
+            [table, pa.Table.from_pylist(self._others, schema)]
+        ).combine_chunks()
+
+
+def _checksum(text: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(text)
+
+
+def _sync(folder: Path) -> None:
+    """Sync a folder to disk, so that a new file in it is found after a power loss."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

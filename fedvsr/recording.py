@@ -1,0 +1,138 @@
+"""Writes a run's tables while it is executed: docs/design/0012-recording.md."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from fedvsr.checked import write_parquet
+from fedvsr.journal import Entry, GrowingTable, Journal
+from fedvsr.records import (
+    LAST_ENTRY,
+    SCHEMAS,
+    Row,
+    last_evaluation,
+    mean_scores,
+    read_growing,
+)
+
+_GROWING = ("clients", "evaluations", "rounds", "faults")
+_COUNTS = ("num_sampled", "num_rejected", "num_failed", "download_bytes", "upload_bytes")
+# Seconds after which the tables are written again, and most of the time that this may take: the
+# time of a writing grows with the rounds.
+_WRITE_S = 10.0
+_SHARE = 0.02
+
+
+class RunRecords:
+    """Records one run. What was added is on disk when the call returns.
+
+    A round's rows go to the journal, and from there to the tables: when `write_s` have passed, and
+    whenever the run's own row is written. Readers (`fedvsr.records`) see both as one.
+
+    Args:
+        folder: the run's folder.
+        identity: the columns that all rows share.
+        write_s: seconds between two writings of the tables.
+    """
+
+    def __init__(self, folder: Path, identity: Row, write_s: float = _WRITE_S) -> None:
+        self._folder, self._identity, self._write_s = folder, identity, write_s
+        self._journal = Journal(folder)
+        self._tables, self._number = dict[str, GrowingTable](), 0
+        entries = self._journal.entries()
+        for name in _GROWING:
+            self._tables[name], last = read_growing(folder, name, entries)
+            self._number = max(self._number, last)
+        self._next_writing = time.monotonic()
+
+    def write_run(self, row: Row) -> None:
+        """Replace the row of the run, once the tables hold all that was added."""
+        self._write_tables()
+        self._write("runs", self._table("runs", [row]))
+
+    def write_partition(self, rows: Sequence[Row]) -> None:
+        """Write which client holds which clips."""
+        self._write("partition", self._table("partition", rows))
+
+    def write_round(self, round_idx: int, row: Row, clients: Sequence[Row]) -> None:
+        """Add a round's training, or replace an earlier one of the same round and its scores.
+
+        A resumed run repeats the rounds after its checkpoint: old rows stay until new ones replace
+        them, so a finished round is never missing.
+        """
+        self._add(round_idx, {"evaluations": [], "clients": clients, "rounds": [row]})
+
+    def begin_round(self, round_idx: int, epsilon: float | None) -> None:
+        """Add a row if the round has none.
+
+        Round 0 trains nobody. A later round has lost its row, and what it counted is not known.
+        """
+        if not self._tables["rounds"].of_round(round_idx):
+            zero = dict.fromkeys(_COUNTS, 0) | dict.fromkeys(("train_s", "aggregate_s"), 0.0)
+            row = zero if round_idx == 0 else {}
+            self._add(round_idx, {"rounds": [{**row, "epsilon": epsilon}]})
+
+    def write_scores(self, round_idx: int, means: Row, rows: Sequence[Row]) -> None:
+        """Add the scores of a round that has a row."""
+        (row,) = self._tables["rounds"].of_round(round_idx)
+        self._add(round_idx, {"evaluations": rows, "rounds": [{**row, **means}]})
+
+    def has_scores(self, round_idx: int, due: bool = True) -> bool:
+        """Whether the scoring of a round is done: its scores are written, or none were `due`."""
+        rows = self._tables["rounds"].of_round(round_idx)
+        done = bool(rows) and all(row.get("evaluate_s") is not None for row in rows)
+        # The file of scores may have been deleted.
+        return done and (not due or bool(self._tables["evaluations"].of_round(round_idx)))
+
+    def add_fault(self, row: Row) -> None:
+        """Add a failure. Failures stay when their round is repeated, because they happened."""
+        self._add(None, {"faults": [row]})
+
+    def last_evaluation(self) -> Row:
+        """Mean scores of the last evaluated round by column; empty if no round is evaluated."""
+        last = last_evaluation(self._tables["evaluations"].merged())
+        return mean_scores(last) if last.num_rows else {}
+
+    def _add(self, round_idx: int | None, added: Mapping[str, Sequence[Row]]) -> None:
+        of_round = {} if round_idx is None else {"round_idx": round_idx}
+        rows = {
+            # Through a table, so that JSON gets plain values of the schema's types.
+            name: [
+                {key: value for key, value in row.items() if value is not None}
+                for row in self._table(name, [{**row, **of_round} for row in own]).to_pylist()
+            ]
+            for name, own in added.items()
+        }
+        self._number += 1
+        self._journal.append(Entry(self._number, round_idx, rows))
+        for name, own in rows.items():
+            self._tables[name].add(round_idx, own)
+        if time.monotonic() >= self._next_writing:
+            self._write_tables()
+
+    def _write_tables(self) -> None:
+        """Write the tables that lack rows, and empty the journal."""
+        began = time.monotonic()
+        for name, growing in self._tables.items():
+            if growing.changed:
+                table = growing.merged()
+                metadata = {**table.schema.metadata, LAST_ENTRY: str(self._number)}
+                self._write(name, table.replace_schema_metadata(metadata))
+                self._tables[name] = GrowingTable(table)
+        self._journal.clear()
+        now = time.monotonic()
+        self._next_writing = now + max(self._write_s, (now - began) / _SHARE)
+
+    def _table(self, name: str, rows: Sequence[Row]) -> pa.Table:
+        schema = SCHEMAS[name]
+        full = [{**self._identity, **row} for row in rows]
+        unknown = {key for row in full for key in row} - set(schema.names)
+        assert not unknown, f"columns that {name} does not have: {sorted(unknown)}"
+        return pa.Table.from_pylist(full, schema=schema)
+
+    def _write(self, name: str, table: pa.Table) -> None:
+        write_parquet(self._folder / f"{name}.parquet", table)
