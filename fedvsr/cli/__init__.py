@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from io import TextIOWrapper
 from typing import Annotated
@@ -15,6 +16,7 @@ from fedvsr.cli.common import plain_console, say
 from fedvsr.environment import let_threads_sleep
 from fedvsr.errors import UserError
 from fedvsr.files import DISK_FULL
+from fedvsr.limits import ClusterGoneError
 
 # Commands import the modules that load torch, Ray or pandas themselves: `--help` stays quick.
 
@@ -89,6 +91,10 @@ def main() -> None:
             err.print_exception()
         if message := _user_message(error):
             err.print(f"error: {' '.join(message.splitlines())}")
+            if isinstance(error, ClusterGoneError):
+                sys.stdout.flush()
+                # Not `sys.exit`, by which Ray is asked to say goodbye to a cluster that is gone.
+                os._exit(2)
             sys.exit(2)
         reason = str(error).strip().splitlines() or [""]
         hint = "" if debug else " (--debug shows the traceback)"

@@ -49,13 +49,10 @@ def doctor(
     if address and address.startswith("http"):
         _check_by_job(config, address)
     if address:
-        from fedvsr.federation import driver
+        from fedvsr.federation.connection import connected
 
-        driver.connect(address, 0)
-        try:
+        with connected(address, 0):
             findings = checks.look_around(config)
-        finally:
-            driver.disconnect()
     else:
         findings = checks.look_here(config)
     _print(findings)

@@ -101,7 +101,7 @@ def _run(
 ) -> bool:
     """Run a sweep; return whether it came to its end."""
     from fedvsr.cli.sweep_view import SweepView
-    from fedvsr.federation import driver
+    from fedvsr.federation.connection import connected
     from fedvsr.runs.launch import object_store_bytes
     from fedvsr.tuning.estimate import fits_here
     from fedvsr.tuning.progress import TrialMonitor, best_of, write_best
@@ -114,15 +114,14 @@ def _run(
         at_once = min(*limits, len(trials)) if trials else min(limits)
         # A trial's process is its driver, which waits while clients train, or trains itself.
         num_waiting = 0 if sweep.executor == "serial" else at_once
-        driver.connect(address, at_once * object_store_bytes(largest), num_waiting)
-        try:
-            with SweepView(console, _swept(sweep)) as view:
-                with TrialMonitor(sweep, trials, folder, view) as monitor:
-                    outcomes = run_sweep(sweep, trials, folder, max_concurrent=max_concurrent)
-                rows = monitor.finish(outcomes)
-                view(rows)
-        finally:
-            driver.disconnect()
+        with (
+            connected(address, at_once * object_store_bytes(largest), num_waiting),
+            SweepView(console, _swept(sweep)) as view,
+        ):
+            with TrialMonitor(sweep, trials, folder, view) as monitor:
+                outcomes = run_sweep(sweep, trials, folder, max_concurrent=max_concurrent)
+            rows = monitor.finish(outcomes)
+            view(rows)
     best = best_of(rows, sweep)
     if best:
         _print_best(best, sweep)
@@ -222,17 +221,15 @@ def _at_once(
         return fits_here(config), "this machine", has_gpus_here(config)
     import ray
 
-    from fedvsr.federation import driver
+    from fedvsr.federation.connection import connected
+    from fedvsr.federation.placement import asked
     from fedvsr.tuning.trial import bundles_of
 
-    driver.connect(address, 0)
-    try:
-        total = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    with connected(address, 0):
+        total = asked(lambda: ray.cluster_resources())  # type: ignore[no-untyped-call]
         has = ", ".join(f"{total.get(name, 0):g} {name}" for name in ("GPU", "CPU"))
         at_once = fits(bundles_of(sweep, config).bundles, total)
         return at_once, f"the cluster ({has})", total.get("GPU", 0) > 0
-    finally:
-        driver.disconnect()
 
 
 def _representative(sweep: SweepConfig, trials: Sequence[Trial] | None) -> ExperimentConfig:

@@ -98,11 +98,12 @@ def ask_nodes(
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    from fedvsr.federation.placement import alive_nodes
+
     # Nodes may have another version of fedvsr, or none.
     ray.cloudpickle.register_pickle_by_value(probe)  # type: ignore[no-untyped-call]
     here = ray.get_runtime_context().get_node_id()
-    known: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    nodes = sorted((n for n in known if n["Alive"]), key=lambda n: n["NodeID"] != here)
+    nodes = sorted(alive_nodes().values(), key=lambda n: n["NodeID"] != here)
     if others_only:
         nodes = [n for n in nodes if n["NodeID"] != here and n["Resources"].get("CPU")]
     # A process that has used a GPU holds memory there until it ends: one call per process.

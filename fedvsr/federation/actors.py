@@ -12,9 +12,11 @@ import ray
 
 from fedvsr.federation.executors import Clients
 from fedvsr.federation.placement import Place, Placement
+from fedvsr.federation.pulse import CONTROL, Pulse, end
 from fedvsr.federation.ray_scorer import keep_to_own_gpus
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
 from fedvsr.params import FloatVector
+from fedvsr.training.local import LocalTrainer
 
 
 class ClientActor:
@@ -28,14 +30,16 @@ class ClientActor:
     def __init__(self, clients: Clients, client_id: int) -> None:
         keep_to_own_gpus()
         (self._clips,) = clients.clips
-        self._client_id = client_id
-        self._trainer = clients.make_trainer()
+        self._clients, self._client_id = clients, client_id
+        self._trainer: LocalTrainer | None = None
         self._vector: FloatVector | None = None
-        # Done now, while another client trains, rather than in this one's first step.
-        self._trainer.warm_up()
+
+    def ping(self) -> None:
+        """Answer; see `Pulse`."""
 
     def ready(self) -> None:
-        """Return once the actor is built."""
+        """Build the trainer, while another client trains rather than in this one's first task."""
+        self._build().warm_up()
 
     def train(
         self, task: ClientTask, shared: Vectors, state: Vectors
@@ -52,10 +56,16 @@ class ClientActor:
             self._vector = np.empty_like(shared["params"])
         try:
             # Ray copies the result to the object store before the next task begins.
-            return self._trainer.train(task, shared, state, self._clips, self._vector)
+            return self._build().train(task, shared, state, self._clips, self._vector)
         finally:
             # The next client on this GPU needs the memory.
             self._trainer.release()
+
+    def _build(self) -> LocalTrainer:
+        # Not in `__init__`: the process answers `ping` only after that.
+        if self._trainer is None:
+            self._trainer = self._clients.make_trainer()
+        return self._trainer
 
 
 @dataclass
@@ -66,6 +76,7 @@ class LiveActor:
     place: Place
     building: Any
     """Reference to the result of `ready`; None once the actor is built."""
+    pulse: Pulse
 
 
 class ActorPool:
@@ -82,7 +93,8 @@ class ActorPool:
 
     def __init__(self, clients: Clients, placement: Placement, max_live: int) -> None:
         self._clients, self._placement, self._max_live = clients, placement, max_live
-        self._remote: Any = ray.remote(ClientActor)
+        make: Any = ray.remote(concurrency_groups={CONTROL: 1})  # type: ignore[call-overload]
+        self._remote = make(ClientActor)
         # Least recently used first.
         self._actors = OrderedDict[int, LiveActor]()
         self.num_slots = 0
@@ -146,12 +158,12 @@ class ActorPool:
         own = replace(self._clients, clips=(self._clients.clips[client_id],))
         options = self._placement.options(place.bundles[0], self._placement.wanted.gpu_share)
         handle = self._remote.options(**options).remote(own, client_id)
-        return LiveActor(handle, place, handle.ready.remote())
+        return LiveActor(handle, place, handle.ready.remote(), Pulse(handle))
 
     def discard(self, client_id: int) -> None:
         """End a client's process, if there is one."""
         if actor := self._actors.pop(client_id, None):
-            ray.kill(actor.handle)
+            end(actor.handle)
 
     def leave(self, places: Sequence[Place], busy: Set[int]) -> None:
         """End the idle processes in places that are lost."""

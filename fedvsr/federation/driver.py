@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 from ray.util.metrics import Counter, Gauge
 
-from fedvsr.environment import let_threads_sleep
-from fedvsr.errors import UserError
-from fedvsr.federation.placement import Placement
+from fedvsr.federation.connection import here
+from fedvsr.federation.placement import Placement, alive_nodes
+from fedvsr.federation.pulse import CONTROL, Pulse, SilentError, end
+from fedvsr.limits import ClusterGoneError, within
 
 EventT = TypeVar("EventT")
 Start = Callable[[threading.Event], Iterator[EventT]]
@@ -25,8 +26,10 @@ Measure = Callable[[EventT], Mapping[str, float]]
 """Values of an event for a monitor, by metric; those named `*_total` are added up."""
 
 _DONE = None
-# Time to save the state of the last finished round.
-_GRACE_S = 60.0
+# Time to save the state of the last finished round; and if Ray may end the process in between.
+_GRACE_S, _SHORT_GRACE_S = 60.0, 15.0
+# Seconds between two checks while an event is awaited, and between two looks at the cluster.
+POLL_S, _LOOK_S = 1.0, 5.0
 
 
 class Driver(Generic[EventT]):
@@ -57,6 +60,9 @@ class Driver(Generic[EventT]):
         """Ask the stream to end; may be called while `next_event` runs."""
         self._stop.set()
 
+    def ping(self) -> None:
+        """Answer; see `Pulse`."""
+
     def _export(self, name: str, value: float) -> None:
         kind = Counter if name.endswith("_total") else Gauge
         if name not in self._metrics:
@@ -86,98 +92,79 @@ def drive(
         measure: what to export to Ray's metrics.
         run_id: tag of the metrics.
         max_restarts: how often a dead driver is replaced.
+
+    Raises:
+        ClusterGoneError: the cluster does not answer any more, or this node's part of it has died.
     """
-    make: Any = ray.remote(concurrency_groups={"control": 1})  # type: ignore[call-overload]
+    make: Any = ray.remote(concurrency_groups={CONTROL: 1})  # type: ignore[call-overload]
     remote = make(Driver)
     options = placement.options(0, num_gpus=0)
     for restarts_left in range(max_restarts, -1, -1):
         driver = remote.options(**options).remote(start, measure, run_id)
+        watch = _Watch(Pulse(driver), here())
+        gone = False
         try:
-            while (event := ray.get(driver.next_event.remote())) is not _DONE:
+            while (event := _next(driver, watch)) is not _DONE:
                 yield event
             return
+        except ClusterGoneError:
+            gone = True
+            # Its process may live on, and then saves its state.
+            _stop(driver, _SHORT_GRACE_S)
+            raise
         except RayTaskError as error:
+            gone = isinstance(error.cause, ClusterGoneError)
             raise error.cause from error
-        except (RayActorError, OutOfMemoryError):
+        except (RayActorError, OutOfMemoryError, SilentError):
             if not restarts_left:
                 raise
         except (GeneratorExit, KeyboardInterrupt):
-            _stop(driver)
+            _stop(driver, _GRACE_S)
             raise
         finally:
-            ray.kill(driver)
+            if not gone:
+                end(driver)
 
 
-def _stop(driver: Any) -> None:
-    driver.stop.options(concurrency_group="control").remote()
-    try:
-        while ray.get(driver.next_event.remote(), timeout=_GRACE_S) is not _DONE:
+class _Watch:
+    """What could end the wait for a driver: the cluster is gone, or the driver is silent."""
+
+    def __init__(self, pulse: Pulse, node: str) -> None:
+        self._pulse, self._node = pulse, node
+        self._looked = time.monotonic()
+
+    def check(self) -> None:
+        """Look at the cluster, now and then, and at the driver.
+
+        Raises:
+            ClusterGoneError: the cluster does not answer, or this node is no part of it any more.
+            SilentError: the driver does not answer.
+        """
+        self._pulse.check()
+        if time.monotonic() - self._looked > _LOOK_S:
+            if self._node not in alive_nodes():
+                raise ClusterGoneError("Ray's process on this machine, the raylet, has died")
+            self._looked = time.monotonic()
+
+
+def _next(driver: Any, watch: _Watch | None = None) -> Any:
+    """The driver's next event."""
+    # Not `ray.get`: it would end this process without a word if the raylet has died.
+    event: Future[Any] = driver.next_event.remote().future()
+    while not wait([event], timeout=POLL_S).done:
+        if watch:
+            watch.check()
+    return event.result()
+
+
+def _stop(driver: Any, grace_s: float) -> None:
+    """Ask the driver to save its state and to end, and wait for that."""
+
+    def drain() -> None:
+        driver.stop.options(concurrency_group=CONTROL).remote()
+        while _next(driver) is not _DONE:
             pass
-    except (RayTaskError, RayActorError, OutOfMemoryError, GetTimeoutError):
-        # The driver is killed next; its checkpoints are whole.
-        pass
 
-
-def connect(address: str | None, object_store_bytes: int, num_drivers: int = 1) -> None:
-    """Connect to a Ray cluster, or start one on this machine for `local`.
-
-    Args:
-        address: `local`, `auto` (the cluster this machine belongs to), or `ray://HOST:PORT`. None:
-            the value of RAY_ADDRESS (Ray sets it inside a submitted job), or else `local`.
-        object_store_bytes: shared memory that a local cluster gets for a round's vectors.
-        num_drivers: runs that a local cluster executes at once.
-
-    Raises:
-        UserError: no cluster answers at that address.
-    """
-    with _sigterm_kept():
-        _connect(address, object_store_bytes, num_drivers)
-
-
-@contextmanager
-def _sigterm_kept() -> Iterator[None]:
-    """Keep the caller's SIGTERM handler, which `ray.init` would replace."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
-
-
-def _connect(address: str | None, object_store_bytes: int, num_drivers: int) -> None:
-    common: dict[str, Any] = {"log_to_driver": False, "configure_logging": True}
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    if address == "local":
-        # The cluster's processes inherit these settings. By default Ray lowers its workers'
-        # priority, which starves clients on a busy machine.
-        let_threads_sleep()
-        os.environ.setdefault("RAY_worker_niceness", "0")
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(
-            address="local",
-            # One more per driver, because a driver waits while clients train.
-            num_cpus=(os.cpu_count() or 1) + num_drivers,
-            include_dashboard=False,
-            object_store_memory=object_store_bytes,
-            logging_level=logging.ERROR,
-            **common,
-        )
-        return
-    try:
-        ray.init(address=address, logging_level=logging.ERROR, **common)
-    except ConnectionError as error:
-        raise UserError(
-            f"no Ray cluster answers at {address!r}: {error}; if it asks for a token, set "
-            "RAY_AUTH_MODE=token and, unless the token is in ~/.ray/auth_token, RAY_AUTH_TOKEN_PATH"
-        ) from None
-
-
-def here() -> str:
-    """Ray's id of this process's node, where the driver must run: it needs the same files."""
-    return str(ray.get_runtime_context().get_node_id())
-
-
-def disconnect() -> None:
-    """Leave the cluster; a cluster that `connect` started on this machine ends."""
-    ray.shutdown()
+    # Otherwise the driver is killed next; its checkpoints are whole.
+    with suppress(RayTaskError, RayActorError, OutOfMemoryError, TimeoutError):
+        within(grace_s, drain)

@@ -92,7 +92,7 @@ class Scorer(Protocol):
         """Start to score, and return a handle to the result."""
         ...
 
-    def take_faults(self) -> list[str]:
+    def take_faults(self) -> list[tuple[FaultKind, str]]:
         """Recovered failures since the last call, a line each."""
         ...
 
@@ -203,7 +203,7 @@ class SerialExecutor:
                     final=True,
                     lost_s=time.perf_counter() - started,
                     traceback="".join(traceback.format_exception(error)),
-                    error=error,
+                    error=given_up(task, error),
                 )
             else:
                 yield TrainedClient(ClientOutcome(report), update)
@@ -227,7 +227,7 @@ class _SerialScorer:
     def score(self, params: FloatVector) -> Pending:
         return _Scored(*timed_score(self._evaluator, params))
 
-    def take_faults(self) -> list[str]:
+    def take_faults(self) -> list[tuple[FaultKind, str]]:
         return []
 
 
@@ -255,3 +255,16 @@ def first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     name = type(error).__name__
     return lines[0] if isinstance(error, UserError) else ": ".join([name, *lines[:1]])
+
+
+def given_up(task: ClientTask, error: Exception, attempts: int = 1) -> UserError:
+    """What ends the run if it cannot do without a client that failed for good."""
+    if isinstance(error, UserError):
+        return error
+    times = f", in each of {attempts} attempts" if attempts > 1 else ""
+    failure = UserError(
+        f"client {task.client_id} failed in round {task.round_idx}{times}: {first_line(error)}; "
+        "faults.parquet of the run has the traceback; mend the cause, then --resume"
+    )
+    failure.__cause__ = error
+    return failure

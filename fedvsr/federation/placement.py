@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.util.placement_group import (
@@ -19,11 +20,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from fedvsr.errors import UserError
 from fedvsr.federation.config import GPU_LABEL, ClusterConfig
+from fedvsr.limits import ANSWER_S, ClusterGoneError, within
 
 _DEFAULT_GPU_SHARE = 0.1
 _NODE_LABEL = "ray.io/node-id"
 
 Resources = dict[str, float]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,13 @@ class Placement:
     wanted: Slots
 
     def places(self) -> list[Place]:
-        """The places on living nodes, in the order of their bundles."""
+        """The places on living nodes, in the order of their bundles.
+
+        Raises:
+            ClusterGoneError: the cluster does not answer.
+        """
         alive = alive_nodes()
-        nodes = placement_group_table(self.group)["bundles_to_node_id"]
+        nodes = asked(lambda: placement_group_table(self.group))["bundles_to_node_id"]
         where = [(i, nodes.get(i)) for i in range(1, 1 + self.wanted.num_bundles)]
         where = [(i, node) for i, node in where if node in alive]
         per_bundle = self.wanted.per_bundle
@@ -109,7 +116,9 @@ class Placement:
 
     def release(self) -> None:
         """Release the reserved resources."""
-        remove_placement_group(self.group)
+        # A cluster that has just gone holds none.
+        with suppress(ClusterGoneError):
+            asked(lambda: remove_placement_group(self.group))
 
 
 def ask(config: ClusterConfig, num_threads: int, cohort: int) -> Slots:
@@ -159,7 +168,7 @@ def reserve(wanted: Slots, timeout_s: float, driver_node: str | None = None) -> 
         driver_node: Ray's id of the node for the driver's bundle (default: any).
 
     Raises:
-        UserError: the cluster lacks the resources, or they are not free in time.
+        UserError: the cluster lacks the resources, or they are not free in time; it is gone.
     """
     bundles, selectors = wanted.bundles, wanted.selectors
     if driver_node:
@@ -171,10 +180,12 @@ def reserve(wanted: Slots, timeout_s: float, driver_node: str | None = None) -> 
             f"the run asks for {_amounts(bundles)} ({_way_out(wanted)}), and this Ray cluster has "
             f"only {_describe(nodes)}"
         )
-    group = placement_group(bundles, strategy="PACK", bundle_label_selector=selectors)
-    if not group.wait(timeout_s):
-        remove_placement_group(group)
-        free = ray.available_resources()  # type: ignore[no-untyped-call]
+    group = asked(
+        lambda: placement_group(bundles, strategy="PACK", bundle_label_selector=selectors)
+    )
+    if not asked(lambda: group.wait(timeout_s), timeout_s + ANSWER_S):
+        asked(lambda: remove_placement_group(group))
+        free = asked(lambda: ray.available_resources())  # type: ignore[no-untyped-call]
         raise UserError(
             f"the run asks for {_amounts(bundles)}, and after {timeout_s:g} s others still hold "
             f"too much of the cluster: free are {_amounts([free])}; wait, or {_way_out(wanted)}"
@@ -183,9 +194,26 @@ def reserve(wanted: Slots, timeout_s: float, driver_node: str | None = None) -> 
 
 
 def alive_nodes() -> dict[str, dict[str, Any]]:
-    """Ray's description of every living node, by node id."""
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    """Ray's description of every living node, by node id.
+
+    Raises:
+        ClusterGoneError: the cluster does not answer.
+    """
+    nodes: list[dict[str, Any]] = asked(ray.nodes)
     return {node["NodeID"]: node for node in nodes if node["Alive"]}
+
+
+def asked(call: Callable[[], T], limit_s: float = ANSWER_S) -> T:
+    """What the cluster's head answers to a call of Ray's.
+
+    Raises:
+        ClusterGoneError: it does not answer.
+    """
+    try:
+        return within(limit_s, call)
+    except TimeoutError as error:
+        message = f"Ray's head process, the GCS, has died or cannot be reached: {error}"
+        raise ClusterGoneError(message) from None
 
 
 def _fits(

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import ray
 import torch
 from ray.exceptions import (
+    GetTimeoutError,
     ObjectLostError,
     OutOfMemoryError,
     RayActorError,
@@ -33,11 +34,14 @@ from fedvsr.federation.executors import (
     Scorer,
     TrainedClient,
     first_line,
+    given_up,
 )
 from fedvsr.federation.placement import Place, Placement, alive_nodes
-from fedvsr.federation.ray_scorer import POLL_S, RayScorer
+from fedvsr.federation.pulse import Pulse
+from fedvsr.federation.ray_scorer import FETCH_S, POLL_S, RayScorer
 from fedvsr.federation.schedule import Schedule
 from fedvsr.inference.evaluate import Evaluator
+from fedvsr.limits import ClusterGoneError
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
 from fedvsr.training.local import count_steps
 
@@ -57,6 +61,7 @@ class _Running:
     update: Any
     place: Place
     slot: int
+    pulse: Pulse
     sent: float = field(default_factory=time.monotonic)
     began: float | None = None
     """When its actor was ready to train; None while the actor is built."""
@@ -89,6 +94,7 @@ class RayExecutor:
         self._schedule = Schedule(partial(_steps, clients))
         self.pool = self.make_pool(clients, placement, config.max_live_clients)
         self._places = list[Place]()
+        self._gone = False
         self._look_for_places()
         self._waiting = list[_Waiting]()
         self._running = dict[Any, _Running]()
@@ -125,7 +131,9 @@ class RayExecutor:
         return self._places[-1] if self._placement.wanted.gpu_share else None
 
     def close(self) -> None:
-        """End the client processes."""
+        """End the client processes, unless the cluster is gone: they end with it."""
+        if self._gone:
+            return
         self.pool.close()
         if self._scorer:
             self._scorer.close()
@@ -186,7 +194,7 @@ class RayExecutor:
             item.task, shared_ref, state
         )
         started = replace(item, place=place, attempts=item.attempts + 1)
-        running = self._running[report] = _Running(started, update, place, slot)
+        running = self._running[report] = _Running(started, update, place, slot, actor.pulse)
         if actor.building is None:
             running.began = running.sent
 
@@ -211,7 +219,7 @@ class RayExecutor:
 
     def _built(self, client_id: int, actor: LiveActor) -> None:
         try:
-            ray.get(actor.building)
+            ray.get(actor.building, timeout=FETCH_S)
         except RayError:
             # If it has a task, the task says why. If it was built ahead, it is built again later.
             if client_id not in self._busy():
@@ -228,9 +236,9 @@ class RayExecutor:
         running = self._running.pop(done)
         item, node = running.waiting, running.place.node_id
         try:
-            report: ClientReport = ray.get(done)
+            report: ClientReport = ray.get(done, timeout=FETCH_S)
             # Fetched now: its node may be gone when it is summed. On this node it is a view.
-            update: ClientUpdate = ray.get(running.update)
+            update: ClientUpdate = ray.get(running.update, timeout=FETCH_S)
         except RayTaskError as error:
             kind: FaultKind = "raised"
             cause = error.cause if isinstance(error.cause, Exception) else error
@@ -264,10 +272,6 @@ class RayExecutor:
         message = f"client {task.client_id} in round {task.round_idx}: {first_line(error)}"
         if final and not isinstance(error, UserError):
             message += f" (start {item.attempts} of {item.attempts})"
-            failure: Exception = RuntimeError(message)
-            failure.__cause__ = error
-        else:
-            failure = error
         yield Fault(
             task.round_idx,
             task.client_id,
@@ -278,18 +282,20 @@ class RayExecutor:
             lost_s=time.monotonic() - running.sent,
             node=running.place.node_id,
             traceback=trace or "".join(traceback.format_exception(error)),
-            error=failure,
+            error=given_up(task, error, item.attempts),
         )
 
     def _overdue(self) -> Iterator[Fault]:
+        """Give up tasks that take too long, and those whose process does not answer."""
         limit_s = self._config.client_timeout_s
-        if limit_s is None:
-            return
         now = time.monotonic()
         for ref, running in list(self._running.items()):
-            if now - running.sent > limit_s:
+            try:
+                if limit_s is not None and now - running.sent > limit_s:
+                    raise TimeoutError(f"no result within cluster.client_timeout_s = {limit_s:g} s")
+                running.pulse.check()
+            except TimeoutError as error:
                 del self._running[ref]
-                error = TimeoutError(f"no result within cluster.client_timeout_s = {limit_s:g} s")
                 yield from self._failed(running, "timeout", error)
 
     # Places
@@ -297,7 +303,11 @@ class RayExecutor:
     def _look_for_places(self) -> list[Place]:
         """Update the places to those on living nodes; returns the places that are lost."""
         self._looked = time.monotonic()
-        now = self._placement.places()
+        try:
+            now = self._placement.places()
+        except ClusterGoneError:
+            self._gone = True
+            raise
         lost = [place for place in self._places if place not in now]
         self._places = now
         self.pool.num_slots = sum(len(place.slots) for place in now)
@@ -344,7 +354,7 @@ def _kind(error: RayError, node_id: str) -> FaultKind:
         return "out_of_memory"
     if isinstance(error, RayActorError | WorkerCrashedError | ObjectLostError):
         return "died" if node_id in alive_nodes() else "node_lost"
-    return "died"
+    return "timeout" if isinstance(error, GetTimeoutError) else "died"
 
 
 def _steps(clients: Clients, client_id: int) -> int:

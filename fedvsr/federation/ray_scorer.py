@@ -13,14 +13,17 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from fedvsr.data.clips import Clip, Frames
-from fedvsr.federation.executors import Pending, first_line, timed_score
+from fedvsr.federation.executors import FaultKind, Pending, first_line, timed_score
 from fedvsr.federation.placement import Place, Placement
+from fedvsr.federation.pulse import CONTROL, Pulse, SilentError, end
 from fedvsr.inference.evaluate import Evaluator
 from fedvsr.inference.scores import ClipScore
 from fedvsr.params import FloatVector
 
 # Seconds between two checks of deadlines, of nodes, and of whether to stop.
 POLL_S = 1.0
+# Seconds within which a result that is ready must come from its node.
+FETCH_S = 300.0
 
 
 def keep_to_own_gpus() -> None:
@@ -34,19 +37,33 @@ class EvaluatorActor:
 
     def __init__(self, make: Callable[[], Evaluator]) -> None:
         keep_to_own_gpus()
-        self._evaluator = make()
+        self._make = make
+        self._evaluator: Evaluator | None = None
+
+    def ping(self) -> None:
+        """Answer; see `Pulse`."""
+
+    def ready(self) -> None:
+        """Build the evaluator, while the first clients train."""
+        self._build()
 
     def score(self, params: FloatVector) -> tuple[list[ClipScore], float]:
         """The scores of parameters (P,), and the wall seconds that they took."""
-        return timed_score(self._evaluator, params)
+        return timed_score(self._build(), params)
 
     def pictures(self, params: FloatVector, clip: Clip, frame_idx: int) -> dict[str, Frames]:
         """See `Evaluator.pictures`."""
-        return self._evaluator.pictures(params, clip, frame_idx)
+        return self._build().pictures(params, clip, frame_idx)
+
+    def _build(self) -> Evaluator:
+        # Not in `__init__`: the process answers `ping` only after that.
+        if self._evaluator is None:
+            self._evaluator = self._make()
+        return self._evaluator
 
 
 class RayScorer:
-    """Scores in an actor while clients train. A dead actor is replaced: it holds no state.
+    """Scores in an actor while clients train. A dead or hung actor is replaced: it has no state.
 
     Args:
         make: makes the evaluator, in the actor.
@@ -65,14 +82,15 @@ class RayScorer:
         self._make, self._placement, self._stop = make, placement, stop
         self._choose_place = choose_place
         self._scoring = list[_RayPending]()
-        self._lost = list[str]()
+        self._lost = list[tuple[FaultKind, str]]()
         self.last_s = math.inf
         self.place: Place | None = None
-        self._actor = self._start()
+        self.actor: Any
+        self._start()
         self.device_name = self.place.device if self.place else "CPU"
 
-    def take_faults(self) -> list[str]:
-        """Deaths of the actor since the last call, a line each."""
+    def take_faults(self) -> list[tuple[FaultKind, str]]:
+        """Losses of the actor since the last call, a line each."""
         lost, self._lost = self._lost, []
         return lost
 
@@ -84,7 +102,9 @@ class RayScorer:
 
     def pictures(self, params: FloatVector, clip: Clip, frame_idx: int) -> dict[str, Frames]:
         """See `Evaluator.pictures`."""
-        pictures: dict[str, Frames] = ray.get(self._actor.pictures.remote(params, clip, frame_idx))
+        params_ref = ray.put(params)
+        call = _Call(self, lambda actor: actor.pictures.remote(params_ref, clip, frame_idx))
+        pictures: dict[str, Frames] = call.result()
         return pictures
 
     def left_s(self) -> float:
@@ -104,59 +124,91 @@ class RayScorer:
 
     def close(self) -> None:
         """End the actor."""
-        ray.kill(self._actor)
-
-    def send(self, params_ref: Any) -> Any:
-        """Send parameters to the actor; returns the reference to the scores."""
-        return self._actor.score.remote(params_ref)
+        end(self.actor)
 
     def wait(self, ref: Any) -> None:
-        """Wait for scores.
+        """Wait for a result.
 
         Raises:
             KeyboardInterrupt: the run is to stop.
+            SilentError: the actor does not answer.
         """
         while not ray.wait([ref], timeout=POLL_S)[0]:
             if self._stop.is_set():
                 raise KeyboardInterrupt
+            self._pulse.check()
 
-    def restart(self, error: RayError) -> None:
-        """Replace the actor, and record why."""
-        self._lost.append(f"the evaluator died: {first_line(error)}")
-        ray.kill(self._actor)
-        self._actor = self._start()
+    def replace(self, actor: Any, error: Exception) -> None:
+        """Replace an actor that is lost, unless that has been done, and record why."""
+        if actor is not self.actor:
+            return
+        kind: FaultKind = "timeout" if isinstance(error, TimeoutError) else "died"
+        self._lost.append((kind, f"the evaluator was lost: {first_line(error)}"))
+        end(actor)
+        self._start()
 
-    def _start(self) -> Any:
+    def _start(self) -> None:
         self.place = self._choose_place()
         bundle = self.place.bundles[0] if self.place else 0
         share = self._placement.wanted.gpu_share if self.place else 0.0
         options = self._placement.options(bundle, share)
-        return ray.remote(EvaluatorActor).options(**options).remote(self._make)
+        make: Any = ray.remote(concurrency_groups={CONTROL: 1})  # type: ignore[call-overload]
+        self.actor = make(EvaluatorActor).options(**options).remote(self._make)
+        self.actor.ready.remote()
+        self._pulse = Pulse(self.actor)
 
 
-class _RayPending:
+class _Call:
+    """A call of the scorer's actor, which is sent again if the actor is lost."""
+
+    def __init__(self, scorer: RayScorer, send: Callable[[Any], Any]) -> None:
+        self._scorer, self._send = scorer, send
+        self._begin()
+
+    def result(self) -> Any:
+        """Wait for the result.
+
+        Raises:
+            KeyboardInterrupt: the run is to stop.
+            Exception: what the call raised.
+            RuntimeError: the actor was lost three times.
+        """
+        for last in (False, False, True):
+            try:
+                self._scorer.wait(self.ref)
+                return ray.get(self.ref, timeout=FETCH_S)
+            except RayTaskError as error:
+                raise error.cause from error
+            except (RayError, SilentError) as error:
+                if last:
+                    message = f"the evaluator was lost three times: {first_line(error)}"
+                    raise RuntimeError(message) from error
+                self._scorer.replace(self._actor, error)
+                self._begin()
+        raise AssertionError
+
+    def _begin(self) -> None:
+        self._actor = self._scorer.actor
+        self.ref = self._send(self._actor)
+
+
+class _RayPending(_Call):
+    """Scores that are being computed."""
+
     def __init__(self, scorer: RayScorer, params_ref: Any) -> None:
-        self._scorer, self._params_ref = scorer, params_ref
         self.begun = time.monotonic()
-        self.ref = scorer.send(params_ref)
+        super().__init__(scorer, lambda actor: actor.score.remote(params_ref))
 
     def ready(self) -> bool:
         return bool(ray.wait([self.ref], timeout=0)[0])
 
     def result(self) -> tuple[list[ClipScore], float]:
-        for last in (False, False, True):
-            self._scorer.wait(self.ref)
-            try:
-                scores: tuple[list[ClipScore], float] = ray.get(self.ref)
-                self._scorer.last_s = scores[1]
-                # Scores of personal networks are kept for many rounds; their vectors need not be.
-                self._params_ref = None
-                return scores
-            except RayTaskError as error:
-                raise error.cause from error
-            except RayError as error:
-                if last:
-                    raise
-                self._scorer.restart(error)
-                self.ref = self._scorer.send(self._params_ref)
-        raise AssertionError
+        scores: tuple[list[ClipScore], float] = super().result()
+        self._scorer.last_s = scores[1]
+        # Scores of personal networks are kept for many rounds; their vectors need not be.
+        self._send = _never
+        return scores
+
+
+def _never(_: Any) -> Any:
+    raise AssertionError("the result has been taken")

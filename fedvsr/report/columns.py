@@ -25,9 +25,9 @@ whole file. A round's row is added when the round is trained. Its scores (`psnr_
 `evaluations`) follow while the next round trains. Rows of the last seconds may still be in
 `added.jsonl`, from where they move to the files: after 10 s or so, and when the run ends. Every
 file has these descriptions and units as metadata of its fields, and `schema_version` as metadata of
-the file. When an older file is read, the columns that it lacks are null. [Read
-results](../how-to/read-results.md) shows how to read the files with pandas, DuckDB, Polars and
-Arrow; `fedvsr report` makes tables, figures and a page of them.
+the file. When an older file is read, the columns that it lacks are null.
+[Read results](../how-to/read-results.md) shows how to read the files with pandas, DuckDB, Polars
+and Arrow; `fedvsr report` makes tables, figures and a page of them.
 """
 _SAME = """\
 Columns that end in `_s` are wall seconds. Two runs with the same configuration on the same kind of

@@ -344,8 +344,8 @@ class Execution:
         unscored, self.unscored = self.unscored, None
         event = unscored.event
         results = [(client_id, *pending.result()) for client_id, pending in unscored.pending]
-        for message in self.scorer.take_faults():
-            yield self._record_fault(Fault(event.round_idx, None, "died", message))
+        for kind, message in self.scorer.take_faults():
+            yield self._record_fault(Fault(event.round_idx, None, kind, message))
         scores = [(client_id, score) for client_id, clips, _ in results for score in clips]
         channel = "y" if self.run.config.evaluation.luma else "rgb"
         score_rows = [{"channel": channel, "client_id": i, **asdict(score)} for i, score in scores]

@@ -12,6 +12,7 @@ from fedvsr.config import ExperimentConfig
 from fedvsr.data.split import Split, prepare
 from fedvsr.data.videos import Progress
 from fedvsr.federation.executors import Executor, SerialExecutor
+from fedvsr.limits import ClusterGoneError
 from fedvsr.params import ParamTable
 from fedvsr.runs.events import Event, measure
 from fedvsr.runs.execution import execute
@@ -62,7 +63,7 @@ def launch(
         run: the run.
         split: its clips, from `prepare_data`.
         executor: `ray`: clients are actors of a cluster; `serial`: one by one in this process.
-        address: the Ray cluster, see `driver.connect`; connected to and left here.
+        address: the Ray cluster, see `federation.connection.connect`; connected to and left here.
 
     Raises:
         UserError: no such cluster answers, it lacks what the run asks for, or see `execute`.
@@ -70,13 +71,11 @@ def launch(
     if executor == "serial":
         yield from execute(run, split, SerialExecutor)
         return
-    from fedvsr.federation import driver
+    from fedvsr.federation.connection import CONNECT_S, connected
 
-    driver.connect(address, object_store_bytes(run.config))
-    try:
+    limit_s = max(CONNECT_S, run.config.cluster.placement_timeout_s)
+    with connected(address, object_store_bytes(run.config), limit_s=limit_s):
         yield from on_cluster(run, split)
-    finally:
-        driver.disconnect()
 
 
 def on_cluster(
@@ -91,21 +90,40 @@ def on_cluster(
 
     Raises:
         UserError: a node does not see the run's data, or the cluster lacks what the run asks for.
+        ClusterGoneError: the cluster, or this node's part of it, has died.
     """
+    try:
+        yield from _on_cluster(run, split, make_executor)
+    except ClusterGoneError as error:
+        saved = run.folder.joinpath("runs.parquet").exists()
+        way_out = (
+            "; finished rounds are saved: --resume continues on a new cluster" if saved else ""
+        )
+        raise ClusterGoneError(f"the Ray cluster is gone: {error}{way_out}") from None
+
+
+def _on_cluster(
+    run: Run, split: Split, make_executor: Callable[..., Executor] | None
+) -> Iterator[Event]:
     from fedvsr.cluster.nodes import require_readable
-    from fedvsr.federation import driver, placement
+    from fedvsr.federation import connection, driver, placement
 
     config = run.config
     require_readable(config)
     wanted = placement.ask(
         config.cluster, config.local.num_threads, config.federation.clients_per_round
     )
-    placed = placement.reserve(wanted, config.cluster.placement_timeout_s, driver.here())
+    placed = placement.reserve(wanted, config.cluster.placement_timeout_s, connection.here())
+    gone = False
     try:
         start = partial(_start, run, split, placed, make_executor)
         yield from driver.drive(start, placed, measure, run.run_id, config.cluster.max_retries)
+    except ClusterGoneError:
+        gone = True
+        raise
     finally:
-        placed.release()
+        if not gone:
+            placed.release()
 
 
 def _start(

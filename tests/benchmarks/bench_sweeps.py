@@ -22,7 +22,7 @@ import pandas as pd
 import yaml
 from ray import tune
 
-from fedvsr.federation import driver
+from fedvsr.federation import connection
 from fedvsr.records import load_results
 from fedvsr.tuning.space import flat
 
@@ -47,7 +47,7 @@ def main() -> None:
 
 def overhead(folder: Path) -> None:
     """Trials that do nothing but report, one after the other."""
-    driver.connect("local", 128 << 20)
+    connection.connect("local", 128 << 20)
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     bundles = tune.PlacementGroupFactory([{"CPU": 1}, {"CPU": 1}])
     tuner = tune.Tuner(
@@ -59,7 +59,7 @@ def overhead(folder: Path) -> None:
     begun = time.time()
     tuner.fit()
     ended = time.time()
-    driver.disconnect()
+    connection.disconnect()
     marks = [json.loads(path.read_text()) for path in sorted(folder.glob("trial-*.json"))]
     starts = sorted(mark["entered"] for mark in marks)
     ends = sorted(mark["reports"][-1] for mark in marks)

@@ -18,7 +18,7 @@ from torch import nn
 
 from fedvsr.algorithms import fedavg
 from fedvsr.data.clips import Clip
-from fedvsr.federation import driver, placement
+from fedvsr.federation import connection, driver, placement
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.config import ClusterConfig
 from fedvsr.federation.executors import Clients, Executor, Fault, SerialExecutor
@@ -126,14 +126,14 @@ def start(options: argparse.Namespace, num_rounds: int) -> Iterator[dict[str, An
         return
     cluster = ClusterConfig(slots=options.slots, max_live_clients=options.live)
     # A round's updates and those of the round before, which go by and by.
-    driver.connect("local", max(4 * options.params * (2 * options.cohort + 6), 2**28))
+    connection.connect("local", max(4 * options.params * (2 * options.cohort + 6), 2**28))
     try:
         wanted = placement.ask(cluster, num_threads=1, cohort=options.cohort)
-        placed = placement.reserve(wanted, cluster.placement_timeout_s, driver.here())
+        placed = placement.reserve(wanted, cluster.placement_timeout_s, connection.here())
         make = partial(RayExecutor, config=cluster, placement=placed)
         yield from driver.drive(partial(rounds_of, options, num_rounds, make), placed)
     finally:
-        driver.disconnect()
+        connection.disconnect()
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedvsr.config import load_config
-from fedvsr.federation import driver
+from fedvsr.federation import connection
 from tests.conftest import MakeOnce
 from tests.integration.commands import LONG
 from tests.integration.running import run_serially
@@ -15,9 +15,9 @@ from tests.integration.running import run_serially
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     """A real Ray on this machine, for all tests of a module."""
-    driver.connect("local", 128 << 20)
+    connection.connect("local", 128 << 20)
     yield
-    driver.disconnect()
+    connection.disconnect()
 
 
 @pytest.fixture(scope="session")

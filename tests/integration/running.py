@@ -9,7 +9,7 @@ from typing import Any
 
 from fedvsr.config import ExperimentConfig
 from fedvsr.data.split import Split
-from fedvsr.federation import driver, placement
+from fedvsr.federation import connection, placement
 from fedvsr.federation.config import ClusterConfig
 from fedvsr.federation.executors import Clients, Executor, Fault
 from fedvsr.federation.placement import Placement
@@ -54,7 +54,7 @@ def on_ray(run: Run, make_executor: Callable[..., Executor] | None = None) -> It
 def reserved(config: ClusterConfig, cohort: int = 2) -> Iterator[Placement]:
     """What a run would reserve of the connected cluster, without a run."""
     slots = placement.ask(config, num_threads=1, cohort=cohort)
-    reservation = placement.reserve(slots, config.placement_timeout_s, driver.here())
+    reservation = placement.reserve(slots, config.placement_timeout_s, connection.here())
     try:
         yield reservation
     finally:
