@@ -34,13 +34,11 @@ class Pulse:
 
     Args:
         actor: the actor's handle.
-        start_s: seconds within which it must answer for the first time.
-        silent_s: seconds within which it must answer from then on.
     """
 
-    def __init__(self, actor: Any, start_s: float = START_S, silent_s: float = SILENT_S) -> None:
+    def __init__(self, actor: Any) -> None:
         self._ping = actor.ping.options(concurrency_group=CONTROL)
-        self._limit_s, self._silent_s = start_s, silent_s
+        self._has_started = False
         self._checked = time.monotonic()
         self._send()
 
@@ -55,14 +53,16 @@ class Pulse:
         self._checked = now
         # An actor that has died answers by an error; the calls that wait for it say more.
         if self._answer.done():
-            self._limit_s = self._silent_s
+            self._has_started = True
             if now - self._sent >= _EVERY_S:
                 self._send()
-        elif self._waited_s > self._limit_s:
+        elif self._has_started and self._waited_s > SILENT_S:
             raise SilentError(
-                f"its process has not answered for {self._limit_s:g} s: it is stopped, or its "
-                "machine is overloaded"
+                f"its process has not answered for {SILENT_S:g} s: it is stopped, or its machine "
+                "is overloaded"
             )
+        elif self._waited_s > START_S:
+            raise SilentError(f"its process has not started within {START_S:g} s")
 
     def _send(self) -> None:
         self._sent, self._waited_s = time.monotonic(), 0.0
