@@ -49,7 +49,14 @@ def write_video(path: Path, frames: Frames) -> None:
 
 
 # Modules whose tests share nothing: each starts a cluster, or a command, of its own.
-OWN_CLUSTERS = {"test_clusters", "test_resume", "test_slurm", "test_stops", "test_sweep"}
+OWN_CLUSTERS = {
+    "test_clusters",
+    "test_hangs",
+    "test_resume",
+    "test_slurm",
+    "test_stops",
+    "test_sweep",
+}
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +17,7 @@ from rich.table import Table
 from fedvsr.cli.common import OutOption, SetOption, console, interruptible, print_wide, say
 from fedvsr.errors import UserError
 from fedvsr.files import require_folder
+from fedvsr.limits import ClusterGoneError
 
 if TYPE_CHECKING:
     from fedvsr.config import ExperimentConfig
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 
 _BEST_SHOWN = 5
+# Seconds between two looks at the cluster.
+_LOOK_S = 5.0
 
 
 def tune(
@@ -116,6 +121,7 @@ def _run(
         num_waiting = 0 if sweep.executor == "serial" else at_once
         with (
             connected(address, at_once * object_store_bytes(largest), num_waiting),
+            _leaving_if_gone(),
             SweepView(console, _swept(sweep)) as view,
         ):
             with TrialMonitor(sweep, trials, folder, view) as monitor:
@@ -140,6 +146,36 @@ def _run(
     if not best:
         raise UserError(f"no trial of {sweep.name} has a score; the lines above say why")
     return True
+
+
+@contextmanager
+def _leaving_if_gone() -> Iterator[None]:
+    """End this process if the cluster is gone: Ray Tune would wait for it without end."""
+    from fedvsr.federation.connection import here
+    from fedvsr.federation.placement import require_node
+
+    node, ended = here(), threading.Event()
+
+    def look() -> None:
+        while not ended.wait(_LOOK_S):
+            try:
+                require_node(node)
+            except ClusterGoneError as error:
+                if ended.is_set():
+                    return
+                typer.echo(
+                    f"error: the Ray cluster is gone: {error}; finished rounds are saved: --resume "
+                    "continues elsewhere",
+                    err=True,
+                )
+                # The main thread is inside Ray.
+                os._exit(2)
+
+    threading.Thread(target=look, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 def _prepare(configs: Sequence[ExperimentConfig]) -> None:

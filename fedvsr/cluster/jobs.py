@@ -17,12 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from fedvsr.cluster import archive
 from fedvsr.cluster.fetch import JOB_VARIABLE, unpack
 from fedvsr.errors import UserError
+from fedvsr.limits import within
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
@@ -32,12 +33,15 @@ STOP_WAIT_S = 60
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # Keys of a job's metadata: the name of what it runs, and the folder where `fedvsr run` writes.
 _NAME, _OUT = "fedvsr", "fedvsr_out"
+T = TypeVar("T")
 _TALKATIVE = (
     "dashboard.modules.dashboard_sdk",
     "dashboard.modules.job.sdk",
     "_private.runtime_env.packaging",
 )
 _CONNECT_S = 10
+# Seconds for a request; the upload of a job's package may take longer.
+_ASK_S, _SUBMIT_S = 60.0, 600.0
 _POLL_S = 0.5
 _MAX_BREAKS = 5
 
@@ -79,8 +83,8 @@ class Jobs:
 
         for name in _TALKATIVE:
             logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)
-        with _explained(self.address), _address_alone():
-            self._client = JobSubmissionClient(self.address)
+        with _address_alone():
+            self._client = self._ask(lambda: JobSubmissionClient(self.address))
 
     def submit(
         self, command: str, working_dir: Path | None, name: str, out: str | None = None
@@ -100,18 +104,19 @@ class Jobs:
         runtime_env: dict[str, Any] = {"env_vars": _environment(job_id)}
         if working_dir is not None:
             runtime_env["working_dir"] = str(working_dir)
-        with _explained(self.address):
-            return self._client.submit_job(
+        return self._ask(
+            lambda: self._client.submit_job(
                 entrypoint=command,
                 submission_id=job_id,
                 runtime_env=runtime_env,
                 metadata=_metadata(name, out),
-            )
+            ),
+            limit_s=_SUBMIT_S,
+        )
 
     def list(self) -> list[Job]:
         """The cluster's jobs that fedvsr submitted, oldest first."""
-        with _explained(self.address):
-            jobs = self._client.list_jobs()
+        jobs = self._ask(self._client.list_jobs)
         ours = [job for job in jobs if job.submission_id and _NAME in (job.metadata or {})]
         return [_job(details) for details in sorted(ours, key=lambda job: job.start_time or 0)]
 
@@ -121,13 +126,11 @@ class Jobs:
         Raises:
             UserError: the cluster has no such job.
         """
-        with _explained(self.address, job_id):
-            return _job(self._client.get_job_info(job_id))
+        return _job(self._ask(lambda: self._client.get_job_info(job_id), job_id))
 
     def logs(self, job_id: str) -> str:
         """All that a job has printed so far."""
-        with _explained(self.address, job_id):
-            return str(self._client.get_job_logs(job_id))
+        return str(self._ask(lambda: self._client.get_job_logs(job_id), job_id))
 
     def follow(self, job_id: str, say: Callable[[str], object]) -> Job:
         """Pass on what a job prints, from its first line, until it ends.
@@ -165,17 +168,23 @@ class Jobs:
                 return job
             time.sleep(_POLL_S)
 
-    def wait(self, job_id: str) -> Job:
-        """Wait until a job has ended, and return it."""
+    def wait(self, job_id: str, limit_s: float | None = None) -> Job:
+        """Wait until a job has ended, and return it.
+
+        Raises:
+            UserError: it has not ended within the limit, or the server does not answer.
+        """
+        began = time.monotonic()
         while (job := self.get(job_id)).exit_code is None:
+            if limit_s is not None and time.monotonic() - began > limit_s:
+                raise UserError(f"{job_id} is still {job.status} after {limit_s:g} s")
             time.sleep(_POLL_S)
         return job
 
     def stop(self, job_id: str) -> Job:
         """Ask a job to stop, and wait until it has ended; Ray kills it after `STOP_WAIT_S`."""
-        with _explained(self.address, job_id):
-            self._client.stop_job(job_id)
-        return self.wait(job_id)
+        self._ask(lambda: self._client.stop_job(job_id), job_id)
+        return self.wait(job_id, 2 * STOP_WAIT_S)
 
     def fetch(self, job_id: str, out: Path, checkpoints: bool, python: str) -> tuple[Path, int]:
         """Copy the folder of a job's run to `<out>/<run id>`, whole and checked.
@@ -222,8 +231,19 @@ class Jobs:
         finally:
             # The sender has ended, unless this was interrupted.
             self.stop(sender)
-            with _explained(self.address, sender):
-                self._client.delete_job(sender)
+            self._ask(lambda: self._client.delete_job(sender), sender)
+
+    def _ask(self, call: Callable[[], T], job_id: str | None = None, limit_s: float = _ASK_S) -> T:
+        """What the server answers; Ray's client itself would wait without a limit.
+
+        Raises:
+            UserError: it refuses, or does not answer.
+        """
+        with _explained(self.address, job_id):
+            try:
+                return within(limit_s, call)
+            except TimeoutError as error:
+                raise UserError(_no_answer(self.address, str(error))) from None
 
     def _lines(self, job_id: str) -> Iterator[str]:
         """The lines of a job's log, as they arrive."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import socket
 import tempfile
 import threading
@@ -134,6 +135,9 @@ def _start(init: Callable[[], object], refusal: str, limit_s: float) -> None:
         raise UserError(refusal.format(lines[0] if lines else type(error).__name__)) from error
     _keeper = keeper
     _mute()
+    if threading.current_thread() is threading.main_thread():
+        # Again, because Ray has put a handler of its own below Python's.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 @contextmanager

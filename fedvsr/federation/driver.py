@@ -15,7 +15,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 from ray.util.metrics import Counter, Gauge
 
 from fedvsr.federation.connection import here
-from fedvsr.federation.placement import Placement, alive_nodes
+from fedvsr.federation.placement import Placement, require_node
 from fedvsr.federation.pulse import CONTROL, Pulse, SilentError, end
 from fedvsr.limits import ClusterGoneError, within
 
@@ -142,8 +142,7 @@ class _Watch:
         """
         self._pulse.check()
         if time.monotonic() - self._looked > _LOOK_S:
-            if self._node not in alive_nodes():
-                raise ClusterGoneError("Ray's process on this machine, the raylet, has died")
+            require_node(self._node)
             self._looked = time.monotonic()
 
 
@@ -161,7 +160,9 @@ def _stop(driver: Any, grace_s: float) -> None:
     """Ask the driver to save its state and to end, and wait for that."""
 
     def drain() -> None:
-        driver.stop.options(concurrency_group=CONTROL).remote()
+        # Wait, so that the next event is asked for after it.
+        stopped: Future[None] = driver.stop.options(concurrency_group=CONTROL).remote().future()
+        stopped.result()
         while _next(driver) is not _DONE:
             pass
 

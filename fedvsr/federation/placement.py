@@ -203,6 +203,16 @@ def alive_nodes() -> dict[str, dict[str, Any]]:
     return {node["NodeID"]: node for node in nodes if node["Alive"]}
 
 
+def require_node(node_id: str) -> None:
+    """Check that a node, by Ray's id, is alive: the one of this process.
+
+    Raises:
+        ClusterGoneError: it is not, or the cluster does not answer.
+    """
+    if node_id not in alive_nodes():
+        raise ClusterGoneError("Ray's process on this machine, the raylet, has died")
+
+
 def asked(call: Callable[[], T], limit_s: float = ANSWER_S) -> T:
     """What the cluster's head answers to a call of Ray's.
 

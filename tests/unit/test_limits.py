@@ -13,7 +13,7 @@ def test_a_call_is_waited_for_no_longer_than_its_limit() -> None:
     with pytest.raises(ZeroDivisionError):
         within(60, lambda: 1 / 0)
     let_go = threading.Event()
-    with pytest.raises(TimeoutError, match="no answer within 0.05 s"):
+    with pytest.raises(TimeoutError, match=r"no answer within 0\.05 s"):
         within(0.05, let_go.wait)
     let_go.set()
 

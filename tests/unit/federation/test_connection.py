@@ -24,7 +24,7 @@ def closed_port() -> int:
 @pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "localhost:{}"])
 def test_an_address_where_nothing_listens_is_refused(address: str, closed_port: int) -> None:
     address = address.format(closed_port)
-    with pytest.raises(UserError, match="no Ray cluster answers at .*: Connection refused; start"):
+    with pytest.raises(UserError, match=r"no Ray cluster answers at .*: Connection refused; start"):
         connect(address, 0)
 
 
