@@ -11,7 +11,7 @@ ALL := not (gpu or slow or benchmark)
 
 .PHONY: demo check lint types layers test test-rest test-all test-lowest constraints \
 	bench-models bench-gpu bench-algorithms bench-data \
-	bench-federation bench-federation-peers bench-sweeps study docs references dist format clean
+	bench-federation bench-federation-peers soak bench-sweeps study docs references dist format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fedvsr run demo
@@ -71,6 +71,10 @@ bench-data: $(VENV)/.test
 
 bench-federation: $(VENV)/.test
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.benchmarks.bench_federation $(ARGS)
+
+# 1,000 rounds in some minutes: what grows? `ARGS="--rounds 100"` for fewer.
+soak: $(VENV)/.test
+	$(BIN)/python -m tests.benchmarks.bench_soak $(ARGS)
 
 # Beside other frameworks, each with a PyTorch of its own: 20 GB of disk. Python 3.12 is the only one
 # that all of them support.

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fedvsr.errors import FileError
+from fedvsr.errors import DamagedError
 
 # First in the folder's order of names, so that a copy of the folder takes it before the tables:
 # rows that are written to a table meanwhile are then in both, and never in neither.
@@ -49,18 +49,14 @@ class Journal:
         """The entries, oldest first. One that was being written when its process died is left out.
 
         Raises:
-            FileError: an entry is damaged.
+            DamagedError: an entry is damaged.
         """
         found = []
         *lines, _ = self._read().split(b"\n")
         for number, line in enumerate(lines, start=1):
             checksum, _, text = line.partition(b" ")
             if checksum != _checksum(text):
-                raise FileError(
-                    self.path,
-                    f": line {number} is damaged; restore the file, or delete it if you can do "
-                    "without the last rounds' rows",
-                )
+                raise DamagedError(self.path, f"is damaged in line {number}")
             found.append(Entry(**json.loads(text)))
         return found
 

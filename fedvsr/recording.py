@@ -11,6 +11,7 @@ import pyarrow as pa
 from fedvsr.checked import write_parquet
 from fedvsr.journal import Entry, GrowingTable, Journal
 from fedvsr.records import (
+    GROWING,
     LAST_ENTRY,
     SCHEMAS,
     Row,
@@ -19,7 +20,6 @@ from fedvsr.records import (
     read_growing,
 )
 
-_GROWING = ("clients", "evaluations", "rounds", "faults")
 _COUNTS = ("num_sampled", "num_rejected", "num_failed", "download_bytes", "upload_bytes")
 # Seconds after which the tables are written again, and most of the time that this may take: the
 # time of a writing grows with the rounds.
@@ -44,7 +44,7 @@ class RunRecords:
         self._journal = Journal(folder)
         self._tables, self._number = dict[str, GrowingTable](), 0
         entries = self._journal.entries()
-        for name in _GROWING:
+        for name in GROWING:
             self._tables[name], last = read_growing(folder, name, entries)
             self._number = max(self._number, last)
         self._next_writing = time.monotonic()

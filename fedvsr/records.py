@@ -184,6 +184,8 @@ SCORES = pa.schema(
     metadata={"schema_version": str(SCHEMA_VERSION)},
 )
 _TIMES = ("started_at", "updated_at")
+GROWING = ("clients", "evaluations", "rounds", "faults")
+"""Tables whose newest rows may be in the journal."""
 # Metadata of a table's file: number of the last journal entry that it holds.
 LAST_ENTRY = "last_entry"
 
@@ -337,7 +339,8 @@ def read_table(folder: Path, name: str) -> pa.Table:
     """
     # Before the table: an entry that moves to the table meanwhile is then seen, by its number, to
     # be in both.
-    return read_growing(folder, name, Journal(folder).entries())[0].merged()
+    entries = Journal(folder).entries() if name in GROWING else []
+    return read_growing(folder, name, entries)[0].merged()
 
 
 def read_growing(folder: Path, name: str, entries: Sequence[Entry]) -> tuple[GrowingTable, int]:

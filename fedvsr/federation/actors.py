@@ -54,12 +54,13 @@ class ClientActor:
         assert task.client_id == self._client_id
         if self._vector is None:
             self._vector = np.empty_like(shared["params"])
+        trainer = self._build()
         try:
             # Ray copies the result to the object store before the next task begins.
-            return self._build().train(task, shared, state, self._clips, self._vector)
+            return trainer.train(task, shared, state, self._clips, self._vector)
         finally:
             # The next client on this GPU needs the memory.
-            self._trainer.release()
+            trainer.release()
 
     def _build(self) -> LocalTrainer:
         # Not in `__init__`: the process answers `ping` only after that.

@@ -17,20 +17,24 @@ from fedvsr.records import SCHEMAS, read_table
 
 
 def set_aside_damaged(folder: Path) -> list[str]:
-    """Rename a run's damaged tables, so that new ones can be written.
+    """Rename a run's damaged tables, and its journal, so that new ones can be written.
 
     Returns:
         A message for each.
     """
     messages = list[str]()
-    for name in SCHEMAS:
+    names = list(SCHEMAS)
+    while names:
         try:
-            read_table(folder, name)
+            read_table(folder, names[-1])
         except DamagedError as error:
-            path = folder / f"{name}.parquet"
+            # The table's, or the journal of its newest rows.
+            path = Path(error.args[0])
             aside = path.with_name(f"{path.name}.damaged")
             path.replace(aside)
             messages.append(f"{error}; it is kept as {aside.name}")
+        else:
+            names.pop()
     return messages
 
 

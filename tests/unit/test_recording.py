@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from fedvsr.cluster import archive
-from fedvsr.errors import FileError
+from fedvsr.errors import DamagedError
 from fedvsr.journal import NAME
 from fedvsr.recording import RunRecords
 from fedvsr.records import read_table
+from fedvsr.runs.audit import set_aside_damaged
 
 IDENTITY = {"run_id": "r", "config_hash": "c", "seed": 1, "fedvsr_version": "v", "num_overlap": 0}
 TABLES = ("rounds", "clients", "evaluations", "faults")
@@ -116,8 +117,11 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     data = bytearray((tmp_path / NAME).read_bytes())
     data[len(data) // 2] ^= 1
     (tmp_path / NAME).write_bytes(data)
-    with pytest.raises(FileError, match=r"added.jsonl: line \d is damaged; restore the file"):
+    with pytest.raises(DamagedError, match=r"added.jsonl is damaged in line \d"):
         read_table(tmp_path, "rounds")
+    (message,) = set_aside_damaged(tmp_path)
+    assert message.endswith("it is kept as added.jsonl.damaged")
+    assert read_table(tmp_path, "rounds")["round_idx"].to_pylist() == [0]
 
 
 def test_a_copy_of_a_running_run_takes_the_journal_first(tmp_path: Path) -> None:
