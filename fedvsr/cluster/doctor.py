@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from rich.filesize import decimal
@@ -173,8 +173,11 @@ def _port(port: int) -> Finding:
 def _dashboard() -> list[Finding]:
     import ray
 
+    from fedvsr.federation.placement import asked
+
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     # Ray is connected already; this call only returns the context.
-    context = ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
+    context = asked(lambda: ray.init(ignore_reinit_error=True, **options))
     url = context.dashboard_url
     if not url:
         return []

@@ -7,7 +7,6 @@ is complete or missing. The same request resumes from the partial folder.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -21,7 +20,6 @@ from threading import Event, Lock
 from typing import Any, TypeVar
 
 import torch
-from filelock import FileLock, Timeout
 from rich.filesize import decimal
 
 from fedvsr.data.clips import (
@@ -33,6 +31,7 @@ from fedvsr.data.clips import (
 )
 from fedvsr.data.recordings import Task, fingerprint, pairs_of, too_short
 from fedvsr.data.request import Request, difference, existing
+from fedvsr.data.store_lock import locked
 from fedvsr.errors import UserError
 from fedvsr.files import DISK_FULL, replacing
 
@@ -46,8 +45,6 @@ _REQUEST = "request.json"
 _RECORD = ".done.json"
 # Space for headers, records and the manifest.
 _SPARE_BYTES = 16 << 20
-# What file systems without locks answer.
-_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP}
 
 
 @dataclass(frozen=True)
@@ -122,10 +119,10 @@ def workshop(
             the folder; also for every error of the file system inside the context.
     """
     out = request.out
-    folder = out.with_name(f".{out.name}-partial")
+    folder = _partial(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(out, wait):
+        with locked(out, folder, wait):
             folder.mkdir(exist_ok=True)
             _begin(folder, request)
             try:
@@ -326,25 +323,9 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@contextmanager
-def _locked(out: Path, wait: bool) -> Iterator[None]:
-    """Hold the lock of a store that is being made; the system drops it if the process dies."""
-    lock = FileLock(out.with_name(f".{out.name}.lock"))
-    try:
-        lock.acquire(timeout=-1 if wait else 0)
-    except Timeout:
-        raise UserError(f"another process is preparing {out}; wait for it") from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-    try:
-        yield
-    finally:
-        if lock.is_locked:
-            # Deleted while it is held. filelock (from 3.24) notices if it has locked a deleted file
-            # and tries again, so two processes never hold two locks of one store.
-            Path(lock.lock_file).unlink(missing_ok=True)
-            lock.release()
+def _partial(out: Path) -> Path:
+    """The folder in which the clips of a store gather."""
+    return out.with_name(f".{out.name}-partial")
 
 
 def _begin(folder: Path, request: Request) -> None:

@@ -270,6 +270,21 @@ def test_one_process_at_a_time(source: Path) -> None:
     assert make(source).clips
 
 
+def test_a_process_that_is_stopped_is_not_waited_for(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedvsr.data.store_lock._SILENT_S", 0.1)
+    request = request_for(source)
+    with (
+        preparation.workshop(request),
+        pytest.raises(UserError, match=r"has written nothing for 0.1 s; is it stopped\? end it"),
+        preparation.workshop(request, wait=True),
+    ):
+        pass
+    with preparation.workshop(request, wait=True):
+        pass
+
+
 def at_the_same_time(source: Path) -> list[Store | UserError]:
     """The results or errors of two preparations that start together and wait for each other."""
     request, barrier = request_for(source), Barrier(2)
