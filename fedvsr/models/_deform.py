@@ -65,7 +65,7 @@ def _convolve(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor) -> Tensor
     columns = columns * mask.reshape(count, groups, 1, _TAPS, height * width)
     conv_groups = channels // weight.shape[1]
     kernels = weight.view(conv_groups, len(weight) // conv_groups, -1)
-    out = torch.matmul(kernels, columns.view(count, conv_groups, -1, height * width))
+    out = torch.matmul(kernels, columns.reshape(count, conv_groups, -1, height * width))
     return out.view(count, -1, height, width)
 
 

@@ -62,7 +62,7 @@ def measure(trainer: LocalTrainer) -> Footprint:
         started = time.perf_counter()
         step()
         wall_s = time.perf_counter() - started
-        with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiled:
             step()
         taken = total - torch.cuda.mem_get_info()[0]
     assert profiled.profiler is not None

@@ -87,9 +87,10 @@ def test_every_network_is_replayed(name: str, checkpointing: str) -> None:
     )
     gradients.begin({"params": flatten(network)}, {})
     with torch.cuda.stream(torch.cuda.Stream()):
-        losses = torch.stack([gradients.compute((lq, gt), scaler).clone() for _ in range(4)])
-    assert losses.isfinite().all()
-    assert losses[:, 0].max() < 1.2 * losses[:, 0].min()
+        # Read in this stream: another would not wait for it.
+        losses = [gradients.compute((lq, gt), scaler)[0].item() for _ in range(4)]
+    # No step changes the network, but atomic sums and dropped paths change a few bits.
+    assert 0 < max(losses) < 1.2 * min(losses)
 
 
 @pytest.mark.parametrize("name", ["vrt", "rvrt", "iart"])
