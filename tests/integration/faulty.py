@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from fedvsr.errors import UserError
 from fedvsr.federation.executors import Clients, SerialExecutor
@@ -51,24 +50,24 @@ class FaultyClients(Clients):
 
 
 class FaultyTrainer(LocalTrainer):
-    """Fails at the second loss of a task for which a failure is due."""
+    """Fails after the second step of a task for which a failure is due."""
 
     failures: tuple[Failure, ...] = ()
-    num_losses = 0
+    num_steps = 0
 
     def train(self, task: Any, *arguments: Any) -> Any:
-        self.num_losses, self.task = 0, task
+        self.num_steps, self.task = 0, task
         return super().train(task, *arguments)
 
-    def _loss(self, batch: Any, compared: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        loss, vsr_loss = super()._loss(batch, compared)
-        self.num_losses += 1
-        if self.num_losses == 2:
+    def _step(self, *arguments: Any) -> tuple[float, float]:
+        loss, vsr_loss = super()._step(*arguments)
+        self.num_steps += 1
+        if self.num_steps == 2:
             for failure in self.failures:
                 if failure.is_due(self.task.client_id, self.task.round_idx):
                     failure.marker.write_text(str(os.getpid()))
                     if failure.how == "nan":
-                        return loss * torch.nan, vsr_loss
+                        return math.nan, vsr_loss
                     HOW[failure.how]()
         return loss, vsr_loss
 
@@ -89,10 +88,6 @@ def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _stop() -> None:
-    os.kill(os.getpid(), signal.SIGSTOP)
-
-
 def _eat_memory() -> None:
     held = []
     for _ in range(100):
@@ -106,7 +101,6 @@ HOW: dict[str, Callable[[], None]] = {
     "user_error": _raise_user_error,
     "hang": _hang,
     "die": _die,
-    "stop": _stop,
     "eat_memory": _eat_memory,
 }
 

@@ -61,7 +61,7 @@ def test_clients_that_die_raise_and_hang_cost_no_bit(
         assert row["lost_s"] > 0
         if failure.how == "raise":
             assert "a loose cable" in row["message"]
-            assert "_loss" in row["traceback"], "the traceback of the client's process"
+            assert "_step" in row["traceback"], "the traceback of the client's process"
         own = results.clients["client_id"] == failure.client_id
         own &= results.clients["round_idx"] == failure.round_idx
         assert results.clients[own]["attempts"].tolist() == [2]
