@@ -82,7 +82,7 @@ RUN = [page for page in PAGES if page.name not in ELSEWHERE and runs_something(p
 def folder(small_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of what the pages name: videos, frames, a finished run, a sweep's file."""
     folder = tmp_path_factory.mktemp("reader")
-    frames = moving_texture(num_frames=60, height=128, width=128)
+    frames = moving_texture(num_frames=75, height=128, width=128)
     videos = [
         "a.mp4",
         "b.mp4",
@@ -93,7 +93,7 @@ def folder(small_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     for i, name in enumerate(videos):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        write_video(folder / name, frames[i : 55 + i])
+        write_video(folder / name, frames[i : 66 + i])
     for name, step in (("GT", 1), ("sharp_bicubic", 4)):
         for i in range(4):
             picture = folder / "REDS4" / name / "000" / f"{i:08d}.png"
