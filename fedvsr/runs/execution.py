@@ -43,7 +43,10 @@ from fedvsr.training import checkpoint
 
 
 def execute(
-    run: Run, split: Split, make_executor: Callable[[Clients], Executor]
+    run: Run,
+    split: Split,
+    make_executor: Callable[[Clients], Executor],
+    patience_s: float = 1.0,
 ) -> Iterator[Event]:
     """Run to the end, from the newest checkpoint if there is one. Yields recorded events.
 
@@ -54,12 +57,13 @@ def execute(
         run: the run; one process at a time executes it.
         split: its clips.
         make_executor: makes what trains the clients.
+        patience_s: how long to wait for another process that still executes the run.
 
     Raises:
         UserError: another process writes this run, the disk is full, or training failed for a
             reason that the user can fix.
     """
-    with locked(run.folder, patience_s=1.0):
+    with locked(run.folder, patience_s):
         execution = Execution(run, split, make_executor)
         try:
             with EventLog(run.folder / "events.jsonl", run.run_id) as log:

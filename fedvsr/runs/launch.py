@@ -22,6 +22,9 @@ from fedvsr.training.requirements import require_room
 if TYPE_CHECKING:
     from fedvsr.federation.placement import Placement
 
+# Ray takes seconds to end a driver that is stopped, which this one then replaces.
+_LOCK_S = 30.0
+
 
 def prepare_data(config: ExperimentConfig, progress: Progress) -> Split:
     """Cut the videos, unless that has been done, and check that the training crop fits into them.
@@ -138,4 +141,5 @@ def _start(
 
     make = make_executor or RayExecutor
     config = run.config.cluster
-    return execute(run, split, partial(make, config=config, placement=placed, stop=stop))
+    make_here = partial(make, config=config, placement=placed, stop=stop)
+    return execute(run, split, make_here, _LOCK_S)

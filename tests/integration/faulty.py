@@ -88,6 +88,10 @@ def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _stop() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def _eat_memory() -> None:
     held = []
     for _ in range(100):
@@ -101,6 +105,7 @@ HOW: dict[str, Callable[[], None]] = {
     "user_error": _raise_user_error,
     "hang": _hang,
     "die": _die,
+    "stop": _stop,
     "eat_memory": _eat_memory,
 }
 
