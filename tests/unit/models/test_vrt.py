@@ -360,7 +360,7 @@ def test_spec():
         ({"indep_reconsts": (3,)}, "3 is not a final group; those are 7 to 12"),
         ({"deformable_groups": 15}, "deformable_groups = 15"),
         ({"depths": (0,) * 13}, "at least 1"),
-        ({"window_size": (0, 8, 8)}, "at least 1"),
+        ({"window_size": (0, 8, 8)}, "sizes must be 1 to"),
         ({"pa_frames": 3}, "pa_frames"),
     ],
 )
