@@ -128,6 +128,9 @@ class SleepingTrainer:
     def warm_up(self) -> None:
         pass
 
+    def release(self) -> None:
+        pass
+
     def train(
         self, task: ClientTask, shared: Any, state: Any, clips: Any, *_: Any
     ) -> tuple[ClientReport, ClientUpdate]:
