@@ -84,6 +84,7 @@
       }
       values.push(line.mean);
       series.push({
+        spanGaps: true, // a method may be scored in fewer rounds than others
         label: line.method, stroke: colour, width: line.ours ? 3 : 2,
         dash: line.dashes.map((length) => 2 * length),
         points: { show: panel.rounds.length <= 20, size: 5, fill: colour },
