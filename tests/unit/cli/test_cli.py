@@ -120,10 +120,11 @@ def test_quick_commands_load_no_heavy_library(command: list[str], tmp_path: Path
         "print('loaded:', {'torch', 'torchvision', 'ray', 'matplotlib', 'pandas'} & {*sys.modules})"
     )
     out = [] if "--help" in command else ["--out", str(tmp_path)]
-    printed = subprocess.run(
-        [sys.executable, "-c", code, *command, *out], capture_output=True, text=True, check=True
-    ).stdout
-    assert printed.endswith("loaded: set()\n")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command, *out], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("loaded: set()\n")
 
 
 def test_list_shows_runs_at_any_depth_and_collected_tables(
