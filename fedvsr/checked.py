@@ -136,7 +136,10 @@ def read_parquet(path: Path) -> pa.Table:
     data = path.read_bytes()
     _verify(data, len(data), path)
     try:
-        return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        # Without Arrow's threads: starting them takes longer than reading a small table, and a
+        # command that ends at once may abort while they start.
+        return file.read(use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DamagedError(path, f"is damaged ({first_line(error)})") from None
 
