@@ -95,7 +95,8 @@ class TrialMonitor:
                 continue
             if outcome.state == "ERROR":
                 row |= {"status": "failed", "error": row.get("error") or outcome.error}
-            elif outcome.state == "TERMINATED" and row["status"] == "interrupted":
+            elif outcome.state == "TERMINATED" and row["status"] in ("interrupted", "running"):
+                # The process that Tune has stopped may take a moment to die.
                 row["status"] = STOPPED_EARLY
         self._write()
         return self._rows

@@ -51,7 +51,7 @@ def test_a_serial_run_killed_twice_and_resumed_ends_in_the_same_bits(
     kill_after(small_yaml, tmp_path, 0, 0.05, *extra)
     kill_after(small_yaml, tmp_path, 3, 0.1, *extra, "--resume")
     (folder,) = tmp_path.iterdir()
-    before = pd.read_parquet(folder / "rounds.parquet")
+    before = load_results(folder).rounds
     assert before["round_idx"].tolist()[:4] == [0, 1, 2, 3], "recorded rounds were lost"
     assert run_to_end(small_yaml, tmp_path, *extra, "--resume") == folder
     assert_equal_runs(undisturbed_long, folder)

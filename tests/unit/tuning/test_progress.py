@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fedvsr.config import load_config
+from fedvsr.runs.run import locked
 from fedvsr.tuning.progress import Outcome, TrialMonitor, best_of
 from fedvsr.tuning.sweep import SweepConfig, expand
 from fedvsr.tuning.table import Note, newest_runs, sets_of
@@ -29,14 +30,15 @@ def test_tunes_outcomes_are_added_at_the_end(small_yaml: Path, tmp_path: Path) -
         Note(dict(trial.values), sets, 1, f"t{trial.index}").write(folder)
     as_running(tmp_path / "runs" / trials[1].run_id)
     monitor = TrialMonitor(sweep, trials, tmp_path, lambda _: None)
-    rows = monitor.finish(
-        [
-            Outcome("t0", 0, "TERMINATED", None),
-            Outcome("t1", 1, "TERMINATED", None),
-            Outcome("t2", 2, "ERROR", "the node burnt"),
-            Outcome("t3", 3, "PENDING", None),
-        ]
-    )
+    outcomes = [
+        Outcome("t0", 0, "TERMINATED", None),
+        Outcome("t1", 1, "TERMINATED", None),
+        Outcome("t2", 2, "ERROR", "the node burnt"),
+        Outcome("t3", 3, "PENDING", None),
+    ]
+    # Its process is still dying.
+    with locked(tmp_path / "runs" / trials[1].run_id):
+        rows = monitor.finish(outcomes)
     expected = ["finished", "stopped_early", "failed", "pending", "pending"]
     assert [row["status"] for row in rows] == expected
     table = pd.read_parquet(tmp_path / "trials.parquet")
