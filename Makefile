@@ -41,12 +41,12 @@ test-rest: $(VENV)/.test
 test-all: check
 	$(PYTEST) -m "$(ALL)"
 
-# Tests with the lower bounds of setup.cfg, in an environment of their own. Old releases cause
-# warnings that newer ones do not, and word the generated pages differently.
+# The tests of `make test` with the lower bounds of setup.cfg, in an environment of their own; best
+# with PYTHON=python3.10, the oldest that is supported. Old releases cause warnings that newer ones do not, and word the generated pages differently.
 test-lowest:
 	$(PYTHON) -m venv $(VENV)-lowest
 	$(VENV)-lowest/bin/python -m pip install --quiet -c tests/constraints-lowest.txt -e '.[demo,test]'
-	$(PYTEST:$(BIN)/%=$(VENV)-lowest/bin/%) -m "$(ALL)" -p no:cacheprovider -W ignore \
+	$(PYTEST:$(BIN)/%=$(VENV)-lowest/bin/%) -p no:cacheprovider -W ignore \
 		--deselect tests/docs/test_pages.py::test_generated_pages_are_what_the_code_says
 
 # constraints.txt, from the newest releases; run `make clean test-all` with it before you commit it.

@@ -10,9 +10,11 @@ mark is enough to demand a valid one, so damage to the mark itself is noticed as
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import mmap
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,7 +46,13 @@ def write_tensors(
     """Write named tensors, and metadata that JSON can hold, as a safetensors file."""
     entry = json.dumps({"checksum": _EMPTY.decode(), **metadata})
     with replacing(path) as aside:
-        save_file(dict(tensors), str(aside), {_ENTRY: entry})
+        try:
+            save_file(dict(tensors), str(aside), {_ENTRY: entry})
+        except SafetensorError as error:
+            # Releases before 0.8 give an error of the system only as text.
+            if "No space left" not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
         with aside.open("r+b") as file, mmap.mmap(file.fileno(), 0) as data:
             start = data.find(_EMPTY) + len(_WORD) + 1
             data[start : start + _DIGITS] = _digest(data, start)

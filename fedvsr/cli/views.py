@@ -23,12 +23,21 @@ _ROWS_SHOWN = 12
 _LINE_EVERY_S = 10.0
 
 
+class _Bar(Progress):
+    """A progress bar that prints nothing at all if it is disabled."""
+
+    def stop(self) -> None:
+        # Before release 14, rich prints an empty line outside a terminal, even if disabled.
+        if not self.disable:
+            super().stop()
+
+
 class PreparationView:
     """A progress bar per video or folder that is cut into clips; nothing if none is cut."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._progress = Progress(
+        self._progress = _Bar(
             plain_column("cutting {task.description}"),
             BarColumn(),
             plain_column("{task.completed}/{task.total}"),
@@ -61,7 +70,7 @@ class StepsView:
 
     def __init__(self) -> None:
         console = plain_console(stderr=True)
-        self._bar = Progress(
+        self._bar = _Bar(
             BarColumn(),
             plain_column("{task.completed}/{task.total}"),
             plain_column("{task.description}"),
@@ -95,7 +104,7 @@ class FramesView:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bar = Progress(
+        self._bar = _Bar(
             plain_column("{task.description}"),
             BarColumn(),
             plain_column("{task.fields[detail]}"),

@@ -9,6 +9,7 @@ import signal
 import socket
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -119,6 +120,8 @@ def connect(
             "~/.ray/auth_token, RAY_AUTH_TOKEN_PATH"
         )
         options = {"address": address}
+    # Ray 2.50 gives each user a tip about GPUs of actors without a share, which are hidden here.
+    warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)
     _start(lambda: ray.init(**options, **common), refusal, limit_s)
 
 

@@ -108,7 +108,8 @@ def test_pages_have_checksums_of_their_own(tmp_path: Path) -> None:
     write_parquet(path, TABLE)
     data = bytearray(path.read_bytes())
     column = pq.ParquetFile(path).metadata.row_group(0).column(0)
-    data[column.data_page_offset + column.total_compressed_size // 2] ^= 1
+    start = column.dictionary_page_offset or column.data_page_offset
+    data[start + column.total_compressed_size // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(OSError, match="CRC checksum verification failed"):
         pq.ParquetFile(path, page_checksum_verification=True).read()

@@ -218,6 +218,7 @@ def test_a_cpu_does_not_import_the_kernels(monkeypatch):
 )
 def test_compiles(dtype, capability, tf32, depth, window, shift, tmp_path, monkeypatch):
     pytest.importorskip("triton.backends.nvidia.compiler", reason="Triton for other devices")
+    pytest.importorskip("triton.knobs", reason="Triton before 3.4 does not say where cuobjdump is")
     from triton.backends.compiler import GPUTarget
 
     from fedvsr.models import _windows_triton as module
