@@ -42,7 +42,8 @@ test-all: check
 	$(PYTEST) -m "$(ALL)"
 
 # The tests of `make test` with the lower bounds of setup.cfg, in an environment of their own; best
-# with PYTHON=python3.10, the oldest that is supported. Old releases cause warnings that newer ones do not, and word the generated pages differently.
+# with PYTHON=python3.10, the oldest that is supported. Old releases cause warnings that newer ones
+# do not, and word the generated pages differently.
 test-lowest:
 	$(PYTHON) -m venv $(VENV)-lowest
 	$(VENV)-lowest/bin/python -m pip install --quiet -c tests/constraints-lowest.txt -e '.[demo,test]'
