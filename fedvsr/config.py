@@ -272,7 +272,7 @@ def _path(error: ErrorDetails) -> str:
     if len(loc) > 1 and loc[0] in _NAMED and loc[1] in names(f"fedvsr.{loc[0]}s"):
         # pydantic puts the chosen name between a section and its key.
         del loc[1]
-    # Of a field with several types, it puts in the type that did not fit.
+    # For a field with several types, it adds the type that did not fit.
     return ".".join(part for part in loc if not _TYPE.fullmatch(part))
 
 

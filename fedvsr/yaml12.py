@@ -18,7 +18,7 @@ import yaml
 from fedvsr.errors import FileError, UserError
 
 _MAX_BYTES = 1 << 20
-# Of the document with each alias written out.
+# Largest size of a document once each alias is written out.
 _MAX_CHARACTERS = 4 << 20
 _MAX_DEPTH = 40
 _MAX_DIGITS = 40

@@ -128,7 +128,7 @@ def warnings(source: Source, output: Output) -> Iterator[str]:
         )
     if container is None:
         if source.hdr or source.colour.is_hdr:
-            yield "the pictures have the video's HDR colours, and no tag that says so"
+            yield "the pictures have the video's HDR colours, but no tag for them"
     elif source.hdr and source.hdr.options(output.codec.name) is None:
         yield f"HDR10 metadata: not copied, as {output.codec.name} cannot write it; try libx265"
 

@@ -19,7 +19,7 @@ from fedvsr.errors import DamagedError, FileError, UserError
 _WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "generator", "net_g")
 # Prefixes of all names that come from the wrappers of trainers and compilers.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net_g.")
-# Of a trainer with an adversary: the network is what stands under the first of these.
+# Prefixes of the network in files of a trainer with an adversary; the first that exists counts.
 _PARTS = ("generator_ema.", "generator.")
 
 
@@ -41,7 +41,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
         return (tensors if settings else _bare(tensors, path)), settings
     try:
         with warnings.catch_warnings():
-            # Of what a file holds besides tensors.
+            # Warnings about what a file holds besides tensors.
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:

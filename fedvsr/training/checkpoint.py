@@ -84,7 +84,7 @@ def latest(
         table: the network's parameters.
         config_hash: of the run's configuration.
         require_clients: raises DamagedError if a client's state, to which `Saved.clients` refers,
-            is damaged. The checkpoint is then passed over like a damaged one.
+            is damaged. The checkpoint is then skipped like a damaged one.
 
     Raises:
         UserError: all checkpoints are damaged, or one belongs to another configuration or network.

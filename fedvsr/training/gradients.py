@@ -35,7 +35,7 @@ class _Pass(NamedTuple):
     losses: Tensor
     """The client's loss and the network's own part of it, `(2,)`."""
     gradients: list[Tensor | None]
-    """Of the parameters in their order; None for those that do not learn."""
+    """A gradient per parameter, in the order of the parameters; None if it does not learn."""
 
 
 class Gradients:

@@ -197,7 +197,7 @@ def _note(folder: Path) -> Note | None:
     try:
         return Note.read(folder)
     except UserError:
-        # Its row says so.
+        # The trial's row names the damaged file.
         return None
 
 

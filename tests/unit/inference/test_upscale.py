@@ -405,7 +405,7 @@ def test_10_bits_in_10_bits_out(
     assert folder.depth == 16
     (deep, _), *_ = folder.frames(deep=True)
     assert np.abs(deep[96, 8:-8, 1] - wide).max() < 150
-    assert "HDR colours, and no tag that says so" in capsys.readouterr().out
+    assert "HDR colours, but no tag for them" in capsys.readouterr().out
     for more, message in (
         (["--bits", "12"], "--bits 12: a video by libx264 has 8 or 10 bits per sample"),
         (["--bits", "10", "--out", str(tmp_path / "q")], "--bits 10: a picture has 8 or 16"),
