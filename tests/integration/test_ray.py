@@ -72,7 +72,10 @@ def test_serial_equals_ray_for_any_number_of_slots(
 def test_what_clients_remember_survives_a_stop(
     small_yaml: Path, tmp_path: Path, setting: str
 ) -> None:
-    config = load_config(str(small_yaml), [setting, "algorithm.lambda_hifr=0.5"])
+    # A round is reported, at the latest, when the next one is trained. So one more must follow, or
+    # a run that is stopped then has nothing left to do.
+    settings = [setting, "algorithm.lambda_hifr=0.5", "federation.num_rounds=4"]
+    config = load_config(str(small_yaml), settings)
     whole = run_serially(config, tmp_path / "serial")
     # Nothing of it stays in memory, so all goes through files.
     config = with_cluster(config, slots=2, client_state_bytes=0)
