@@ -110,7 +110,8 @@ HOW: dict[str, Callable[[], None]] = {
 }
 
 
-def _faulty(clients: Clients, failures: tuple[Failure, ...]) -> FaultyClients:
+def faulty(clients: Clients, *failures: Failure) -> FaultyClients:
+    """The same clients, some of which fail."""
     return FaultyClients(**vars(clients), failures=failures)
 
 
@@ -121,8 +122,8 @@ class FaultyExecutor:
         self.failures = failures
 
     def __call__(self, clients: Clients, **arguments: Any) -> RayExecutor:
-        return RayExecutor(_faulty(clients, self.failures), **arguments)
+        return RayExecutor(faulty(clients, *self.failures), **arguments)
 
     def serial(self, clients: Clients) -> SerialExecutor:
         """The same failures in this process."""
-        return SerialExecutor(_faulty(clients, self.failures))
+        return SerialExecutor(faulty(clients, *self.failures))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import os
 import re
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -19,12 +17,9 @@ import ray
 from fedvsr.config import ExperimentConfig, load_config
 from fedvsr.data.clips import Clip
 from fedvsr.errors import UserError
-from fedvsr.federation.actors import ActorPool
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.config import ClusterConfig
 from fedvsr.federation.executors import Fault, SerialExecutor, TrainedClient
-from fedvsr.federation.placement import Place
-from fedvsr.federation.ray_executor import RayExecutor
 from fedvsr.messages import ClientTask
 from fedvsr.models import build_fresh
 from fedvsr.params import flatten
@@ -32,6 +27,7 @@ from fedvsr.records import load_results
 from fedvsr.runs.events import RoundRecorded
 from fedvsr.runs.run import create_run, run_status
 from tests.integration.equality import assert_equal_runs, facts
+from tests.integration.faulty import Failure, faulty
 from tests.integration.running import (
     clients_of,
     executor_of,
@@ -92,23 +88,22 @@ def test_what_clients_remember_survives_a_stop(
 
 
 def test_a_client_killed_while_it_trains_costs_an_attempt_and_no_bit(
-    small: ExperimentConfig,
+    small: ExperimentConfig, tmp_path: Path
 ) -> None:
-    clients = clients_of(small, steps=60)
+    clients = clients_of(small)
     params = {"params": flatten(build_fresh(small.model))}
     states = ClientStates()
     tasks = [ClientTask(client_id=i, round_idx=1, num_rounds=1, seed=i) for i in (2, 0)]
     done = SerialExecutor(clients).run_round(tasks, params, states)
     expected = {c.outcome.report.client_id: c for c in done if isinstance(c, TrainedClient)}
     victim = 2
-    KillingPool.victim = victim
-    with executor_of(clients, ClusterConfig(slots=2), Killing) as executor:
+    death = Failure("die", victim, 1, tmp_path / "marker")
+    with executor_of(faulty(clients, death), ClusterConfig(slots=2)) as executor:
         results = list(executor.run_round(tasks, params, states))
-        executor.pool.thread.join()
+    assert death.marker.exists(), "the client did not die"
     (fault,) = (result for result in results if isinstance(result, Fault))
     assert (fault.client_id, fault.kind, fault.attempt, fault.final) == (victim, "died", 1, False)
     trained = {c.outcome.report.client_id: c for c in results if isinstance(c, TrainedClient)}
-    assert executor.pool.was_training, "the client was killed before or after its training"
     assert trained[victim].outcome.attempts == 2
     assert trained[0].outcome.attempts == 1
     for client_id, client in trained.items():
@@ -117,15 +112,14 @@ def test_a_client_killed_while_it_trains_costs_an_attempt_and_no_bit(
 
 
 @pytest.mark.full
-def test_a_client_that_keeps_dying_is_given_up(small: ExperimentConfig) -> None:
-    clients = clients_of(small, steps=60)
+def test_a_client_that_keeps_dying_is_given_up(small: ExperimentConfig, tmp_path: Path) -> None:
     params = {"params": flatten(build_fresh(small.model))}
     tasks = [ClientTask(client_id=1, round_idx=1, num_rounds=1, seed=0)]
-    KillingPool.victim = 1
-    with executor_of(clients, ClusterConfig(slots=1, max_retries=0), Killing) as executor:
-        (fault,) = executor.run_round(tasks, params, ClientStates())
-    assert fault.final
-    assert re.match(r"client 1 in round 1: ActorDiedError: .* \(start 1 of 1\)", fault.message)
+    clients = faulty(clients_of(small), Failure("die", 1, 1, tmp_path / "marker", always=True))
+    with executor_of(clients, ClusterConfig(slots=1, max_retries=1)) as executor:
+        first, last = executor.run_round(tasks, params, ClientStates())
+    assert (first.final, last.final) == (False, True)
+    assert re.match(r"client 1 in round 1: ActorDiedError: .* \(start 2 of 2\)", last.message)
 
 
 def test_a_client_is_sent_only_its_own_clips(small: ExperimentConfig) -> None:
@@ -241,38 +235,5 @@ def test_a_run_that_asks_for_what_others_hold_is_refused_after_the_timeout(
         list(on_ray(run))
 
 
-class KillingPool(ActorPool):
-    """Kills the process of one client with SIGKILL, once, while it trains."""
-
-    victim = 0
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.was_training = False
-        self.thread = threading.Thread(target=lambda: None)
-
-    def start(self, client_id: int, place: Place) -> Any:
-        actor = super().start(client_id, place)
-        if client_id == self.victim and self.thread.ident is None:
-            # Asked before the task is sent: an actor answers its calls in order.
-            pid = ray.get(actor.handle.__ray_call__.remote(lambda _: os.getpid()))
-            self.thread = threading.Thread(target=self._kill, args=(pid,))
-            self.thread.start()
-        return actor
-
-    def _kill(self, pid: int) -> None:
-        title = Path(f"/proc/{pid}/cmdline")
-        deadline = time.monotonic() + 60
-        while b"train" not in title.read_bytes() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(0.2)
-        self.was_training = b"ClientActor.train" in title.read_bytes()
-        os.kill(pid, 9)
-
-
 def params_of(client: TrainedClient) -> bytes:
     return client.update.upload["params"].tobytes()
-
-
-class Killing(RayExecutor):
-    make_pool = KillingPool
