@@ -56,6 +56,10 @@ def report(
     clients: Annotated[
         bool, typer.Option("--clients", help="Also draw the clients of every method (png, pdf).")
     ] = False,
+    paper: Annotated[
+        Literal["preprint", "published"],
+        typer.Option("--paper", help="Form of the FedVSR paper whose values to show."),
+    ] = "preprint",
     columns: Annotated[
         bool, typer.Option("--columns", help="Only print docs/reference/results.md.")
     ] = False,
@@ -85,7 +89,7 @@ def report(
     chosen = [name for name in FORMATS if name in names]
     square = _crop(crop)
     with StepsView() as view:
-        for path in write_report(results, target, chosen, square, clip, clients, view):
+        for path in write_report(results, target, chosen, square, clip, clients, paper, view):
             view.say(str(path))
     if "html" in chosen or "md" in chosen:
         say(f"open {target / ('report.html' if 'html' in chosen else 'report.md')}")

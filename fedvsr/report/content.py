@@ -14,6 +14,7 @@ from fedvsr.report import crops, curves, paired, tables
 from fedvsr.report.clients import fault_rows
 from fedvsr.report.gather import Gathered, gather
 from fedvsr.report.overhead import overhead
+from fedvsr.report.papers import DEFAULT, Paper
 
 # A folder with this file is a sweep's: `fedvsr.tuning.table`, which may not be imported here.
 SWEEP_FILE = "sweep.yaml"
@@ -25,6 +26,8 @@ class Report:
 
     results: Results
     gathered: Gathered
+    paper: Paper
+    """The form of the paper whose values stand beside the runs'."""
     main: pd.DataFrame
     ablation: pd.DataFrame
     margins: pd.DataFrame
@@ -38,11 +41,11 @@ class Report:
     notes: tuple[str, ...]
 
 
-def read(folder: Path) -> Report:
+def read(folder: Path, paper: Paper = DEFAULT) -> Report:
     """Compute the report of the runs at or below a folder.
 
     The trials of sweeps below the folder are left out, because each would be a method; they are
-    reported if `folder` is a sweep's own.
+    reported if `folder` is a sweep's own. `paper` is the form of the paper to compare with.
 
     Raises:
         UserError: the folder is missing, or holds no run that has been scored.
@@ -55,7 +58,7 @@ def read(folder: Path) -> Report:
             f", and `fedvsr report {sweeps[0]}` compares all"
         )
     gathered = gather(results)
-    main = tables.main_table(gathered)
+    main = tables.main_table(gathered, paper)
     notes = gathered.notes
     notes += tuple(
         f"the trials of the sweep {sweep} are left out; `fedvsr tune-report {sweep}` shows them"
@@ -69,11 +72,12 @@ def read(folder: Path) -> Report:
     return Report(
         results,
         gathered,
+        paper,
         main,
-        tables.ablation_table(gathered),
+        tables.ablation_table(gathered, paper),
         tables.margins(main),
         differences,
-        overhead(results, gathered),
+        overhead(results, gathered, paper),
         fault_rows(results),
         curves.curve_points(gathered),
         tuple(crops.frames(gathered, folder_of)),

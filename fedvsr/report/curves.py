@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from fedvsr.report.gather import (
     GROUP,
     METRICS,
+    VARIANTS,
     Gathered,
     display,
     mean_scores,
@@ -46,6 +47,7 @@ class LineStyle:
 # The bounds are grey because they do not compete.
 _FIXED = {
     "fedvsr": LineStyle("#0072B2", ()),
+    "fedvsr_published": LineStyle("#0072B2", (5, 2)),
     "fedavg": LineStyle("#D55E00", ()),
     "centralized": LineStyle("#4D4D4D", (5, 2)),
     "local": LineStyle("#4D4D4D", (1.5, 1.5)),
@@ -155,7 +157,7 @@ def _panel(axes: Axes, points: pd.DataFrame, styles: dict[str, LineStyle]) -> No
             rows["round_idx"],
             rows["mean"],
             color=style.colour,
-            lw=2.2 if rows["algorithm"].iloc[0] == "fedvsr" else 1.5,
+            lw=2.2 if rows["algorithm"].iloc[0] in VARIANTS else 1.5,
             marker="o" if rounds <= _MARKED else None,
             ms=3,
             label=f"{method} ({state})" if state else method,

@@ -24,16 +24,19 @@ from fedvsr.errors import UserError
 from fedvsr.records import Results
 from fedvsr.report.testsets import label_testsets
 
-METRICS = ("psnr_db", "ssim", "lpips")
-METRIC_NAMES = {"psnr_db": "PSNR", "ssim": "SSIM", "lpips": "LPIPS"}
-UNITS = {"psnr_db": " dB", "ssim": "", "lpips": ""}
-DECIMALS = {"psnr_db": 2, "ssim": 4, "lpips": 4}
+METRICS = ("psnr_db", "ssim", "lpips", "vmaf")
+METRIC_NAMES = {"psnr_db": "PSNR", "ssim": "SSIM", "lpips": "LPIPS", "vmaf": "VMAF"}
+UNITS = {"psnr_db": " dB", "ssim": "", "lpips": "", "vmaf": ""}
+DECIMALS = {"psnr_db": 2, "ssim": 4, "lpips": 4, "vmaf": 2}
 # LPIPS is a distance.
 SMALLER_IS_BETTER = ("lpips",)
 
 # Not federated: training on all clips at once, and each client on its own clips alone.
 BOUNDS = ("centralized", "local")
-ABLATION = ("fedavg", "f_hifr", "f_ala", "f_gla", "fedvsr")
+# FedVSR as the preprint and as the published paper describe it. Neither is a rival of the other.
+VARIANTS = ("fedvsr", "fedvsr_published")
+PARTS = ("f_hifr", "f_ala", "f_gla")
+"""Parts of FedVSR alone."""
 _NAMES = {
     "vrt": "VRT",
     "rvrt": "RVRT",
@@ -47,19 +50,21 @@ _NAMES = {
     "fedyogi": "FedYogi",
     "fedadagrad": "FedAdagrad",
     "fedavgm": "FedAvgM",
-    "fedmedian": "median",
+    "fedmedian": "FedMedian",
     "trimmed_mean": "trimmed mean",
     "krum": "Krum",
     "fisher": "Fisher merging",
     "moon": "MOON",
     "fedsr": "FedSR",
     "fedvsr": "FedVSR",
+    "fedvsr_published": "FedVSR (published)",
     "f_hifr": "F-HiFr",
     "f_ala": "F-ALA",
     "f_gla": "F-GLA",
 }
 # The order of a table's rows; other algorithms come between these, by name.
-_FIRST, _LAST = ("fedavg", "fedprox", "scaffold"), ("f_gla", "f_ala", "f_hifr", "fedvsr", *BOUNDS)
+_FIRST = ("fedavg", "fedprox", "scaffold", "fedmedian")
+_LAST = ("f_gla", "f_ala", "f_hifr", *VARIANTS, *BOUNDS)
 _MODELS = ("vrt", "rvrt", "iart")
 _HETEROGENEITY = ("less", "more")
 # The seed, and the settings that `ExperimentConfig.config_hash` leaves out.
@@ -99,7 +104,8 @@ class Gathered:
 
     runs: pd.DataFrame
     """A row per run: `run_id, model, method, algorithm, heterogeneity, seed, status, num_rounds,
-    last_round` (the last one evaluated; 0 is before training), `setting`."""
+    last_round` (the last one evaluated; 0 is before training), `setting` (its settings by dotted
+    key, as JSON), `named` (the keys of those in its method's name, separated by spaces)."""
     scores: pd.DataFrame
     """A row per run, round and clip, with the labels of `runs`, `testset`, `clip_id` and, for each
     of `METRICS`, its value and bicubic's. Means over clients if each has a network."""
@@ -120,14 +126,16 @@ def gather(results: Results) -> Gathered:
     if results.evaluations.empty:
         raise UserError("no run has a score yet; the first follows the start of a run")
     runs, notes = _labelled(results)
+    keys = ["run_id", "round_idx", "clip_id"]
     columns = [*METRICS, *(f"bicubic_{metric}" for metric in METRICS)]
-    by_clip = mean_scores(results.evaluations, ["run_id", "round_idx", "clip_id"], columns)
+    evaluations = results.evaluations.reindex(columns=[*keys, *columns])
+    by_clip = mean_scores(evaluations, keys, columns)
     scores = by_clip.merge(runs, on="run_id", how="inner")
     configs = dict(zip(results.runs["run_id"], results.runs["config"].map(_settings), strict=True))
     counted = results.evaluations[results.evaluations["run_id"].isin(runs["run_id"])]
     sets, explained = label_testsets(counted, configs)
-    keys = zip(scores["run_id"], scores["clip_id"], strict=True)
-    scores["testset"] = pd.Series([sets[key] for key in keys], index=scores.index, dtype=object)
+    pairs = zip(scores["run_id"], scores["clip_id"], strict=True)
+    scores["testset"] = pd.Series([sets[pair] for pair in pairs], index=scores.index, dtype=object)
     return Gathered(runs, scores, (*notes, *explained))
 
 
@@ -206,7 +214,8 @@ def _labelled(results: Results) -> tuple[pd.DataFrame, tuple[str, ...]]:
         for row in results.runs.to_dict("records")
     ]
     runs, notes = _without_repeats(pd.DataFrame(rows))
-    methods, explained = dict[str, str](), dict[str, None]()
+    methods, named = dict[str, str](), dict[str, str]()
+    explained = dict[str, None]()
     for (model, algorithm), row in runs.groupby(["model", "algorithm"]):
         everywhere = _differing([flat[run_id] for run_id in row["run_id"]], _DATA)
         for _, alike in row.groupby("heterogeneity"):
@@ -219,7 +228,8 @@ def _labelled(results: Results) -> tuple[pd.DataFrame, tuple[str, ...]]:
                     name = f" ({hashlib.sha256(own.encode()).hexdigest()[:6]})"
                     explained[f"{model}, {display(str(algorithm))}{name}: {own}"] = None
                 methods[run_id] = display(str(algorithm)) + name
-    runs["method"] = runs["run_id"].map(methods)
+                named[run_id] = " ".join(keys)
+    runs["method"], runs["named"] = (runs["run_id"].map(of_run) for of_run in (methods, named))
     return runs.drop(columns="updated_at"), (*notes, *explained, *_unequal(runs, flat))
 
 

@@ -7,7 +7,9 @@ from typing import Any
 import pandas as pd
 
 from fedvsr.records import Results
+from fedvsr.report import papers
 from fedvsr.report.gather import Gathered, method_order, ordered
+from fedvsr.report.papers import Paper
 
 COLUMNS = [
     "model",
@@ -22,10 +24,16 @@ COLUMNS = [
     "download_ratio",
     "upload_bytes",
     "upload_ratio",
+    "paper_step_ratio",
+    "paper_aggregate_ratio",
 ]
+_PAPER = {
+    "paper_step_ratio": "training_latency",
+    "paper_aggregate_ratio": "aggregation_latency",
+}
 
 
-def overhead(results: Results, gathered: Gathered) -> pd.DataFrame:
+def overhead(results: Results, gathered: Gathered, paper: Paper = papers.DEFAULT) -> pd.DataFrame:
     """Seconds per step and per aggregation, and bytes, each with its ratio to FedAvg's.
 
     Compares runs of the same network, device and executor, over all kinds of heterogeneity.
@@ -34,6 +42,8 @@ def overhead(results: Results, gathered: Gathered) -> pd.DataFrame:
         A row of `COLUMNS` per network, device and method. `step_s`: training time per step without
         waiting for samples, median over clients and rounds. `aggregate_s`: median over rounds.
         Bytes: means per client and round. Ratios are null without a run of FedAvg.
+        `paper_step_ratio`, `paper_aggregate_ratio`: the paper's training and aggregation latency
+        relative to FedAvg's, null if it gives none.
     """
     machines = results.runs.set_index("run_id")[["device", "executor"]].agg(", ".join, axis=1)
     runs = gathered.runs.assign(device=gathered.runs["run_id"].map(machines))
@@ -43,6 +53,7 @@ def overhead(results: Results, gathered: Gathered) -> pd.DataFrame:
     clients = clients[clients["num_steps"] > 0]
     waited = clients["input_wait_s"].fillna(0)
     clients = clients.assign(step_s=(clients["train_s"] - waited) / clients["num_steps"])
+    algorithms = dict(zip(runs["method"], runs["algorithm"], strict=True))
     rows = []
     for model in ordered(runs["model"], "model"):
         for device in sorted(runs[runs["model"] == model]["device"].unique()):
@@ -56,6 +67,9 @@ def overhead(results: Results, gathered: Gathered) -> pd.DataFrame:
                 for name in ("step_s", "aggregate_s", "download_bytes", "upload_bytes"):
                     ratio = name.rpartition("_")[0] + "_ratio"
                     row[ratio] = row[name] / base[name] if base.get(name) else None
+                algorithm = str(algorithms[row["method"]])
+                for name, column in _PAPER.items():
+                    row[name] = papers.overhead(paper, algorithm, column)
             rows += costs
     return pd.DataFrame(rows, columns=COLUMNS)
 

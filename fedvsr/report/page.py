@@ -24,6 +24,7 @@ from fedvsr.report.gather import (
     DECIMALS,
     METRIC_NAMES,
     METRICS,
+    VARIANTS,
     method_order,
     ordered,
     setting_name,
@@ -69,7 +70,7 @@ def _clients(report: Report) -> Iterator[dict[str, str]]:
     """The client view of one run per network and heterogeneity, of FedVSR if there is one."""
     trained = set(report.results.clients["run_id"])
     runs = report.gathered.runs[report.gathered.runs["run_id"].isin(trained)]
-    runs = runs.assign(other=runs["algorithm"] != "fedvsr").sort_values(["other", "seed"])
+    runs = runs.assign(other=~runs["algorithm"].isin(VARIANTS)).sort_values(["other", "seed"])
     chosen = runs.drop_duplicates(["model", "heterogeneity"]).to_dict("records")
     by_setting = {(row["model"], row["heterogeneity"]): row for row in chosen}
     for model in ordered(runs["model"], "model"):
@@ -129,7 +130,7 @@ def _panel(points: pd.DataFrame, styles: dict[str, LineStyle]) -> dict[str, Any]
             {
                 "method": method,
                 "state": first["state"],
-                "ours": bool(first["algorithm"] == "fedvsr"),
+                "ours": bool(first["algorithm"] in VARIANTS),
                 "seeds": int(rows["num_seeds"].max()),
                 "colour": styles[method].colour,
                 "dashes": list(styles[method].dashes),

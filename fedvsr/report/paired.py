@@ -19,7 +19,15 @@ from itertools import product
 import pandas as pd
 
 from fedvsr.errors import UserError
-from fedvsr.report.gather import GROUP, METRICS, Gathered, last_scores, method_order, ordered
+from fedvsr.report.gather import (
+    GROUP,
+    METRICS,
+    VARIANTS,
+    Gathered,
+    last_scores,
+    method_order,
+    ordered,
+)
 
 CONFIDENCE = 0.95
 COLUMNS = [
@@ -84,7 +92,7 @@ def _pairs(scores: pd.DataFrame) -> Iterator[tuple[str, str]]:
     methods = method_order(scores)
     algorithm = dict(zip(scores["method"], scores["algorithm"], strict=True))
     references = [m for m in methods if algorithm[m] == "fedavg"]
-    ours = [m for m in methods if algorithm[m] == "fedvsr"]
+    ours = [m for m in methods if algorithm[m] in VARIANTS]
     seen = set[frozenset[str]]()
     # Each pair once: FedVSR minus FedAvg is not repeated as FedAvg minus FedVSR.
     for subjects, others in ((methods, references), (ours, methods)):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from fedvsr.report import tables
+from fedvsr.report import papers, tables
 from fedvsr.report.content import Report
 from fedvsr.report.gather import DECIMALS, METRIC_NAMES, UNITS
 from fedvsr.report.render import Markup, grid, legend, number, plain, render
@@ -33,13 +33,18 @@ class Section:
 def sections(report: Report, markup: Markup) -> list[Section]:
     """The sections of a report, without those for which it has no results."""
     table = render(grid(report.main, markup), markup)
-    parts = [Section("Scores", (), table, legend(report.main) + _paper_note(report.main))]
-    if summary := tables.sentences(report.main):
+    parts = [Section("Scores", (), table, legend(report.main) + _paper_note(report, report.main))]
+    if summary := tables.sentences(report.main, report.paper):
         parts.append(Section("Summary", tuple(summary)))
     if not report.ablation.empty:
         table = render(grid(report.ablation, markup), markup)
         parts.append(
-            Section("Ablation", (), table, legend(report.ablation) + _paper_note(report.ablation))
+            Section(
+                "Ablation",
+                (),
+                table,
+                legend(report.ablation) + _paper_note(report, report.ablation),
+            )
         )
     if not report.differences.empty:
         rows = [_difference(row) for row in report.differences.to_dict("records")]
@@ -57,6 +62,8 @@ def sections(report: Report, markup: Markup) -> list[Section]:
             "Bytes are per client and round. Times include the effect of anything else that the "
             "machine ran."
         )
+        if report.overhead["paper_step_ratio"].notna().any():
+            after += " In square brackets: the paper's, on its own machine."
         parts.append(Section("Cost", (), _table(rows, markup), after))
     if not report.faults.empty:
         rows = [_fault(row) for row in report.faults.to_dict("records")]
@@ -82,8 +89,10 @@ def markdown(report: Report, pictures: Sequence[str]) -> str:
     return "\n".join(parts).replace("\n\n\n", "\n\n").rstrip() + "\n"
 
 
-def _paper_note(cells: pd.DataFrame) -> str:
-    return f" The paper's values: {tables.paper_source()}." if cells["paper"].notna().any() else ""
+def _paper_note(report: Report, cells: pd.DataFrame) -> str:
+    if cells["paper"].isna().all():
+        return ""
+    return f" The paper's values: {papers.source(report.paper)}."
 
 
 def _table(rows: list[dict[str, str]], markup: Markup) -> str:
@@ -119,15 +128,18 @@ def _cost(row: Mapping[Any, Any]) -> dict[str, str]:
         "method": row["method"],
         "device": row["device"],
         "runs": str(row["num_runs"]),
-        "a step": _with_ratio(duration(row["step_s"]), row["step_ratio"]),
-        "aggregation": _with_ratio(duration(row["aggregate_s"]), row["aggregate_ratio"]),
+        "a step": _with_ratio(duration(row["step_s"]), row["step_ratio"], row["paper_step_ratio"]),
+        "aggregation": _with_ratio(
+            duration(row["aggregate_s"]), row["aggregate_ratio"], row["paper_aggregate_ratio"]
+        ),
         "down": _with_ratio(_mib(row["download_bytes"]), row["download_ratio"]),
         "up": _with_ratio(_mib(row["upload_bytes"]), row["upload_ratio"]),
     }
 
 
-def _with_ratio(value: str, ratio: float | None) -> str:
-    return value if ratio is None or pd.isna(ratio) else f"{value} ({ratio:.2f}x)"
+def _with_ratio(value: str, ratio: float | None, of_paper: float | None = None) -> str:
+    text = value if ratio is None or pd.isna(ratio) else f"{value} ({ratio:.2f}x)"
+    return text if of_paper is None or pd.isna(of_paper) else f"{text} [{of_paper:.2f}x]"
 
 
 def duration(seconds: float) -> str:

@@ -50,8 +50,11 @@ def grid(cells: pd.DataFrame, markup: Markup) -> Table:
         for metric in cells["metric"].unique()
         if (heterogeneity, testset) in pairs
     ]
+    compared = bool(cells["paper"].notna().any())
     texts = {
-        (c["model"], c["method"], c["heterogeneity"], c["testset"], c["metric"]): _text(c, markup)
+        (c["model"], c["method"], c["heterogeneity"], c["testset"], c["metric"]): _text(
+            c, markup, compared
+        )
         for c in cells.to_dict("records")
     }
     rows = list(cells[["model", "method"]].drop_duplicates().itertuples(index=False, name=None))
@@ -89,7 +92,9 @@ def legend(cells: pd.DataFrame) -> str:
             "each has two finished seeds or more."
         )
     if cells["paper"].notna().any():
-        parts.append("In square brackets: the paper's value, and ours minus it.")
+        parts.append(
+            "In square brackets: the paper's value, and ours minus it; a dash if it has none."
+        )
     return " ".join(parts)
 
 
@@ -184,7 +189,7 @@ def _th(text: str, **spans: int) -> str:
     return f"<th{attributes}>{text}</th>"
 
 
-def _text(cell: Mapping[Any, Any], markup: Markup) -> str:
+def _text(cell: Mapping[Any, Any], markup: Markup, compared: bool) -> str:
     decimals = DECIMALS[cell["metric"]]
     state = _escape(cell["state"], markup)
     if pd.isna(cell["mean"]):
@@ -205,9 +210,9 @@ def _text(cell: Mapping[Any, Any], markup: Markup) -> str:
                 "tex": rf" {{\scriptsize({state})}}",
                 "html": f' <span class="state">{state}</span>',
             }[markup]
-    if not pd.isna(cell["paper"]):
-        paper = number(cell["paper"], decimals)
-        if not pd.isna(cell["mean"]):
+    if compared and not (pd.isna(cell["paper"]) and pd.isna(cell["mean"])):
+        paper = _MISSING if pd.isna(cell["paper"]) else number(cell["paper"], decimals)
+        if not (pd.isna(cell["paper"]) or pd.isna(cell["mean"])):
             paper += f", {number(cell['mean'] - cell['paper'], decimals, signed=True)}"
         text += {
             "md": f" [{paper}]",

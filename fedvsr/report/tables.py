@@ -8,30 +8,30 @@ A table is a pandas table with a row per cell:
     state          empty if all its runs have finished, else e.g. `running, round 4 of 10`
     best           the best federated method of its column and network, and those within its
                    standard deviation, if each of them has two finished seeds or more
-    paper          the paper's value, for the network at the paper's size
+    paper          the value of the paper's chosen form, for the network at the paper's size
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
-from importlib import resources
 from itertools import product
 from typing import Any
 
 import pandas as pd
 
+from fedvsr.report import papers
 from fedvsr.report.gather import (
-    ABLATION,
     BOUNDS,
     DECIMALS,
     GROUP,
     METRIC_NAMES,
     METRICS,
+    PARTS,
     SMALLER_IS_BETTER,
     UNITS,
+    VARIANTS,
     Gathered,
     display,
     last_scores,
@@ -39,47 +39,49 @@ from fedvsr.report.gather import (
     method_order,
     ordered,
 )
+from fedvsr.report.papers import Paper
 
 BICUBIC = "bicubic"
 _KEYS = ["model", "method", "algorithm", "heterogeneity", "testset", "metric"]
-OURS = "fedvsr"
+_COLUMNS = [*_KEYS, "mean", "std", "num_seeds", "state", "best", "paper"]
+# Every run has these; other metrics have a column if a run has them.
+_ALWAYS = ("psnr_db", "ssim")
 
 
-def main_table(gathered: Gathered) -> pd.DataFrame:
-    """Table 1: bicubic, the bounds, and every method but FedVSR's ablations."""
-    ablations = set(ABLATION) - {"fedavg", OURS}
-    return _table(gathered, lambda algorithm: algorithm not in ablations, with_bicubic=True)
+def main_table(gathered: Gathered, paper: Paper = papers.DEFAULT) -> pd.DataFrame:
+    """Table 1: bicubic, the bounds, and every method but the parts of FedVSR."""
+    return _table(gathered, paper, lambda algorithm: algorithm not in PARTS, with_bicubic=True)
 
 
-def ablation_table(gathered: Gathered) -> pd.DataFrame:
+def ablation_table(gathered: Gathered, paper: Paper = papers.DEFAULT) -> pd.DataFrame:
     """Table 2: FedAvg, each part of FedVSR alone, and FedVSR, of the networks with such a part."""
-    parts = set(ABLATION) - {"fedavg", OURS}
     runs = gathered.runs
-    models = set(runs[runs["algorithm"].isin(parts)]["model"])
+    models = set(runs[runs["algorithm"].isin(PARTS)]["model"])
     if not models:
-        return pd.DataFrame(columns=[*_KEYS, "mean", "std", "num_seeds", "state", "best", "paper"])
+        return pd.DataFrame(columns=_COLUMNS)
     of_models = replace(
         gathered,
         runs=runs[runs["model"].isin(models)],
         scores=gathered.scores[gathered.scores["model"].isin(models)],
     )
-    return _table(of_models, lambda algorithm: algorithm in ABLATION, with_bicubic=False)
+    rows = {"fedavg", *PARTS, *VARIANTS}
+    return _table(of_models, paper, lambda algorithm: algorithm in rows, with_bicubic=False)
 
 
 def margins(cells: pd.DataFrame) -> pd.DataFrame:
     """Margins of FedVSR over the other federated methods of a table; positive means better.
 
     Returns:
-        A row per heterogeneity and metric. `over_all`: mean margin over networks, test sets and
-        methods. `over_second`: mean margin over the best other method, over networks and test
-        sets. `num_all`, `num_second`: the number of comparisons in each mean. Only cells whose
-        runs have all finished count.
+        A row per heterogeneity, metric and variant of FedVSR. `over_all`: mean margin over
+        networks, test sets and methods. `over_second`: mean margin over the best other method,
+        over networks and test sets. `num_all`, `num_second`: the number of comparisons in each
+        mean. Only cells whose runs have all finished count.
     """
     counted = cells[(cells["state"] == "") & cells["mean"].notna()]
     counted = counted[~counted["algorithm"].isin([*BOUNDS, BICUBIC])]
     rows = []
-    for heterogeneity, metric in product(
-        ordered(counted["heterogeneity"], "heterogeneity"), METRICS
+    for heterogeneity, metric, variant in product(
+        ordered(counted["heterogeneity"], "heterogeneity"), METRICS, VARIANTS
     ):
         selected = counted[
             (counted["heterogeneity"] == heterogeneity) & (counted["metric"] == metric)
@@ -87,8 +89,8 @@ def margins(cells: pd.DataFrame) -> pd.DataFrame:
         sign = -1.0 if metric in SMALLER_IS_BETTER else 1.0
         of_all, of_second = list[float](), list[float]()
         for _, column in selected.groupby(["model", "testset"]):
-            ours = column[column["algorithm"] == OURS]["mean"]
-            others = column[column["algorithm"] != OURS]["mean"]
+            ours = column[column["algorithm"] == variant]["mean"]
+            others = column[~column["algorithm"].isin(VARIANTS)]["mean"]
             # Several settings of FedVSR have no common margin.
             if len(ours) != 1 or others.empty:
                 continue
@@ -100,79 +102,60 @@ def margins(cells: pd.DataFrame) -> pd.DataFrame:
                 {
                     "heterogeneity": heterogeneity,
                     "metric": metric,
+                    "algorithm": variant,
                     "over_all": sum(of_all) / len(of_all),
                     "num_all": len(of_all),
                     "over_second": sum(of_second) / len(of_second),
                     "num_second": len(of_second),
                 }
             )
-    columns = ["heterogeneity", "metric", "over_all", "num_all", "over_second", "num_second"]
+    columns = ["heterogeneity", "metric", "algorithm"]
+    columns += ["over_all", "num_all", "over_second", "num_second"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def sentences(cells: pd.DataFrame) -> list[str]:
+def sentences(cells: pd.DataFrame, paper: Paper = papers.DEFAULT) -> list[str]:
     """The summary of Table 1 as sentences, with the paper's margins."""
-    of_paper = margins(paper_cells(["fedavg", "fedprox", "scaffold", OURS]))
+    of_paper = margins(papers.cells(paper, [a for a in papers.methods(paper) if a not in PARTS]))
     lines = []
     for row in margins(cells).to_dict("records"):
         heterogeneity, metric = row["heterogeneity"], row["metric"]
-        line = (
-            f"Heterogeneity {heterogeneity}, {METRIC_NAMES[metric]}: FedVSR is "
-            f"{_margin(row['over_all'], metric)} than the other methods on average "
+        lines.append(
+            f"Heterogeneity {heterogeneity}, {METRIC_NAMES[metric]}: {display(row['algorithm'])} "
+            f"is {_margin(row['over_all'], metric)} than the other methods on average "
             f"({_count(row['num_all'], 'comparison')}), and {_margin(row['over_second'], metric)} "
             f"than the best of them ({_count(row['num_second'], 'comparison')})."
         )
-        stated = _paper()["stated_margins"].get(heterogeneity, {}).get(metric)
-        if stated:
-            (computed,) = of_paper[
-                (of_paper["heterogeneity"] == heterogeneity) & (of_paper["metric"] == metric)
-            ].to_dict("records")
-            # The paper prints SSIM with three decimals in its text and four in its table.
-            digits = "+.2f" if metric == "psnr_db" else "+.3f"
-            over_all, over_second = (
-                f"{computed[name]:+.{DECIMALS[metric]}f}" for name in ("over_all", "over_second")
-            )
-            line += (
-                f" The paper states {stated['all']:{digits}} and {stated['second']:{digits}}; "
-                f"its own table gives {over_all} and {over_second}."
-            )
-        lines.append(line)
+        key = ["heterogeneity", "metric", "algorithm"]
+        same = of_paper[(of_paper[key] == pd.Series(row)[key].to_numpy()).all(axis=1)]
+        if len(same):
+            lines[-1] += _of_paper(paper, same.iloc[0])
     return lines
 
 
-def paper_cells(algorithms: Sequence[str]) -> pd.DataFrame:
-    """The paper's values as a table."""
-    paper = _paper()
-    rows = [
-        {
-            "model": display(model),
-            "method": display(algorithm),
-            "algorithm": algorithm,
-            "heterogeneity": heterogeneity,
-            "testset": testset,
-            "metric": metric,
-            "mean": value,
-            "state": "",
-        }
-        for model, by_algorithm in paper["values"].items()
-        for algorithm in algorithms
-        for heterogeneity, by_set in by_algorithm[algorithm].items()
-        for testset, values in by_set.items()
-        for metric, value in zip(paper["metrics"], values, strict=True)
-    ]
-    return pd.DataFrame(rows)
+def _of_paper(paper: Paper, row: pd.Series[Any]) -> str:
+    """What the paper's text and table say about a margin, as a sentence."""
+    metric = row["metric"]
+    over_all, over_second = (
+        f"{row[name]:+.{DECIMALS[metric]}f}" for name in ("over_all", "over_second")
+    )
+    stated = papers.stated_margins(paper, row["heterogeneity"], metric)
+    if not stated:
+        return f" The paper's table gives {over_all} and {over_second}."
+    # The paper prints SSIM with three decimals in its text and four in its table.
+    digits = "+.2f" if metric == "psnr_db" else "+.3f"
+    return (
+        f" The paper states {stated['all']:{digits}} and {stated['second']:{digits}}; "
+        f"its own table gives {over_all} and {over_second}."
+    )
 
 
-def paper_source() -> str:
-    """The source of the paper's values, and the settings that they hold for."""
-    paper = _paper()
-    return f"{paper['source']} ({paper['settings']})"
-
-
-def _table(gathered: Gathered, wanted: Callable[[str], bool], with_bicubic: bool) -> pd.DataFrame:
+def _table(
+    gathered: Gathered, paper: Paper, wanted: Callable[[str], bool], with_bicubic: bool
+) -> pd.DataFrame:
     runs = gathered.runs[gathered.runs["algorithm"].map(wanted)]
     scores = last_scores(gathered)
-    metrics = [m for m in METRICS if m != "lpips" or scores["lpips"].notna().any()]
+    metrics = [m for m in METRICS if m in _ALWAYS or scores[m].notna().any()]
     pairs = set(zip(scores["heterogeneity"], scores["testset"], strict=True))
     rows = []
     for model, heterogeneity, testset in product(
@@ -192,25 +175,25 @@ def _table(gathered: Gathered, wanted: Callable[[str], bool], with_bicubic: bool
         in_column = of_model[
             (of_model["heterogeneity"] == heterogeneity) & ~of_model["run_id"].isin(elsewhere)
         ]
-        methods = _methods(of_model, model, wanted)
+        methods = _methods(of_model, paper, model, wanted)
         for method, algorithm in methods.items():
             method_runs = in_column[in_column["method"] == method]
             method_scores = column_scores[column_scores["method"] == method]
             label = {**key, "method": method, "algorithm": algorithm}
-            rows += [_cell(label, metric, method_runs, method_scores) for metric in metrics]
-    cells = pd.DataFrame(rows)
-    order = [*_KEYS, "mean", "std", "num_seeds", "state", "best", "paper"]
-    return _with_best(cells)[order]
+            rows += [_cell(label, metric, paper, method_runs, method_scores) for metric in metrics]
+    return _with_best(pd.DataFrame(rows))[_COLUMNS]
 
 
-def _methods(runs: pd.DataFrame, model: str, wanted: Callable[[str], bool]) -> dict[str, str]:
+def _methods(
+    runs: pd.DataFrame, paper: Paper, model: str, wanted: Callable[[str], bool]
+) -> dict[str, str]:
     """The methods of a network in the order of its rows, each with its algorithm.
 
     With the paper's networks at its size, methods without a run are rows of dashes.
     """
     methods = runs[["method", "algorithm"]].drop_duplicates()
-    if model in {display(name) for name in _paper()["values"]}:
-        planned = [a for a in _paper()["values"]["vrt"] if wanted(a)]
+    if model in papers.networks(paper):
+        planned = [a for a in papers.methods(paper) if wanted(a)]
         missing = [a for a in planned if a not in set(methods["algorithm"])]
         without_run = pd.DataFrame({"method": [display(a) for a in missing], "algorithm": missing})
         methods = pd.concat([methods, without_run], ignore_index=True)
@@ -228,7 +211,7 @@ def _bicubic(key: dict[str, str], metric: str, scores: pd.DataFrame) -> dict[str
 
 
 def _cell(
-    label: dict[str, str], metric: str, runs: pd.DataFrame, scores: pd.DataFrame
+    label: dict[str, str], metric: str, paper: Paper, runs: pd.DataFrame, scores: pd.DataFrame
 ) -> dict[str, Any]:
     finished = runs[runs["status"] == "finished"]
     counted = scores[scores["run_id"].isin(finished["run_id"])]
@@ -251,8 +234,15 @@ def _cell(
         "num_seeds": len(per_seed),
         "state": state,
         "finished": len(finished) > 0,
-        "paper": _paper_value(label, metric),
+        "paper": papers.value(paper, label, metric, *_settings(runs)),
     }
+
+
+def _settings(runs: pd.DataFrame) -> tuple[dict[str, Any], list[str]]:
+    """The settings of a method's runs, and the keys of those that its name shows."""
+    if runs.empty:
+        return {}, []
+    return json.loads(runs.iloc[0]["setting"]), runs.iloc[0]["named"].split()
 
 
 def _with_best(cells: pd.DataFrame) -> pd.DataFrame:
@@ -271,27 +261,6 @@ def _with_best(cells: pd.DataFrame) -> pd.DataFrame:
         reach = max(std[top], 0.5 * 10.0 ** -DECIMALS[str(metric)])
         cells.loc[column.index[abs(mean - mean[top]) <= reach], "best"] = True
     return cells
-
-
-def _paper_value(label: dict[str, str], metric: str) -> float | None:
-    paper = _paper()
-    if label["method"] != display(label["algorithm"]) or metric not in paper["metrics"]:
-        return None
-    # `VRT (small)` is not the paper's network, but the paper's VRT is the closest value.
-    by_name = {display(name): values for name, values in paper["values"].items()}
-    values = by_name.get(label["model"].split(" (")[0], {})
-    by_set = values.get(label["algorithm"], {}).get(label["heterogeneity"], {})
-    # Vid4 is scored on luma by custom. A crop, or some frames, are not the paper's test set.
-    scores = by_set.get(label["testset"].removesuffix(" (luma)"))
-    value: float | None = scores[paper["metrics"].index(metric)] if scores else None
-    return value
-
-
-@cache
-def _paper() -> dict[str, Any]:
-    text = (resources.files("fedvsr.report") / "paper.json").read_text()
-    paper: dict[str, Any] = json.loads(text)
-    return paper
 
 
 def _margin(value: float, metric: str) -> str:

@@ -22,6 +22,7 @@ from fedvsr.report.content import Report, read
 from fedvsr.report.crops import Crop
 from fedvsr.report.figures import save
 from fedvsr.report.page import page
+from fedvsr.report.papers import DEFAULT, Paper
 from fedvsr.report.prose import markdown
 from fedvsr.report.render import grid, render
 
@@ -41,6 +42,7 @@ def write_report(
     crop: Crop | None = None,
     clip_id: str | None = None,
     clients: bool = False,
+    paper: Paper = DEFAULT,
     progress: Progress = lambda *_: None,
 ) -> Iterator[Path]:
     """Write a report and yield the path of each file once it is written.
@@ -53,13 +55,14 @@ def write_report(
         crop: the crop of the comparison; by default the one in which methods differ most.
         clip_id: the clip of the comparison; by default the one with that crop.
         clients: whether to draw the clients of every method too.
+        paper: the form of the paper whose values stand beside the runs'.
         progress: called before each step.
 
     Raises:
         UserError: there is no run, no such clip, or the crop is not within its frame.
     """
     progress("reading the runs", 0, 1)
-    report = read(folder)
+    report = read(folder, paper)
     if clip_id is not None and clip_id not in (known := _clips(report)):
         raise UserError(
             f"no finished run has a picture of clip {clip_id}; choose from: {', '.join(known)}"

@@ -8,7 +8,7 @@ import pytest
 
 from fedvsr import load_results
 from fedvsr.errors import UserError
-from fedvsr.report import tables
+from fedvsr.report import papers, tables
 from fedvsr.report.gather import gather
 from fedvsr.report.render import grid, legend, render
 from fedvsr.report.testsets import REDS4, VID4, testsets
@@ -158,6 +158,70 @@ def test_the_papers_values_are_shown_and_missing_runs_are_dashes(tmp_path: Path)
     latex = render(grid(cells, "tex"), "tex")
     assert r"-- {\scriptsize[24.79]}" in latex
     assert latex.isascii()
+    assert "| bicubic | 29.00 [–] |" in text, "the paper has no value for it"  # noqa: RUF001
+
+
+def test_each_form_of_the_paper_stands_beside_its_own_variant(tmp_path: Path) -> None:
+    data = {"videos": [], "train": ["reds"], "held_out": "reds4", "test": ["sets/Vid4"]}
+    for algorithm in ("fedvsr", "fedvsr_published", "fedavg"):
+        write_run(
+            tmp_path, algorithm, model="rvrt", size="paper", algorithm=algorithm,
+            clips=[*REDS4, *VID4], data=data, lpips=0.2,
+        )  # fmt: skip
+    gathered = gather(load_results(tmp_path))
+    shown = {
+        paper: {
+            (row["method"], row["metric"]): row["paper"]
+            for row in tables.main_table(gathered, paper).to_dict("records")
+            if row["testset"] == "REDS4" and not pd.isna(row["paper"])
+        }
+        for paper in papers.PAPERS
+    }
+    assert shown["preprint"]["FedVSR", "psnr_db"] == 31.49
+    assert shown["published"]["FedVSR (published)", "psnr_db"] == 31.64
+    assert shown["published"]["FedVSR (published)", "lpips"] == 0.1377
+    assert ("FedVSR (published)", "psnr_db") not in shown["preprint"]
+    assert ("FedVSR", "psnr_db") not in shown["published"]
+    assert ("FedAvg", "lpips") not in shown["preprint"], "the preprint has PSNR and SSIM"
+    both = [shown[paper]["FedAvg", "psnr_db"] for paper in papers.PAPERS]
+    assert both == [31.3, 31.3]
+    assert shown["published"]["FedMedian", "psnr_db"] == 29.76, "a method without a run"
+    rows = tables.margins(tables.main_table(gathered))
+    assert set(rows["algorithm"]) == {"fedvsr", "fedvsr_published"}
+    assert (rows["num_all"] == 2).all(), "one variant is no rival of the other"
+    lines = tables.sentences(tables.main_table(gathered), "published")
+    # Over 4 methods x 3 networks x 2 test sets of the published Table 1, PSNR, less.
+    assert "The paper's table gives +1.01 and +0.23." in next(
+        line for line in lines if "less, PSNR: FedVSR (published)" in line
+    )
+
+
+def test_the_paper_is_compared_only_with_its_own_protocol(tmp_path: Path) -> None:
+    data = {"train": ["reds"], "held_out": "reds4", "videos": []}
+
+    def shown(name: str, runs: list[dict[str, dict[str, object]]]) -> list[object]:
+        for i, settings in enumerate(runs):
+            write_run(
+                tmp_path / name, str(i), model="vrt", clips=REDS4,
+                settings={k: v for k, v in settings.items() if k != "data"},
+                data={**data, **settings.get("data", {})},
+            )  # fmt: skip
+        cells = tables.main_table(gather(load_results(tmp_path / name)), "published")
+        of_avg = cells[(cells["algorithm"] == "fedavg") & (cells["metric"] == "psnr_db")]
+        return [None if pd.isna(value) else value for value in of_avg["paper"]]
+
+    clients = [
+        {"data": {"num_clients": 40, "clips_per_client": 6}},
+        {"data": {"num_clients": 240, "clips_per_client": 1}},
+        {"data": {"num_clients": 4, "clips_per_client": 6}},
+    ]
+    assert sorted(shown("clients", clients), key=str) == [28.23, 29.71, None]
+    epochs = [{"local": {"epochs": 1}}, {"local": {"epochs": 5}}]
+    assert shown("epochs", epochs) == [29.71, None]
+    failures = [{"federation": {"upload_failure_probability": p}} for p in (0.0, 0.25)]
+    assert shown("failures", failures) == [29.71, None]
+    rates = [{"local": {"lr": lr}} for lr in (1e-4, 4e-4)]
+    assert shown("rates", rates) == [None, None], "the paper does not give the rate"
 
 
 def test_margins_equal_those_by_hand_and_are_compared_with_the_papers(tmp_path: Path) -> None:
@@ -236,11 +300,23 @@ def test_a_folder_without_runs_is_an_error(tmp_path: Path) -> None:
 
 def test_the_papers_table_is_complete() -> None:
     names = ("fedavg", "fedprox", "scaffold", "fedvsr", "f_hifr", "f_ala", "f_gla")
-    cells = tables.paper_cells(names)
+    assert papers.methods("preprint") == list(names)
+    cells = papers.cells("preprint", names)
     assert len(cells) == 3 * 7 * 2 * 2 * 2
     assert cells.groupby("metric")["mean"].agg(["min", "max"]).to_numpy().ravel().tolist() == [
         23.08, 31.49, 0.6441, 0.8908,
     ]  # fmt: skip
+    published = papers.methods("published")
+    assert set(published) == {*names[:3], "fedmedian", "fedvsr_published", *names[4:]}
+    cells = papers.cells("published", published)
+    counts = cells.groupby("metric")["mean"].count()
+    # LPIPS for all, VMAF for the five methods of Table 1.
+    assert counts.to_dict() == {"psnr_db": 96, "ssim": 96, "lpips": 96, "vmaf": 60}
+    assert cells[cells["metric"] == "vmaf"]["mean"].agg(["min", "max"]).tolist() == [57.54, 98.94]
+    assert cells[cells["metric"] == "lpips"]["mean"].agg(["min", "max"]).tolist() == [
+        0.1377,
+        0.3018,
+    ]
 
 
 def test_a_row_holds_no_runs_that_differ_in_more_than_the_data(tmp_path: Path) -> None:
