@@ -26,11 +26,10 @@ KEPT_BY_TRAINER = ("params", "moments", "residual")
 """Names in a client's state that the trainer fills: the client's last parameters, its optimiser's
 moments (a vector of another length), and what compression left out of its updates."""
 
-# Below this Hellinger distance the published implementation averages uniformly.
-_HELLINGER_THRESHOLD = 0.05
-
 Weights = Literal["samples", "uniform", "loss_aware"]
+Dwt = Annotated[Literal["2d", "3d"], OnlyWith("lambda_hifr", above=0)]
 Decay = Annotated[Literal["linear", "power", "none"], OnlyWith("weights", "loss_aware")]
+Mixing = Annotated[Literal["none", "hellinger"], OnlyWith("weights", "loss_aware")]
 
 
 class AlgorithmConfig(NamedSection):
@@ -44,10 +43,10 @@ class AlgorithmConfig(NamedSection):
     lambda_hifr: float = Field(
         0.0, ge=0, le=100, description="Weight of the wavelet detail loss; 0 leaves it out."
     )
-    dwt: Annotated[Literal["2d", "3d"], OnlyWith("lambda_hifr", above=0)] = Field(
+    dwt: Dwt = Field(
         "2d",
-        description="Wavelet transform of each frame (2d, as in the paper) or of space and time "
-        "together (3d, as in its code).",
+        description="Wavelet transform of each frame (2d, as in the preprint) or of space and time "
+        "together (3d, as published).",
     )
     wavelet: Annotated[str, OnlyWith("lambda_hifr", above=0)] = Field(
         "haar", description="Wavelet of the detail loss: any orthogonal one of PyWavelets."
@@ -70,10 +69,16 @@ class AlgorithmConfig(NamedSection):
         "in uniform averaging as the paper's text says; power: alpha ** (1 - t/T), the formula "
         "that it prints; none: alpha in every round.",
     )
-    mixing: Annotated[Literal["none", "hellinger"], OnlyWith("weights", "loss_aware")] = Field(
+    mixing: Mixing = Field(
         "none",
-        description="loss_aware: mix with uniform weights by their Hellinger distance, as the "
-        "paper's code does.",
+        description="loss_aware: mix with uniform weights by their Hellinger distance, as "
+        "published; the preprint does not.",
+    )
+    mixing_threshold: Annotated[float, OnlyWith("mixing", "hellinger")] = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="hellinger: distance up to which the weights become uniform (published: 0.05).",
     )
     mu: float = Field(
         0.0, ge=0, le=1000, description="Strength of FedProx's pull to the global network."
@@ -288,7 +293,9 @@ class FedAvg:
         logs = [-exponent * math.log(report.loss) for report in reports]
         powers = [math.exp(log - max(logs)) for log in logs]
         weights = [power / sum(powers) for power in powers]
-        return mix_by_hellinger(weights) if self.config.mixing == "hellinger" else weights
+        if self.config.mixing == "none":
+            return weights
+        return mix_by_hellinger(weights, self.config.mixing_threshold)
 
     def exponent(self, round_idx: int, num_rounds: int) -> float:
         """The exponent a in round t = `round_idx` (1 to T) of T = `num_rounds`."""
@@ -305,15 +312,20 @@ def start(algorithm: FedAvg, params: FloatVector) -> Vectors:
     return {"params": params} | kept
 
 
-def mix_by_hellinger(weights: Sequence[float]) -> list[float]:
+def hellinger_from_uniform(weights: Sequence[float]) -> float:
+    """Hellinger distance of K weights, whose sum is 1, from uniform ones; in [0, 1)."""
+    uniform = 1 / len(weights)
+    squares = math.fsum((math.sqrt(uniform) - math.sqrt(p)) ** 2 for p in weights)
+    return math.sqrt(0.5 * squares)
+
+
+def mix_by_hellinger(weights: Sequence[float], threshold: float) -> list[float]:
     """Mix weights p with uniform ones u: `(1 - m) u + m p`.
 
-    `m = max(0, h - 0.05) / 0.95`, where h is the Hellinger distance of p and u. This is from the
-    paper's published implementation, not from the paper. If the weights' relative spread is below
-    about 14 %, the result is uniform.
+    `m = max(0, h - threshold) / (1 - threshold)`, where h is the Hellinger distance of p and u.
+    This is from the published form of FedVSR. At its threshold of 0.05, the result is uniform if
+    the weights' relative spread is below about 14 %.
     """
     uniform = 1 / len(weights)
-    squares = sum((math.sqrt(uniform) - math.sqrt(p)) ** 2 for p in weights)
-    distance = math.sqrt(0.5 * squares)
-    share = max(0.0, distance - _HELLINGER_THRESHOLD) / (1 - _HELLINGER_THRESHOLD)
+    share = max(0.0, hellinger_from_uniform(weights) - threshold) / (1 - threshold)
     return [(1 - share) * uniform + share * p for p in weights]

@@ -67,6 +67,12 @@ FOLDERS = "data={videos: [], train: [a], test: [b]}"
         ("algorithm.decay=power", [FEDAVG], "algorithm.weights = samples"),
         ("algorithm.decay=linear", ["algorithm={name: f_gla, weights: samples}"], "algorithm.wei"),
         ("algorithm.mixing=hellinger", [FEDAVG], "algorithm.weights = samples"),
+        ("algorithm.mixing_threshold=0.1", [], "algorithm.mixing = none"),
+        (
+            "algorithm.mixing_threshold=0.1",
+            ["algorithm={name: f_ala, weights: samples}"],
+            "algorithm.mixing = none",
+        ),
         ("algorithm.weights=uniform", ["algorithm.name=local"], "algorithm.name = local does not"),
         ("algorithm.weights=loss_aware", ["algorithm.name=centralized"], "algorithm.name = centr"),
         # Settings of single methods.

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fedvsr import algorithms
+from fedvsr.algorithms import fedvsr_published
 from fedvsr.algorithms.base import Batch, mix_by_hellinger
 from fedvsr.algorithms.fedvsr import Algorithm, Config
 from fedvsr.lookup import load
@@ -60,11 +61,33 @@ def test_extreme_losses_do_not_overflow() -> None:
 def test_hellinger_by_hand() -> None:
     # p = (0.9, 0.1): sum of (sqrt(.5) - sqrt(p))^2 = .0583 + .1528 = .2111, h = .3249,
     # m = (.3249 - .05) / .95 = .28937, weights .5 + m * .4.
-    assert mix_by_hellinger([0.9, 0.1]) == pytest.approx([0.61575, 0.38425], abs=1e-4)
+    assert mix_by_hellinger([0.9, 0.1], 0.05) == pytest.approx([0.61575, 0.38425], abs=1e-4)
     # Nearly equal losses: h is below the threshold, so weights are uniform.
-    assert mix_by_hellinger([0.52, 0.48]) == [0.5, 0.5]
+    assert mix_by_hellinger([0.52, 0.48], 0.05) == [0.5, 0.5]
+    # Without a threshold: h = 0.01414, weights .5 + h * .02.
+    assert mix_by_hellinger([0.52, 0.48], 0) == pytest.approx([0.500283, 0.499717], abs=1e-6)
     mixed = algorithm(decay="none", mixing="hellinger").weights([report(1.0), report(9.0)], 10)
     assert mixed == pytest.approx([0.61575, 0.38425], abs=1e-4)
+    # A threshold of 0.3: m = (.3249 - .3) / .7 = .03557.
+    higher = algorithm(decay="none", mixing="hellinger", mixing_threshold=0.3)
+    mixed = higher.weights([report(1.0), report(9.0)], 10)
+    assert mixed == pytest.approx([0.51423, 0.48577], abs=1e-4)
+
+
+def test_the_published_form_differs_by_wavelet_and_mixing() -> None:
+    published = fedvsr_published.Config()
+    assert (published.dwt, published.mixing) == ("3d", "hellinger")
+    assert published.mixing_threshold == 0.05
+    assert (published.lambda_vsr, published.lambda_hifr) == (1, 1)
+    preprint = Config(dwt="3d", mixing="hellinger").model_dump(exclude={"name"})
+    assert published.model_dump(exclude={"name"}) == preprint
+    built = algorithms.build(published)
+    reports = [report(1.0, 5, num_samples=1), report(9.0, 5, num_samples=4)]
+    # Round 5 of 10: exponent 1/2, weights 3/4 and 1/4, h = .18459, m = .14168.
+    assert built.weights(reports, 10) == pytest.approx([0.53542, 0.46458], abs=1e-5)
+    sr, gt = torch.rand(1, 2, 3, 4, 4), torch.rand(1, 2, 3, 4, 4)
+    loss = built.local_loss(Batch(torch.tensor(3.0), sr, gt))
+    assert loss.item() == pytest.approx(3 + high_frequency(sr, gt, "3d").item())
 
 
 def test_local_loss_is_eq_11() -> None:
