@@ -34,7 +34,8 @@ def deal(
         seed: seed of all random draws.
         partition: `less`: at random, numbers of clips differ by at most one (the paper's less
             heterogeneous setting). `more`: one label per client (its more heterogeneous setting),
-            or several if there are more labels than clients. `by_folder`: client i has all clips of
+            or several if there are more labels than clients; if there are fewer, clients share a
+            label's clips at random. `by_folder`: client i has all clips of
             the i-th label; a sub-folder's name is a label. `dirichlet`: shares of each label's
             clips are drawn from Dirichlet(alpha) over clients (Hsu et al. 2019). `quantity`: at
             random, with shares of all clips from Dirichlet(alpha). `motion`, `texture`: clips are
@@ -105,15 +106,37 @@ def _round_robin(order: npt.NDArray[np.int64], num_clients: int) -> list[list[in
 
 def _by_label(clips: Sequence[Clip], num_clients: int, rng: np.random.Generator) -> list[list[int]]:
     labels = sorted({clip.label for clip in clips})
-    if len(labels) < num_clients:
+    if len(labels) == 1 < num_clients:
         raise UserError(
-            f"data.partition = more gives every client a label of its own, and there are "
-            f"{len(labels)} labels for data.num_clients = {num_clients}; lower it to {len(labels)}"
+            f"data.partition = more deals clips by their labels, and all have the label "
+            f"{labels[0]}; set data.partition = less"
         )
-    owner = {labels[j]: i % num_clients for i, j in enumerate(rng.permutation(len(labels)))}
+    order = [labels[j] for j in rng.permutation(len(labels))]
+    if len(labels) < num_clients:
+        return _sharing_labels(clips, order, num_clients, rng)
+    owner = {label: i % num_clients for i, label in enumerate(order)}
     shares: list[list[int]] = [[] for _ in range(num_clients)]
     for j, clip in enumerate(clips):
         shares[owner[clip.label]].append(j)
+    return shares
+
+
+def _sharing_labels(
+    clips: Sequence[Clip], labels: Sequence[str], num_clients: int, rng: np.random.Generator
+) -> list[list[int]]:
+    """One label per client: client i has a part of the clips of `labels[i % len(labels)]`."""
+    shares: list[list[int]] = [[] for _ in range(num_clients)]
+    for first, label in enumerate(labels):
+        owners = range(first, num_clients, len(labels))
+        own = rng.permutation([j for j, clip in enumerate(clips) if clip.label == label])
+        if len(own) < len(owners):
+            raise UserError(
+                f"data.partition = more gives every client one label, and {label} has {len(own)} "
+                f"clips for {len(owners)} of data.num_clients = {num_clients}; lower it, or add "
+                "clips"
+            )
+        for client_id, share in zip(owners, _round_robin(own, len(owners)), strict=True):
+            shares[client_id] = sorted(share)
     return shares
 
 

@@ -47,8 +47,25 @@ def test_more_gives_each_client_one_label() -> None:
     # Ten labels for four clients: two or three each.
     counts = [len({clip.label for clip in own}) for own in deal(clips(), 4, 1, "more")]
     assert sorted(counts) == [2, 2, 3, 3]
-    with pytest.raises(UserError, match=r"there are 10 labels for data\.num_clients = 11; lower"):
-        deal(clips(), 11, 1, "more")
+
+
+@pytest.mark.parametrize(("num_clients", "each"), [(30, 2), (60, 1)])
+def test_more_clients_than_labels_share_a_labels_clips(num_clients: int, each: int) -> None:
+    # As the published experiments with 120 and 240 clients of 40 classes of 6 clips.
+    dealt = deal(clips(), num_clients, 1, "more")
+    assert {len(own) for own in dealt} == {each}
+    assert all(len({clip.label for clip in own}) == 1 for own in dealt)
+    counts = Counter(own[0].label for own in dealt)
+    assert set(counts.values()) == {num_clients // 10}
+    assert sorted(name for own in ids(dealt) for name in own) == sorted(c.clip_id for c in clips())
+    assert ids(deal(clips(), num_clients, 2, "more")) != ids(dealt)
+
+
+def test_more_needs_several_labels_with_enough_clips() -> None:
+    with pytest.raises(UserError, match=r"has 1 clips for 2 of data\.num_clients = 12; lower it"):
+        deal(clips(each=1)[:9] + clips(each=7)[-7:], 12, 1, "more")
+    with pytest.raises(UserError, match="all have the label class00; set data.partition = less"):
+        deal(clips(num_labels=1), 2, 1, "more")
 
 
 def test_smaller_alpha_skews_labels_more() -> None:
