@@ -48,7 +48,7 @@ def test_a_dry_run_without_gpus_says_what_the_hours_and_the_data_lack(
         "missing here: data.train: there is no stores/kinetics",
         "missing here: data.test: there is no stores/reds4",
     ], "stores/reds exists"
-    assert "4,416 GPU hours, but this machine has no GPU, and the time on processors" in printed[-1]
+    assert "6,624 GPU hours, but this machine has no GPU, and the time on processors" in printed[-1]
     assert "hours of time" not in printed[-1]
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
+from itertools import product
 from pathlib import Path
 
 import pytest
 
+from fedvsr.config import ExperimentConfig
+from fedvsr.report.gather import VARIANTS
 from fedvsr.tuning.estimate import cost
 from fedvsr.tuning.sweep import expand, load_sweep
 
@@ -14,7 +18,8 @@ FOLDER = Path(__file__).parents[3] / "tune_configs"
 FILES = sorted(FOLDER.glob("*.yaml"))
 EXPECTED = {
     "alpha": 6,
-    "clients": 6,
+    "clients": 12,
+    "confounds": 8,
     "fedprox_mu": 12,
     "lambda_bounded_iart": 10,
     "lambda_bounded_rvrt": 10,
@@ -22,9 +27,13 @@ EXPECTED = {
     "lambda_grid_iart": 100,
     "lambda_grid_rvrt": 100,
     "lambda_grid_vrt": 100,
-    "local_epochs": 4,
+    "lambda_ratio_iart": 63,
+    "lambda_ratio_rvrt": 63,
+    "lambda_ratio_vrt": 63,
+    "local_epochs": 14,
+    "overhead": 7,
     "smoke": 4,
-    "table1": 24,
+    "table1": 36,
     "table2_ablation": 18,
 }
 
@@ -63,7 +72,7 @@ def test_table1_has_the_runs_of_the_paper() -> None:
     assert {(c.model.name, c.algorithm.name, c.data.partition) for c in configs} == {
         (model, algorithm, partition)
         for model in ("vrt", "rvrt", "iart")
-        for algorithm in ("fedavg", "fedprox", "scaffold", "fedvsr")
+        for algorithm in ("fedavg", "fedprox", "scaffold", "fedmedian", *VARIANTS)
         for partition in ("less", "more")
     }
     for config in configs:
@@ -77,12 +86,16 @@ def test_table1_has_the_runs_of_the_paper() -> None:
             else (["stores/kinetics"], [], ["stores/reds4", "stores/vid4"])
         )
     lambdas = {
-        c.model.name: (c.algorithm.lambda_vsr, c.algorithm.lambda_hifr)
-        for c in configs
-        if c.algorithm.name == "fedvsr"
+        variant: {
+            c.model.name: (c.algorithm.lambda_vsr, c.algorithm.lambda_hifr)
+            for c in configs
+            if c.algorithm.name == variant
+        }
+        for variant in VARIANTS
     }
-    assert lambdas == {"vrt": (1, 1), "rvrt": (1, 0.5), "iart": (0.5, 0.5)}
-    assert {c.algorithm.lambda_hifr for c in configs if c.algorithm.name != "fedvsr"} == {0}
+    assert lambdas["fedvsr"] == {"vrt": (1, 1), "rvrt": (1, 0.5), "iart": (0.5, 0.5)}
+    assert lambdas["fedvsr_published"] == dict.fromkeys(("vrt", "rvrt", "iart"), (1, 1))
+    assert {c.algorithm.lambda_hifr for c in configs if c.algorithm.name not in VARIANTS} == {0}
 
 
 def test_table2_has_one_part_of_fedvsr_at_a_time() -> None:
@@ -97,11 +110,55 @@ def test_table2_has_one_part_of_fedvsr_at_a_time() -> None:
 
 def test_the_same_clips_are_dealt_to_more_clients() -> None:
     configs = [t.config for t in expand(load_sweep(FOLDER / "clients.yaml"))]
-    assert {(c.data.num_clients, c.data.clips_per_client) for c in configs} == {
-        (40, 6),
-        (120, 2),
-        (240, 1),
+    assert {
+        (c.model.name, c.algorithm.name, c.data.partition, c.data.num_clients,
+         c.data.clips_per_client)
+        for c in configs
+    } == {
+        ("vrt", algorithm, partition, num_clients, 240 // num_clients)
+        for algorithm in ("fedavg", "fedvsr_published")
+        for partition in ("less", "more")
+        for num_clients in (40, 120, 240)
+    }  # fmt: skip
+
+
+def test_local_epochs_are_compared_with_centralized_training() -> None:
+    configs = [t.config for t in expand(load_sweep(FOLDER / "local_epochs.yaml"))]
+    assert {(c.algorithm.name, c.data.partition, c.local.epochs) for c in configs} == {
+        *product(("fedavg", "fedvsr_published"), ("less", "more"), (1, 2, 5)),
+        *product(("centralized",), ("less", "more"), (1,)),
     }
+
+
+def test_the_published_scripts_differences_are_told_from_the_method() -> None:
+    configs = [t.config for t in expand(load_sweep(FOLDER / "confounds.yaml"))]
+    assert {c.algorithm.name for c in configs} == {"fedavg"}
+    # 6 clips of 100 frames, a sample from each.
+    steps = 100 * 600
+    assert {(c.data.partition, c.local.batch_size, _frozen(c, steps)) for c in configs} == set(
+        product(("less", "more"), (1, 4), ("never", "always"))
+    )
+
+
+def _frozen(config: ExperimentConfig, steps: int) -> str:
+    frozen = config.local.freeze_steps
+    return "always" if frozen >= steps else "for a while" if frozen else "never"
+
+
+def test_the_ratios_of_the_lambdas_are_those_of_the_grid() -> None:
+    assert len({Fraction(a, b) for a in range(1, 11) for b in range(1, 11)}) == 63
+    for network in ("vrt", "rvrt", "iart"):
+        ratios = {
+            kind: sorted(
+                {
+                    round(t.config.algorithm.lambda_hifr / t.config.algorithm.lambda_vsr, 4)
+                    for t in expand(load_sweep(FOLDER / f"lambda_{kind}_{network}.yaml"))
+                }
+            )
+            for kind in ("grid", "ratio")
+        }
+        assert ratios["ratio"] == pytest.approx(ratios["grid"], abs=1e-4)
+        assert len(ratios["ratio"]) == 63
 
 
 def test_the_bounded_lambdas_add_up_to_1() -> None:
