@@ -30,7 +30,7 @@ from fedvsr.training.updates import UpdateConfig
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-    from fedvsr.algorithms.base import AlgorithmConfig
+    from fedvsr.algorithms.base import AlgorithmConfig, FedAvg
     from fedvsr.models.spec import ModelConfig
 
 else:
@@ -50,8 +50,11 @@ _ModelSection: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
 # Sections whose keys depend on their `name`, except for the shared ones.
 _NAMED = ("model", "algorithm")
 _SHARED = ("size",)
-# Settings of `federation` about choosing among clients, which pooled training has one of.
-_OF_COHORTS = ("sampling", "num_candidates", "offline_probability", "min_updates")
+# Settings of `federation` about several clients; pooled training has one.
+_OF_COHORTS = (
+    *("sampling", "num_candidates", "offline_probability", "upload_failure_probability"),
+    "min_updates",
+)
 _TYPE = re.compile(r"bool|int|float|str|.*\[.*\]")
 _MAX_EXTENDED = 20
 # Characters of a dotted key; the longest one has 40.
@@ -117,6 +120,8 @@ class ExperimentConfig(Section):
                 "noise_multiplier and compression out"
             )
         algorithm.require_cohort(cohort)
+        if self.federation.upload_failure_probability:
+            _require_any_cohort(algorithm)
         require_private(algorithm, self.federation, self.update, num_clients)
         require_features(self.model, self.algorithm)
         frames = self.data.clip_frames if self.data.videos else None
@@ -125,17 +130,23 @@ class ExperimentConfig(Section):
     def without_effect(self, path: str = "") -> list[Unused]:
         """Settings that differ from their defaults and have no effect, in any section."""
         unused = super().without_effect(path)
-        if build(self.algorithm).pooled:
-            known = {setting.key for setting in unused}
-            for name in _OF_COHORTS:
-                key, value = f"federation.{name}", getattr(self.federation, name)
-                default = FederationConfig.model_fields[name].default
-                if value != default and key not in known:
-                    text = (
-                        f"{key} = {show(value)} has no effect: algorithm.name = "
-                        f"{self.algorithm.name} trains one client in every round; leave it out"
-                    )
-                    unused.append(Unused(key, default, text))
+        algorithm = build(self.algorithm)
+        if algorithm.pooled:
+            settings, reason = [*_OF_COHORTS], "trains one client in every round"
+        elif algorithm.personal:
+            settings, reason = ["upload_failure_probability"], "sends no updates"
+        else:
+            return unused
+        known = {setting.key for setting in unused}
+        for name in settings:
+            key, value = f"federation.{name}", getattr(self.federation, name)
+            default = FederationConfig.model_fields[name].default
+            if value != default and key not in known:
+                text = (
+                    f"{key} = {show(value)} has no effect: algorithm.name = "
+                    f"{self.algorithm.name} {reason}; leave it out"
+                )
+                unused.append(Unused(key, default, text))
         return unused
 
     def config_hash(self) -> str:
@@ -171,6 +182,17 @@ class ExperimentConfig(Section):
     def to_yaml(self) -> str:
         """The configuration as YAML that `load_config` reads."""
         return yaml12.dump(self.model_dump(mode="json"))
+
+
+def _require_any_cohort(algorithm: FedAvg) -> None:
+    """Check that the algorithm takes a single update, which lost uploads may leave of a round."""
+    try:
+        algorithm.require_cohort(1)
+    except UserError:
+        raise UserError(
+            "federation.upload_failure_probability leaves single updates in some rounds, too few "
+            f"for algorithm.name = {algorithm.config.name}; leave one of them out"
+        ) from None
 
 
 class _ModelAlone(Section):

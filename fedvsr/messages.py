@@ -95,6 +95,6 @@ class Round:
     num_clients: int
     """Registered clients."""
     num_sampled: int
-    """Clients that trained in this round."""
+    """Clients whose updates are aggregated in this round."""
     tensors: tuple[slice, ...]
     """Where in a vector (P,) each parameter tensor lies."""

@@ -20,7 +20,10 @@ from fedvsr.records import (
     read_growing,
 )
 
-_COUNTS = ("num_sampled", "num_rejected", "num_failed", "download_bytes", "upload_bytes")
+_COUNTS = (
+    *("num_sampled", "num_rejected", "num_failed", "num_upload_failures"),
+    *("download_bytes", "upload_bytes"),
+)
 # Seconds after which the tables are written again, and most of the time that this may take: the
 # time of a writing grows with the rounds.
 _WRITE_S = 10.0

@@ -33,7 +33,7 @@ from fedvsr.journal import Entry, GrowingTable, Journal
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 Row = Mapping[str, object]
 
@@ -93,7 +93,8 @@ SCHEMAS: dict[str, pa.Schema] = {
         _field("num_online", pa.int64(), "Clients that could be sampled.", "1"),
         _field("num_rejected", pa.int64(), "Sampled clients whose update was rejected.", "1"),
         _field("num_failed", pa.int64(), "Sampled clients that sent no update.", "1"),
-        _field("loss", pa.float64(), "Local loss, mean over the accepted clients.", "1"),
+        _field("num_upload_failures", pa.int64(), "Clients whose upload was lost, as set.", "1"),
+        _field("loss", pa.float64(), "Local loss, mean over the aggregated clients.", "1"),
         _field("vsr_loss", pa.float64(), "Part of `loss` that is the network's own loss.", "1"),
         _field("psnr_db", pa.float64(), "PSNR, mean over test clips; null if not evaluated.", "dB"),
         _field("ssim", pa.float64(), "SSIM, mean over test clips; null if not evaluated.", "1"),
@@ -124,6 +125,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         _field("update_norm", pa.float64(), "L2 distance from the global parameters.", "1"),
         _field("upload_bytes", pa.int64(), "Bytes sent to the server, compressed if set.", "B"),
         _field("rejected", pa.bool_(), "Whether it was left out; loss or update not finite."),
+        _field("upload_failed", pa.bool_(), "Whether its upload was lost after its training."),
         _field("attempts", pa.int64(), "Starts of its task; over 1 after a failure.", "1"),
         _field("node", pa.string(), "Ray node that trained it; null without Ray."),
         _field("slot", pa.int64(), "Slot that it ran in, from 0; null without Ray."),

@@ -19,6 +19,8 @@ from fedvsr.inference.scores import mean_scores
 from fedvsr.runs.events import Event, RoundRecorded, RunStarted
 
 _ROWS_SHOWN = 12
+# The heading of the clients whose uploads were lost.
+_LOST = "uploads lost"
 # Seconds between two lines on a clip's progress outside a terminal.
 _LINE_EVERY_S = 10.0
 
@@ -213,7 +215,10 @@ class _RunView:
     def render(self) -> Group:
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("round", justify="right")
-        for name in ("clients", "loss", "PSNR", "over bicubic", "SSIM", "seconds"):
+        names = ["clients", "loss", "PSNR", "over bicubic", "SSIM", "seconds"]
+        if any(event.num_upload_failures for event in self._rounds):
+            names.insert(1, _LOST)
+        for name in names:
             table.add_column(name, justify="right")
         for event in self._rounds[-_ROWS_SHOWN:]:
             cells = _cells(event)
@@ -271,6 +276,11 @@ def _cells(event: RoundRecorded) -> dict[str, str]:
     cells = dict[str, str]()
     if event.client_ids:
         cells["clients"] = ",".join(map(str, event.client_ids[:8]))
+    if event.num_upload_failures:
+        num_clients = len(event.client_ids)
+        all_lost = event.num_upload_failures == num_clients
+        cells[_LOST] = f"{event.num_upload_failures} of {num_clients}"
+        cells[_LOST] += ", nothing to aggregate" if all_lost else ""
     if event.loss is not None:
         cells["loss"] = f"{event.loss:.4f}"
     if event.scores:

@@ -49,6 +49,13 @@ class ClientOutcome:
     """Ray node that trained it; None without Ray."""
     slot: int | None = None
     """Slot that it took; None without Ray."""
+    upload_failed: bool = False
+    """Whether the update was lost on its way, by `federation.upload_failure_probability`."""
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the update is finite and has arrived."""
+        return self.report.finite and not self.upload_failed
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedvsr.algorithms.base import Aggregated, FedAvg
 from fedvsr.errors import UserError
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.executors import ClientOutcome, Executor, Fault, TrainedClient
 from fedvsr.federation.privacy import add_noise
-from fedvsr.federation.sampling import FederationConfig, sample_cohort
+from fedvsr.federation.sampling import FederationConfig, sample_cohort, upload_fails
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Round, Vectors
 from fedvsr.params import FloatVector
 from fedvsr.seeding import derive_seed
@@ -31,7 +31,7 @@ class RunState:
     server: Vectors
     """The server's vectors (P,): the global parameters, and what the algorithm keeps."""
     losses: Mapping[int, float]
-    """The last reported loss of every client that has trained."""
+    """By client, the last loss that reached the server."""
 
     @property
     def params(self) -> FloatVector:
@@ -55,7 +55,8 @@ class RoundFinished:
     state: RunState
     outcomes: list[ClientOutcome]
     weights: list[float] | None
-    """None if the algorithm gives no shares; 0 for a rejected client."""
+    """None if the algorithm gives no shares, or no update has arrived; 0 for a client that is
+    rejected or whose upload was lost."""
     started_at: float
     """When the first task was sent, seconds since 1970."""
     num_failed: int
@@ -75,6 +76,11 @@ class RoundFinished:
     def reports(self) -> list[ClientReport]:
         """The clients' reports."""
         return [outcome.report for outcome in self.outcomes]
+
+    @property
+    def num_upload_failures(self) -> int:
+        """Clients whose update was lost on its way."""
+        return sum(outcome.upload_failed for outcome in self.outcomes)
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,14 @@ class RoundSetup:
             )
             for client_id in client_ids
         ]
+
+    def sent(self, outcome: ClientOutcome) -> ClientOutcome:
+        """The outcome after its upload, which may be lost. A diverged client sends nothing."""
+        report = outcome.report
+        lost = report.finite and upload_fails(
+            self.config, self.seed, report.round_idx, report.client_id
+        )
+        return replace(outcome, upload_failed=lost)
 
     def upcoming(self, round_idx: int) -> list[int]:
         """The clients of the round after this one, as far as they are known already."""
@@ -143,13 +157,13 @@ def run_rounds(
         arrivals = executor.run_round(tasks, shared, states, setup.upcoming(round_idx))
         trained = yield from _train(arrivals, tasks, setup.config)
         train_s, summing = time.perf_counter() - started, time.perf_counter()
-        outcomes = [client.outcome for client in trained]
+        outcomes = [setup.sent(client.outcome) for client in trained]
         first_step_at = min((o.report.started_at for o in outcomes), default=started_at)
         gap_s = None if last_update_at is None else max(0.0, first_step_at - last_update_at)
         last_update_at = time.time()
         _require_updates(outcomes, len(tasks), round_idx, setup.config)
         # The only reference to the updates from here on: their memory is freed as they are summed.
-        updates = _remembered(trained, states)
+        updates = _remembered(trained, outcomes, states)
         del trained
         state, weights = _aggregate(state, updates, outcomes, round_idx, setup)
         yield RoundFinished(
@@ -197,7 +211,7 @@ def _train(
 def _require_updates(
     outcomes: Sequence[ClientOutcome], num_tasks: int, round_idx: int, config: FederationConfig
 ) -> None:
-    """Raise UserError if too few of a round's updates are finite."""
+    """Raise UserError if too few of a round's updates are finite, whether or not they arrive."""
     num_finite = sum(outcome.report.finite for outcome in outcomes)
     if num_tasks and not num_finite:
         raise UserError(
@@ -211,13 +225,21 @@ def _require_updates(
         )
 
 
-def _remembered(trained: Sequence[TrainedClient], states: ClientStates) -> deque[ClientUpdate]:
-    """Store what the clients are to remember, and return the finite updates."""
-    accepted = [client for client in trained if client.outcome.report.finite]
-    for client in accepted:
-        report = client.outcome.report
-        states.put(report.client_id, report.round_idx, client.update.state)
-    return deque(client.update for client in accepted)
+def _remembered(
+    trained: Sequence[TrainedClient], outcomes: Sequence[ClientOutcome], states: ClientStates
+) -> deque[ClientUpdate]:
+    """Store what the clients are to remember, and return the updates that have arrived.
+
+    A client does not know that its upload was lost, so it remembers this round all the same.
+    """
+    updates = deque[ClientUpdate]()
+    for client, outcome in zip(trained, outcomes, strict=True):
+        report = outcome.report
+        if report.finite:
+            states.put(report.client_id, report.round_idx, client.update.state)
+        if outcome.accepted:
+            updates.append(client.update)
+    return updates
 
 
 def _aggregate(
@@ -230,10 +252,10 @@ def _aggregate(
     """Make the next state from a round's updates, which are used up.
 
     Returns:
-        The state, and every client's share; None if the algorithm gives no shares.
+        The state, and every client's share; None if there are no shares.
     """
     algorithm, config, update = setup.algorithm, setup.config, setup.update
-    reports = [outcome.report for outcome in outcomes if outcome.report.finite]
+    reports = [outcome.report for outcome in outcomes if outcome.accepted]
     round_info = Round(round_idx, config.num_rounds, len(setup.sizes), len(reports), setup.tensors)
     aggregated = Aggregated({"params": state.params}, None)
     if reports:
@@ -269,7 +291,7 @@ def _shares(
     reports: Sequence[ClientReport],
     outcomes: Sequence[ClientOutcome],
 ) -> list[float] | None:
-    """The weights of all clients that trained; a rejected one has weight 0."""
+    """The weights of all clients that trained; 0 for those whose update is not in the sum."""
     if weights is None:
         return None
     by_client = {r.client_id: weight for r, weight in zip(reports, weights, strict=True)}

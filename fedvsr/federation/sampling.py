@@ -1,4 +1,4 @@
-"""Which clients train in a round. K clients are registered; each of them is online or not."""
+"""Which clients train in a round, and whose uploads arrive. K clients are registered."""
 
 from __future__ import annotations
 
@@ -39,11 +39,20 @@ class FederationConfig(Section):
     offline_probability: float = Field(
         0.0, ge=0, lt=1, description="Probability that a client cannot be reached in a round."
     )
+    upload_failure_probability: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Probability that a client's upload is lost after its training: the client "
+        "keeps what it remembers, and the round closes with the others' updates. If all are lost, "
+        "the global network stays as it is.",
+    )
     min_updates: int | None = Field(
         None,
         ge=1,
         description="Updates that suffice to close a round if other clients keep failing "
-        "(default: those of all sampled clients).",
+        "(default: those of all sampled clients). Updates that upload_failure_probability loses "
+        "count as made.",
     )
 
     def model_post_init(self, _: object) -> None:
@@ -68,6 +77,14 @@ class Cohort:
     """The sampled clients in the order of the draw, which is the order of aggregation."""
     num_online: int
     """Clients that could be reached."""
+
+
+def upload_fails(config: FederationConfig, seed: int, round_idx: int, client_id: int) -> bool:
+    """Draw whether a client's upload is lost: by round and client, whatever else has happened."""
+    probability = config.upload_failure_probability
+    if probability == 0:
+        return False
+    return bool(generator(seed, "upload", client_id, round_idx).random() < probability)
 
 
 def sample_cohort(

@@ -40,6 +40,8 @@ class RoundRecorded:
     wall_s: float
     slot_utilisation: float | None = None
     """Share of the training time in which the slots that were used trained; None without slots."""
+    num_upload_failures: int = 0
+    """Clients whose upload was lost."""
 
 
 Event = RunStarted | ClientFinished | Fault | RoundRecorded

@@ -322,12 +322,15 @@ class Execution:
         event = RoundRecorded(
             round_idx,
             [report.client_id for report in finished.reports] if finished else [],
-            rows.mean([r.loss for r in finished.reports if r.finite]) if finished else None,
+            rows.mean([o.report.loss for o in finished.outcomes if o.accepted])
+            if finished
+            else None,
             [],
             rows.round_s(finished.gap_s, finished.train_s, rows.first_step_s(finished))
             if finished
             else 0.0,
             rows.slot_utilisation(finished) if finished else None,
+            finished.num_upload_failures if finished else 0,
         )
         self.unscored = _Unscored(event, self._score(state) if due else [])
 

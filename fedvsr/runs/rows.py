@@ -51,11 +51,12 @@ def round_row(finished: RoundFinished, epsilon: float | None) -> Row:
         epsilon: privacy loss so far; None without noise.
     """
     sampled = finished.reports
-    accepted = [report for report in sampled if report.finite]
+    accepted = [outcome.report for outcome in finished.outcomes if outcome.accepted]
     return {
         "num_sampled": len(sampled) + finished.num_failed,
-        "num_rejected": len(sampled) - len(accepted),
+        "num_rejected": sum(not report.finite for report in sampled),
         "num_failed": finished.num_failed,
+        "num_upload_failures": finished.num_upload_failures,
         "num_online": finished.num_online,
         "loss": mean([report.loss for report in accepted]),
         "vsr_loss": mean([report.vsr_loss for report in accepted]),
@@ -98,6 +99,7 @@ def client_rows(finished: RoundFinished) -> list[Row]:
             "loss": report.loss if report.finite else None,
             "vsr_loss": report.vsr_loss if report.finite else None,
             "rejected": not report.finite,
+            "upload_failed": outcome.upload_failed,
             "weight": finished.weights[position] if finished.weights else None,
             "first_loss": report.first_loss,
             "lr": report.lr,

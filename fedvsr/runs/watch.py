@@ -134,6 +134,7 @@ def _round(results: Results, round_idx: int) -> RoundRecorded:
         None if pd.isna(row["loss"]) else float(row["loss"]),
         scores,
         float(_walls(results)[round_idx]),
+        num_upload_failures=0 if pd.isna(lost := row["num_upload_failures"]) else int(lost),
     )
 
 

@@ -72,6 +72,34 @@ def test_what_clients_remember_survives_a_stop(
     # a run that is stopped then has nothing left to do.
     settings = [setting, "algorithm.lambda_hifr=0.5", "federation.num_rounds=4"]
     config = load_config(str(small_yaml), settings)
+    assert list((_stopped_and_resumed(config, tmp_path) / "checkpoints").glob("client-*"))
+
+
+@pytest.mark.full
+def test_the_same_uploads_are_lost_on_ray_and_after_a_stop(
+    small_yaml: Path, tmp_path: Path
+) -> None:
+    """Clients remember the rounds whose uploads were lost, as SCAFFOLD's control variates show."""
+    # With seed 4, rounds lose 0, 1, 2 and 1 of their 2 uploads.
+    settings = ["algorithm.name=scaffold", "federation.num_rounds=4", "seed=4"]
+    settings.append("federation.upload_failure_probability=0.5")
+    folder = _stopped_and_resumed(load_config(str(small_yaml), settings), tmp_path)
+    results = load_results(folder)
+    rounds = results.rounds.set_index("round_idx")
+    assert rounds["num_upload_failures"].tolist() == [0, 0, 1, 2, 1]
+    assert rounds["num_failed"].sum() == 0
+    assert len(results.faults) == 0
+    assert rounds["psnr_db"][3] == rounds["psnr_db"][2], "without an upload the network stays"
+    assert rounds["psnr_db"].nunique() == 4
+    clients = results.clients
+    assert clients["upload_failed"].sum() == 4
+    assert clients["upload_bytes"].gt(0).all(), "what was lost was sent"
+    assert clients.loc[clients["upload_failed"], "weight"].isin([0.0]).sum() == 2
+    assert clients.loc[clients["round_idx"] == 3, "weight"].isna().all()
+
+
+def _stopped_and_resumed(config: ExperimentConfig, tmp_path: Path) -> Path:
+    """Run serially, and on Ray with a stop: both must agree. Returns the folder of the latter."""
     whole = run_serially(config, tmp_path / "serial")
     # Nothing of it stays in memory, so all goes through files.
     config = with_cluster(config, slots=2, client_state_bytes=0)
@@ -84,7 +112,7 @@ def test_what_clients_remember_survives_a_stop(
     assert run_status(stopped.folder) == "interrupted"
     list(on_ray(stopped))
     assert_equal_runs(whole, stopped.folder)
-    assert list((stopped.folder / "checkpoints").glob("client-*"))
+    return stopped.folder
 
 
 def test_a_client_killed_while_it_trains_costs_an_attempt_and_no_bit(

@@ -96,6 +96,16 @@ FOLDERS = "data={videos: [], train: [a], test: [b]}"
             "algorithm.name = c",
         ),
         (
+            "federation.upload_failure_probability=0.5",
+            ["algorithm.name=centralized"],
+            "algorithm.name = c",
+        ),
+        (
+            "federation.upload_failure_probability=0.5",
+            ["algorithm.name=local"],
+            "algorithm.name = local sends no updates",
+        ),
+        (
             "federation.min_updates=1",
             ["algorithm.name=centralized"],
             "algorithm.name = centralized",

@@ -18,7 +18,7 @@ from fedvsr.cli import common
 from fedvsr.cli.common import plain_console, say
 from fedvsr.cli.views import FramesView, PreparationView, follow
 from fedvsr.federation.executors import Fault
-from fedvsr.runs.events import RunStarted
+from fedvsr.runs.events import RoundRecorded, RunStarted
 from tests.conftest import moving_texture
 from tests.unit.cli.test_cli import fedvsr
 from tests.unit.data.clips import write_store
@@ -83,6 +83,22 @@ def test_lines_tables_and_bars_show_names_as_they_are(
     with Live(table, console=terminal):
         pass
     assert terminal.file.getvalue().count(NAME) >= 9
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_lost_uploads_are_shown_in_the_round_that_lost_them(terminal: bool) -> None:
+    console = plain_console(width=200)
+    console.file, console._force_terminal = io.StringIO(), terminal
+    lost = [
+        RoundRecorded(i, [3, 1, 2], None if n == 3 else 0.1, [], 1.0, num_upload_failures=n)
+        for i, n in enumerate((0, 2, 3), 1)
+    ]
+    follow([RunStarted("a", 0, 3, 1, 4, "CPU", ()), *lost], console)
+    text = console.file.getvalue()
+    assert text.count("uploads lost") == (1 if terminal else 2)
+    assert text.count("2 of 3") == 1
+    assert text.count("3 of 3, nothing to aggregate") == 1
+    assert "0 of 3" not in text
 
 
 def test_commands_show_names_of_runs_clips_and_labels_as_they_are(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedvsr import algorithms
-from fedvsr.algorithms import fedavg, fedvsr
+from fedvsr.algorithms import fedavg, fedvsr, scaffold
 from fedvsr.errors import UserError
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.executors import ClientOutcome, Fault, Scorer, TrainedClient
@@ -57,7 +57,8 @@ class Shuffling:
             update = (shared["params"] + 1e3 * noise).astype(np.float32)
             loss = 1 + task.client_id
             report = ClientReport(task.client_id, task.round_idx, 1, 1, loss, loss, 0.0)
-            yield TrainedClient(ClientOutcome(report), ClientUpdate({"params": update}, {}))
+            remembered = {"own": update}
+            yield TrainedClient(ClientOutcome(report), ClientUpdate({"params": update}, remembered))
 
     def start_scorer(self, make: Callable[[], Evaluator]) -> Scorer:
         raise AssertionError("the round loop scores nothing")
@@ -72,13 +73,15 @@ def rounds(
     algorithm: NamedSection,
     broken: Collection[int] = (),
     update: UpdateConfig = UNCHANGED,
+    config: FederationConfig = CONFIG,
+    states: ClientStates | None = None,
 ) -> list[ClientFinished | Fault | RoundFinished]:
     return list(
         run_rounds(
             state,
-            RoundSetup(algorithms.build(algorithm), CONFIG, update, [4] * 10, (), seed=7),
+            RoundSetup(algorithms.build(algorithm), config, update, [4] * 10, (), seed=7),
             Shuffling(order, broken),
-            ClientStates(),
+            states or ClientStates(),
         )
     )
 
@@ -137,6 +140,78 @@ def test_under_noise_a_missing_client_counts_as_one_that_did_not_move() -> None:
     events = rounds([0, 1, 2], start(), fedavg.Config(weights="uniform"), (1,), private)
     first = next(event for event in events if isinstance(event, RoundFinished))
     assert first.weights == pytest.approx([1 / 3, 0, 1 / 3])
+
+
+# Seed 7 loses, of the three uploads of each round: 1, 3, 0 and 2.
+LOSSY = CONFIG.model_copy(update={"upload_failure_probability": 0.5, "min_updates": 3})
+# And all of a round's: 3 in every round.
+DEAF = CONFIG.model_copy(update={"upload_failure_probability": 1 - 1e-9})
+
+
+@pytest.mark.parametrize("algorithm", [fedavg.Config(), fedvsr.Config(decay="none")])
+def test_a_round_closes_without_the_uploads_that_are_lost(algorithm: NamedSection) -> None:
+    states = ClientStates()
+    events = rounds([0, 1, 2], start(), algorithm, config=LOSSY, states=states)
+    finished = [event for event in events if isinstance(event, RoundFinished)]
+    assert [event.num_upload_failures for event in finished] == [1, 3, 0, 2]
+    before, heard = start().params, dict[int, float]()
+    for event in finished:
+        reports = event.reports
+        arrived = [o.report for o in event.outcomes if not o.upload_failed]
+        assert event.num_failed == 0
+        assert len(reports) == 3, "clients whose upload is lost have trained"
+        heard |= {report.client_id: report.loss for report in arrived}
+        assert event.state.losses == heard, "a loss that is lost is not known to the server"
+        # All remember the round, because a client does not know that its upload was lost.
+        assert all(states.round_of(r.client_id) is not None for r in reports)
+        if not arrived:
+            assert event.weights is None
+            assert event.state.params.tobytes() == before.tobytes()
+            continue
+        shares = [1 / r.loss if algorithm.name == "fedvsr" else 1.0 for r in arrived]
+        shares = [share / sum(shares) for share in shares]
+        assert event.weights is not None
+        of = dict(zip([r.client_id for r in reports], event.weights, strict=True))
+        assert [of[r.client_id] for r in arrived] == pytest.approx(shares)
+        assert math.fsum(event.weights) == pytest.approx(1), "lost uploads have weight 0"
+        seeds = [derive_seed(7, "client", r.client_id, r.round_idx) for r in arrived]
+        noise = [1e3 * np.random.default_rng(seed).standard_normal(50) for seed in seeds]
+        expected = before + np.average(noise, axis=0, weights=shares)
+        np.testing.assert_allclose(event.state.params, expected, rtol=1e-4, atol=1e-2)
+        before = event.state.params
+    assert states.newest_round == 4
+
+
+def test_the_same_uploads_are_lost_in_any_order_and_after_a_stop() -> None:
+    one, other = (
+        [
+            event
+            for event in rounds(order, start(), fedvsr.Config(), config=LOSSY)
+            if isinstance(event, RoundFinished)
+        ]
+        for order in ([0, 1, 2], [2, 0, 1])
+    )
+    assert [e.outcomes for e in one] == [e.outcomes for e in other]
+    resumed = rounds([0, 1, 2], one[1].state, fedvsr.Config(), config=LOSSY)[-1]
+    for last in (other[-1], resumed):
+        assert isinstance(last, RoundFinished)
+        assert last.state.params.tobytes() == one[-1].state.params.tobytes()
+
+
+def test_a_run_in_which_every_upload_is_lost_ends_where_it_began() -> None:
+    server = {"params": np.ones(50, np.float32), "control": np.full(50, 2, np.float32)}
+    last = rounds([0, 1, 2], RunState(0, server, {}), scaffold.Config(), config=DEAF)[-1]
+    assert isinstance(last, RoundFinished)
+    assert last.state.round_idx == 4
+    assert last.state.server == server
+
+
+def test_lost_uploads_do_not_hide_clients_that_diverged() -> None:
+    with pytest.raises(UserError, match=r"no update of round 1 is finite, of 3 clients"):
+        rounds([0, 1, 2], start(), fedavg.Config(), (0, 1, 2), config=DEAF)
+    # A client that diverges counts against the quorum, those whose uploads are lost do not.
+    with pytest.raises(UserError, match=r"round 1 has 2 finite updates, fewer than"):
+        rounds([0, 1, 2], start(), fedavg.Config(), (1,), config=LOSSY)
 
 
 def test_client_seeds_have_a_scope_each() -> None:

@@ -6,7 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedvsr.federation.sampling import Cohort, FederationConfig, sample_cohort
+from fedvsr.federation.sampling import (
+    Cohort,
+    FederationConfig,
+    sample_cohort,
+    upload_fails,
+)
 from fedvsr.seeding import generator
 
 
@@ -98,6 +103,22 @@ def test_availability() -> None:
     # 6 of 8 expected, standard deviation sqrt(8 * 3 / 16 / 2000) = 0.027; none online is redrawn.
     assert abs(np.mean(online) - 6) < 5 * 0.027
     assert min(cohort(i, offline_probability=0.95).num_online for i in range(200)) == 1
+
+
+def test_upload_failures() -> None:
+    config = FederationConfig(upload_failure_probability=0.25)
+    lost = np.array(
+        [[upload_fails(config, 5, round_idx, i) for i in range(40)] for round_idx in range(1, 51)]
+    )
+    # Standard deviations: sqrt(3 / 16 / 2000) = 0.0097, of a round sqrt(3 / 16 / 40) = 0.068.
+    assert abs(lost.mean() - 0.25) < 5 * 0.0097
+    assert abs(lost.mean(axis=1) - 0.25).max() < 5 * 0.068
+    assert len({row.tobytes() for row in lost}) == 50, "every round has draws of its own"
+    assert len({column.tobytes() for column in lost.T}) == 40, "every client has draws of its own"
+    # A higher probability loses the same uploads, and others.
+    higher = FederationConfig(upload_failure_probability=0.75)
+    assert all(upload_fails(higher, 5, 1, i) for i in np.flatnonzero(lost[0]).tolist())
+    assert not any(upload_fails(FederationConfig(), 5, 1, i) for i in range(40))
 
 
 def client_by_client(

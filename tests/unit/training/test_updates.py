@@ -133,6 +133,14 @@ def test_an_infinite_last_step_is_refused(small: ExperimentConfig) -> None:
         ),
         (["update.clip_norm=1", "algorithm.name=local"], "sends no updates"),
         (["algorithm.name=krum"], "need at least 5 clients a round, not 2"),
+        (
+            [
+                "algorithm={name: krum, num_byzantine: 0}",
+                "federation.clients_per_round=4",
+                "federation.upload_failure_probability=0.1",
+            ],
+            "leaves single updates in some rounds, too few for algorithm.name = krum; leave one",
+        ),
         (["update.compression=int8", "algorithm.name=centralized"], "sends no updates"),
     ],
 )
