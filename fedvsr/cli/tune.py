@@ -21,6 +21,7 @@ from fedvsr.limits import ClusterGoneError
 
 if TYPE_CHECKING:
     from fedvsr.config import ExperimentConfig
+    from fedvsr.data.split import Split
     from fedvsr.tuning.estimate import Cost
     from fedvsr.tuning.progress import Row
     from fedvsr.tuning.sweep import SweepConfig, Trial
@@ -114,7 +115,7 @@ def _run(
 
     with opened(sweep, folder, resume):
         largest = _representative(sweep, trials)
-        _prepare([trial.config for trial in trials] if trials else [largest])
+        _prepare([trial.config for trial in trials] if trials else [largest], resume)
         limits = [fits_here(largest), *([max_concurrent] if max_concurrent else [])]
         at_once = min(*limits, len(trials)) if trials else min(limits)
         # A trial's process is its driver, which waits while clients train, or trains itself.
@@ -178,18 +179,28 @@ def _leaving_if_gone() -> Iterator[None]:
         ended.set()
 
 
-def _prepare(configs: Sequence[ExperimentConfig]) -> None:
-    """Prepare each data set once, so that trials find it and a mistake shows at once."""
-    from fedvsr.cli.views import PreparationView
-    from fedvsr.runs.launch import prepare_data
+def _prepare(configs: Sequence[ExperimentConfig], resume: bool) -> None:
+    """Prepare each data set once, so that trials find it and a mistake shows at once.
 
-    done = set[str]()
+    A sweep that begins also prints the notes of its runs, each once.
+    """
+    from fedvsr.cli.views import PreparationView
+    from fedvsr.runs.launch import prepare_data, require_weights
+    from fedvsr.runs.notes import notes_of
+
+    splits: dict[str, Split] = {}
+    notes = Counter[str]()
+    if not resume:
+        for config in configs:
+            require_weights(config)
     with PreparationView(console) as preparation:
         for config in configs:
             key = config.model_dump_json(include={"data", "local", "seed"})
-            if key not in done:
-                done.add(key)
-                prepare_data(config, preparation)
+            if key not in splits:
+                splits[key] = prepare_data(config, preparation)
+            notes.update([] if resume else notes_of(config, splits[key]))
+    for note, count in notes.items():
+        say(note if count == len(configs) else f"{count} of {len(configs)} trials: {note}")
 
 
 def _dry_run(
