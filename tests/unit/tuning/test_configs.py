@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fedvsr.models.spec import RELEASED_FLOW
 from fedvsr.tuning.estimate import cost
 from fedvsr.tuning.sweep import expand, load_sweep
 
@@ -50,6 +51,11 @@ def test_a_files_comment_gives_its_number_of_runs_and_hours(path: Path, tmp_path
     if path.stem == "smoke":
         assert estimate is None
         return
+    # By the preset that the sweep is based on, unless --set names another file.
+    assert {t.config.model.flow_weights for t in trials} == {f"stores/{RELEASED_FLOW}"}
+    moved = expand(load_sweep(path, ["model.flow_weights=/a.pth"]))
+    assert {t.config.model.flow_weights for t in moved} == {"/a.pth"}
+    assert f"stores/{RELEASED_FLOW}" in comment
     assert estimate
     hours = re.search(r"rounds, ([\d,]+) GPU hours: ([\d,]+) hours on 4 x A6000", comment)
     assert hours
