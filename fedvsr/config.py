@@ -24,7 +24,7 @@ from fedvsr.inference.config import EvaluationConfig
 from fedvsr.lookup import did_you_mean, load, names
 from fedvsr.section import NAME, Section, Unused, short, show
 from fedvsr.training.config import LocalConfig
-from fedvsr.training.requirements import require_features, require_sample
+from fedvsr.training.requirements import require_features, require_flow, require_sample
 from fedvsr.training.updates import UpdateConfig
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ class ExperimentConfig(Section):
         require_features(self.model, self.algorithm)
         frames = self.data.clip_frames if self.data.videos else None
         require_sample(self.model, self.local, self.data.scale, frames)
+        require_flow(self.model, self.local)
 
     def without_effect(self, path: str = "") -> list[Unused]:
         """Settings that differ from their defaults and have no effect, in any section."""

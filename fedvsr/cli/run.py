@@ -47,12 +47,15 @@ def run(
     from fedvsr.cluster.fetch import forget_run, record_run
     from fedvsr.config import load_config
     from fedvsr.report import figures
-    from fedvsr.runs.launch import launch, prepare_data
+    from fedvsr.runs.launch import launch, prepare_data, require_weights
     from fedvsr.runs.run import create_run, find_run
 
     config = load_config(source, settings or ())
     require_folder(out)
     run, new = (find_run(config, out) if resume else None), missing_folders(out)
+    if not run:
+        # A run that is resumed starts from its checkpoint.
+        require_weights(config)
     try:
         with interruptible():
             with PreparationView(console) as preparation:

@@ -24,6 +24,7 @@ def algorithms(
         sys.stdout.write(reference())
         return
     table = Table(*COLUMNS, box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
     for row in rows():
         table.add_row(*row)
     console.print(table)

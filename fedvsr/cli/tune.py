@@ -21,6 +21,7 @@ from fedvsr.limits import ClusterGoneError
 
 if TYPE_CHECKING:
     from fedvsr.config import ExperimentConfig
+    from fedvsr.data.split import Split
     from fedvsr.tuning.estimate import Cost
     from fedvsr.tuning.progress import Row
     from fedvsr.tuning.sweep import SweepConfig, Trial
@@ -67,6 +68,23 @@ def tune(
 
     sweep = load_sweep(file, settings or (), name)
     trials = expand(sweep) if sweep.searcher.built_in else None
+    require_startable(address, max_concurrent, resume)
+    if dry_run:
+        print_plan(sweep, trials, address, max_concurrent, out)
+        return
+    again = ["tune", str(file), "--out", str(out)]
+    for setting in settings or ():
+        again += ["--set", setting]
+    again += ["--name", name] if name else []
+    run_sweep_in(out, sweep, trials, address, max_concurrent, resume, again)
+
+
+def require_startable(address: str | None, max_concurrent: int | None, resume: bool) -> None:
+    """Check the options of a command that runs a sweep.
+
+    Raises:
+        UserError: a sweep cannot be run in this way.
+    """
     if (address or os.environ.get("RAY_ADDRESS", "")).startswith("ray://"):
         raise UserError(
             "--address ray://...: a sweep must run on a machine of the cluster; start it there "
@@ -77,9 +95,22 @@ def tune(
             "--max-concurrent: a resumed sweep keeps the limit that it was started with; leave it "
             "out"
         )
-    if dry_run:
-        _dry_run(sweep, trials, address, max_concurrent, out)
-        return
+
+
+def run_sweep_in(
+    out: Path,
+    sweep: SweepConfig,
+    trials: Sequence[Trial] | None,
+    address: str | None,
+    max_concurrent: int | None,
+    resume: bool,
+    again: Sequence[str],
+) -> Path:
+    """Run a sweep to its end and return its folder; `again` are the words that resume it.
+
+    Raises:
+        typer.Exit: it was stopped.
+    """
     require_folder(out)
     folder = out / "sweeps" / sweep.name
     try:
@@ -88,12 +119,9 @@ def tune(
     except KeyboardInterrupt:
         complete = False
     if not complete:
-        again = ["fedvsr", "tune", str(file), "--out", str(out), "--resume"]
-        for setting in settings or ():
-            again += ["--set", setting]
-        again += ["--name", name] if name else []
-        say(f"\nstopped; resume with: {shlex.join(again)}")
+        say(f"\nstopped; resume with: {shlex.join(['fedvsr', *again, '--resume'])}")
         raise typer.Exit(130)
+    return folder
 
 
 def _run(
@@ -114,7 +142,7 @@ def _run(
 
     with opened(sweep, folder, resume):
         largest = _representative(sweep, trials)
-        _prepare([trial.config for trial in trials] if trials else [largest])
+        _prepare([trial.config for trial in trials] if trials else [largest], resume)
         limits = [fits_here(largest), *([max_concurrent] if max_concurrent else [])]
         at_once = min(*limits, len(trials)) if trials else min(limits)
         # A trial's process is its driver, which waits while clients train, or trains itself.
@@ -178,27 +206,38 @@ def _leaving_if_gone() -> Iterator[None]:
         ended.set()
 
 
-def _prepare(configs: Sequence[ExperimentConfig]) -> None:
-    """Prepare each data set once, so that trials find it and a mistake shows at once."""
-    from fedvsr.cli.views import PreparationView
-    from fedvsr.runs.launch import prepare_data
+def _prepare(configs: Sequence[ExperimentConfig], resume: bool) -> None:
+    """Prepare each data set once, so that trials find it and a mistake shows at once.
 
-    done = set[str]()
+    A sweep that begins also prints the notes of its runs, each once.
+    """
+    from fedvsr.cli.views import PreparationView
+    from fedvsr.runs.launch import prepare_data, require_weights
+    from fedvsr.runs.notes import notes_of
+
+    splits: dict[str, Split] = {}
+    notes = Counter[str]()
+    if not resume:
+        for config in configs:
+            require_weights(config)
     with PreparationView(console) as preparation:
         for config in configs:
             key = config.model_dump_json(include={"data", "local", "seed"})
-            if key not in done:
-                done.add(key)
-                prepare_data(config, preparation)
+            if key not in splits:
+                splits[key] = prepare_data(config, preparation)
+            notes.update([] if resume else notes_of(config, splits[key]))
+    for note, count in notes.items():
+        say(note if count == len(configs) else f"{count} of {len(configs)} trials: {note}")
 
 
-def _dry_run(
+def print_plan(
     sweep: SweepConfig,
     trials: Sequence[Trial] | None,
     address: str | None,
     max_concurrent: int | None,
     out: Path,
 ) -> None:
+    """Print the trials of a sweep, their cost, and how many run at once."""
     from fedvsr.tuning.estimate import cost, missing_inputs
 
     configs = [trial.config for trial in trials] if trials else [_representative(sweep, None)]
@@ -213,16 +252,16 @@ def _dry_run(
     estimate = cost(sweep, trials, out)
     unit = "GPU hours" if sweep.estimate else "slot hours"
     print_wide(_trials_and_hours(trials, estimate, unit))
-    at_once, where, has_gpus = _at_once(sweep, trials, address)
-    at_once = min(at_once, max_concurrent or at_once, len(trials))
-    text = f"{sweep.name}: {len(trials)} trials; {at_once} at once on {where}"
+    fitting, where, has_gpus = at_once(sweep, trials, address)
+    fitting = max(1, min(fitting, max_concurrent or fitting, len(trials)))
+    text = f"{sweep.name}: {len(trials)} trials; {fitting} at once on {where}"
     if estimate:
         text += f"; {estimate.slot_hours:,.0f} {unit}"
         if sweep.estimate and not has_gpus:
             text += f", but {where} has no GPU, and the time on processors is not known"
         else:
             early = "" if sweep.scheduler.name == "none" else ", minus what is stopped early"
-            hours = estimate.wall_hours(trials, max(1, at_once))
+            hours = estimate.wall_hours(trials, fitting)
             text += f", {hours:,.0f} hours of time{early}"
         text += f" ({estimate.source.rstrip('.')})"
     else:
@@ -242,7 +281,7 @@ def _trials_and_hours(trials: Sequence[Trial], estimate: Cost | None, unit: str)
     return table
 
 
-def _at_once(
+def at_once(
     sweep: SweepConfig, trials: Sequence[Trial], address: str | None
 ) -> tuple[int, str, bool]:
     """How many trials run at once on the named cluster, or else here.

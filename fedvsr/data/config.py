@@ -85,8 +85,8 @@ class DataConfig(Section):
         description="How clips are dealt to clients: less, at random; more, one label per client, "
         "which several share if there are fewer labels than clients (the paper's two settings); "
         "by_folder, one client per label, in the labels' order; dirichlet, shares of each label by "
-        "Dirichlet(alpha); quantity, numbers of clips by Dirichlet(alpha); motion or texture, clips "
-        "with similar motion or texture together.",
+        "Dirichlet(alpha); quantity, numbers of clips by Dirichlet(alpha); motion or texture, "
+        "clips with similar motion or texture together.",
     )
     alpha: Annotated[float, OnlyWith("partition", "dirichlet", "quantity")] = Field(
         0.5,

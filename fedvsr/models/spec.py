@@ -22,6 +22,8 @@ Window = tuple[int, int, int]
 
 # The published networks have up to 80 layers, 180 channels, 512 tokens a window and 0.3 GB.
 _MAX_LAYERS, _MAX_CHANNELS, _MAX_TOKENS, _MAX_BYTES = 512, 1024, 4096, 2 << 30
+RELEASED_FLOW = "spynet_sintel_final-3d2a1287.pth"
+"""Name of the file of SpyNet weights that the published networks start from."""
 # Largest side or number of frames.
 MAX_SIZE = 65536
 
@@ -66,7 +68,9 @@ class FlowModelConfig(ModelConfig):
     """Settings that networks which estimate optical flow have."""
 
     flow_weights: str | None = Field(
-        None, description="File of released SpyNet weights to start from (default: fresh weights)."
+        None,
+        description="File of SpyNet's released weights to start from, "
+        f"{RELEASED_FLOW} (default: fresh weights).",
     )
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fedvsr import algorithms, models
 from fedvsr.config import ExperimentConfig
 from fedvsr.data.split import Split, prepare
 from fedvsr.data.videos import Progress
+from fedvsr.errors import UserError
 from fedvsr.federation.executors import Executor, SerialExecutor
 from fedvsr.limits import ClusterGoneError
 from fedvsr.params import ParamTable
@@ -35,6 +37,25 @@ def prepare_data(config: ExperimentConfig, progress: Progress) -> Split:
     split = prepare(config.data, config.seed, progress)
     require_room(split.train, config.local)
     return split
+
+
+def require_weights(config: ExperimentConfig) -> None:
+    """Check that the files of initial weights exist, before videos are cut and a cluster starts.
+
+    Raises:
+        UserError: one is missing; the message says how to get it, or to do without.
+    """
+    files = config.files()
+    for path in files.get("model.weights", []):
+        if not Path(path).expanduser().is_file():
+            raise UserError(f"model.weights: there is no file {path}; correct the path")
+    for path in files.get("model.flow_weights", []):
+        if not Path(path).expanduser().is_file():
+            raise UserError(
+                f"model.flow_weights: there is no file {path}; put SpyNet's released weights "
+                "there, or give their path by --set model.flow_weights=PATH; to train flow from "
+                "scratch: --set model.flow_weights=null --set local.freeze_steps=0"
+            )
 
 
 def object_store_bytes(config: ExperimentConfig) -> int:

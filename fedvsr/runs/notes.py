@@ -6,6 +6,7 @@ from fedvsr import models
 from fedvsr.config import ExperimentConfig
 from fedvsr.data.split import Split
 from fedvsr.federation.privacy import delta_of, epsilon
+from fedvsr.models.spec import RELEASED_FLOW
 
 
 def notes_of(config: ExperimentConfig, split: Split) -> tuple[str, ...]:
@@ -32,10 +33,8 @@ def notes_of(config: ExperimentConfig, split: Split) -> tuple[str, ...]:
         )
     if not models.flow_from_scratch(config.model):
         return notes
-    note = "optical flow starts from scratch; model.flow_weights=PATH loads released SpyNet weights"
-    if config.local.freeze_steps:
-        note += (
-            f". Without them it stays untrained for local.freeze_steps = "
-            f"{config.local.freeze_steps} steps: set that to 0"
-        )
+    note = (
+        "optical flow starts from scratch; model.flow_weights=PATH loads SpyNet's released weights "
+        f"({RELEASED_FLOW})"
+    )
     return (note, *notes)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fedvsr.algorithms.base import hellinger_from_uniform
 from fedvsr.config import ExperimentConfig
 from fedvsr.data.split import Split
 from fedvsr.environment import versions
@@ -60,12 +61,26 @@ def round_row(finished: RoundFinished, epsilon: float | None) -> Row:
         "num_online": finished.num_online,
         "loss": mean([report.loss for report in accepted]),
         "vsr_loss": mean([report.vsr_loss for report in accepted]),
+        **_weights_row(finished),
         "download_bytes": finished.download_bytes,
         "upload_bytes": sum(report.upload_bytes for report in sampled),
         "epsilon": epsilon,
         "gap_s": finished.gap_s,
         "train_s": finished.train_s,
         "aggregate_s": finished.aggregate_s,
+    }
+
+
+def _weights_row(finished: RoundFinished) -> Row:
+    """How far the weights of the aggregated clients, as shares of their sum, are from uniform."""
+    if finished.weights is None:
+        return {}
+    pairs = zip(finished.outcomes, finished.weights, strict=True)
+    weights = np.array([weight for outcome, weight in pairs if outcome.accepted])
+    shares = weights / weights.sum()
+    return {
+        "weights_hellinger": hellinger_from_uniform(shares.tolist()),
+        "weights_deviation": float(np.abs(len(shares) * shares - 1).max()),
     }
 
 
@@ -100,6 +115,7 @@ def client_rows(finished: RoundFinished) -> list[Row]:
             "vsr_loss": report.vsr_loss if report.finite else None,
             "rejected": not report.finite,
             "upload_failed": outcome.upload_failed,
+            "inverse_loss": 1 / report.loss if report.finite and report.loss else None,
             "weight": finished.weights[position] if finished.weights else None,
             "first_loss": report.first_loss,
             "lr": report.lr,

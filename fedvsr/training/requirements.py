@@ -8,6 +8,11 @@ from typing import TYPE_CHECKING
 from fedvsr import algorithms
 from fedvsr.errors import UserError
 from fedvsr.lookup import load
+from fedvsr.models import flow_from_scratch
+from fedvsr.models.spec import RELEASED_FLOW
+
+# In the names of all parameters of SpyNet.
+_FLOW_PARAM = "spynet"
 
 if TYPE_CHECKING:
     from fedvsr.data.clips import Clip
@@ -47,6 +52,22 @@ def require_sample(
         raise UserError(f"{_reach(local)} more than data.clip_frames = {clip_frames}")
     num_frames = local.num_frames * (2 if local.mirror else 1)
     spec.require_sample(num_frames, local.crop // scale, model.name)
+
+
+def require_flow(model: ModelConfig, local: LocalConfig) -> None:
+    """Check that flow which starts from scratch is trained from the first step on.
+
+    Raises:
+        UserError: it would stay random for the first steps, which are 26 rounds or more of the
+            paper's 100.
+    """
+    slow = any(part in _FLOW_PARAM or _FLOW_PARAM in part for part in local.slow_params)
+    if local.freeze_steps and slow and flow_from_scratch(model):
+        raise UserError(
+            f"local.freeze_steps = {local.freeze_steps} would keep optical flow as it is drawn at "
+            "random: start from SpyNet's released weights by model.flow_weights=PATH (the file "
+            f"{RELEASED_FLOW}), or train flow from scratch by local.freeze_steps=0"
+        )
 
 
 def require_features(model: ModelConfig, algorithm: NamedSection) -> None:

@@ -24,6 +24,7 @@ NEEDS = {
     "cluster",
     "gpu",
     "REDS, Vid4, Kinetics-400",
+    "released weights",
     "a fresh clone",
     "a minute or more",
     "the file of this page",

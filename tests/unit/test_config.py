@@ -7,6 +7,7 @@ import yaml
 
 from fedvsr.config import ExperimentConfig, load_config, load_effective, presets
 from fedvsr.errors import UserError
+from fedvsr.models.spec import RELEASED_FLOW
 
 
 @pytest.mark.parametrize(
@@ -278,10 +279,32 @@ def test_presets_of_the_papers_networks(name: str) -> None:
     assert (config.model.name, config.model.size) == (name, "paper")
     assert config.local.crop == 256
     assert config.local.freeze_steps > 0
+    assert config.model.flow_weights == f"stores/{RELEASED_FLOW}"
     # The weights of the two losses that the paper found best.
     best = {"vrt": (1.0, 1.0), "rvrt": (1.0, 0.5), "iart": (0.5, 0.5)}[name]
     algorithm = config.algorithm.model_dump()
     assert (algorithm["lambda_vsr"], algorithm["lambda_hifr"]) == best
+
+
+@pytest.mark.parametrize("name", ["vrt", "rvrt", "iart"])
+def test_flow_from_scratch_is_never_frozen(name: str) -> None:
+    scratch = ["data.videos=[a.mp4]", "model.flow_weights=null"]
+    refused = pytest.raises(UserError, match=r"^local\.freeze_steps = \d+ would keep optical flow")
+    with refused as error:
+        load_config(name, scratch)
+    for part in ("model.flow_weights=PATH", RELEASED_FLOW, "local.freeze_steps=0"):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+    with refused:
+        # A network that a change of the preset brings has its own recipe, and no file of weights.
+        load_config("demo", [f"model={{name: {name}, size: paper}}", "data.clip_frames=100"])
+    # From a whole network, or without flow among the frozen parameters, nothing random is frozen.
+    load_config(name, [*scratch, "model.weights=a.pth"])
+    load_config(name, [*scratch, "local.slow_params=[deform]"])
+    for part in ("net", "spynet.basic_module.5"):
+        with refused:
+            load_config(name, [*scratch, f"local.slow_params=[{part}]"])
+    assert load_config(name, [*scratch, "local.freeze_steps=0"]).local.freeze_steps == 0
 
 
 def test_a_size_that_a_network_lacks_is_refused() -> None:

@@ -12,7 +12,10 @@ from rich.console import Console
 
 from fedvsr.cli.common import interruptible
 from fedvsr.cli.sweep_view import SweepView, trials_table
+from fedvsr.cli.tune import _prepare
 from fedvsr.config import load_config
+from fedvsr.data.split import Split
+from fedvsr.models.spec import RELEASED_FLOW
 from fedvsr.tuning.sweep import load_sweep, save_sweep
 from fedvsr.tuning.table import Note, write_trials
 from tests.unit.cli.test_cli import fedvsr
@@ -43,8 +46,9 @@ def test_a_dry_run_without_gpus_says_what_the_hours_and_the_data_lack(
     (tmp_path / "stores" / "reds").mkdir(parents=True)
     assert fedvsr("tune", str(TUNE_CONFIGS / "table1.yaml"), "--dry-run") == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[:3] == [
+    assert printed[:4] == [
         "missing here: data.test: there is no stores/vid4",
+        f"missing here: model.flow_weights: there is no stores/{RELEASED_FLOW}",
         "missing here: data.train: there is no stores/kinetics",
         "missing here: data.test: there is no stores/reds4",
     ], "stores/reds exists"
@@ -76,7 +80,8 @@ def test_a_dry_run_of_a_searcher(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ),
         (["{file}", "--address", "ray://h:1"], "must run on a machine of the cluster"),
         (["nowhere.yaml"], "nowhere.yaml cannot be read"),
-        (["{file}"], "there is no data set"),
+        (["{file}"], "model.flow_weights: there is no file stores/spynet_"),
+        (["{file}", "--set", f"model.flow_weights={__file__}"], "there is no data set"),
     ],
 )
 def test_mistakes_cost_one_line(
@@ -88,6 +93,24 @@ def test_mistakes_cost_one_line(
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_sweep_prints_the_notes_of_its_runs_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = Split((), (), (), ("a clip",))
+    monkeypatch.setattr("fedvsr.runs.launch.prepare_data", lambda *_: split)
+    mu = "algorithm={name: fedprox, mu: 1}"
+    configs = [load_config("demo", [mu, *more]) for more in ([], [], ["model.name=rvrt"])]
+    _prepare(configs, resume=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(line[:40] for line in lines) == [
+        "1 of 3 trials: optical flow starts from ",
+        "algorithm.mu = 1 is large: the FedVSR pa",
+        "clients train on 1 of the test clips: th",
+    ]
+    _prepare(configs, resume=True)
+    assert capsys.readouterr().out == ""
 
 
 ROWS: list[dict[str, Any]] = [

@@ -64,7 +64,7 @@ def test_more_clients_than_labels_share_a_labels_clips(num_clients: int, each: i
 def test_more_needs_several_labels_with_enough_clips() -> None:
     with pytest.raises(UserError, match=r"has 1 clips for 2 of data\.num_clients = 12; lower it"):
         deal(clips(each=1)[:9] + clips(each=7)[-7:], 12, 1, "more")
-    with pytest.raises(UserError, match="all have the label class00; set data.partition = less"):
+    with pytest.raises(UserError, match="all have the label class00; set data"):
         deal(clips(num_labels=1), 2, 1, "more")
 
 

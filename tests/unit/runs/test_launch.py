@@ -1,15 +1,22 @@
-"""What a run reserves of a local cluster."""
+"""What a run needs before it starts: shared memory, and files of weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import torch
 
 from fedvsr import models
 from fedvsr.config import load_config
+from fedvsr.data.split import Split
+from fedvsr.errors import UserError
+from fedvsr.models._flow import SpyNet
+from fedvsr.models.spec import RELEASED_FLOW
 from fedvsr.params import ParamTable
-from fedvsr.runs.launch import object_store_bytes
+from fedvsr.runs.launch import object_store_bytes, require_weights
+from fedvsr.runs.notes import notes_of
+from tests.golden import recipe
 
 
 @pytest.mark.parametrize(
@@ -30,3 +37,31 @@ def test_shared_memory_is_reserved_for_every_vector_of_a_round(
     config = load_config(str(small_yaml), settings)
     size = 4 * ParamTable.of(models.build_fresh(config.model)).size
     assert object_store_bytes(config) - (256 << 20) == num_vectors * size
+
+
+def test_a_preset_finds_released_flow_weights_beside_the_stores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load_config("rvrt", ["data.videos=[a.mp4]", "model.size=demo"])
+    with pytest.raises(UserError) as error:
+        require_weights(config)
+    assert str(error.value).startswith(
+        f"model.flow_weights: there is no file stores/{RELEASED_FLOW}; "
+    )
+    assert "--set model.flow_weights=null --set local.freeze_steps=0" in str(error.value)
+    assert "\n" not in str(error.value)
+    # A file of the released one's shapes and wrapper.
+    flow = SpyNet()
+    recipe.fill(flow)
+    (tmp_path / "stores").mkdir()
+    torch.save({"params": dict(flow.named_parameters())}, tmp_path / "stores" / RELEASED_FLOW)
+    require_weights(config)
+    assert notes_of(config, Split((), (), (), ())) == ()
+    network = models.build_fresh(config.model)
+    models.load_start(network, config.model)
+    for name, value in flow.named_parameters():
+        assert torch.equal(network.get_parameter(f"spynet.{name}"), value)
+    other = load_config("rvrt", ["data.videos=[a.mp4]", "model.weights=a.pth"])
+    with pytest.raises(UserError, match=r"^model\.weights: there is no file a\.pth; correct"):
+        require_weights(other)

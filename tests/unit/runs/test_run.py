@@ -54,12 +54,11 @@ def notes(config: ExperimentConfig, *overlap: str) -> tuple[str, ...]:
 
 def test_a_run_says_that_flow_starts_from_scratch() -> None:
     video = "data.videos=[a.mp4]"
-    (note,) = notes(load_config("rvrt", [video]))
+    scratch = ["model.flow_weights=null", "local.freeze_steps=0"]
+    (note,) = notes(load_config("rvrt", [video, *scratch]))
     assert "model.flow_weights=PATH" in note
-    assert "untrained for local.freeze_steps = 30000 steps" in note
-    (note,) = notes(load_config("rvrt", [video, "local.freeze_steps=0"]))
-    assert "freeze_steps" not in note
-    assert notes(load_config("rvrt", [video, "model.flow_weights=a.pth"])) == ()
+    assert "spynet_sintel_final-3d2a1287.pth" in note
+    assert notes(load_config("rvrt", [video])) == (), "the preset names the released weights"
     assert notes(load_config("demo")) == ()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedvsr.config import ExperimentConfig
+from fedvsr.models.spec import RELEASED_FLOW
 from fedvsr.report.gather import VARIANTS
 from fedvsr.tuning.estimate import cost
 from fedvsr.tuning.sweep import expand, load_sweep
@@ -20,6 +21,7 @@ EXPECTED = {
     "alpha": 6,
     "clients": 12,
     "confounds": 8,
+    "failures": 16,
     "fedprox_mu": 12,
     "lambda_bounded_iart": 10,
     "lambda_bounded_rvrt": 10,
@@ -59,6 +61,11 @@ def test_a_files_comment_gives_its_number_of_runs_and_hours(path: Path, tmp_path
     if path.stem == "smoke":
         assert estimate is None
         return
+    # By the preset that the sweep is based on, unless --set names another file.
+    assert {t.config.model.flow_weights for t in trials} == {f"stores/{RELEASED_FLOW}"}
+    moved = expand(load_sweep(path, ["model.flow_weights=/a.pth"]))
+    assert {t.config.model.flow_weights for t in moved} == {"/a.pth"}
+    assert f"stores/{RELEASED_FLOW}" in comment
     assert estimate
     hours = re.search(r"rounds, ([\d,]+) GPU hours: ([\d,]+) hours on 4 x A6000", comment)
     assert hours
@@ -128,6 +135,14 @@ def test_local_epochs_are_compared_with_centralized_training() -> None:
         *product(("fedavg", "fedvsr_published"), ("less", "more"), (1, 2, 5)),
         *product(("centralized",), ("less", "more"), (1,)),
     }
+
+
+def test_uploads_fail_at_the_published_rates() -> None:
+    configs = [t.config for t in expand(load_sweep(FOLDER / "failures.yaml"))]
+    assert {
+        (c.algorithm.name, c.data.partition, c.federation.upload_failure_probability)
+        for c in configs
+    } == set(product(("fedavg", "fedvsr_published"), ("less", "more"), (0, 0.25, 0.5, 0.75)))
 
 
 def test_the_published_scripts_differences_are_told_from_the_method() -> None:
