@@ -164,6 +164,16 @@ def kinetics(
     split: Annotated[
         str | None, typer.Option("--split", help="Use only rows of this split, e.g. train.")
     ] = None,
+    min_seconds: Annotated[
+        float,
+        typer.Option("--min-seconds", min=0, help="Use only videos that are at least this long."),
+    ] = 0,
+    order: Annotated[
+        Literal["random", "table"],
+        typer.Option(
+            "--order", help="Try a class's rows at random by --seed, or as the table lists them."
+        ),
+    ] = "random",
     seed: Annotated[
         int, typer.Option("--seed", min=0, help="Seed of the random choice of clips.")
     ] = 0,
@@ -172,7 +182,7 @@ def kinetics(
     overwrite: OverwriteOption = False,
     workers: WorkersOption = None,
 ) -> None:
-    """Prepare Kinetics-400: a few clips of some classes, chosen at random."""
+    """Prepare Kinetics-400: a few clips of some classes."""
     from fedvsr.data.request import Request, existing
     from fedvsr.data.sources import kinetics
 
@@ -187,6 +197,8 @@ def kinetics(
         fps,
         split,
         seed,
+        min_seconds,
+        order,
     )
     table = str(annotations.resolve())
     settings = {"directory": str(source), "annotations": table, **choice.settings()}

@@ -1,4 +1,6 @@
-"""Prepare a few clips of some classes of Kinetics-400 (Kay et al. 2017), chosen at random by seed.
+"""Prepare a few clips of some classes of Kinetics-400 (Kay et al. 2017).
+
+They are chosen at random by seed, or in the order of the annotations.
 
 The official annotations have the columns label, youtube_id, time_start, time_end and split. Videos
 are named `<youtube_id>_<start>_<end>.mp4` (with six digits each) or `<youtube_id>.mp4` and may lie
@@ -14,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from fedvsr.data.clips import Store
 from fedvsr.data.frames import Video
@@ -69,7 +72,19 @@ CLASSES = (
     "decorating the christmas tree",
 )
 # Settings that choose clips but do not change them.
-PICKS = ("annotations", "classes", "clips_per_class", "fps", "height", "seed", "split", "width")
+PICKS = (
+    "annotations",
+    "classes",
+    "clips_per_class",
+    "fps",
+    "height",
+    "min_seconds",
+    "order",
+    "seed",
+    "split",
+    "width",
+)
+Order = Literal["random", "table"]
 _YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -89,10 +104,17 @@ class Choice:
     """Use only rows of this split of the annotations; None: all."""
     seed: int = 0
     """Seed of the random choice."""
+    min_seconds: float = 0
+    """Use only videos that are at least this long."""
+    order: Order = "random"
+    """Whether a class's rows are tried at random or as they stand in the annotations."""
 
     def settings(self) -> dict[str, object]:
         """All settings of the choice, for the request."""
-        return {**vars(self), "classes": list(self.classes)}
+        settings = {**vars(self), "classes": list(self.classes)}
+        # Stores from before these settings lack them.
+        absent = {"min_seconds": 0, "order": "random"}
+        return {k: v for k, v in settings.items() if k not in absent or v != absent[k]}
 
 
 @dataclass(frozen=True)
@@ -113,10 +135,10 @@ class TooFewError(UserError):
 
 
 def candidates(source: Path, annotations: Path, choice: Choice) -> dict[str, list[Candidate]]:
-    """The rows of each chosen class, in the random order in which they are tried.
+    """The rows of each chosen class, in the order in which they are tried.
 
-    A class's order depends on the seed and on its rows, but not on their order in the file or on
-    which videos exist.
+    A class's random order depends on the seed and on its rows, but not on their order in the file
+    or on which videos exist.
 
     Raises:
         UserError: the annotations cannot be read, or lack a class.
@@ -129,12 +151,15 @@ def candidates(source: Path, annotations: Path, choice: Choice) -> dict[str, lis
     tried, seen = {}, set[str]()
     for label in choice.classes:
         # A video of two classes belongs to the first one.
-        names = sorted(set(rows[label]) - seen)
+        names = [name for name in rows[label] if name not in seen]
         seen.update(names)
-        order = generator(choice.seed, "kinetics", label).permutation(len(names))
+        if choice.order == "random":
+            names.sort()
+            order = generator(choice.seed, "kinetics", label).permutation(len(names))
+            names = [names[i] for i in order]
         tried[label] = [
             Candidate(name, label, videos.get(name) or videos.get(rows[label][name]))
-            for name in (names[i] for i in order)
+            for name in names
         ]
     return tried
 
@@ -204,6 +229,10 @@ def _task(candidate: Candidate, choice: Choice) -> Task:
         raise UserError(f"is {video.width} x {video.height}")
     if choice.fps is not None and abs(float(video.rate) - choice.fps) > 1e-3:
         raise UserError(f"has {float(video.rate):.5g} frames per second")
+    if choice.min_seconds and not video.num_frames:
+        raise UserError("does not say how long it is")
+    if (seconds := float(video.num_frames / video.rate)) < choice.min_seconds:
+        raise UserError(f"is {seconds:.3g} s long")
     if 0 < video.num_frames < choice.num_frames:
         raise UserError(f"has {video.num_frames} frames")
     return Task(candidate.clip_id, candidate.label, video, None, choice.num_frames, limit=True)

@@ -13,6 +13,8 @@ from tests.conftest import moving_texture
 from tests.unit.data.clips import write_clip, write_pictures
 
 HEIGHT, WIDTH, FRAMES = 16, 24, 3
+Shape = tuple[int, int, int]
+"""Frames, height and width."""
 
 
 def texture(
@@ -34,12 +36,13 @@ def reds(
     *,
     with_lq: bool = True,
     unpacked: bool = False,
+    shape: Shape = (FRAMES, HEIGHT, WIDTH),
 ) -> Path:
     """Write clips of REDS; `unpacked` adds the folders `train/` and `val/` of the archives."""
     for part, clips, first in (("train", train, 0), ("val", val, 240)):
         base = root / part if unpacked else root
         for clip in clips:
-            frames, name = texture(first + clip), f"{clip:03d}"
+            frames, name = texture(first + clip, *shape), f"{clip:03d}"
             write_pictures(base / f"{part}_sharp" / name, frames, "{:08d}.png")
             if with_lq:
                 low = base / f"{part}_sharp_bicubic" / "X4" / name
@@ -51,9 +54,9 @@ def reds(
 VID4_SIZES = {"calendar": (16, 20), "city": (16, 24), "foliage": (12, 20), "walk": (12, 24)}
 
 
-def vid4(root: Path, low: str | None = "BIx4") -> Path:
+def vid4(root: Path, low: str | None = "BIx4", shape: Shape | None = None) -> Path:
     for seed, (name, size) in enumerate(VID4_SIZES.items()):
-        frames = texture(seed, 2 + seed, *size)
+        frames = texture(500 + seed, *(shape or (2 + seed, *size)))
         write_pictures((root / "GT" if low else root) / name, frames, "{:08d}.png")
         if low:
             write_pictures(root / low / name, reduced(frames) // 2, "{:08d}.png")
@@ -61,7 +64,10 @@ def vid4(root: Path, low: str | None = "BIx4") -> Path:
 
 
 def kinetics(
-    root: Path, classes: Sequence[str] = ("archery", "yoga"), videos: int = 4, num_frames: int = 4
+    root: Path,
+    classes: Sequence[str] = ("archery", "yoga"),
+    videos: int = 4,
+    shape: Shape = (4, HEIGHT, WIDTH),
 ) -> tuple[Path, Path]:
     """Write videos, one folder per class, and annotations; return the folder and the table."""
     lines = ["label,youtube_id,time_start,time_end,split"]
@@ -70,7 +76,7 @@ def kinetics(
         folder.mkdir(parents=True)
         for i in range(videos):
             youtube_id = f"-{label[:3]}_{i}"
-            frames = texture(hash_of(label) + i, num_frames)
+            frames = texture(hash_of(label) + i, *shape)
             write_clip(folder / f"{youtube_id}_{10 * i:06d}_{10 * i + 10:06d}.mp4", frames)
             lines.append(f"{label},{youtube_id},{10 * i},{10 * i + 10},train")
     table = root / "train.csv"

@@ -92,6 +92,32 @@ def test_videos_that_cannot_be_used_are_replaced(tmp_path: Path) -> None:
     assert reasons[4].startswith(("is damaged after", "is not a readable video", "is truncated"))
 
 
+def test_rows_can_be_taken_as_the_table_lists_them(tmp_path: Path) -> None:
+    root, table = trees.kinetics(tmp_path / "k", ("yoga", "archery"), videos=6)
+    head, *rows = table.read_text().splitlines()
+    table.write_text("\n".join([head, *reversed(rows)]))
+    listed = {
+        label: [r for r in reversed(rows) if r.startswith(label)] for label in ("yoga", "archery")
+    }
+    store = made(tmp_path / "out", root, table, order="table", seed=5)
+    youtube_ids = [row.split(",")[1] for own in listed.values() for row in own[:2]]
+    assert [name.rsplit("_", 2)[0] for name in names(store)] == youtube_ids
+    assert "order" not in Choice().settings(), "a store of an earlier version stays the same"
+
+
+def test_videos_can_be_required_to_be_long(tmp_path: Path) -> None:
+    # 4 frames at 25 per second, but for three videos.
+    root, table = trees.kinetics(tmp_path / "k", ("yoga",), videos=5)
+    order = kinetics.candidates(root, table, Choice(**SMALL | {"classes": ("yoga",)}))["yoga"]
+    for candidate in order[1:4]:
+        assert candidate.path is not None
+        candidate.path.unlink()
+        write_clip(candidate.path, trees.texture(0, 100))
+    store = made(tmp_path / "out", root, table, classes=("yoga",), min_seconds=4)
+    assert names(store) == [candidate.clip_id for candidate in order[1:3]]
+    assert [row["reason"] for row in store.rejected] == ["is 0.16 s long"]
+
+
 def test_too_few_names_the_classes(tmp_path: Path) -> None:
     root, table = trees.kinetics(tmp_path / "k", videos=3)
     with pytest.raises(UserError, match=r"too few videos in .* in 2 of 2 classes: yoga \(3 of 4\)"):
