@@ -11,7 +11,18 @@ from typing import Annotated
 import typer
 
 from fedvsr import __version__
-from fedvsr.cli import data, doctor, frames, jobs, report, results, run, settings, tune
+from fedvsr.cli import (
+    data,
+    doctor,
+    frames,
+    jobs,
+    report,
+    reproduce,
+    results,
+    run,
+    settings,
+    tune,
+)
 from fedvsr.cli.common import plain_console, say
 from fedvsr.environment import let_threads_sleep
 from fedvsr.errors import UserError
@@ -58,6 +69,7 @@ app.command()(frames.upscale)
 app.command()(frames.evaluate)
 app.command()(tune.tune)
 app.command("tune-report")(tune.report)
+app.command()(reproduce.reproduce)
 app.command()(report.report)
 app.command()(report.watch)
 app.command()(report.export)

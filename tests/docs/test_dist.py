@@ -25,6 +25,8 @@ def test_the_wheel_runs_without_the_source(tmp_path: Path, small_yaml: Path) -> 
     names = zipfile.ZipFile(wheel).namelist()
     package = ROOT / "fedvsr"
     files = {p for p in package.rglob("*") if p.is_file() and p.suffix != ".pyc"}
+    # A link, whose files are in the wheel.
+    files |= {package / "sweeps" / path.name for path in (ROOT / "tune_configs").glob("*.yaml")}
     assert {str(path.relative_to(ROOT)) for path in files} == {
         name for name in names if name.startswith("fedvsr/")
     }
@@ -57,5 +59,6 @@ def test_the_wheel_runs_without_the_source(tmp_path: Path, small_yaml: Path) -> 
     assert str(own) in path
     assert run("--version").strip() == "fedvsr 0.1.0"
     assert "demo" in run("presets")
+    assert "Table 1" in run("reproduce")
     printed = run("run", str(small_yaml), "--executor", "serial", "--out", "out")
     assert "finished" in printed
