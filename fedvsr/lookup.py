@@ -11,13 +11,13 @@ from types import ModuleType
 
 from fedvsr.errors import UserError
 
-_SHARED = ("base", "spec")
+_SHARED = ("base", "origin", "spec")
 
 
 def names(package: str) -> list[str]:
     """Names of the algorithms or networks in `package` (a dotted name), sorted.
 
-    Modules with a leading underscore, `base` and `spec` are shared by them and left out.
+    Modules with a leading underscore, `base`, `origin` and `spec` are shared by them and left out.
     """
     return list(_names(package))
 

@@ -71,6 +71,9 @@ SCHEMAS: dict[str, pa.Schema] = {
         _field("model", pa.string(), "Network."),
         _field("algorithm", pa.string(), "Federated algorithm."),
         _field("executor", pa.string(), "ray or serial."),
+        _field(
+            "weights_source", pa.string(), "Others' weights that it started from; null for fresh."
+        ),
         _field("num_params", pa.int64(), "Parameters of the network.", "1"),
         _field("num_rounds", pa.int64(), "Rounds that the configuration asks for.", "1"),
         _field("num_clients", pa.int64(), "Registered clients.", "1"),

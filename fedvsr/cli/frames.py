@@ -122,6 +122,7 @@ def upscale(
     from fedvsr.inference.trained import find_trained
     from fedvsr.inference.upscale import choose_output
     from fedvsr.inference.upscale import upscale as enlarge
+    from fedvsr.models.origin import licence_note
 
     compute = _compute(tile, memory, device, precision, threads)
     clip = open_clip(Path(source), _rate(fps))
@@ -134,6 +135,8 @@ def upscale(
     try:
         with interruptible(), FramesView(console) as view:
             view.say(f"{trained.origin}; x{scale} on {_device_name(compute)}, {precision}")
+            if trained.weights_source:
+                view.say(licence_note(trained.weights_source))
             progress = view.begin(clip.path.name)
             done = enlarge(trained, clip, output, compute, progress, view.say)
     except KeyboardInterrupt:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,7 @@ from fedvsr.errors import UserError
 from fedvsr.files import replacing
 from fedvsr.inference.tiling import padded
 from fedvsr.inference.trained import Trained
+from fedvsr.models.origin import KEY, joined
 from fedvsr.models.spec import ModelSpec
 from fedvsr.training.checkpoint import save_model
 
@@ -45,7 +47,7 @@ def export_tensors(trained: Trained, to: Format, path: Path) -> None:
 
     `safetensors` includes the configuration, as a run's `model.safetensors` does. `torch` writes
     `{"params": state_dict}`, as published checkpoints of VRT and RVRT do; it loads with
-    `weights_only=True`.
+    `weights_only=True`. Both name in `weights_source` what the network was trained from.
 
     Raises:
         UserError: `to` is safetensors, and the network is a file without a configuration.
@@ -56,11 +58,11 @@ def export_tensors(trained: Trained, to: Format, path: Path) -> None:
                 f"--to safetensors needs the configuration, and {trained.name} is a file, not a "
                 "run; give the run, or --to torch"
             )
-        save_model(path, trained.network, trained.config.model)
+        save_model(path, trained.network, trained.config.model, trained.weights_source)
         return
     state = {name: tensor.detach().cpu() for name, tensor in trained.network.state_dict().items()}
     with replacing(path) as aside:
-        torch.save({"params": state}, aside)
+        torch.save({"params": state, KEY: list(trained.weights_source)}, aside)
 
 
 def default_shape(spec: ModelSpec) -> Shape:
@@ -95,6 +97,7 @@ def export_onnx(trained: Trained, path: Path, shape: Shape) -> float:
         sr_BTCHW = network(lq_BTCHW)
     with replacing(path) as aside:
         _write(network, lq_BTCHW, aside, trained.name)
+        _add_source(aside, trained.weights_source)
         difference = _difference(aside, lq_BTCHW, sr_BTCHW, trained.name)
         if not difference <= _TOLERANCE:
             raise UserError(
@@ -125,6 +128,14 @@ def _write(network: torch.nn.Module, lq_BTCHW: Tensor, path: Path, name: str) ->
                 f"{name} cannot be written as ONNX ({_reason(error)}); export to safetensors or "
                 "torch"
             ) from error
+
+
+def _add_source(path: Path, source: Sequence[str]) -> None:
+    import onnx
+
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(model, {KEY: joined(source) or ""})
+    onnx.save(model, str(path))
 
 
 def _difference(path: Path, lq_BTCHW: Tensor, sr_BTCHW: Tensor, name: str) -> float:

@@ -11,8 +11,10 @@ from torch import nn
 from fedvsr import algorithms, models
 from fedvsr.config import ExperimentConfig, load_effective, load_model_section
 from fedvsr.errors import UserError
+from fedvsr.models.origin import parts, source_of, weights_source
 from fedvsr.models.spec import ModelSpec
 from fedvsr.params import ParamTable, load_flat
+from fedvsr.records import read_run
 from fedvsr.training import checkpoint
 
 
@@ -30,6 +32,8 @@ class Trained:
     """The network's name; empty for a file whose tensors alone identify the network."""
     config: ExperimentConfig | None
     """The run's configuration; None for a file."""
+    weights_source: tuple[str, ...] = ()
+    """What it was trained from, see `fedvsr.models.origin`; empty for fresh weights."""
 
 
 def find_trained(
@@ -63,7 +67,8 @@ def find_trained(
         raise UserError(f"{path} is part of a run; give the run's folder, {path.parent.parent}")
     section = load_model_section(model, settings) if model is not None else None
     network = models.load_checkpoint(path, section)
-    return Trained(network, _spec(network), str(path), f"{path}", model or "", None)
+    source = source_of(path)
+    return Trained(network, _spec(network), str(path), f"{path}", model or "", None, source)
 
 
 def _from_run(folder: Path) -> Trained:
@@ -80,7 +85,7 @@ def _from_run(folder: Path) -> Trained:
         )
     if finished.is_file():
         network = models.load_checkpoint(finished)
-        origin = f"run {name}, finished"
+        origin, source = f"run {name}, finished", source_of(finished)
     else:
         network = models.build_fresh(config.model).eval()
         table = ParamTable.of(network)
@@ -92,7 +97,9 @@ def _from_run(folder: Path) -> Trained:
             f"run {name}, not finished: after round {saved.round_idx} of "
             f"{config.federation.num_rounds}"
         )
-    return Trained(network, _spec(network), name, origin, config.model.name, config)
+        row = read_run(folder)
+        source = parts(row["weights_source"]) if row else weights_source(config.model)
+    return Trained(network, _spec(network), name, origin, config.model.name, config, source)
 
 
 def _spec(network: nn.Module) -> ModelSpec:

@@ -57,6 +57,21 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     return _bare(content, path), {}
 
 
+def read_entry(path: Path, key: str) -> object:
+    """What a file of `torch.save` holds under a key beside its tensors, which are not read.
+
+    None if there is no such entry, or if the file cannot be read: `read_tensors` says why.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    # The reader of a file of any content may raise anything.
+    except Exception:
+        return None
+    return content.get(key) if isinstance(content, Mapping) else None
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     try:
         metadata = read_metadata(path)

@@ -30,6 +30,7 @@ from fedvsr.federation.rounds import (
 from fedvsr.federation.sampling import FederationConfig
 from fedvsr.files import DISK_FULL, remove_temporaries, replacing
 from fedvsr.inference.evaluate import Evaluator
+from fedvsr.models.origin import joined, parts, weights_source
 from fedvsr.params import FloatVector, ParamTable, flatten, load_flat
 from fedvsr.recording import RunRecords
 from fedvsr.records import read_run
@@ -155,6 +156,10 @@ class Execution:
         before = read_run(run.folder)
         self.started_at = before["started_at"] if before else datetime.now(timezone.utc)
         self.died_before = before is not None and before["status"] == "running"
+        # The files of a run that is resumed may be gone.
+        self.weights_source = (
+            parts(before["weights_source"]) if before else weights_source(config.model)
+        )
 
     def events(self) -> Iterator[Event]:
         """Execute the rest of the run. What an event reports is on disk before it is yielded."""
@@ -270,6 +275,7 @@ class Execution:
                 **self.records.last_evaluation(),
                 "status": status,
                 "error": error,
+                "weights_source": joined(self.weights_source),
                 "executor": self.executor_name,
                 "device": self.device_name,
                 "started_at": self.started_at,
@@ -418,4 +424,4 @@ class Execution:
     def _save_network(self, params: FloatVector, path: Path) -> None:
         load_flat(self.network, params)
         path.parent.mkdir(exist_ok=True)
-        checkpoint.save_model(path, self.network, self.run.config.model)
+        checkpoint.save_model(path, self.network, self.run.config.model, self.weights_source)

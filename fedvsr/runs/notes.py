@@ -6,6 +6,7 @@ from fedvsr import models
 from fedvsr.config import ExperimentConfig
 from fedvsr.data.split import Split
 from fedvsr.federation.privacy import delta_of, epsilon
+from fedvsr.models.origin import licence_note, weights_source
 from fedvsr.models.spec import RELEASED_FLOW
 
 
@@ -31,6 +32,8 @@ def notes_of(config: ExperimentConfig, split: Split) -> tuple[str, ...]:
             f"{delta_of(config.update, num_clients):.2g}; the noise follows from the seed, so keep "
             "the seed, this record and the reported losses to yourself",
         )
+    if source := weights_source(config.model):
+        notes += (licence_note(source),)
     if not models.flow_from_scratch(config.model):
         return notes
     note = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 from fedvsr.checked import read_metadata, read_tensors, write_tensors
 from fedvsr.errors import DamagedError, UserError
 from fedvsr.messages import Vectors
+from fedvsr.models.origin import KEY
 from fedvsr.models.spec import ModelConfig
 from fedvsr.params import ParamTable
 
@@ -146,8 +147,18 @@ def client_file(folder: Path, client_id: int) -> Path:
     return folder / "clients" / f"client-{client_id:05d}.safetensors"
 
 
-def save_model(path: Path, network: nn.Module, model: ModelConfig) -> None:
-    """Save a trained network's tensors by name, with its configuration as metadata."""
+def save_model(
+    path: Path, network: nn.Module, model: ModelConfig, source: Sequence[str] = ()
+) -> None:
+    """Save a trained network's tensors by name, with its configuration as metadata.
+
+    Args:
+        path: the file.
+        network: the network.
+        model: its configuration.
+        source: what it was trained from, see `fedvsr.models.origin`.
+    """
     tensors = {name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()}
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    write_tensors(path, contiguous, {"format": _FORMAT, "model": model.model_dump(mode="json")})
+    metadata = {"format": _FORMAT, "model": model.model_dump(mode="json"), KEY: list(source)}
+    write_tensors(path, contiguous, metadata)

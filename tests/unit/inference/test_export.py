@@ -11,9 +11,12 @@ from fedvsr import models
 from fedvsr.config import ExperimentConfig
 from fedvsr.inference import export as module
 from fedvsr.models import load_checkpoint
+from fedvsr.models.origin import joined, source_of
 from fedvsr.runs.run import create_run
 from fedvsr.training.checkpoint import save_model
 from tests.unit.cli.test_cli import fedvsr
+
+SOURCE = ("a.pth: RVRT, CC-BY-NC-4.0", "b.pth: weights of unknown origin")
 
 
 @pytest.fixture
@@ -24,7 +27,7 @@ def run(small: ExperimentConfig, tmp_path: Path) -> Path:
     network = models.build_fresh(small.model)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    save_model(run.folder / "model.safetensors", network, small.model)
+    save_model(run.folder / "model.safetensors", network, small.model, SOURCE)
     return run.folder
 
 
@@ -43,7 +46,9 @@ def test_an_exported_network_loads_and_gives_the_same(
     loaded = load_checkpoint(path, small.model if to == "torch" else None)
     assert torch.equal(sr(loaded), sr(load_checkpoint(run / "model.safetensors")))
     if to == "torch":
-        assert set(torch.load(path, weights_only=True)) == {"params"}
+        content = torch.load(path, weights_only=True)
+        assert set(content) == {"params", "weights_source"}
+    assert source_of(path) == SOURCE
     assert fedvsr("export", run.name, *arguments) == 2, "it is there already"
     assert fedvsr("export", run.name, *arguments, "--overwrite") == 0
 
@@ -61,6 +66,7 @@ def test_onnx_gives_what_pytorch_gives(
     assert fedvsr("export", str(run), *arguments) == 0
     assert "for input 3x12x16; differs from PyTorch by" in capsys.readouterr().out
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert session.get_modelmeta().custom_metadata_map["weights_source"] == joined(SOURCE)
     lq = torch.rand(1, 3, 3, 12, 16, generator=torch.Generator().manual_seed(1)).numpy()
     (output,) = session.run(["sr"], {"lq": lq})
     assert output.shape == (1, 3, 3, 48, 64)

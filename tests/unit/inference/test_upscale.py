@@ -84,6 +84,29 @@ def test_a_video_keeps_its_times_sound_and_colours(
     assert not clip.has_sound
 
 
+def test_weights_of_others_are_named_with_their_licence(
+    weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load("fedvsr.models", "tiny").Config(channels=4, blocks=0)
+    network, tuned = models.build_fresh(config), tmp_path / "tuned.safetensors"
+    save_model(tuned, network, config, ["a.pth: RVRT, CC-BY-NC-4.0"])
+    torch.save(network.state_dict(), tmp_path / "foreign.pth")
+    video = write_clip(tmp_path / "v.mp4", SOFT[:3])
+    settings = ("--model", "tiny", "--set", "channels=4", "--set", "blocks=0")
+    for file, own, source in (
+        (weights, (), None),
+        (str(tuned), (), "a.pth: RVRT, CC-BY-NC-4.0"),
+        (str(tmp_path / "foreign.pth"), settings, "foreign.pth: weights of unknown origin"),
+    ):
+        arguments = ["--checkpoint", file, *own, "--overwrite"]
+        assert fedvsr("upscale", str(video), *arguments, *RUN) == 0
+        note = f"the weights come from others ({source}); see docs/explanation/licences.md"
+        lines = capsys.readouterr().out.splitlines()
+        assert [line for line in lines if "weights" in line and "licences" in line] == (
+            [note] if source else []
+        )
+
+
 def test_pictures_keep_their_names_and_are_exact(weights: str, tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "p", SOFT, "f{}.png")
     arguments = ["upscale", str(folder), "--checkpoint", weights, *RUN]

@@ -18,8 +18,13 @@ from fedvsr.config import ExperimentConfig, load_config
 from fedvsr.data.split import Split
 from fedvsr.errors import UserError
 from fedvsr.federation.executors import SerialExecutor
+from fedvsr.federation.rounds import ClientFinished
 from fedvsr.inference.evaluate import Evaluator
+from fedvsr.inference.trained import find_trained
+from fedvsr.models.origin import SPYNET, source_of
+from fedvsr.models.spec import RELEASED_FLOW
 from fedvsr.params import flatten
+from fedvsr.records import load_results
 from fedvsr.runs.events import RoundRecorded, RunStarted
 from fedvsr.runs.execution import execute
 from fedvsr.runs.launch import prepare_data
@@ -58,8 +63,42 @@ def test_a_run_says_that_flow_starts_from_scratch() -> None:
     (note,) = notes(load_config("rvrt", [video, *scratch]))
     assert "model.flow_weights=PATH" in note
     assert "spynet_sintel_final-3d2a1287.pth" in note
-    assert notes(load_config("rvrt", [video])) == (), "the preset names the released weights"
+    (licence,) = notes(load_config("rvrt", [video]))
+    assert f"{RELEASED_FLOW}: {SPYNET}" in licence, "the preset names the released weights"
+    assert "from scratch" not in licence
     assert notes(load_config("demo")) == ()
+
+
+def test_a_run_and_what_comes_of_it_name_the_weights_that_it_started_from(
+    small: ExperimentConfig, tmp_path: Path
+) -> None:
+    source = ("a.pth: RVRT, CC-BY-NC-4.0",)
+    weights = tmp_path / "start.safetensors"
+    save_model(weights, models.build_fresh(small.model), small.model, source)
+    changes = {
+        "model": small.model.model_copy(update={"weights": str(weights)}),
+        "federation": small.federation.model_copy(update={"num_rounds": 2}),
+    }
+    config = small.model_copy(update=changes)
+    split = prepare_data(config, lambda *_: None)
+    run = create_run(config, tmp_path / "out")
+    events = execute(run, split, SerialExecutor)
+    started = next(events)
+    assert isinstance(started, RunStarted)
+    assert any(source[0] in note for note in started.notes)
+    next(
+        event
+        for event in events
+        if isinstance(event, ClientFinished) and event.report.round_idx > 1
+    )
+    events.close()
+    assert find_trained(str(run.folder), tmp_path).weights_source == source, "not finished"
+    # A run that is resumed needs the file no more.
+    weights.unlink()
+    list(execute(run, split, SerialExecutor))
+    assert load_results(run.folder).runs["weights_source"].tolist() == [source[0]]
+    assert source_of(run.folder / "model.safetensors") == source
+    assert find_trained(str(run.folder), tmp_path).weights_source == source
 
 
 def test_a_look_at_a_runs_status_does_not_keep_it_from_starting(
