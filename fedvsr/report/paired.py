@@ -19,7 +19,7 @@ from itertools import product
 import pandas as pd
 
 from fedvsr.errors import UserError
-from fedvsr.report.gather import GROUP, METRICS, Gathered, last_scores, method_order, ordered
+from fedvsr.report.gather import GROUP, Gathered, last_scores, method_order, ordered
 
 CONFIDENCE = 0.95
 COLUMNS = [
@@ -61,7 +61,7 @@ def paired_differences(gathered: Gathered) -> pd.DataFrame:
             & (scores["heterogeneity"] == heterogeneity)
             & (scores["testset"] == testset)
         ]
-        for (method, reference), metric in product(_pairs(selected), METRICS):
+        for (method, reference), metric in product(_pairs(selected), gathered.metrics):
             ours, theirs = (
                 selected[selected["method"] == name].set_index(["seed", "clip_id"])[metric]
                 for name in (method, reference)

@@ -23,15 +23,11 @@ from typing import Any
 
 import pandas as pd
 
+from fedvsr.metrics import METRICS
 from fedvsr.report.gather import (
     ABLATION,
     BOUNDS,
-    DECIMALS,
     GROUP,
-    METRIC_NAMES,
-    METRICS,
-    SMALLER_IS_BETTER,
-    UNITS,
     Gathered,
     display,
     last_scores,
@@ -79,12 +75,12 @@ def margins(cells: pd.DataFrame) -> pd.DataFrame:
     counted = counted[~counted["algorithm"].isin([*BOUNDS, BICUBIC])]
     rows = []
     for heterogeneity, metric in product(
-        ordered(counted["heterogeneity"], "heterogeneity"), METRICS
+        ordered(counted["heterogeneity"], "heterogeneity"), counted["metric"].unique()
     ):
         selected = counted[
             (counted["heterogeneity"] == heterogeneity) & (counted["metric"] == metric)
         ]
-        sign = -1.0 if metric in SMALLER_IS_BETTER else 1.0
+        sign = 1.0 if METRICS[metric].higher_is_better else -1.0
         of_all, of_second = list[float](), list[float]()
         for _, column in selected.groupby(["model", "testset"]):
             ours = column[column["algorithm"] == OURS]["mean"]
@@ -117,7 +113,7 @@ def sentences(cells: pd.DataFrame) -> list[str]:
     for row in margins(cells).to_dict("records"):
         heterogeneity, metric = row["heterogeneity"], row["metric"]
         line = (
-            f"Heterogeneity {heterogeneity}, {METRIC_NAMES[metric]}: FedVSR is "
+            f"Heterogeneity {heterogeneity}, {METRICS[metric].label}: FedVSR is "
             f"{_margin(row['over_all'], metric)} than the other methods on average "
             f"({_count(row['num_all'], 'comparison')}), and {_margin(row['over_second'], metric)} "
             f"than the best of them ({_count(row['num_second'], 'comparison')})."
@@ -130,7 +126,8 @@ def sentences(cells: pd.DataFrame) -> list[str]:
             # The paper prints SSIM with three decimals in its text and four in its table.
             digits = "+.2f" if metric == "psnr_db" else "+.3f"
             over_all, over_second = (
-                f"{computed[name]:+.{DECIMALS[metric]}f}" for name in ("over_all", "over_second")
+                f"{computed[name]:+.{METRICS[metric].decimals}f}"
+                for name in ("over_all", "over_second")
             )
             line += (
                 f" The paper states {stated['all']:{digits}} and {stated['second']:{digits}}; "
@@ -172,7 +169,6 @@ def paper_source() -> str:
 def _table(gathered: Gathered, wanted: Callable[[str], bool], with_bicubic: bool) -> pd.DataFrame:
     runs = gathered.runs[gathered.runs["algorithm"].map(wanted)]
     scores = last_scores(gathered)
-    metrics = [m for m in METRICS if m != "lpips" or scores["lpips"].notna().any()]
     pairs = set(zip(scores["heterogeneity"], scores["testset"], strict=True))
     rows = []
     for model, heterogeneity, testset in product(
@@ -185,7 +181,7 @@ def _table(gathered: Gathered, wanted: Callable[[str], bool], with_bicubic: bool
         key = {"model": model, "heterogeneity": heterogeneity, "testset": testset}
         column_scores = scores[(scores[GROUP] == pd.Series(key)[GROUP].to_numpy()).all(axis=1)]
         if with_bicubic:
-            rows += [_bicubic(key, metric, column_scores) for metric in metrics]
+            rows += [_bicubic(key, metric, column_scores) for metric in gathered.metrics]
         of_model = runs[runs["model"] == model]
         # A run of another test set is not missing here; one without any score may be.
         elsewhere = set(scores["run_id"]) - set(column_scores["run_id"])
@@ -197,7 +193,9 @@ def _table(gathered: Gathered, wanted: Callable[[str], bool], with_bicubic: bool
             method_runs = in_column[in_column["method"] == method]
             method_scores = column_scores[column_scores["method"] == method]
             label = {**key, "method": method, "algorithm": algorithm}
-            rows += [_cell(label, metric, method_runs, method_scores) for metric in metrics]
+            rows += [
+                _cell(label, metric, method_runs, method_scores) for metric in gathered.metrics
+            ]
     cells = pd.DataFrame(rows)
     order = [*_KEYS, "mean", "std", "num_seeds", "state", "best", "paper"]
     return _with_best(cells)[order]
@@ -266,9 +264,10 @@ def _with_best(cells: pd.DataFrame) -> pd.DataFrame:
         if len(column) < 2 or column["num_seeds"].min() < 2:
             continue
         mean, std = (column[name].astype(float).to_numpy() for name in ("mean", "std"))
-        top = int(mean.argmin() if metric in SMALLER_IS_BETTER else mean.argmax())
+        known = METRICS[str(metric)]
+        top = int(mean.argmax() if known.higher_is_better else mean.argmin())
         # Equal numbers as printed are both the best.
-        reach = max(std[top], 0.5 * 10.0 ** -DECIMALS[str(metric)])
+        reach = max(std[top], 0.5 * 10.0**-known.decimals)
         cells.loc[column.index[abs(mean - mean[top]) <= reach], "best"] = True
     return cells
 
@@ -281,8 +280,8 @@ def _paper_value(label: dict[str, str], metric: str) -> float | None:
     by_name = {display(name): values for name, values in paper["values"].items()}
     values = by_name.get(label["model"].split(" (")[0], {})
     by_set = values.get(label["algorithm"], {}).get(label["heterogeneity"], {})
-    # Vid4 is scored on luma by custom. A crop, or some frames, are not the paper's test set.
-    scores = by_set.get(label["testset"].removesuffix(" (luma)"))
+    # A crop, or some frames, are not the paper's test set.
+    scores = by_set.get(label["testset"])
     value: float | None = scores[paper["metrics"].index(metric)] if scores else None
     return value
 
@@ -296,7 +295,7 @@ def _paper() -> dict[str, Any]:
 
 def _margin(value: float, metric: str) -> str:
     side = "better" if value >= 0 else "worse"
-    return f"{abs(value):.{DECIMALS[metric]}f}{UNITS[metric]} {side}"
+    return f"{abs(value):.{METRICS[metric].decimals}f}{METRICS[metric].suffix} {side}"
 
 
 def _count(number: int, noun: str) -> str:

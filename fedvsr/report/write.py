@@ -41,6 +41,7 @@ def write_report(
     crop: Crop | None = None,
     clip_id: str | None = None,
     clients: bool = False,
+    metrics: Sequence[str] | None = None,
     progress: Progress = lambda *_: None,
 ) -> Iterator[Path]:
     """Write a report and yield the path of each file once it is written.
@@ -53,13 +54,14 @@ def write_report(
         crop: the crop of the comparison; by default the one in which methods differ most.
         clip_id: the clip of the comparison; by default the one with that crop.
         clients: whether to draw the clients of every method too.
+        metrics: the metrics to show; see `fedvsr.report.gather.gather`.
         progress: called before each step.
 
     Raises:
         UserError: there is no run, no such clip, or the crop is not within its frame.
     """
     progress("reading the runs", 0, 1)
-    report = read(folder)
+    report = read(folder, metrics)
     if clip_id is not None and clip_id not in (known := _clips(report)):
         raise UserError(
             f"no finished run has a picture of clip {clip_id}; choose from: {', '.join(known)}"

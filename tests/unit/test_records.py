@@ -21,7 +21,7 @@ IDENTITY = {"config_hash": "c", "seed": 1, "fedvsr_version": "v", "git_commit": 
 
 def write(folder: Path, round_idx: int, loss: float) -> None:
     records = RunRecords(folder, {"run_id": folder.name, **IDENTITY})
-    score = {"clip_id": "a", "channel": "rgb", "num_frames": 2, "psnr_db": 30.0, "ssim": 0.9}
+    score = {"clip_id": "a", "test_set": "t", "num_frames": 2, "psnr_db": 30.0, "ssim": 0.9}
     clients = [{"client_id": 0, "loss": loss}, {"client_id": 3, "loss": loss}]
     records.write_round(round_idx, {"num_sampled": 1, "loss": loss}, clients)
     bicubic = {"bicubic_psnr_db": 29.0, "bicubic_ssim": 0.8}
@@ -111,7 +111,7 @@ def test_collected_tables_count_only_in_their_own_folder(tmp_path: Path) -> None
 def test_files_carry_their_schema_and_units(tmp_path: Path) -> None:
     write(tmp_path, 1, 0.5)
     schema = pq.read_schema(tmp_path / "evaluations.parquet")
-    assert schema.metadata[b"schema_version"] == b"5"
+    assert schema.metadata[b"schema_version"] == b"6"
     assert schema.field("psnr_db").metadata[b"unit"] == b"dB"
     for name, table in SCHEMAS.items():
         for field in table:
