@@ -10,13 +10,12 @@ import pyarrow as pa
 
 from fedvsr.checked import write_parquet
 from fedvsr.journal import Entry, GrowingTable, Journal
+from fedvsr.means import headline, last_evaluation
 from fedvsr.records import (
     GROWING,
     LAST_ENTRY,
     SCHEMAS,
     Row,
-    last_evaluation,
-    mean_scores,
     read_growing,
 )
 
@@ -96,9 +95,8 @@ class RunRecords:
         self._add(None, {"faults": [row]})
 
     def last_evaluation(self) -> Row:
-        """Mean scores of the last evaluated round by column; empty if no round is evaluated."""
-        last = last_evaluation(self._tables["evaluations"].merged())
-        return mean_scores(last) if last.num_rows else {}
+        """The scores of the run's row, of the last evaluated round; empty if none is."""
+        return headline(last_evaluation(self._tables["evaluations"].merged()))
 
     def _add(self, round_idx: int | None, added: Mapping[str, Sequence[Row]]) -> None:
         of_round = {} if round_idx is None else {"round_idx": round_idx}

@@ -28,6 +28,8 @@ import pyarrow.compute as pc
 from fedvsr.checked import read_parquet, write_parquet
 from fedvsr.errors import FileError, UserError, skipping
 from fedvsr.journal import Entry, GrowingTable, Journal
+from fedvsr.metrics import BICUBIC, METRICS
+from fedvsr.upgrades import upgraded_rows, upgraded_table
 
 # Only `load_results` needs pandas, and pyarrow loads it there; `fedvsr list` and `show` stay quick.
 if TYPE_CHECKING:
@@ -60,6 +62,28 @@ _IDENTITY = [
 _ROUND = _field("round_idx", pa.int64(), "Round, from 1; 0 is the network before training.")
 
 
+# What a mean in `runs` and `rounds` is over.
+_TEST_SET = _field(
+    "test_set",
+    pa.string(),
+    "Test set of the scores in this row, the run's first; null in an older record, whose scores "
+    "are means over all sets.",
+)
+
+
+def _scores(of: str, bicubic: str = "") -> list[pa.Field]:
+    """A column for each metric and, with `bicubic`, for that of bicubic enlargement."""
+    own = [
+        _field(m.column, pa.float64(), f"{m.description}, {of}; null if not scored.", m.unit)
+        for m in METRICS.values()
+    ]
+    others = [
+        _field(f"{BICUBIC}{m.column}", pa.float64(), f"{m.label} of {bicubic}.", m.unit)
+        for m in METRICS.values()
+    ]
+    return [*own, *(others if bicubic else [])]
+
+
 def _schema(*fields: pa.Field) -> pa.Schema:
     return pa.schema([*_IDENTITY, *fields], metadata={"schema_version": str(SCHEMA_VERSION)})
 
@@ -79,10 +103,8 @@ SCHEMAS: dict[str, pa.Schema] = {
         _field("num_clients", pa.int64(), "Registered clients.", "1"),
         _field("num_train_clips", pa.int64(), "Clips that the clients train on.", "1"),
         _field("num_test_clips", pa.int64(), "Clips that are scored.", "1"),
-        _field("psnr_db", pa.float64(), "PSNR of the last evaluation, mean over clips.", "dB"),
-        _field("ssim", pa.float64(), "SSIM of the last evaluation, mean over clips.", "1"),
-        _field("bicubic_psnr_db", pa.float64(), "PSNR of bicubic, mean over clips.", "dB"),
-        _field("bicubic_ssim", pa.float64(), "SSIM of bicubic, mean over clips.", "1"),
+        _TEST_SET,
+        *_scores("of the last evaluation, mean over clips", "bicubic, mean over clips"),
         _field("started_at", pa.timestamp("us", "UTC"), "When the run was first started."),
         _field("updated_at", pa.timestamp("us", "UTC"), "When this row was written."),
         _field("device", pa.string(), "Device that clients trained on."),
@@ -101,8 +123,8 @@ SCHEMAS: dict[str, pa.Schema] = {
         _field("vsr_loss", pa.float64(), "Part of `loss` that is the network's own loss.", "1"),
         _field("weights_hellinger", pa.float64(), "Hellinger distance from uniform weights.", "1"),
         _field("weights_deviation", pa.float64(), "Largest |K w - 1| of K clients' weights.", "1"),
-        _field("psnr_db", pa.float64(), "PSNR, mean over test clips; null if not evaluated.", "dB"),
-        _field("ssim", pa.float64(), "SSIM, mean over test clips; null if not evaluated.", "1"),
+        _TEST_SET,
+        *_scores("mean over clips"),
         _field("download_bytes", pa.int64(), "Bytes sent to all clients.", "B"),
         _field("upload_bytes", pa.int64(), "Bytes sent back by all clients.", "B"),
         _field("epsilon", pa.float64(), "Differential privacy spent; null without noise.", "1"),
@@ -142,15 +164,10 @@ SCHEMAS: dict[str, pa.Schema] = {
     "evaluations": _schema(
         _ROUND,
         _field("client_id", pa.int64(), "Client whose network is scored; null for the global one."),
+        _field("test_set", pa.string(), "Test set of the clip: REDS4, Vid4, held-out or a folder."),
         _field("clip_id", pa.string(), "Test clip."),
-        _field("channel", pa.string(), "rgb, or y for BT.601 luma."),
         _field("num_frames", pa.int64(), "Frames scored.", "1"),
-        _field("psnr_db", pa.float64(), "PSNR, mean over frames, no border crop.", "dB"),
-        _field("ssim", pa.float64(), "SSIM, mean over frames, no border crop.", "1"),
-        _field("lpips", pa.float64(), "LPIPS (AlexNet) on RGB; null if not asked for.", "1"),
-        _field("bicubic_psnr_db", pa.float64(), "PSNR of bicubic enlargement.", "dB"),
-        _field("bicubic_ssim", pa.float64(), "SSIM of bicubic enlargement.", "1"),
-        _field("bicubic_lpips", pa.float64(), "LPIPS of bicubic enlargement.", "1"),
+        *_scores("mean over frames", "bicubic enlargement"),
     ),
     "partition": _schema(
         _field("client_id", pa.int64(), "Client, from 0."),
@@ -357,7 +374,7 @@ def read_growing(folder: Path, name: str, entries: Sequence[Entry]) -> tuple[Gro
     growing = GrowingTable(table)
     for entry in entries:
         if name in entry.rows and entry.number > last:
-            growing.add(entry.round_idx, entry.rows[name])
+            growing.add(entry.round_idx, upgraded_rows(name, entry.rows[name], folder))
     return growing, max([last, *(entry.number for entry in entries)])
 
 
@@ -378,21 +395,11 @@ def _read_stored(folder: Path, name: str) -> tuple[pa.Table, int]:
         raise UserError(
             f"{path} has schema version {version}; this fedvsr reads 1 to {SCHEMA_VERSION}"
         )
+    if version < 6:
+        table = upgraded_table(name, table, folder)
     columns = [
         table[field.name] if field.name in table.schema.names else pa.nulls(len(table), field.type)
         for field in schema
     ]
     table = pa.Table.from_arrays(columns, schema=schema)
     return table, int(metadata.get(LAST_ENTRY.encode(), b"0"))
-
-
-def last_evaluation(evaluations: pa.Table) -> pa.Table:
-    """The rows of the last evaluated round."""
-    round_idx = evaluations["round_idx"]
-    return evaluations.filter(pc.equal(round_idx, pc.max(round_idx)))
-
-
-def mean_scores(evaluations: pa.Table) -> dict[str, float]:
-    """Means over rows of `evaluations` by column: PSNR and SSIM, the network's and bicubic's."""
-    names = ("psnr_db", "ssim", "bicubic_psnr_db", "bicubic_ssim")
-    return {name: pc.mean(evaluations[name]).as_py() for name in names}

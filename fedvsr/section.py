@@ -39,6 +39,16 @@ class OnlyWith:
         return f"{self.field} = {values}" if values else f"{self.field} set"
 
 
+class Former:
+    """Marks a field that has no effect any more and is there to read older configurations.
+
+    `Annotated[bool, Former("luma is always scored too")]`: why.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
 class Unused(NamedTuple):
     """A setting that differs from its default and has no effect."""
 
@@ -103,6 +113,8 @@ class Section(BaseModel):
         if name in self.ignored:
             return f"{path}name = {values['name']} does not use it"
         for mark in type(self).model_fields[name].metadata:
+            if isinstance(mark, Former):
+                return mark.reason
             if isinstance(mark, OnlyWith) and not mark.holds(other := values[mark.field]):
                 return f"{path}{mark.field} = {show(other)} ({name} counts only with {mark})"
         return None

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from fedvsr.cli.common import (
     ModelOption,
@@ -27,7 +24,7 @@ from fedvsr.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fedvsr.inference.scores import ClipScore, Scores
+    from fedvsr.inference.scores import ClipScore
     from fedvsr.inference.streaming import Compute
     from fedvsr.inference.trained import Trained
 
@@ -169,9 +166,6 @@ def evaluate(
             help="Low-resolution clips; repeatable. Default: made from GT by bicubic.",
         ),
     ] = None,
-    luma: Annotated[
-        bool, typer.Option("--luma", help="Score BT.601 luma, as is usual for Vid4, not RGB.")
-    ] = False,
     lpips: Annotated[bool, typer.Option("--lpips", help="Also score LPIPS.")] = False,
     max_frames: Annotated[
         int | None,
@@ -191,6 +185,7 @@ def evaluate(
     threads: ThreadsOption = None,
 ) -> None:
     """Score a trained network on a test set, beside bicubic enlargement."""
+    from fedvsr.cli.scores import scores_table
     from fedvsr.cli.views import FramesView, PreparationView
     from fedvsr.inference import scoring
     from fedvsr.inference.scores import scored_part
@@ -207,18 +202,18 @@ def evaluate(
             raise UserError("--lq needs ground truth to compare with; name it before --lq")
         with PreparationView(console) as preparation:
             clips, own = scoring.held_out(trained, preparation, max_frames)
-        luma, lpips = luma or own.luma, lpips or own.lpips
+        lpips = lpips or own.lpips
         compute, part = scoring.as_in_training(compute, own, threads), scored_part(own.crop)
     scores: list[ClipScore] = []
     with FramesView(console) as view:
         view.say(f"{trained.origin}; x{trained.spec.scale} on {_device_name(compute)}, {precision}")
         for score in scoring.evaluate(
-            trained, clips, compute, luma=luma, lpips=lpips, begin=view.begin, say=view.say
+            trained, clips, compute, lpips=lpips, begin=view.begin, say=view.say
         ):
             scores.append(score)
-    print_wide(_table(scores, ", ".join(filter(None, ("Y" if luma else "RGB", part)))))
+    print_wide(scores_table(scores, part))
     if out is not None:
-        _write(out, trained, compute, "y" if luma else "rgb", scores)
+        _write(out, trained, compute, scores)
         say(f"{out}")
 
 
@@ -235,41 +230,7 @@ def _require_table(out: Path) -> None:
         raise UserError(f"--out {out}: the folder {folder} cannot be written to")
 
 
-def _table(scores: Sequence[ClipScore], what: str) -> Table:
-    from fedvsr.inference.scores import mean_scores
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column(f"test clip ({what})")
-    names = ["frames", "bicubic", "PSNR", "gain", "bicubic SSIM", "SSIM"]
-    if scores[0].lpips is not None:
-        names += ["bicubic LPIPS", "LPIPS"]
-    for name in names:
-        table.add_column(name, justify="right")
-    for score in scores:
-        table.add_row(Text(score.clip_id), str(score.num_frames), *score_cells(score))
-    if len(scores) > 1:
-        table.add_section()
-        table.add_row("mean", "", *score_cells(mean_scores(scores)), style="bold")
-    return table
-
-
-def score_cells(scores: Scores) -> list[str]:
-    """Cells of a table: bicubic PSNR, PSNR, gain, bicubic SSIM, SSIM, then LPIPS if scored."""
-    cells = [
-        f"{scores.bicubic_psnr_db:.2f} dB",
-        f"{scores.psnr_db:.2f} dB",
-        f"{scores.gain_db:+.2f} dB",
-        f"{scores.bicubic_ssim:.4f}",
-        f"{scores.ssim:.4f}",
-    ]
-    if scores.bicubic_lpips is not None and scores.lpips is not None:
-        cells += [f"{scores.bicubic_lpips:.4f}", f"{scores.lpips:.4f}"]
-    return cells
-
-
-def _write(
-    out: Path, trained: Trained, compute: Compute, channel: str, scores: Sequence[ClipScore]
-) -> None:
+def _write(out: Path, trained: Trained, compute: Compute, scores: Sequence[ClipScore]) -> None:
     from fedvsr import __version__
     from fedvsr.environment import git_commit
     from fedvsr.records import write_scores
@@ -282,9 +243,8 @@ def _write(
         "precision": compute.precision,
         "fedvsr_version": __version__,
         "git_commit": git_commit(),
-        "channel": channel,
     }
-    write_scores(out, [common | asdict(score) for score in scores])
+    write_scores(out, [common | score.row() for score in scores])
 
 
 def _compute(

@@ -60,6 +60,15 @@ def report(
         Literal["preprint", "published"],
         typer.Option("--paper", help="Form of the FedVSR paper whose values to show."),
     ] = "preprint",
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            "--metrics",
+            metavar="LIST",
+            help="Metrics to show, separated by commas, e.g. psnr_db,psnr_y_db. "
+            "Default: all that were scored but luma's.",
+        ),
+    ] = None,
     columns: Annotated[
         bool, typer.Option("--columns", help="Only print docs/reference/results.md.")
     ] = False,
@@ -89,10 +98,29 @@ def report(
     chosen = [name for name in FORMATS if name in names]
     square = _crop(crop)
     with StepsView() as view:
-        for path in write_report(results, target, chosen, square, clip, clients, paper, view):
+        for path in write_report(
+            results, target, chosen, square, clip, clients, paper, _metrics(metrics), view
+        ):
             view.say(str(path))
     if "html" in chosen or "md" in chosen:
         say(f"open {target / ('report.html' if 'html' in chosen else 'report.md')}")
+
+
+def _metrics(text: str | None) -> list[str] | None:
+    from fedvsr.lookup import did_you_mean
+    from fedvsr.metrics import METRICS
+
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in METRICS]
+    if unknown or not names:
+        what = unknown[0] if unknown else "nothing"
+        raise UserError(
+            f"--metrics {text!r}: {what} is not a metric{did_you_mean(what, METRICS)} (there are: "
+            f"{', '.join(METRICS)})"
+        )
+    return names
 
 
 def _crop(text: str | None) -> Crop | None:

@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from fedvsr.cli.common import OutOption, RunArgument, console, print_wide, say
-from fedvsr.cli.frames import score_cells
 from fedvsr.errors import UserError, skipping
 
 if TYPE_CHECKING:
@@ -28,11 +27,14 @@ def show(run_id: RunArgument, out: OutOption = Path("results")) -> None:
 
 
 def list_runs(out: OutOption = Path("results")) -> None:
-    """List the runs in DIR; the gain is over bicubic."""
+    """List the runs in DIR, each with the means of its first test set; the gain is over bicubic."""
     table = Table(box=None, pad_edge=False)
     for name in ("run", "status", "model", "algorithm"):
         table.add_column(name, no_wrap=True)
-    for name in ("seed", "rounds", "PSNR dB", "gain dB"):
+    for name in ("seed", "rounds"):
+        table.add_column(name, justify="right")
+    table.add_column("test set", no_wrap=True)
+    for name in ("RGB PSNR dB", "gain dB"):
         table.add_column(name, justify="right")
     for run in _runs(out):
         psnr_db, bicubic_psnr_db = run["psnr_db"], run["bicubic_psnr_db"]
@@ -44,6 +46,7 @@ def list_runs(out: OutOption = Path("results")) -> None:
             Text(str(run["algorithm"])),
             str(run["seed"]),
             f"{run['last_round']}/{run['num_rounds']}",
+            Text(str(run["test_set"] or "")),
             _number(psnr_db) if is_scored else "",
             _number(psnr_db - bicubic_psnr_db, "+") if is_scored else "",
         )
@@ -86,35 +89,37 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
     for row, run_id in zip(rows, run_ids, strict=True):
         own = [t.filter(pc.equal(t["run_id"], run_id)) for t in (rounds, evaluations)]
         row["last_round"] = pc.max(own[0]["round_idx"]).as_py() or 0
-        row |= {k: v for k, v in _last_scores(*own).items() if v is not None or k == "psnr_db"}
+        row |= _last_scores(*own)
         if len(rows) == 1:
             # Collected tables of several runs have no process behind them.
             row["status"] = run_status(folder)
     return rows
 
 
-def _last_scores(rounds: pa.Table, evaluations: pa.Table) -> dict[str, float | None]:
-    """PSNR of the last round that has a number, and bicubic's of the same clips.
+def _last_scores(rounds: pa.Table, evaluations: pa.Table) -> Mapping[str, object]:
+    """The first test set, its RGB PSNR in the last round that has a number, and bicubic's.
 
     The run's own row is older while a run works, and after it was killed.
     """
     import pyarrow.compute as pc
 
+    from fedvsr.means import headline
+
     scored = rounds.filter(pc.invert(pc.is_nan(rounds["psnr_db"])))
     last = pc.max(scored["round_idx"])
     if not last.is_valid:
-        return {"psnr_db": None, "bicubic_psnr_db": None}
-    psnr_db = scored.filter(pc.equal(scored["round_idx"], last))["psnr_db"][0].as_py()
-    of_round = evaluations.filter(pc.equal(evaluations["round_idx"], last))
-    return {"psnr_db": psnr_db, "bicubic_psnr_db": pc.mean(of_round["bicubic_psnr_db"]).as_py()}
+        return {"psnr_db": None}
+    return headline(evaluations.filter(pc.equal(evaluations["round_idx"], last)))
 
 
 def summary(folder: Path) -> None:
     """Print a run's settings and status, the scores of its last evaluated round, and its files."""
     import pyarrow.compute as pc
 
-    from fedvsr.inference.scores import Scores
-    from fedvsr.records import checked_table, last_evaluation, mean_scores, read_runs
+    from fedvsr.cli.scores import scores_table
+    from fedvsr.inference.scores import ClipScore, scored_part
+    from fedvsr.means import by_test_set, groups, last_evaluation, mean_scores
+    from fedvsr.records import checked_table, read_runs
     from fedvsr.runs.run import run_status
 
     runs = read_runs(folder)
@@ -137,31 +142,21 @@ def summary(folder: Path) -> None:
     )
     if run["error"]:
         say(f"error: {run['error']}")
-    table = Table(box=None, pad_edge=False)
-    table.add_column(_head(run["config"]))
-    for name in ("frames", "bicubic", "PSNR", "gain", "bicubic SSIM", "SSIM"):
-        table.add_column(name, justify="right")
-    scores = last_evaluation(checked_table(folder, "evaluations"))
-    clip_ids = sorted(scores["clip_id"].unique(), key=str)
-    for clip_id in clip_ids:
+    evaluations = last_evaluation(checked_table(folder, "evaluations"))
+    scores = [
         # If each client has a network, a clip's row is the mean of theirs.
-        clip = scores.filter(pc.equal(scores["clip_id"], clip_id))
-        cells = score_cells(Scores(**mean_scores(clip)))
-        table.add_row(Text(str(clip_id)), str(clip["num_frames"][0]), *cells)
-    if len(clip_ids) > 1:
-        table.add_section()
-        table.add_row("mean", "", *score_cells(Scores(**mean_scores(scores))), style="bold")
-    print_wide(table)
+        ClipScore(
+            clip_id=str(clip_id),
+            test_set=test_set,
+            num_frames=rows["num_frames"][0].as_py(),
+            values=mean_scores(rows),
+        )
+        for test_set, of_set in by_test_set(evaluations)
+        for clip_id, rows in sorted(groups(of_set, "clip_id"), key=lambda group: str(group[0]))
+    ]
+    settings = (json.loads(run["config"]) if run["config"] else {}).get("evaluation", {})
+    print_wide(scores_table(scores, scored_part(settings.get("crop"))))
     files = ("config.yaml", "model.safetensors", "clients", "curves.png", "comparison.png")
     existing = [name for name in files if (folder / name).exists()]
     contents = ", ".join([*existing, "*.parquet"])
     say(f"{folder}/: {contents}")
-
-
-def _head(config: str | None) -> str:
-    """The heading of the clips' column, which names the part of a frame that is scored."""
-    from fedvsr.inference.scores import scored_part
-
-    settings: Mapping[str, Any] = (json.loads(config) if config else {}).get("evaluation", {})
-    what = [scored_part(settings.get("crop")), "Y" if settings.get("luma") else ""]
-    return f"test clip ({', '.join(filter(None, what))})" if any(what) else "test clip"

@@ -13,7 +13,8 @@ from rich.text import Text
 
 _ROWS_SHOWN = 16
 _ORDER = ("running", "interrupted", "failed", "finished", "stopped_early", "pending")
-_FIXED = ("trial", "status", "round", "loss", "PSNR", "over bicubic", "SSIM", "seconds")
+_SCORES = ("test set", "RGB PSNR", "over bicubic", "SSIM")
+_FIXED = ("trial", "status", "round", "loss", *_SCORES, "seconds")
 
 
 class SweepView:
@@ -86,8 +87,10 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
     cells = {"status": words(row["status"]), "round": f"{row['round_idx']}/{row['num_rounds']}"}
     if row.get("loss") is not None:
         cells["loss"] = f"{row['loss']:.4f}"
+    if row.get("test_set") is not None:
+        cells["test set"] = row["test_set"]
     if row.get("psnr_db") is not None:
-        cells["PSNR"] = f"{row['psnr_db']:.2f} dB"
+        cells["RGB PSNR"] = f"{row['psnr_db']:.2f} dB"
     if row.get("ssim") is not None:
         cells["SSIM"] = f"{row['ssim']:.4f}"
     if row.get("psnr_db") is not None and row.get("bicubic_psnr_db") is not None:

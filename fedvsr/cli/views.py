@@ -13,9 +13,11 @@ from rich.progress import BarColumn, Progress, TaskID
 from rich.table import Table
 
 from fedvsr.cli.common import plain_column, plain_console, say
+from fedvsr.cli.scores import gain_text
 from fedvsr.federation.executors import Fault
 from fedvsr.federation.rounds import ClientFinished
-from fedvsr.inference.scores import mean_scores
+from fedvsr.inference.scores import headline
+from fedvsr.metrics import METRICS
 from fedvsr.runs.events import Event, RoundRecorded, RunStarted
 
 _ROWS_SHOWN = 12
@@ -215,7 +217,7 @@ class _RunView:
     def render(self) -> Group:
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("round", justify="right")
-        names = ["clients", "loss", "PSNR", "over bicubic", "SSIM", "seconds"]
+        names = ["clients", "loss", "test set", "RGB PSNR", "over bicubic", "SSIM", "seconds"]
         if any(event.num_upload_failures for event in self._rounds):
             names.insert(1, _LOST)
         for name in names:
@@ -284,9 +286,12 @@ def _cells(event: RoundRecorded) -> dict[str, str]:
     if event.loss is not None:
         cells["loss"] = f"{event.loss:.4f}"
     if event.scores:
-        mean = mean_scores(event.scores)
-        cells["PSNR"] = f"{mean.psnr_db:.2f} dB"
-        cells["over bicubic"] = f"{mean.gain_db:+.2f} dB"
-        cells["SSIM"] = f"{mean.ssim:.4f}"
+        cells["test set"], mean = headline(event.scores)
+        # A record of an older version may lack RGB.
+        for head, column in (("RGB PSNR", "psnr_db"), ("SSIM", "ssim")):
+            if column in mean.values:
+                cells[head] = METRICS[column].text(mean.values[column])
+            if column == "psnr_db":
+                cells["over bicubic"] = gain_text(mean)
     cells["seconds"] = f"{event.wall_s:.1f}"
     return cells

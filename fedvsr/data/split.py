@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedvsr.data.clips import Clip, default_cache_dir, read_store
@@ -15,6 +15,7 @@ from fedvsr.data.prepare import prepare as make_store
 from fedvsr.data.recordings import fingerprint
 from fedvsr.data.request import Request
 from fedvsr.data.sources.folder import recordings
+from fedvsr.data.testsets import HELD_OUT, folder_names, name_clips
 from fedvsr.data.videos import Progress, absolute, clips_of, resolve
 from fedvsr.errors import UserError
 from fedvsr.lookup import did_you_mean
@@ -34,6 +35,8 @@ class Split:
     """Ids of test clips that clients also train on; empty unless `data.allow_overlap` is set."""
     same_video: tuple[str, ...] = ()
     """Ids of test clips that are cut from a video of which clients train on another part."""
+    test_sets: dict[str, str] = field(default_factory=dict)
+    """The test set of each test clip, by its id: `fedvsr.data.testsets`."""
 
 
 def prepare(config: DataConfig, seed: int, progress: Progress) -> Split:
@@ -49,9 +52,13 @@ def prepare(config: DataConfig, seed: int, progress: Progress) -> Split:
             training clips.
     """
     how = _of_videos if config.videos else _of_data_sets
-    train, test = how(config, progress)
+    train, sets = how(config, progress)
+    test = [clip for clips in sets.values() for clip in clips]
     _require_own_ids(train, "train on")
     _require_own_ids(test, "score on")
+    test_sets = dict[str, str]()
+    for name, clips in sets.items():
+        test_sets |= name_clips(name, (clip.clip_id for clip in clips))
     train = _apart(train, test, config.gap_clips)
     train = sorted(train, key=lambda clip: clip.clip_id) if config.max_train_clips else train
     train = train[: config.max_train_clips]
@@ -79,10 +86,15 @@ def prepare(config: DataConfig, seed: int, progress: Progress) -> Split:
         tuple(test),
         overlap,
         same_video,
+        test_sets,
     )
 
 
-def _of_videos(config: DataConfig, progress: Progress) -> tuple[list[Clip], list[Clip]]:
+# The test clips of each data set, by its name.
+_Sets = dict[str, list[Clip]]
+
+
+def _of_videos(config: DataConfig, progress: Progress) -> tuple[list[Clip], _Sets]:
     cache = _cache(config)
     train, test = list[Clip](), list[Clip]()
     for name in config.videos:
@@ -99,12 +111,14 @@ def _of_videos(config: DataConfig, progress: Progress) -> tuple[list[Clip], list
             )
         train += clips[:-held_out]
         test += clips[-held_out:]
-    return train, test
+    return train, {HELD_OUT: test}
 
 
-def _of_data_sets(config: DataConfig, progress: Progress) -> tuple[list[Clip], list[Clip]]:
+def _of_data_sets(config: DataConfig, progress: Progress) -> tuple[list[Clip], _Sets]:
     train = _read(config.train, "train", config, progress)
-    test = _read(config.test, "test", config, progress)
+    sets = _Sets()
+    for name, folder in zip(folder_names(config.test), config.test, strict=True):
+        sets.setdefault(name, []).extend(_read([folder], "test", config, progress))
     wanted = list(REDS4) if config.held_out == "reds4" else list(config.held_out)
     ids = [clip.clip_id for clip in train]
     missing = [
@@ -117,7 +131,7 @@ def _of_data_sets(config: DataConfig, progress: Progress) -> tuple[list[Clip], l
         )
     chosen = {clip_id for clip_id in ids if any(is_named(clip_id, name) for name in wanted)}
     held_out = [clip for clip in train if clip.clip_id in chosen]
-    return [clip for clip in train if clip.clip_id not in chosen], [*held_out, *test]
+    return [clip for clip in train if clip.clip_id not in chosen], {HELD_OUT: held_out, **sets}
 
 
 def _apart(train: Sequence[Clip], test: Iterable[Clip], gap: int) -> list[Clip]:

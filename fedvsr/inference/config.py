@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from fedvsr.section import OnlyWith, Section
+from fedvsr.section import Former, OnlyWith, Section
 
 
 class TileConfig(Section):
@@ -35,9 +35,9 @@ class EvaluationConfig(Section):
     """When and how the global network is scored."""
 
     every_rounds: int = Field(1, ge=1, description="Rounds from one scoring to the next.")
-    luma: bool = Field(
-        False, description="Score BT.601 luma, as is usual for Vid4, instead of RGB (REDS4)."
-    )
+    luma: Annotated[
+        bool, Former("luma is always scored beside RGB, in the columns psnr_y_db and ssim_y")
+    ] = Field(False, description="Has no effect: luma is always scored beside RGB.")
     lpips: bool = Field(False, description="Also score LPIPS (needs the extra `metrics`).")
     max_frames: int | None = Field(
         None, ge=1, description="Frames scored from the start of each test clip (default: all)."

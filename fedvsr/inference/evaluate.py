@@ -3,34 +3,50 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 
-from fedvsr import metrics, models
+from fedvsr import models
 from fedvsr.data.clips import Clip, Frames
 from fedvsr.data.degrade import bicubic_upscale, quantise
 from fedvsr.determinism import scoped_torch
 from fedvsr.inference.config import EvaluationConfig
 from fedvsr.inference.scores import ClipScore
 from fedvsr.inference.tiling import super_resolve
+from fedvsr.metrics import BICUBIC
+from fedvsr.metrics.fidelity import fidelity
+from fedvsr.metrics.perceptual import lpips
 from fedvsr.models.spec import ModelConfig
 from fedvsr.params import FloatVector, load_flat
 from fedvsr.training.requirements import model_spec
 
 
 class Evaluator:
-    """Scores parameter vectors on fixed clips; the bicubic baseline is computed once."""
+    """Scores parameter vectors on fixed clips; the bicubic baseline is computed once.
 
-    def __init__(self, model: ModelConfig, config: EvaluationConfig, clips: Sequence[Clip]) -> None:
+    Args:
+        model: the network's settings.
+        config: what is scored, and how.
+        clips: the test clips.
+        test_sets: the test set of each clip, by its id.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: EvaluationConfig,
+        clips: Sequence[Clip],
+        test_sets: Mapping[str, str],
+    ) -> None:
         self.spec = model_spec(model)
         self.config = config
-        self.clips = clips
+        self.clips, self.test_sets = clips, test_sets
         self.network = models.build_fresh(model).eval()
         if torch.cuda.is_available():
             self.network.cuda()
-        self._baseline: dict[str, tuple[float, float, float | None]] = {}
+        self._baseline = dict[str, dict[str, float]]()
 
     @property
     def device_name(self) -> str:
@@ -56,25 +72,48 @@ class Evaluator:
         lq, gt = scored_frames(clip, self.config)
         if clip.clip_id not in self._baseline:
             self._baseline[clip.clip_id] = self._compare(bicubic(lq, clip.scale), gt)
-        sr = super_resolve(self.network, self.spec, lq, self.config.tiles)
-        psnr_db, ssim, lpips = self._compare(sr, gt)
-        bicubic_psnr_db, bicubic_ssim, bicubic_lpips = self._baseline[clip.clip_id]
+        values = self._compare(super_resolve(self.network, self.spec, lq, self.config.tiles), gt)
         return ClipScore(
             clip_id=clip.clip_id,
+            test_set=self.test_sets[clip.clip_id],
             num_frames=len(gt),
-            psnr_db=psnr_db,
-            ssim=ssim,
-            lpips=lpips,
-            bicubic_psnr_db=bicubic_psnr_db,
-            bicubic_ssim=bicubic_ssim,
-            bicubic_lpips=bicubic_lpips,
+            values=_beside(values, self._baseline[clip.clip_id]),
         )
 
-    def _compare(self, sr: Frames, gt: Frames) -> tuple[float, float, float | None]:
-        luma = self.config.luma
-        psnr_db, ssim = metrics.psnr(sr, gt, luma).mean(), metrics.ssim(sr, gt, luma).mean()
-        lpips = float(metrics.lpips(sr, gt).mean()) if self.config.lpips else None
-        return float(psnr_db), float(ssim), lpips
+    def _compare(self, sr: Frames, gt: Frames) -> dict[str, float]:
+        meter = Meter(self.config.lpips)
+        for sr_frame, gt_frame in zip(sr, gt, strict=True):
+            meter.add(sr_frame, gt_frame)
+        return meter.means()
+
+
+class Meter:
+    """Compares the frames of a clip one by one.
+
+    Args:
+        with_lpips: also score LPIPS.
+    """
+
+    def __init__(self, with_lpips: bool = False) -> None:
+        self._with_lpips = with_lpips
+        self._sums, self.num_frames = dict[str, float](), 0
+
+    def add(self, sr: Frames, gt: Frames) -> None:
+        """Compare the next frame (H, W, 3), uint8 RGB, with ground truth."""
+        values = fidelity(sr, gt)
+        if self._with_lpips:
+            values["lpips"] = float(lpips(sr, gt))
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self.num_frames += 1
+
+    def means(self) -> dict[str, float]:
+        """Means over the frames, by column."""
+        return {name: total / self.num_frames for name, total in self._sums.items()}
+
+
+def _beside(values: Mapping[str, float], of_bicubic: Mapping[str, float]) -> dict[str, float]:
+    return {**values, **{BICUBIC + name: value for name, value in of_bicubic.items()}}
 
 
 def scored_frames(clip: Clip, config: EvaluationConfig) -> tuple[Frames, Frames]:
@@ -96,7 +135,8 @@ def score_clip(
     pairs: Iterable[tuple[Frames, Frames]],
     enlarge: Callable[[Iterator[Frames]], Iterator[Frames]],
     scale: int,
-    luma: bool = False,
+    *,
+    test_set: str,
     lpips: bool = False,
 ) -> ClipScore:
     """Score a clip frame by frame; memory holds only the frames that `enlarge` is working on.
@@ -106,7 +146,7 @@ def score_clip(
         pairs: ground truth (scale * H, scale * W, 3) and low-resolution frame (H, W, 3), uint8 RGB.
         enlarge: maps low-resolution frames to as many super-resolved frames, in order.
         scale: the enlargement.
-        luma: compare BT.601 Y.
+        test_set: names the test set of the clip.
         lpips: also score LPIPS.
     """
     waiting = deque[tuple[Frames, Frames]]()
@@ -116,24 +156,16 @@ def score_clip(
             waiting.append(pair)
             yield pair[1]
 
-    of_sr, of_bicubic = list[tuple[float, ...]](), list[tuple[float, ...]]()
+    of_sr, of_bicubic = Meter(lpips), Meter(lpips)
     for sr in enlarge(low_resolution()):
         gt, lq = waiting.popleft()
-        for scores, frame in ((of_sr, sr), (of_bicubic, bicubic(lq[None], scale)[0])):
-            values = [metrics.psnr(frame, gt, luma), metrics.ssim(frame, gt, luma)]
-            values += [metrics.lpips(frame, gt)] if lpips else []
-            scores.append(tuple(map(float, values)))
-    psnr_db, ssim, *rest = map(float, np.mean(of_sr, axis=0))
-    bicubic_psnr_db, bicubic_ssim, *bicubic_rest = map(float, np.mean(of_bicubic, axis=0))
+        of_sr.add(sr, gt)
+        of_bicubic.add(bicubic(lq[None], scale)[0], gt)
     return ClipScore(
         clip_id=clip_id,
-        num_frames=len(of_sr),
-        psnr_db=psnr_db,
-        ssim=ssim,
-        lpips=rest[0] if rest else None,
-        bicubic_psnr_db=bicubic_psnr_db,
-        bicubic_ssim=bicubic_ssim,
-        bicubic_lpips=bicubic_rest[0] if bicubic_rest else None,
+        test_set=test_set,
+        num_frames=of_sr.num_frames,
+        values=_beside(of_sr.means(), of_bicubic.means()),
     )
 
 

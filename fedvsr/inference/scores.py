@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -11,18 +11,14 @@ from statistics import fmean
 class Scores:
     """Quality of super-resolved frames, beside that of bicubic enlargement: a mean."""
 
-    psnr_db: float
-    ssim: float
-    lpips: float | None = None
-    """None if not scored."""
-    bicubic_psnr_db: float
-    bicubic_ssim: float
-    bicubic_lpips: float | None = None
+    values: Mapping[str, float]
+    """By column of `evaluations`, such as `psnr_db` and `bicubic_psnr_db`."""
 
     @property
-    def gain_db(self) -> float:
-        """PSNR minus that of bicubic enlargement."""
-        return self.psnr_db - self.bicubic_psnr_db
+    def gain_db(self) -> float | None:
+        """PSNR of RGB minus that of bicubic enlargement; None in a record without RGB."""
+        psnr_db, bicubic_psnr_db = map(self.values.get, ("psnr_db", "bicubic_psnr_db"))
+        return None if psnr_db is None or bicubic_psnr_db is None else psnr_db - bicubic_psnr_db
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +26,17 @@ class ClipScore(Scores):
     """Means over the frames of one test clip."""
 
     clip_id: str
+    test_set: str
     num_frames: int
+
+    def row(self) -> dict[str, str | int | float]:
+        """Columns of `evaluations`."""
+        return {
+            "test_set": self.test_set,
+            "clip_id": self.clip_id,
+            "num_frames": self.num_frames,
+            **self.values,
+        }
 
 
 def scored_part(crop: int | None) -> str:
@@ -47,22 +53,36 @@ def mean_scores(scores: Iterable[Scores]) -> Scores:
 
     If each client has its own network, a clip has a score for each client; all scores count alike.
 
+    Returns:
+        The means of the columns that all of them have.
+
     Raises:
         ValueError: there are no scores.
     """
     scores = list(scores)
     if not scores:
         raise ValueError("the mean of no scores")
-    return Scores(
-        psnr_db=fmean(score.psnr_db for score in scores),
-        ssim=fmean(score.ssim for score in scores),
-        lpips=_mean([score.lpips for score in scores]),
-        bicubic_psnr_db=fmean(score.bicubic_psnr_db for score in scores),
-        bicubic_ssim=fmean(score.bicubic_ssim for score in scores),
-        bicubic_lpips=_mean([score.bicubic_lpips for score in scores]),
-    )
+    shared = [key for key in scores[0].values if all(key in score.values for score in scores)]
+    return Scores(values={key: fmean(score.values[key] for score in scores) for key in shared})
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    numbers = [value for value in values if value is not None]
-    return fmean(numbers) if numbers else None
+def by_test_set(scores: Iterable[ClipScore]) -> dict[str, list[ClipScore]]:
+    """Scores by test set, in the order in which the sets first occur.
+
+    The first set is the one that a run's headline numbers are of.
+    """
+    sets = dict[str, list[ClipScore]]()
+    for score in scores:
+        sets.setdefault(score.test_set, []).append(score)
+    return sets
+
+
+def headline(scores: Iterable[ClipScore]) -> tuple[str, Scores]:
+    """The first test set, and the means over its clips.
+
+    Raises:
+        ValueError: there are no scores.
+    """
+    sets = by_test_set(scores)
+    name = next(iter(sets), "")
+    return name, mean_scores(sets.get(name, ()))

@@ -15,6 +15,7 @@ from fedvsr.data.clips import Clip, Frames
 from fedvsr.data.degrade import bicubic_downscale, quantise
 from fedvsr.data.frames import Source, Video, clips_in, open_clip
 from fedvsr.data.split import prepare
+from fedvsr.data.testsets import folder_names, name_clips
 from fedvsr.data.videos import Progress as VideoProgress
 from fedvsr.errors import UserError
 from fedvsr.inference.config import EvaluationConfig
@@ -22,9 +23,7 @@ from fedvsr.inference.evaluate import score_clip, scored_frames
 from fedvsr.inference.scores import ClipScore
 from fedvsr.inference.streaming import Compute, Progress, Say, super_resolve_stream
 from fedvsr.inference.trained import Trained
-
-# Pixels a side that SSIM's window needs.
-_MIN_SIDE = 11
+from fedvsr.metrics.fidelity import MIN_SIDE
 
 Pairs = Iterator[tuple[Frames, Frames]]
 
@@ -34,6 +33,7 @@ class TestClip:
     """A test clip: ground truth beside low-resolution frames."""
 
     clip_id: str
+    test_set: str
     num_frames: int
     """0 if unknown."""
     height: int
@@ -54,15 +54,21 @@ def find_clips(
     """Find the test clips that paths name: videos, picture folders, or folders of these.
 
     Clips of `gt` and `lq` are matched by name, or in order if names differ. Without `lq`,
-    low-resolution frames are made from `gt` by MATLAB's bicubic reduction, and quantised.
+    low-resolution frames are made from `gt` by MATLAB's bicubic reduction, and quantised. The clips
+    of each path of `gt` are a test set, named like those of `data.test`.
 
     Raises:
         UserError: a path holds no clip, or `gt` and `lq` do not match.
     """
-    truths = [path for name in gt for path in clips_in(Path(name))]
+    found = [(name, path) for name in gt for path in clips_in(Path(name))]
+    truths = [path for _, path in found]
     names = [path.resolve().name if path.is_dir() else path.stem for path in truths]
     if len({*names}) < len(names):
         names = [str(path) for path in truths]
+    test_sets = dict[str, str]()
+    for folder, label in zip(gt, folder_names(gt), strict=True):
+        own = [name for name, (where, _) in zip(names, found, strict=True) if where == folder]
+        test_sets |= name_clips(label, own)
     inputs: list[Path | None] = [None] * len(truths)
     if lq:
         lows = [path for name in lq for path in clips_in(Path(name))]
@@ -77,7 +83,7 @@ def find_clips(
                 "names differ; give --lq as many clips, or the same names"
             )
     return [
-        _test_clip(name, truth, low, scale, max_frames)
+        _test_clip(name, test_sets[name], truth, low, scale, max_frames)
         for name, truth, low in zip(names, truths, inputs, strict=True)
     ]
 
@@ -96,7 +102,8 @@ def held_out(
     if max_frames is not None:
         config = config.model_copy(update={"max_frames": max_frames})
     split = prepare(trained.config.data, trained.config.seed, progress)
-    return [_stored(clip, config) for clip in split.test], config
+    clips = [_stored(clip, split.test_sets[clip.clip_id], config) for clip in split.test]
+    return clips, config
 
 
 def as_in_training(compute: Compute, config: EvaluationConfig, threads: int | None) -> Compute:
@@ -113,7 +120,6 @@ def evaluate(
     clips: Sequence[TestClip],
     compute: Compute,
     *,
-    luma: bool,
     lpips: bool,
     begin: Callable[[str], Progress],
     say: Say,
@@ -124,7 +130,6 @@ def evaluate(
         trained: the network.
         clips: the test clips.
         compute: the device, precision and tiles.
-        luma: compare BT.601 Y.
         lpips: also score LPIPS.
         begin: called with a clip's name; returns a function that is called with the frames done.
         say: called with a line on the tile, if it is chosen here.
@@ -144,8 +149,8 @@ def evaluate(
                 trained, lq, shape, compute, report, say
             ),
             trained.spec.scale,
-            luma,
-            lpips,
+            test_set=clip.test_set,
+            lpips=lpips,
         )
 
 
@@ -161,25 +166,23 @@ def _enlarged(
     return (np.asarray(rgb, np.uint8) for rgb in frames)
 
 
-def _stored(clip: Clip, config: EvaluationConfig) -> TestClip:
+def _stored(clip: Clip, test_set: str, config: EvaluationConfig) -> TestClip:
     num_frames, height, width, _ = scored_frames(clip, config)[0].shape
 
     def pairs() -> Pairs:
         lq, gt = scored_frames(clip, config)
         return ((np.array(gt[t]), np.array(lq[t])) for t in range(num_frames))
 
-    return TestClip(clip.clip_id, num_frames, height, width, pairs)
+    return TestClip(clip.clip_id, test_set, num_frames, height, width, pairs)
 
 
 def _test_clip(
-    name: str, truth: Path, low: Path | None, scale: int, max_frames: int | None
+    name: str, test_set: str, truth: Path, low: Path | None, scale: int, max_frames: int | None
 ) -> TestClip:
     gt = open_clip(truth)
     height, width = gt.height // scale, gt.width // scale
-    if min(height, width) * scale < _MIN_SIDE:
-        raise UserError(
-            f"{truth} is {gt.width} x {gt.height}; SSIM needs {_MIN_SIDE} pixels a side"
-        )
+    if min(height, width) * scale < MIN_SIDE:
+        raise UserError(f"{truth} is {gt.width} x {gt.height}; SSIM needs {MIN_SIDE} pixels a side")
     lq = open_clip(low) if low is not None else None
     if lq is not None and (lq.height, lq.width) != (height, width):
         raise UserError(
@@ -189,7 +192,7 @@ def _test_clip(
     num_frames = min(gt.num_frames, max_frames or gt.num_frames)
     notes = tuple(note for clip in (gt, lq) if clip is not None for note in _notes(clip))
     return TestClip(
-        name, num_frames, height, width, lambda: _pairs(gt, lq, scale, max_frames), notes
+        name, test_set, num_frames, height, width, lambda: _pairs(gt, lq, scale, max_frames), notes
     )
 
 

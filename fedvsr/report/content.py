@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,14 +42,20 @@ class Report:
     notes: tuple[str, ...]
 
 
-def read(folder: Path, paper: Paper = DEFAULT) -> Report:
+def read(folder: Path, paper: Paper = DEFAULT, metrics: Sequence[str] | None = None) -> Report:
     """Compute the report of the runs at or below a folder.
 
     The trials of sweeps below the folder are left out, because each would be a method; they are
-    reported if `folder` is a sweep's own. `paper` is the form of the paper to compare with.
+    reported if `folder` is a sweep's own.
+
+    Args:
+        folder: the folder of the results.
+        paper: the form of the paper whose values to show.
+        metrics: the metrics to show; see `gather`.
 
     Raises:
-        UserError: the folder is missing, or holds no run that has been scored.
+        UserError: the folder is missing, or holds no run that has been scored, or no score of a
+            metric that is asked for.
     """
     own, sweeps = _without_sweeps(folder)
     results, folder_of = read_results(own, folder)
@@ -57,7 +64,7 @@ def read(folder: Path, paper: Paper = DEFAULT) -> Report:
             f"{folder} holds only trials of sweeps; `fedvsr tune-report {sweeps[0]}` shows the best"
             f", and `fedvsr report {sweeps[0]}` compares all"
         )
-    gathered = gather(results)
+    gathered = gather(results, metrics)
     main = tables.main_table(gathered, paper)
     notes = gathered.notes
     notes += tuple(

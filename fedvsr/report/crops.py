@@ -14,8 +14,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from fedvsr import metrics
 from fedvsr.errors import UserError
+from fedvsr.metrics.fidelity import psnr
 from fedvsr.report.figures import Picture, box_sums, read_picture
 from fedvsr.report.gather import GROUP, Gathered, method_order, ordered, setting_name
 
@@ -140,7 +140,7 @@ def draw_crops(frame: Frame, crop: Crop) -> Figure:
     gt = read_picture(frame.gt)
     pictures = {"LQ (bicubic)": read_picture(frame.bicubic)}
     pictures |= {method: read_picture(path) for method, path in frame.methods.items()}
-    psnrs = {name: float(metrics.psnr(crop.of(p), crop.of(gt))) for name, p in pictures.items()}
+    psnrs = {name: float(psnr(crop.of(p), crop.of(gt))) for name, p in pictures.items()}
     cells = [*pictures, "Ground truth"]
     rows = -(-len(cells) // _COLUMNS)
     height, width = gt.shape[:2]

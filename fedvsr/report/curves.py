@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedvsr.metrics import BICUBIC, METRICS
 from fedvsr.report.gather import (
     GROUP,
-    METRICS,
     VARIANTS,
     Gathered,
     display,
@@ -22,7 +22,6 @@ from fedvsr.report.gather import (
     method_order,
     ordered,
     setting_name,
-    with_unit,
 )
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; without yellow, which is too
@@ -78,7 +77,7 @@ def curve_points(gathered: Gathered) -> pd.DataFrame:
         those count; if none has, all count, up to the last round that all of them have.
     """
     runs, scores = gathered.runs, gathered.scores
-    metrics = [m for m in METRICS if scores[m].notna().any()]
+    metrics = gathered.metrics
     counted_scores = list[pd.DataFrame]()
     for _, alike in runs.groupby(["model", "heterogeneity", "method"]):
         finished = alike[alike["status"] == "finished"]
@@ -89,19 +88,20 @@ def curve_points(gathered: Gathered) -> pd.DataFrame:
             scores_of_method["round_idx"] <= counted["last_round"].min()
         ]
         counted_scores.append(scores_of_method.assign(state=state))
-    columns = [*metrics, *(f"bicubic_{m}" for m in metrics)]
+    columns = [*metrics, *(BICUBIC + m for m in metrics)]
     keys = [*GROUP, "method", "algorithm", "state", "round_idx"]
     per_seed = mean_scores(pd.concat(counted_scores), [*keys, "run_id"], columns)
     parts = []
     for metric in metrics:
-        named = per_seed.rename(columns={metric: "value", f"bicubic_{metric}": "baseline"})
+        named = per_seed.rename(columns={metric: "value", BICUBIC + metric: "baseline"})
         points = named.groupby(keys, as_index=False).agg(
             mean=("value", "mean"),
             std=("value", "std"),
             bicubic=("baseline", "mean"),
             num_seeds=("value", "count"),
         )
-        parts.append(points.assign(metric=metric))
+        # Not every run has every metric.
+        parts.append(points.dropna(subset=["mean"]).assign(metric=metric))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -133,7 +133,7 @@ def draw_curves(points: pd.DataFrame, model: str, styles: dict[str, LineStyle]) 
             if i == len(metrics) - 1:
                 axes.set_xlabel("Round")
             if j == 0:
-                axes.set_ylabel(with_unit(metric))
+                axes.set_ylabel(METRICS[metric].heading)
     handles = _legend(panels.ravel().tolist(), method_order(of_model))
     labels = [fill(label, _LEGEND_WIDTH) for label in handles]
     figure.legend(handles.values(), labels, loc="outside right center", frameon=False, fontsize=9)

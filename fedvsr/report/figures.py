@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from fedvsr import metrics
 from fedvsr.files import replacing
 from fedvsr.inference.scores import scored_part
+from fedvsr.metrics import BICUBIC
+from fedvsr.metrics.fidelity import psnr
 from fedvsr.records import Results, load_results
 from fedvsr.report.gather import mean_scores
 
@@ -26,6 +28,8 @@ Picture = npt.NDArray[np.uint8]
 
 # Blue and orange of the Okabe-Ito palette, which colour-blind readers can tell apart.
 _OURS, _BASELINE = "#0072B2", "#D55E00"
+# Lines of the means of a run's test sets.
+_DASHES = ("-", "-.", ":")
 _TITLES = {"bicubic": "Bicubic", "sr": "Super-resolved", "gt": "Ground truth"}
 
 
@@ -37,30 +41,38 @@ def draw(folder: Path) -> list[Path]:
 def draw_curves(folder: Path) -> Path:
     """Draw PSNR over bicubic and local loss by round, into `curves.png`."""
     results = load_results(folder)
-    columns = ["psnr_db", "bicubic_psnr_db"]
-    by_round = mean_scores(results.evaluations, ["round_idx"], columns)
+    scores = _with_gain(results.evaluations)
     rounds = results.rounds.dropna(subset=["loss"])
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
 
     # If each client has a network, a clip's line is the mean of theirs.
-    by_clip = mean_scores(results.evaluations, ["clip_id", "round_idx"], columns)
-    for i, (_, clip) in enumerate(by_clip.groupby("clip_id")):
+    columns = ["gain_db", "of_bicubic_db"]
+    by_clip = mean_scores(scores, ["test_set", "clip_id", "round_idx"], columns)
+    for i, (_, clip) in enumerate(by_clip.groupby(["test_set", "clip_id"], sort=False)):
         label = None if i else "Each test clip"
-        left.plot(clip["round_idx"], _gain_db(clip), color=_OURS, alpha=0.35, lw=1, label=label)
-    left.plot(
-        by_round["round_idx"],
-        _gain_db(by_round),
-        color=_OURS,
-        lw=2,
-        marker="o",
-        ms=3,
-        label="Mean of test clips",
-    )
-    left.axhline(0, color=_BASELINE, lw=1.5, ls="--", label=_bicubic_label(by_round))
+        left.plot(clip["round_idx"], clip["gain_db"], color=_OURS, alpha=0.35, lw=1, label=label)
+    sets = scores["test_set"].unique()
+    bicubic = list[str]()
+    for name, dashes in zip(sets, cycle(_DASHES), strict=False):
+        of_set = mean_scores(scores[scores["test_set"] == name], ["round_idx"], columns)
+        of_bicubic_db = f"{of_set['of_bicubic_db'].iloc[-1]:.2f} dB"
+        bicubic.append(of_bicubic_db if len(sets) == 1 else f"{name} {of_bicubic_db}")
+        left.plot(
+            of_set["round_idx"],
+            of_set["gain_db"],
+            color=_OURS,
+            lw=2,
+            ls=dashes,
+            marker="o",
+            ms=3,
+            label=f"Mean of {name}",
+        )
+    label = f"Bicubic ({', '.join(bicubic)})"
+    left.axhline(0, color=_BASELINE, lw=1.5, ls="--", label=label)
     part = _part(results)
     title = f"Test clips ({part})" if part else "Test clips"
-    left.set(xlabel="Round", ylabel="PSNR over bicubic (dB)", title=title)
+    left.set(xlabel="Round", ylabel="RGB PSNR over bicubic (dB)", title=title)
     left.legend(frameon=False)
 
     clients = results.clients
@@ -90,7 +102,7 @@ def draw_comparison(folder: Path) -> Path:
     # The pictures are the global network's, or the first client's.
     scores = scores[scores["client_id"].fillna(0) == 0]
     scores = scores[scores["round_idx"] == scores["round_idx"].max()]
-    by_gain = scores.assign(gain_db=_gain_db(scores)).sort_values("gain_db")
+    by_gain = _with_gain(scores).sort_values("gain_db")
     clip_id = str(by_gain["clip_id"].iloc[-1])
     pictures = {kind: _picture(folder, clip_id, kind) for kind in _TITLES}
     top, left, size = _best_crop(pictures)
@@ -110,7 +122,7 @@ def draw_comparison(folder: Path) -> Path:
         zoom.set_xlabel(_psnr_label(picture[crop], gt[crop], kind))
     for axes in rows.flat:
         axes.set(xticks=[], yticks=[])
-    psnr_db = {k: float(metrics.psnr(p[crop], pictures["gt"][crop])) for k, p in pictures.items()}
+    psnr_db = {k: float(psnr(p[crop], pictures["gt"][crop])) for k, p in pictures.items()}
     which = "gained most" if psnr_db["sr"] > psnr_db["bicubic"] else "lost least"
     where = ", ".join(filter(None, (clip_id, "middle frame", _part(results))))
     figure.suptitle(f"{where}; below: the {size} x {size} pixels that {which}, enlarged")
@@ -144,15 +156,14 @@ def _part(results: Results) -> str:
 
 
 def _psnr_label(picture: Picture, gt: Picture, kind: str) -> str:
-    return "" if kind == "gt" else f"{metrics.psnr(picture, gt):.2f} dB"
+    return "" if kind == "gt" else f"{psnr(picture, gt):.2f} dB"
 
 
-def _gain_db(scores: pd.DataFrame) -> pd.Series[float]:
-    return scores["psnr_db"] - scores["bicubic_psnr_db"]
-
-
-def _bicubic_label(by_round: pd.DataFrame) -> str:
-    return f"Bicubic ({by_round['bicubic_psnr_db'].iloc[-1]:.2f} dB)"
+def _with_gain(scores: pd.DataFrame) -> pd.DataFrame:
+    """Scores with bicubic's PSNR and the gain over it: of luma if an older record has no other."""
+    name = "psnr_db" if scores["psnr_db"].notna().any() else "psnr_y_db"
+    of_bicubic_db = scores[BICUBIC + name]
+    return scores.assign(of_bicubic_db=of_bicubic_db, gain_db=scores[name] - of_bicubic_db)
 
 
 def _picture(folder: Path, clip_id: str, kind: str) -> Picture:

@@ -20,16 +20,14 @@ from typing import Any
 
 import pandas as pd
 
+from fedvsr.data.testsets import PUBLISHED
 from fedvsr.errors import UserError
+from fedvsr.metrics import METRICS, columns
 from fedvsr.records import Results
 from fedvsr.report.testsets import label_testsets
 
-METRICS = ("psnr_db", "ssim", "lpips", "vmaf")
-METRIC_NAMES = {"psnr_db": "PSNR", "ssim": "SSIM", "lpips": "LPIPS", "vmaf": "VMAF"}
-UNITS = {"psnr_db": " dB", "ssim": "", "lpips": "", "vmaf": ""}
-DECIMALS = {"psnr_db": 2, "ssim": 4, "lpips": 4, "vmaf": 2}
-# LPIPS is a distance.
-SMALLER_IS_BETTER = ("lpips",)
+# Metrics that a report shows only if it is asked to, or a record lacks the other channel.
+_OF_LUMA = {"psnr_y_db": "psnr_db", "ssim_y": "ssim"}
 
 # Not federated: training on all clips at once, and each client on its own clips alone.
 BOUNDS = ("centralized", "local")
@@ -108,16 +106,23 @@ class Gathered:
     key, as JSON), `named` (the keys of those in its method's name, separated by spaces)."""
     scores: pd.DataFrame
     """A row per run, round and clip, with the labels of `runs`, `testset`, `clip_id` and, for each
-    of `METRICS`, its value and bicubic's. Means over clients if each has a network."""
+    metric, its value and bicubic's. Means over clients if each has a network."""
     notes: tuple[str, ...]
     """Sentences on the runs for the reader of the report."""
+    metrics: tuple[str, ...]
+    """The metrics to show, in the order of tables."""
 
 
-def gather(results: Results) -> Gathered:
+def gather(results: Results, metrics: Sequence[str] | None = None) -> Gathered:
     """Label runs and scores of a folder's tables.
 
+    Args:
+        results: the tables.
+        metrics: the metrics to show. Default: all that were scored but luma's, which are shown if
+            a run has no scores of RGB.
+
     Raises:
-        UserError: the tables hold no run.
+        UserError: the tables hold no run, or no score of a metric that is asked for.
     """
     if results.runs.empty:
         raise UserError(
@@ -126,28 +131,32 @@ def gather(results: Results) -> Gathered:
     if results.evaluations.empty:
         raise UserError("no run has a score yet; the first follows the start of a run")
     runs, notes = _labelled(results)
-    keys = ["run_id", "round_idx", "clip_id"]
-    columns = [*METRICS, *(f"bicubic_{metric}" for metric in METRICS)]
-    evaluations = results.evaluations.reindex(columns=[*keys, *columns])
-    by_clip = mean_scores(evaluations, keys, columns)
+    by_clip = mean_scores(results.evaluations, ["run_id", "round_idx", "clip_id"], columns())
     scores = by_clip.merge(runs, on="run_id", how="inner")
     configs = dict(zip(results.runs["run_id"], results.runs["config"].map(_settings), strict=True))
     counted = results.evaluations[results.evaluations["run_id"].isin(runs["run_id"])]
     sets, explained = label_testsets(counted, configs)
-    pairs = zip(scores["run_id"], scores["clip_id"], strict=True)
-    scores["testset"] = pd.Series([sets[pair] for pair in pairs], index=scores.index, dtype=object)
-    return Gathered(runs, scores, (*notes, *explained))
+    keys = zip(scores["run_id"], scores["clip_id"], strict=True)
+    scores["testset"] = pd.Series([sets[key] for key in keys], index=scores.index, dtype=object)
+    return Gathered(runs, scores, (*notes, *explained), _shown(scores, metrics))
+
+
+def _shown(scores: pd.DataFrame, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    scored = [name for name in METRICS if scores[name].notna().any()]
+    if wanted is None:
+        return tuple(
+            name
+            for name in scored
+            if name not in _OF_LUMA or (scores[name].notna() & scores[_OF_LUMA[name]].isna()).any()
+        )
+    if missing := [name for name in wanted if name not in scored]:
+        raise UserError(f"no run has scores of {missing[0]}; choose from: {', '.join(scored)}")
+    return tuple(name for name in METRICS if name in wanted)
 
 
 def display(name: str) -> str:
     """A network's or method's name as papers print it."""
     return _NAMES.get(name, name)
-
-
-def with_unit(metric: str) -> str:
-    """A metric's name with its unit, for headings and axes."""
-    unit = UNITS[metric].strip()
-    return f"{METRIC_NAMES[metric]} ({unit})" if unit else METRIC_NAMES[metric]
 
 
 def setting_name(heterogeneity: str) -> str:
@@ -166,7 +175,7 @@ def ordered(values: Iterable[str], kind: str) -> list[str]:
     known: Sequence[str] = {
         "model": [display(name) for name in _MODELS],
         "heterogeneity": _HETEROGENEITY,
-        "testset": ("REDS4", "Vid4"),
+        "testset": tuple(PUBLISHED),
     }[kind]
     places = {name: i for i, name in enumerate(known)}
     # `VRT (small)` is next to `VRT`.

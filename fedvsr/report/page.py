@@ -14,21 +14,18 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 
-from fedvsr import metrics
+from fedvsr.metrics import METRICS
+from fedvsr.metrics.fidelity import psnr
 from fedvsr.report.clients import draw_clients, title_of
 from fedvsr.report.content import Report
 from fedvsr.report.crops import Frame
 from fedvsr.report.curves import LineStyle, line_styles
 from fedvsr.report.figures import read_picture
 from fedvsr.report.gather import (
-    DECIMALS,
-    METRIC_NAMES,
-    METRICS,
     VARIANTS,
     method_order,
     ordered,
     setting_name,
-    with_unit,
 )
 from fedvsr.report.prose import sections
 
@@ -100,7 +97,11 @@ def _charts(report: Report) -> dict[str, Any]:
     return {
         "panels": panels,
         "metrics": {
-            m: {"name": METRIC_NAMES[m], "label": with_unit(m), "decimals": DECIMALS[m]}
+            m: {
+                "name": METRICS[m].label,
+                "label": METRICS[m].heading,
+                "decimals": METRICS[m].decimals,
+            }
             for m in METRICS
             if (points["metric"] == m).any()
         },
@@ -155,7 +156,7 @@ def _scenes(frames: tuple[Frame, ...]) -> tuple[list[dict[str, Any]], str]:
         gt = read_picture(frame.gt)
         pictures = list[dict[str, Any]]()
         for name, path in _paths(frame):
-            psnr_db = None if path == frame.gt else float(metrics.psnr(read_picture(path), gt))
+            psnr_db = None if path == frame.gt else float(psnr(read_picture(path), gt))
             pictures.append({"name": name, "psnr_db": psnr_db, "url": _data_url(path, lossless)})
         size = sum(len(picture["url"]) for picture in pictures)
         if scenes and used + size > _MOST_BYTES:

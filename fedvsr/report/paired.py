@@ -21,7 +21,6 @@ import pandas as pd
 from fedvsr.errors import UserError
 from fedvsr.report.gather import (
     GROUP,
-    METRICS,
     VARIANTS,
     Gathered,
     last_scores,
@@ -69,7 +68,7 @@ def paired_differences(gathered: Gathered) -> pd.DataFrame:
             & (scores["heterogeneity"] == heterogeneity)
             & (scores["testset"] == testset)
         ]
-        for (method, reference), metric in product(_pairs(selected), METRICS):
+        for (method, reference), metric in product(_pairs(selected), gathered.metrics):
             ours, theirs = (
                 selected[selected["method"] == name].set_index(["seed", "clip_id"])[metric]
                 for name in (method, reference)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from fedvsr.metrics import METRICS
 from fedvsr.report import papers, tables
 from fedvsr.report.content import Report
-from fedvsr.report.gather import DECIMALS, METRIC_NAMES, UNITS
 from fedvsr.report.render import Markup, grid, legend, number, plain, render
 
 _UNKNOWN = "not recorded"
@@ -100,14 +100,14 @@ def _table(rows: list[dict[str, str]], markup: Markup) -> str:
 
 
 def _difference(row: Mapping[Any, Any]) -> dict[str, str]:
-    decimals = DECIMALS[row["metric"]] + 1
+    decimals = METRICS[row["metric"]].decimals + 1
     return {
         "difference": f"{row['method']} minus {row['reference']}",
         "network": row["model"],
         "heterogeneity": row["heterogeneity"],
         "test set": row["testset"],
-        "metric": METRIC_NAMES[row["metric"]],
-        "mean": number(row["difference"], decimals, signed=True) + UNITS[row["metric"]],
+        "metric": METRICS[row["metric"]].label,
+        "mean": number(row["difference"], decimals, signed=True) + METRICS[row["metric"]].suffix,
         "over seeds": _interval(row, "seeds", decimals),
         "over clips": _interval(row, "clips", decimals),
     }

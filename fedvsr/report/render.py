@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from fedvsr.report.gather import DECIMALS, ordered, with_unit
+from fedvsr.metrics import METRICS
+from fedvsr.report.gather import ordered
 
 Markup = Literal["md", "tex", "html"]
 # The cell of a method without a run.
@@ -61,7 +62,7 @@ def grid(cells: pd.DataFrame, markup: Markup) -> Table:
     return Table(
         ("network", "method"),
         [
-            (_escape(f"heterogeneity: {h}", markup), _escape(t, markup), with_unit(m))
+            (_escape(f"heterogeneity: {h}", markup), _escape(t, markup), METRICS[m].heading)
             for h, t, m in columns
         ],
         [tuple(_escape(name, markup) for name in row) for row in rows],
@@ -190,7 +191,7 @@ def _th(text: str, **spans: int) -> str:
 
 
 def _text(cell: Mapping[Any, Any], markup: Markup, compared: bool) -> str:
-    decimals = DECIMALS[cell["metric"]]
+    decimals = METRICS[cell["metric"]].decimals
     state = _escape(cell["state"], markup)
     if pd.isna(cell["mean"]):
         text = state or _MISSING

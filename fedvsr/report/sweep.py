@@ -15,6 +15,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from fedvsr.metrics import METRICS
 from fedvsr.report.figures import save
 
 _PICTURES = ("heat_map.png", "curve.png", "parallel.png")
@@ -82,7 +83,8 @@ def draw_heat_map(
     axes.set(xlabel=x, ylabel=y)
     if values.size <= _CELLS_WITH_NUMBERS:
         low, high = np.nanmin(values), np.nanmax(values)
-        digits = 4 if metric.endswith("ssim") else 2
+        score = METRICS.get(metric.rpartition(".")[2])
+        digits = score.decimals if score else 4
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value):
                 dark = value - low < 0.6 * (high - low)
@@ -234,6 +236,6 @@ def _logarithmic(values: pd.Series) -> bool:
 
 def _label(metric: str) -> str:
     score = metric.rpartition(".")[2]
-    name = {"psnr_db": "PSNR (dB)", "ssim": "SSIM", "loss": "Local loss"}[score]
+    name = "Local loss" if score == "loss" else METRICS[score].heading
     test_set = metric.rpartition(".")[0]
     return f"{name} on {test_set}" if test_set else name

@@ -21,16 +21,12 @@ from typing import Any
 
 import pandas as pd
 
+from fedvsr.metrics import METRICS
 from fedvsr.report import papers
 from fedvsr.report.gather import (
     BOUNDS,
-    DECIMALS,
     GROUP,
-    METRIC_NAMES,
-    METRICS,
     PARTS,
-    SMALLER_IS_BETTER,
-    UNITS,
     VARIANTS,
     Gathered,
     display,
@@ -44,8 +40,6 @@ from fedvsr.report.papers import Paper
 BICUBIC = "bicubic"
 _KEYS = ["model", "method", "algorithm", "heterogeneity", "testset", "metric"]
 _COLUMNS = [*_KEYS, "mean", "std", "num_seeds", "state", "best", "paper"]
-# Every run has these; other metrics have a column if a run has them.
-_ALWAYS = ("psnr_db", "ssim")
 
 
 def main_table(gathered: Gathered, paper: Paper = papers.DEFAULT) -> pd.DataFrame:
@@ -81,12 +75,14 @@ def margins(cells: pd.DataFrame) -> pd.DataFrame:
     counted = counted[~counted["algorithm"].isin([*BOUNDS, BICUBIC])]
     rows = []
     for heterogeneity, metric, variant in product(
-        ordered(counted["heterogeneity"], "heterogeneity"), METRICS, VARIANTS
+        ordered(counted["heterogeneity"], "heterogeneity"),
+        [metric for metric in METRICS if (counted["metric"] == metric).any()],
+        VARIANTS,
     ):
         selected = counted[
             (counted["heterogeneity"] == heterogeneity) & (counted["metric"] == metric)
         ]
-        sign = -1.0 if metric in SMALLER_IS_BETTER else 1.0
+        sign = 1.0 if METRICS[metric].higher_is_better else -1.0
         of_all, of_second = list[float](), list[float]()
         for _, column in selected.groupby(["model", "testset"]):
             ours = column[column["algorithm"] == variant]["mean"]
@@ -121,7 +117,7 @@ def sentences(cells: pd.DataFrame, paper: Paper = papers.DEFAULT) -> list[str]:
     for row in margins(cells).to_dict("records"):
         heterogeneity, metric = row["heterogeneity"], row["metric"]
         lines.append(
-            f"Heterogeneity {heterogeneity}, {METRIC_NAMES[metric]}: {display(row['algorithm'])} "
+            f"Heterogeneity {heterogeneity}, {METRICS[metric].label}: {display(row['algorithm'])} "
             f"is {_margin(row['over_all'], metric)} than the other methods on average "
             f"({_count(row['num_all'], 'comparison')}), and {_margin(row['over_second'], metric)} "
             f"than the best of them ({_count(row['num_second'], 'comparison')})."
@@ -137,7 +133,7 @@ def _of_paper(paper: Paper, row: pd.Series[Any]) -> str:
     """What the paper's text and table say about a margin, as a sentence."""
     metric = row["metric"]
     over_all, over_second = (
-        f"{row[name]:+.{DECIMALS[metric]}f}" for name in ("over_all", "over_second")
+        f"{row[name]:+.{METRICS[metric].decimals}f}" for name in ("over_all", "over_second")
     )
     stated = papers.stated_margins(paper, row["heterogeneity"], metric)
     if not stated:
@@ -155,7 +151,6 @@ def _table(
 ) -> pd.DataFrame:
     runs = gathered.runs[gathered.runs["algorithm"].map(wanted)]
     scores = last_scores(gathered)
-    metrics = [m for m in METRICS if m in _ALWAYS or scores[m].notna().any()]
     pairs = set(zip(scores["heterogeneity"], scores["testset"], strict=True))
     rows = []
     for model, heterogeneity, testset in product(
@@ -168,7 +163,7 @@ def _table(
         key = {"model": model, "heterogeneity": heterogeneity, "testset": testset}
         column_scores = scores[(scores[GROUP] == pd.Series(key)[GROUP].to_numpy()).all(axis=1)]
         if with_bicubic:
-            rows += [_bicubic(key, metric, column_scores) for metric in metrics]
+            rows += [_bicubic(key, metric, column_scores) for metric in gathered.metrics]
         of_model = runs[runs["model"] == model]
         # A run of another test set is not missing here; one without any score may be.
         elsewhere = set(scores["run_id"]) - set(column_scores["run_id"])
@@ -180,7 +175,10 @@ def _table(
             method_runs = in_column[in_column["method"] == method]
             method_scores = column_scores[column_scores["method"] == method]
             label = {**key, "method": method, "algorithm": algorithm}
-            rows += [_cell(label, metric, paper, method_runs, method_scores) for metric in metrics]
+            rows += [
+                _cell(label, metric, paper, method_runs, method_scores)
+                for metric in gathered.metrics
+            ]
     return _with_best(pd.DataFrame(rows))[_COLUMNS]
 
 
@@ -256,16 +254,17 @@ def _with_best(cells: pd.DataFrame) -> pd.DataFrame:
         if len(column) < 2 or column["num_seeds"].min() < 2:
             continue
         mean, std = (column[name].astype(float).to_numpy() for name in ("mean", "std"))
-        top = int(mean.argmin() if metric in SMALLER_IS_BETTER else mean.argmax())
+        known = METRICS[str(metric)]
+        top = int(mean.argmax() if known.higher_is_better else mean.argmin())
         # Equal numbers as printed are both the best.
-        reach = max(std[top], 0.5 * 10.0 ** -DECIMALS[str(metric)])
+        reach = max(std[top], 0.5 * 10.0**-known.decimals)
         cells.loc[column.index[abs(mean - mean[top]) <= reach], "best"] = True
     return cells
 
 
 def _margin(value: float, metric: str) -> str:
     side = "better" if value >= 0 else "worse"
-    return f"{abs(value):.{DECIMALS[metric]}f}{UNITS[metric]} {side}"
+    return f"{abs(value):.{METRICS[metric].decimals}f}{METRICS[metric].suffix} {side}"
 
 
 def _count(number: int, noun: str) -> str:

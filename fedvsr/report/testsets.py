@@ -1,9 +1,7 @@
-"""Name the test sets of runs, so that scores of different frames never share a heading.
+"""Label the test sets of runs, so that scores of different frames never share a heading.
 
-`evaluations.parquet` names clips. If a run has all four clips of REDS4 (000, 011, 015, 020) they
-are the test set `REDS4`, and all four of Vid4 (calendar, city, foliage, walk) are `Vid4`. Other
-clips of `data.held_out` or `data.videos` are `held-out`. The remaining clips are named after the
-folders in `data.test`. A name also says what part of a frame is scored (`128-pixel crop`, `luma`).
+`evaluations.parquet` names the test set of each clip (`fedvsr.data.testsets`). A label also says
+what part of a frame is scored (`128-pixel crop`).
 
 Sets of different runs with one name are told apart by what differs: the scale, the number of frames
 or clips, and otherwise a letter, which a note explains. Bicubic's scores tell whether clips with
@@ -15,15 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
-from pathlib import PurePath
 from string import ascii_uppercase
 from typing import Any
 
 import pandas as pd
 
-from fedvsr.data.config import REDS4, is_named
+from fedvsr.data.testsets import PUBLISHED
 
-VID4 = ("calendar", "city", "foliage", "walk")
 # Devices and libraries change bicubic's PSNR by less.
 _SAME_DB = 0.005
 
@@ -71,8 +67,7 @@ def label_testsets(
     rows = evaluations.drop_duplicates(["run_id", "clip_id"])
     for run_id, own in rows.groupby("run_id"):
         config = configs[str(run_id)]
-        base = testsets(config, own["clip_id"])
-        for (name, channel), clips in own.groupby([own["clip_id"].map(base), "channel"]):
+        for name, clips in own.groupby("test_set"):
             clips = clips.sort_values("clip_id")
             scored = _Scored(
                 config.get("data", {}).get("scale", 4),
@@ -80,7 +75,7 @@ def label_testsets(
                 tuple(clips["clip_id"]),
                 tuple(clips["bicubic_psnr_db"]),
             )
-            part = _part(str(name), config.get("evaluation", {}), channel == "y")
+            part = _part(str(name), config.get("evaluation", {}))
             full = f"{name} ({', '.join(part)})" if part else str(name)
             of_name.setdefault(full, []).append((str(run_id), scored))
     names, notes = dict[tuple[str, str], str](), list[str]()
@@ -94,33 +89,12 @@ def label_testsets(
     return names, tuple(notes)
 
 
-def testsets(config: Mapping[str, Any], clip_ids: Iterable[str]) -> dict[str, str]:
-    """The test set of each clip of one run, by the rules at the top of this module."""
-    remaining, sets = set(clip_ids), dict[str, str]()
-    for name, known in (("REDS4", REDS4), ("Vid4", VID4)):
-        if remaining >= set(known):
-            sets |= dict.fromkeys(known, name)
-            remaining -= set(known)
-    data = config.get("data", {})
-    held_out = data.get("held_out") or []
-    names = REDS4 if held_out == "reds4" else held_out
-    own = {clip_id for clip_id in remaining if any(is_named(clip_id, name) for name in names)}
-    if data.get("videos"):
-        own = remaining
-    sets |= dict.fromkeys(own, "held-out")
-    names = [PurePath(path).name for path in data.get("test") or []]
-    # The clips of a folder such as `vid4_x4` are in their set already.
-    names = [n for n in names if n.lower()[:4] not in {name.lower()[:4] for name in sets.values()}]
-    return sets | dict.fromkeys(remaining - own, " + ".join(names) or "test")
-
-
-def _part(name: str, evaluation: Mapping[str, Any], luma: bool) -> list[str]:
+def _part(name: str, evaluation: Mapping[str, Any]) -> list[str]:
     """The part of the test set that is scored, in words."""
     crop, first = evaluation.get("crop"), evaluation.get("max_frames")
     part = [f"{crop}-pixel crop"] if crop else []
     # Readers know the length of the published sets.
-    part += [f"first {_count(first, 'frame')}"] if first and name in ("REDS4", "Vid4") else []
-    return [*part, "luma"] if luma else part
+    return [*part, f"first {_count(first, 'frame')}"] if first and name in PUBLISHED else part
 
 
 def _distinct(sets: Iterable[_Scored]) -> list[_Scored]:

@@ -43,6 +43,7 @@ def write_report(
     clip_id: str | None = None,
     clients: bool = False,
     paper: Paper = DEFAULT,
+    metrics: Sequence[str] | None = None,
     progress: Progress = lambda *_: None,
 ) -> Iterator[Path]:
     """Write a report and yield the path of each file once it is written.
@@ -56,13 +57,14 @@ def write_report(
         clip_id: the clip of the comparison; by default the one with that crop.
         clients: whether to draw the clients of every method too.
         paper: the form of the paper whose values stand beside the runs'.
+        metrics: the metrics to show; see `fedvsr.report.gather.gather`.
         progress: called before each step.
 
     Raises:
         UserError: there is no run, no such clip, or the crop is not within its frame.
     """
     progress("reading the runs", 0, 1)
-    report = read(folder, paper)
+    report = read(folder, paper, metrics)
     if clip_id is not None and clip_id not in (known := _clips(report)):
         raise UserError(
             f"no finished run has a picture of clip {clip_id}; choose from: {', '.join(known)}"

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedvsr.federation.executors import Fault
 from fedvsr.federation.rounds import ClientFinished
-from fedvsr.inference.scores import ClipScore, mean_scores
+from fedvsr.inference.scores import ClipScore, headline
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def measure(event: Event) -> dict[str, float]:
         if event.slot_utilisation is not None:
             metrics["fedvsr_slot_utilisation"] = event.slot_utilisation
         if event.scores:
-            metrics["fedvsr_psnr_db"] = mean_scores(event.scores).psnr_db
+            metrics["fedvsr_psnr_db"] = headline(event.scores)[1].values["psnr_db"]
         return metrics
     return {}
 

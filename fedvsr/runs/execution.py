@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -173,7 +173,13 @@ class Execution:
         executor = self.make_executor(self.clients)
         try:
             self.scorer = executor.start_scorer(
-                partial(Evaluator, config.model, config.evaluation, self.split.test)
+                partial(
+                    Evaluator,
+                    config.model,
+                    config.evaluation,
+                    self.split.test,
+                    self.split.test_sets,
+                )
             )
             self.executor_name, self.device_name = executor.name, self.scorer.device_name
             self.write_run("running")
@@ -360,15 +366,10 @@ class Execution:
         for kind, message in self.scorer.take_faults():
             yield self._record_fault(Fault(event.round_idx, None, kind, message))
         scores = [(client_id, score) for client_id, clips, _ in results for score in clips]
-        channel = "y" if self.run.config.evaluation.luma else "rgb"
-        score_rows = [{"channel": channel, "client_id": i, **asdict(score)} for i, score in scores]
+        score_rows = [{"client_id": client_id, **score.row()} for client_id, score in scores]
         evaluate_s = sum(wall_s for _, _, wall_s in results)
-        means = {
-            "psnr_db": rows.mean([score.psnr_db for _, score in scores]),
-            "ssim": rows.mean([score.ssim for _, score in scores]),
-            "evaluate_s": evaluate_s,
-        }
-        self.records.write_scores(event.round_idx, means, score_rows)
+        means = rows.mean_row([score for _, score in scores])
+        self.records.write_scores(event.round_idx, {**means, "evaluate_s": evaluate_s}, score_rows)
         yield replace(event, scores=[s for _, s in scores], wall_s=event.wall_s or evaluate_s)
 
     def _score(self, state: RunState) -> list[tuple[int | None, Pending]]:

@@ -12,6 +12,8 @@ from fedvsr.config import ExperimentConfig
 from fedvsr.data.split import Split
 from fedvsr.environment import versions
 from fedvsr.federation.rounds import RoundFinished
+from fedvsr.inference.scores import ClipScore, headline
+from fedvsr.metrics import METRICS
 from fedvsr.records import Row
 
 
@@ -132,6 +134,15 @@ def client_rows(finished: RoundFinished) -> list[Row]:
             zip(finished.outcomes, finished.reports, strict=True)
         )
     ]
+
+
+def mean_row(scores: Sequence[ClipScore]) -> Row:
+    """The scores in a round's row: means over the clips of the run's first test set."""
+    if not scores:
+        return {}
+    test_set, means = headline(scores)
+    own = {name: value for name, value in means.values.items() if name in METRICS}
+    return {"test_set": test_set, **own}
 
 
 def slot_utilisation(finished: RoundFinished) -> float | None:

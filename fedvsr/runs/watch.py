@@ -13,6 +13,7 @@ import pandas as pd
 from fedvsr import journal
 from fedvsr.errors import UserError
 from fedvsr.inference.scores import ClipScore
+from fedvsr.metrics import columns
 from fedvsr.records import Results, load_results
 from fedvsr.runs.events import Event, RoundRecorded, RunStarted
 from fedvsr.runs.rows import round_s
@@ -124,10 +125,15 @@ def _round(results: Results, round_idx: int) -> RoundRecorded:
         for table in (results.rounds, results.clients, results.evaluations)
     )
     row = rounds.iloc[0]
-    scores = list[ClipScore]()
-    for score in evaluations[list(ClipScore.__dataclass_fields__)].to_dict("records"):
-        values: dict[str, Any] = {str(k): None if pd.isna(v) else v for k, v in score.items()}
-        scores.append(ClipScore(**values))
+    scores = [
+        ClipScore(
+            clip_id=score["clip_id"],
+            test_set=score["test_set"],
+            num_frames=score["num_frames"],
+            values={name: score[name] for name in columns() if not pd.isna(score[name])},
+        )
+        for score in evaluations.to_dict("records")
+    ]
     return RoundRecorded(
         round_idx,
         clients.sort_values("position")["client_id"].tolist(),

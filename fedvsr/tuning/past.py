@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 from fedvsr.runs.run import run_status
 from fedvsr.tuning.space import Value
 from fedvsr.tuning.sweep import SweepConfig
-from fedvsr.tuning.table import STOPPED_EARLY, Note, Scores, history, newest_runs
+from fedvsr.tuning.table import STOPPED_EARLY, Note, Scores, history, newest_runs, reported
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
@@ -47,14 +47,14 @@ def read_past(sweep: SweepConfig, runs: Path) -> list[Past]:
         assert note is not None
         values = {key: note.values[key] for key in note.values if key not in sweep.constraints}
         over = run_status(folder) == "finished" or note.ended == STOPPED_EARLY
-        results = [_flat(scores) for scores in history(folder, note.test_sets)]
+        results = [_flat(scores) for scores in history(folder)]
         past.append(Past(folder.name, values, over, results))
     return past
 
 
 def _flat(scores: Scores) -> dict[str, Any]:
-    """Scores under the names that Tune gives to reported ones: `test/vid4/psnr_db`."""
-    flat: dict[str, Any] = {name: value for name, value in scores.items() if name != "test"}
+    """Scores under the names that Tune gives to reported ones: `test/Vid4/psnr_db`."""
+    flat = {name: value for name, value in reported(scores).items() if name != "test"}
     for test_set, means in scores["test"].items():
         flat |= {f"test/{test_set}/{name}": value for name, value in means.items()}
     return flat

@@ -17,6 +17,7 @@ from fedvsr.config import ExperimentConfig, explain, load_effective, parse_overr
 from fedvsr.errors import UserError
 from fedvsr.files import replacing
 from fedvsr.lookup import did_you_mean
+from fedvsr.metrics import METRICS
 from fedvsr.section import NAME, Section, short
 from fedvsr.seeding import generator
 from fedvsr.tuning.expressions import evaluate, names_in
@@ -126,8 +127,8 @@ class SweepConfig(Section):
     )
     metric: str = Field(
         "psnr_db",
-        description="Metric that trials are compared by: psnr_db, ssim, loss, or test/NAME/psnr_db "
-        "of one test set.",
+        description="Metric that trials are compared by: loss, or a column of scores such as "
+        "psnr_db, which is of the first test set; test/NAME/psnr_db is of the set NAME.",
     )
     mode: Literal["max", "min"] = Field(
         "max", description="Whether the highest or the lowest metric is best."
@@ -164,11 +165,13 @@ class SweepConfig(Section):
                 raise UserError(f"{short(key)} does not name a setting; write section.key")
 
     def _require_metric(self) -> None:
-        if not re.fullmatch(r"psnr_db|ssim|loss|test/[^/]+/(psnr_db|ssim)", self.metric):
-            hint = did_you_mean(self.metric, ("psnr_db", "ssim", "loss"))
+        known = [*METRICS, "loss"]
+        of_set = re.fullmatch(r"test/[^/]+/([^/]+)", self.metric)
+        if self.metric not in known and not (of_set and of_set[1] in METRICS):
+            hint = did_you_mean(of_set[1] if of_set else self.metric, known)
             raise UserError(
-                f"metric = {short(self.metric)} is not reported{hint} (there are: psnr_db, ssim, "
-                "loss, and of one test set test/NAME/psnr_db, test/NAME/ssim)"
+                f"metric = {short(self.metric)} is not reported{hint} (there are: "
+                f"{', '.join(known)}, and of one test set test/NAME/psnr_db and so on)"
             )
 
     def _require_searcher(self) -> None:

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, TypedDict
+from typing import Any, TypedDict
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fedvsr.checked import read_parquet, write_parquet
 from fedvsr.config import ExperimentConfig
-from fedvsr.data.split import Split
+from fedvsr.data.testsets import listed_clips, planned_names
+from fedvsr.data.videos import absolute
 from fedvsr.errors import FileError, UserError, skipping
 from fedvsr.files import replacing
-from fedvsr.records import load_results, read_run
+from fedvsr.means import by_test_set, groups, last_evaluation, mean_scores
+from fedvsr.metrics import METRICS
+from fedvsr.records import checked_table, read_run
 from fedvsr.runs.run import run_status
 from fedvsr.tuning.space import Value
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # Names in a sweep's folder: its file, and the folder of its runs.
 SWEEP_FILE, RUNS = "sweep.yaml", "runs"
 
-HELD_OUT = "held_out"
 STOPPED_EARLY = "stopped_early"
-_SCORES: Final = ("psnr_db", "ssim")
 
 
 def _field(name: str, kind: pa.DataType, description: str, unit: str = "") -> pa.Field:
@@ -35,8 +38,8 @@ def _field(name: str, kind: pa.DataType, description: str, unit: str = "") -> pa
     return pa.field(name, kind, metadata=metadata)
 
 
-# After these come a column for each swept setting, named by its dotted key, and four for each test
-# set: NAME.psnr_db, NAME.ssim, NAME.best_psnr_db, NAME.best_ssim.
+# After these come a column for each swept setting, named by its dotted key, and two for each metric
+# of each test set, such as NAME.psnr_db and NAME.best_psnr_db.
 FIELDS = (
     _field("sweep", pa.string(), "The sweep's name."),
     _field("trial", pa.int64(), "Number of the trial, from 0, in the order of the sweep."),
@@ -50,17 +53,17 @@ FIELDS = (
     _field("round_idx", pa.int64(), "Rounds done.", "1"),
     _field("evaluated_round_idx", pa.int64(), "The last evaluated round."),
     _field("loss", pa.float64(), "Local loss of the last evaluated round.", "1"),
-    _field("psnr_db", pa.float64(), "PSNR of that round, mean of all test clips.", "dB"),
-    _field("ssim", pa.float64(), "SSIM of that round, mean of all test clips.", "1"),
-    _field("best_psnr_db", pa.float64(), "Highest PSNR of any round.", "dB"),
-    _field("best_ssim", pa.float64(), "Highest SSIM of any round.", "1"),
-    _field("best_round_idx", pa.int64(), "Round with the highest PSNR."),
-    _field(
-        "bicubic_psnr_db",
-        pa.float64(),
-        "PSNR of bicubic enlargement, mean of the test clips.",
-        "dB",
+    _field("test_set", pa.string(), "Test set of the scores in the next columns, the run's first."),
+    *(
+        _field(m.column, pa.float64(), f"{m.description} of that round, mean over clips.", m.unit)
+        for m in METRICS.values()
     ),
+    *(
+        _field(f"best_{m.column}", pa.float64(), f"Best {m.label} of any round.", m.unit)
+        for m in METRICS.values()
+    ),
+    _field("best_round_idx", pa.int64(), "Round with the highest PSNR."),
+    _field("bicubic_psnr_db", pa.float64(), "PSNR of bicubic, mean over clips.", "dB"),
     _field(
         "rounds_s", pa.float64(), "Seconds of training, aggregation and scoring in all rounds.", "s"
     ),
@@ -76,8 +79,6 @@ class Note:
     """What a trial adds to its run's folder, beside the run's own tables."""
 
     values: dict[str, Value]
-    test_sets: list[str]
-    """The test set of each test clip, in order."""
     attempts: int
     """Number of starts."""
     tune_trial_id: str
@@ -110,10 +111,12 @@ class Note:
         """
         path = folder / "trial.json"
         try:
-            note = Note(**json.loads(path.read_text()))
+            written = json.loads(path.read_text())
+            # An older version also noted the test sets.
+            note = Note(**{k: v for k, v in written.items() if k != "test_sets"})
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, AttributeError):
             raise FileError(path, "is damaged: it is no note of a trial") from None
         return note
 
@@ -138,23 +141,10 @@ def newest_runs(runs: Path) -> dict[str, Path]:
     return {trial: folder for trial, (_, folder) in newest.items()}
 
 
-def sets_of(config: ExperimentConfig, split: Split) -> list[str]:
-    """The test set of each test clip: its store's name; `held_out` or `reds4` if held out."""
-    stores = {str(Path(name).expanduser().resolve()): name for name in config.data.test}
-    held_out = _held_out(config)
-    return [
-        Path(stores[clip.folder]).name if clip.folder in stores else held_out for clip in split.test
-    ]
-
-
 def set_names(config: ExperimentConfig) -> list[str]:
-    """Names of the test sets of a configuration, as `sets_of` gives them."""
-    own = [_held_out(config)] if config.data.videos or config.data.held_out else []
-    return [*own, *(Path(name).name for name in config.data.test)]
-
-
-def _held_out(config: ExperimentConfig) -> str:
-    return "reds4" if config.data.held_out == "reds4" else HELD_OUT
+    """Names that the test sets of a configuration have, or can have if their clips are not here."""
+    places = {name: absolute(name, "data.test") for name in config.data.test}
+    return planned_names(config.data, {name: listed_clips(path) for name, path in places.items()})
 
 
 class Scores(TypedDict):
@@ -162,37 +152,35 @@ class Scores(TypedDict):
 
     round_idx: int
     loss: float
-    psnr_db: float
-    ssim: float
     test: dict[str, dict[str, float]]
-    """Means by test set: `{"vid4": {"psnr_db": 24.9, "ssim": 0.77}}`."""
+    """Means by test set: `{"Vid4": {"psnr_db": 24.9, "ssim": 0.77}}`. The first set is the one of
+    `reported`."""
 
 
-def history(folder: Path, sets: Sequence[str]) -> list[Scores]:
-    """The scores of each evaluated round of a run, in order.
+def history(folder: Path) -> list[Scores]:
+    """The scores of each evaluated round of a run, in order."""
+    rounds = checked_table(folder, "rounds").select(["round_idx", "loss"]).to_pylist()
+    loss = {row["round_idx"]: row["loss"] for row in rounds}
+    evaluated = groups(checked_table(folder, "evaluations"), "round_idx")
+    return [
+        {
+            "round_idx": round_idx.as_py(),
+            "loss": math.nan if loss.get(round_idx.as_py()) is None else loss[round_idx.as_py()],
+            "test": {name: _own(mean_scores(own)) for name, own in by_test_set(scores)},
+        }
+        for round_idx, scores in evaluated
+        if round_idx.as_py() in loss
+    ]
 
-    Args:
-        folder: the run's folder.
-        sets: the test set of each test clip, in order (see `sets_of`).
-    """
-    results = load_results(folder)
-    rounds = results.rounds.dropna(subset=["psnr_db"])
-    entries = list[Scores]()
-    for row in rounds.to_dict("records"):
-        scores = results.evaluations[results.evaluations["round_idx"] == row["round_idx"]]
-        # If each client has its own network, the clips repeat for each client, in the same order.
-        by_set = scores[list(_SCORES)].groupby([sets[i % len(sets)] for i in range(len(scores))])
-        means = by_set.mean().to_dict("index")
-        entries.append(
-            {
-                "round_idx": row["round_idx"],
-                "loss": row["loss"],
-                "psnr_db": row["psnr_db"],
-                "ssim": row["ssim"],
-                "test": {str(name): dict(mean) for name, mean in means.items()},
-            }
-        )
-    return entries
+
+def reported(scores: Scores) -> dict[str, Any]:
+    """Scores as Tune is told them: the first test set's at the top, and those of each in `test`."""
+    return {**next(iter(scores["test"].values())), **scores}
+
+
+def _own(means: Mapping[str, float]) -> dict[str, float]:
+    """The means without those of bicubic."""
+    return {name: value for name, value in means.items() if name in METRICS}
 
 
 def row_of(
@@ -233,26 +221,32 @@ def _recorded(folder: Path) -> dict[str, Any]:
     status = "interrupted" if status == "stopped" else status
     status = note.ended if status == "interrupted" and note.ended else status
     row |= {"status": status, "error": run["error"]}
-    results = load_results(folder)
-    if results.rounds.empty:
+    rounds = checked_table(folder, "rounds")
+    if not rounds.num_rows:
         return row
-    evaluated = history(folder, note.test_sets)
-    row["round_idx"] = int(results.rounds["round_idx"].max())
-    seconds = results.rounds[["train_s", "aggregate_s", "evaluate_s"]]
-    row["rounds_s"] = float(seconds.fillna(0).to_numpy().sum())
-    row["bicubic_psnr_db"] = _finite(results.evaluations["bicubic_psnr_db"].mean())
+    row["round_idx"] = pc.max(rounds["round_idx"]).as_py()
+    parts = ("train_s", "aggregate_s", "evaluate_s")
+    row["rounds_s"] = sum(pc.sum(rounds[name]).as_py() or 0.0 for name in parts)
+    evaluated = history(folder)
     if not evaluated:
         return row
-    last, best = evaluated[-1], max(evaluated, key=lambda entry: float(entry["psnr_db"]))
-    row |= {"loss": _finite(last["loss"])}
-    row |= {name: _finite(last[name]) for name in _SCORES}
-    row["evaluated_round_idx"] = last["round_idx"]
-    row["best_round_idx"] = best["round_idx"]
-    row |= {f"best_{name}": max(entry[name] for entry in evaluated) for name in _SCORES}
-    for name, scores in last["test"].items():
-        for score in _SCORES:
-            row[f"{name}.{score}"] = scores[score]
-            row[f"{name}.best_{score}"] = max(e["test"][name][score] for e in evaluated)
+    sets = by_test_set(last_evaluation(checked_table(folder, "evaluations")))
+    row["test_set"], of_first = sets[0]
+    row["bicubic_psnr_db"] = mean_scores(of_first).get("bicubic_psnr_db")
+    row |= {"loss": _finite(evaluated[-1]["loss"])}
+    row["evaluated_round_idx"] = evaluated[-1]["round_idx"]
+    for name in evaluated[-1]["test"]:
+        of_set = [(e["round_idx"], e["test"][name]) for e in evaluated if name in e["test"]]
+        scores = dict[str, float]()
+        for column, value in of_set[-1][1].items():
+            best = max if METRICS[column].higher_is_better else min
+            scores[column] = value
+            scores[f"best_{column}"] = best(s[column] for _, s in of_set if column in s)
+        row |= {f"{name}.{column}": value for column, value in scores.items()}
+        if name == row["test_set"]:
+            row |= scores
+            by_psnr = [(s["psnr_db"], -i) for i, s in of_set if "psnr_db" in s]
+            row["best_round_idx"] = -max(by_psnr)[1] if by_psnr else None
     return row
 
 
@@ -266,8 +260,9 @@ def write_trials(path: Path, rows: Sequence[Mapping[str, Any]], swept: Iterable[
     of_sets = dict.fromkeys(key for row in rows for key in row if key not in (fixed | set(swept)))
     for key in of_sets:
         name, _, score = key.rpartition(".")
-        which = "highest of any round" if score.startswith("best_") else "last evaluated round"
-        unit = "dB" if score.endswith("psnr_db") else "1"
+        which = "best of any round" if score.startswith("best_") else "last evaluated round"
+        metric = METRICS.get(score.removeprefix("best_"))
+        unit = metric.unit if metric else "1"
         columns.append(_field(key, pa.float64(), f"Mean of test set {name}, {which}.", unit))
     schema = pa.schema(columns, metadata={"schema_version": str(SCHEMA_VERSION)})
     full = [{field.name: _as(row.get(field.name), field.type) for field in schema} for row in rows]
@@ -291,7 +286,7 @@ def read_trials(path: Path) -> pd.DataFrame:
 
 
 def column_of(metric: str) -> str:
-    """The column that holds a sweep's metric: `test/vid4/psnr_db` is in `vid4.psnr_db`."""
+    """The column that holds a sweep's metric: `test/Vid4/psnr_db` is in `Vid4.psnr_db`."""
     return ".".join(metric.removeprefix("test/").rsplit("/", 1))
 
 

@@ -28,7 +28,7 @@ from fedvsr.runs.run import Run, open_run, run_status
 from fedvsr.tuning.population import fork, pack
 from fedvsr.tuning.space import Value
 from fedvsr.tuning.sweep import SweepConfig, Trial, load_sweep, make_trial
-from fedvsr.tuning.table import RUNS, SWEEP_FILE, Note, history, newest_runs, sets_of
+from fedvsr.tuning.table import RUNS, SWEEP_FILE, Note, history, newest_runs, reported
 
 # Processes of a killed sweep end within seconds.
 _LOCK_WAIT_S, _POLL_S = 120.0, 0.5
@@ -68,15 +68,13 @@ def run_trial(settings: dict[str, Value]) -> None:
         run = _own_run(trial, folder / RUNS)
     _wait_until_unlocked(run)
     note = Note.read(run.folder) or _note(trial)
-    sets = sets_of(trial.config, split)
     replace(
         note,
         attempts=note.attempts + 1,
-        test_sets=sets,
         tune_trial_id=tune.get_context().get_trial_id(),
         member=note.trial,
     ).write(run.folder)
-    report = _Reporter(run, sets, population)
+    report = _Reporter(run, population)
     report.new()
     if run_status(run.folder) == "finished":
         return
@@ -171,14 +169,14 @@ def _population_run(trial: Trial, runs: Path, resumes: str) -> Run:
 
 
 def _note(trial: Trial) -> Note:
-    return Note(dict(trial.values), [], 0, tune.get_context().get_trial_id())
+    return Note(dict(trial.values), 0, tune.get_context().get_trial_id())
 
 
 class _Reporter:
     """Reports to Tune the rounds of a run that it has not seen."""
 
-    def __init__(self, run: Run, sets: list[str], with_state: bool) -> None:
-        self._run, self._sets, self._with_state = run, sets, with_state
+    def __init__(self, run: Run, with_state: bool) -> None:
+        self._run, self._with_state = run, with_state
         self._last = -1
         checkpoint = tune.get_checkpoint()
         if checkpoint is not None:
@@ -192,18 +190,18 @@ class _Reporter:
 
     def new(self) -> None:
         """Report the rounds that the run has recorded since the last report."""
-        known = [m for m in history(self._run.folder, self._sets) if m["round_idx"] > self._last]
+        known = [m for m in history(self._run.folder) if m["round_idx"] > self._last]
         if self._with_state and not self.any:
             # A population exchanges by its newest results; an old one has no state any more.
             known = known[-1:]
-        for metrics in known:
-            self._last = int(metrics["round_idx"])
+        for scores in known:
+            self._last = scores["round_idx"]
             with tempfile.TemporaryDirectory() as path:
                 pointer = _Pointer(run_id=self._run.run_id, round_idx=self._last)
                 (Path(path) / _POINTER).write_text(json.dumps(pointer))
                 if self._with_state:
                     pack(self._run.folder, Path(path))
-                tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(path))
+                tune.report(reported(scores), checkpoint=tune.Checkpoint.from_directory(path))
 
 
 def _pointer(path: Path) -> _Pointer:

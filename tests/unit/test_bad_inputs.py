@@ -210,8 +210,8 @@ SWEEPS = {
     "space: {local.lr: {loguniform: [1, 1.7e308]}}": "loguniform: a bound is beyond 1e+300",
     "constraints: {algorithm.alpha: local.lr * 1e308 * 1e308}": "is beyond the largest number",
     # Metrics that no trial reports.
-    "metric: test/nosuch/psnr_db": "but no test set is called nosuch (there are: held_out)",
-    "metric: test/held-out/ssim": "no test set is called held-out; did you mean 'held_out'?",
+    "metric: test/nosuch/psnr_db": "but no test set is called nosuch (there are: held-out)",
+    "metric: test/held_out/ssim": "no test set is called held_out; did you mean 'held-out'?",
     "metric: test//psnr_db": "is not reported",
     "metric: 5": "metric = 5: input should be a valid string; write it in quotes",
     'metric: "psnr_db\\n"': "metric = 'psnr_db\\n' is not reported",

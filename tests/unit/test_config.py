@@ -127,6 +127,7 @@ FOLDERS = "data={videos: [], train: [a], test: [b]}"
         ("update.error_feedback=false", [], "update.compression = none"),
         ("evaluation.tiles.overlap_frames=1", [], "evaluation.tiles.frames = null"),
         ("evaluation.tiles.overlap=8", [], "evaluation.tiles.size = null"),
+        ("evaluation.luma=true", [], "luma is always scored beside RGB"),
     ],
 )
 def test_a_setting_without_effect_is_refused(

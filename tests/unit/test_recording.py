@@ -26,7 +26,7 @@ def record(records: RunRecords, round_idx: int) -> None:
     records.add_fault({"round_idx": round_idx, "kind": "died", "message": "m", "final": False})
     clients = [{"client_id": c, "position": c, "loss": 0.1 * c} for c in range(2)]
     records.write_round(round_idx, {"num_sampled": 2, "loss": math.nan}, clients)
-    score = {"clip_id": "a", "channel": "rgb", "num_frames": 1, "psnr_db": math.inf}
+    score = {"clip_id": "a", "test_set": "t", "num_frames": 1, "psnr_db": math.inf}
     records.write_scores(round_idx, {"psnr_db": 30.0, "evaluate_s": 1.0}, [score])
 
 

@@ -21,7 +21,7 @@ IDENTITY = {"config_hash": "c", "seed": 1, "fedvsr_version": "v", "git_commit": 
 
 def write(folder: Path, round_idx: int, loss: float) -> None:
     records = RunRecords(folder, {"run_id": folder.name, **IDENTITY})
-    score = {"clip_id": "a", "channel": "rgb", "num_frames": 2, "psnr_db": 30.0, "ssim": 0.9}
+    score = {"clip_id": "a", "test_set": "t", "num_frames": 2, "psnr_db": 30.0, "ssim": 0.9}
     clients = [{"client_id": 0, "loss": loss}, {"client_id": 3, "loss": loss}]
     records.write_round(round_idx, {"num_sampled": 1, "loss": loss}, clients)
     bicubic = {"bicubic_psnr_db": 29.0, "bicubic_ssim": 0.8}

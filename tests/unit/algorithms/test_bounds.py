@@ -95,9 +95,11 @@ def test_local_scores_every_clients_own_network(small: ExperimentConfig, tmp_pat
     for client_id in range(4):
         file = folder / "clients" / f"client-{client_id:05d}.safetensors"
         network = models.load_checkpoint(file)
-        scores = Evaluator(config.model, config.evaluation, split.test).score(flatten(network))
+        scores = Evaluator(config.model, config.evaluation, split.test, split.test_sets).score(
+            flatten(network)
+        )
         wanted = last[last["client_id"] == client_id]["psnr_db"].tolist()
-        assert [score.psnr_db for score in scores] == wanted
+        assert [score.values["psnr_db"] for score in scores] == wanted
     assert results.runs["psnr_db"][0] == pytest.approx(last["psnr_db"].mean())
     with pytest.raises(UserError, match=r"a network per client.*client-00000"):
         find_trained(str(folder), tmp_path)

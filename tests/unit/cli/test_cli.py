@@ -18,6 +18,8 @@ from safetensors import safe_open
 
 from fedvsr import cli, load_results, models
 from fedvsr.algorithms import reference
+from fedvsr.data.config import REDS4
+from fedvsr.data.testsets import VID4
 from fedvsr.lookup import names
 from tests.conftest import moving_texture, write_video
 from tests.unit.report.synthetic import write_run
@@ -78,7 +80,9 @@ def test_a_run_from_the_first_command_to_its_files(
     out = str(tmp_path / "results")
     assert fedvsr("run", str(small_yaml), "--executor", "serial", "--out", out) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"round 3/3  clients \d,\d  loss 0\.\d+  PSNR \d+\.\d\d dB", printed)
+    assert re.search(
+        r"round 3/3  clients \d,\d  loss 0\.\d+  test set held-out  RGB PSNR \d+\.\d\d dB", printed
+    )
     (folder,) = Path(out).iterdir()
     for name in ("config.yaml", "curves.png", "comparison.png"):
         assert (folder / name).stat().st_size > 500, name
@@ -136,7 +140,7 @@ def test_list_shows_runs_at_any_depth_and_collected_tables(
     lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     assert sorted(lines) == [
         ["begun", "stopped", "tiny", "fedavg", "1", "0/2"],
-        ["deep", "finished", "tiny", "fedavg", "1", "2/2", "30.00", "+1.00"],
+        ["deep", "finished", "tiny", "fedavg", "1", "2/2", "held-out", "30.00", "+1.00"],
     ]
     collected = tmp_path / "collected"
     collected.mkdir()
@@ -153,9 +157,9 @@ def test_list_shows_runs_at_any_depth_and_collected_tables(
 @pytest.mark.parametrize(
     ("scores", "shown"),
     [
-        ((30.0, 31.0, float("nan")), ["31.00", "+2.00"]),
-        ((30.0, 31.0, 32.0), ["32.00", "+3.00"]),
-        ((30.0, float("nan"), float("inf")), ["inf", "+inf"]),
+        ((30.0, 31.0, float("nan")), ["held-out", "31.00", "+2.00"]),
+        ((30.0, 31.0, 32.0), ["held-out", "32.00", "+3.00"]),
+        ((30.0, float("nan"), float("inf")), ["held-out", "inf", "+inf"]),
         ((float("nan"),) * 3, []),
     ],
 )
@@ -184,6 +188,25 @@ def test_a_damaged_run_is_listed_by_nobody_and_shown_in_one_line(
     assert err.count("\n") == 1
 
 
+def test_no_mean_mixes_two_test_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = {"videos": [], "train": ["reds"], "held_out": "reds4", "test": ["sets/Vid4"]}
+    folder = write_run(
+        tmp_path, "one", clips=[*REDS4, *VID4], data=data,
+        psnr_db=lambda _, clip: 31.0 if clip in REDS4 else 25.0,
+    )  # fmt: skip
+    assert fedvsr("show", str(folder)) == 0
+    rows = [re.split(r"  +", line.strip()) for line in capsys.readouterr().out.splitlines()]
+    shown = {row[0]: row[1:] for row in rows}
+    assert shown["REDS4: 000"][:4] == ["3", "29.00 dB", "31.00 dB", "+2.00 dB"]
+    assert shown["mean of REDS4"][:3] == ["29.00 dB", "31.00 dB", "+2.00 dB"]
+    assert shown["mean of Vid4"][:3] == ["29.00 dB", "25.00 dB", "-4.00 dB"]
+    assert shown["mean of Vid4"][-2:] == ["26.00 dB", "0.2600"], "luma"
+    assert fedvsr("list", "--out", str(tmp_path)) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[6:] == ["REDS4", "31.00", "+2.00"]
+    assert fedvsr("watch", str(folder)) == 0
+    assert "test set REDS4  RGB PSNR 31.00 dB" in capsys.readouterr().out
+
+
 LONG = "a-clip-with-a-name-of-many-words-[red]-and-[brackets]-" + "x" * 80
 
 
@@ -194,7 +217,7 @@ def test_a_pipe_cuts_no_name_and_a_narrow_terminal_no_number(
     assert fedvsr("show", str(folder)) == 0
     printed = capsys.readouterr().out
     assert re.search(rf"^{re.escape(LONG)} +3 +29.00 dB +32.00 dB", printed, re.MULTILINE)
-    assert "test clip (centred 64-pixel crop)" in printed
+    assert "test clip (held-out, centred 64-pixel crop)" in printed
     monkeypatch.setenv("COLUMNS", "40")
     assert fedvsr("show", str(folder)) == 0
     narrow = capsys.readouterr().out
@@ -203,8 +226,9 @@ def test_a_pipe_cuts_no_name_and_a_narrow_terminal_no_number(
         assert narrow.count(f"{fact}\n") == 3, "two clips and their mean"
     assert fedvsr("list", "--out", str(tmp_path)) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "one", "  status     finished", "  model      tiny", "  algorithm  fedavg",
-        "  seed       1", "  rounds     2/2", "  PSNR dB    32.00", "  gain dB    +3.00",
+        "one", "  status       finished", "  model        tiny", "  algorithm    fedavg",
+        "  seed         1", "  rounds       2/2", "  test set     held-out",
+        "  RGB PSNR dB  32.00", "  gain dB      +3.00",
     ]  # fmt: skip
 
 
@@ -324,13 +348,12 @@ def test_a_run_of_two_videos_shows_their_mean(
         "local.num_frames=2",
         "local.crop=16",
         "evaluation.every_rounds=2",
-        "evaluation.luma=true",
     ]
     flags = [flag for setting in settings for flag in ("--set", setting)]
     out = tmp_path / "out"
     assert fedvsr("run", "demo", *flags, "--executor", "serial", "--out", str(out)) == 0
     assert re.search(r"\nmean +\d+\.\d\d dB", capsys.readouterr().out)
     scores = load_results(out).evaluations
-    assert set(scores["channel"]) == {"y"}
+    assert set(scores["test_set"]) == {"held-out"}
     assert scores["round_idx"].tolist() == [0, 0, 1, 1], "the last round is always scored"
-    assert np.isfinite(scores["psnr_db"]).all()
+    assert np.isfinite(scores[["psnr_db", "psnr_y_db"]]).all(axis=None)

@@ -123,6 +123,7 @@ ROWS: list[dict[str, Any]] = [
         "evaluated_round_idx": 3,
         "num_rounds": 3,
         "loss": 0.5,
+        "test_set": "t",
         "psnr_db": 30.0 + i,
         "ssim": 0.8,
         "bicubic_psnr_db": 29.0,
@@ -174,7 +175,7 @@ def killed_sweep(tmp_path: Path, statuses: dict[str, str]) -> Path:
     for i, (run_id, status) in enumerate(statuses.items()):
         run = write_run(folder / "runs", run_id, status=status, psnr_db=lambda r, _, i=i: 30.0 + i)
         (run / "config.yaml").write_text(load_config("demo").to_yaml())
-        Note({"algorithm.alpha": i + 1}, ["held_out"] * 2, 1, run_id).write(run)
+        Note({"algorithm.alpha": i + 1}, 1, run_id).write(run)
         rows.append({**ROWS[i], "run_id": run_id, "status": "running", "algorithm.alpha": i + 1.0})
     save_sweep(load_sweep(source), folder / "sweep.yaml")
     write_trials(folder / "trials.parquet", rows, ["algorithm.alpha"])
@@ -218,10 +219,10 @@ def test_a_running_sweep_prints_changes() -> None:
             view(rows)
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue().splitlines() == [
-        "trial 0  lambda_vsr=0 lambda_hifr=0  running  round 1/3  loss 0.5000  PSNR 30.00 dB  "
-        "over bicubic +1.00 dB  SSIM 0.8000  seconds 12",
-        "trial 0  lambda_vsr=0 lambda_hifr=0  finished  round 3/3  loss 0.5000  PSNR 30.00 dB  "
-        "over bicubic +1.00 dB  SSIM 0.8000  seconds 12",
+        "trial 0  lambda_vsr=0 lambda_hifr=0  running  round 1/3  loss 0.5000  test set t  "
+        "RGB PSNR 30.00 dB  over bicubic +1.00 dB  SSIM 0.8000  seconds 12",
+        "trial 0  lambda_vsr=0 lambda_hifr=0  finished  round 3/3  loss 0.5000  test set t  "
+        "RGB PSNR 30.00 dB  over bicubic +1.00 dB  SSIM 0.8000  seconds 12",
     ], "a line for each change, and none for what is the same or pending"
     assert trials_table(ROWS, SWEPT).row_count == 9
     terminal = Console(file=io.StringIO(), width=120, force_terminal=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedvsr.data.frames import Video, open_clip
-from fedvsr.metrics import psnr
+from fedvsr.metrics.fidelity import psnr
 from tests.conftest import moving_texture
 from tests.unit.data.clips import write_clip
 

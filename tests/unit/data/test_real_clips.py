@@ -16,7 +16,7 @@ from fedvsr.data.frames import open_clip
 from fedvsr.data.prepare import prepare
 from fedvsr.data.request import Request
 from fedvsr.data.sources import folder, kinetics, reds, vid4
-from fedvsr.metrics import psnr
+from fedvsr.metrics.fidelity import psnr
 from tests.unit.data.clips import write_pictures
 from tests.unit.data.trees import reduced
 

@@ -8,42 +8,41 @@ from dataclasses import replace
 
 import pytest
 
-from fedvsr.inference.scores import ClipScore, Scores, mean_scores
+from fedvsr.inference.scores import ClipScore, Scores, headline, mean_scores
 
 FIRST = ClipScore(
     clip_id="a",
+    test_set="Vid4",
     num_frames=100,
-    psnr_db=30.0,
-    ssim=0.75,
-    lpips=0.25,
-    bicubic_psnr_db=28.0,
-    bicubic_ssim=0.5,
-    bicubic_lpips=0.5,
+    values={"psnr_db": 30.0, "lpips": 0.25, "bicubic_psnr_db": 28.0},
 )
-SECOND = replace(FIRST, clip_id="b", num_frames=1, psnr_db=33.0, lpips=0.75)
+SECOND = replace(
+    FIRST, clip_id="b", num_frames=1, values={**FIRST.values, "psnr_db": 33.0, "lpips": 0.75}
+)
 
 
 def test_clips_count_alike_whatever_their_length() -> None:
     mean = mean_scores([FIRST, SECOND])
-    assert mean == Scores(
-        psnr_db=31.5,
-        ssim=0.75,
-        lpips=0.5,
-        bicubic_psnr_db=28.0,
-        bicubic_ssim=0.5,
-        bicubic_lpips=0.5,
-    )
+    assert mean == Scores(values={"psnr_db": 31.5, "lpips": 0.5, "bicubic_psnr_db": 28.0})
     assert mean.gain_db == 3.5
 
 
 def test_a_measure_that_is_not_scored_has_no_mean() -> None:
-    mean = mean_scores([replace(FIRST, lpips=None, bicubic_lpips=None)])
-    assert (mean.lpips, mean.bicubic_lpips, mean.psnr_db) == (None, None, 30.0)
+    mean = mean_scores([replace(FIRST, values={"psnr_db": 30.0}), SECOND])
+    assert mean.values == {"psnr_db": 31.5}
+    assert mean.gain_db is None
+
+
+def test_the_headline_is_of_the_first_test_set() -> None:
+    other = replace(SECOND, test_set="REDS4", values={"psnr_db": 99.0})
+    assert headline([FIRST, other, SECOND]) == ("Vid4", mean_scores([FIRST, SECOND]))
 
 
 def test_no_scores_have_no_mean() -> None:
     with pytest.raises(ValueError, match="no scores"):
         mean_scores([])
+    with pytest.raises(ValueError, match="no scores"):
+        headline([])
 
 
 def test_scores_need_no_torch() -> None:

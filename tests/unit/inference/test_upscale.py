@@ -334,16 +334,18 @@ def test_a_run_is_scored_as_in_its_table(
     table = pd.read_parquet(run_folder / "evaluations.parquet")
     last = table[table["round_idx"] == 3].iloc[0]
     (row,) = pd.read_parquet(out).to_dict("records")
-    for name in ("psnr_db", "ssim", "bicubic_psnr_db", "bicubic_ssim", "num_frames", "clip_id"):
+    for name in ("psnr_db", "ssim_y", "bicubic_psnr_db", "bicubic_ssim_y"):
+        assert row[name] == last[name], name
+    for name in ("num_frames", "clip_id", "test_set"):
         assert row[name] == last[name], name
     assert f"{last['psnr_db']:.2f} dB" in printed
-    assert (row["checkpoint"], row["channel"], row["scale"]) == (run_folder.name, "rgb", 4)
+    assert (row["checkpoint"], row["test_set"], row["scale"]) == (run_folder.name, "held-out", 4)
 
 
 def test_a_run_that_scores_the_middle_is_scored_so_again(
     small_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = ["evaluation.crop=32", "evaluation.luma=true", "evaluation.max_frames=3"]
+    settings = ["evaluation.crop=32", "evaluation.max_frames=3"]
     settings += ["evaluation.tiles.frames=2", "evaluation.tiles.overlap_frames=1"]
     settings += ["federation.num_rounds=1", "data.test_clips_per_video=2"]
     flags = [flag for setting in settings for flag in ("--set", setting)]
@@ -354,7 +356,7 @@ def test_a_run_that_scores_the_middle_is_scored_so_again(
     out = tmp_path / "s.parquet"
     assert fedvsr("evaluate", folder.name, "--results", str(results), "--out", str(out)) == 0
     table = pd.read_parquet(folder / "evaluations.parquet")
-    names = ["clip_id", "channel", "num_frames", "psnr_db", "ssim", "bicubic_psnr_db"]
+    names = ["test_set", "clip_id", "num_frames", "psnr_db", "ssim", "bicubic_psnr_y_db"]
     last = table[table["round_idx"] == 1][names].reset_index(drop=True)
     assert last["num_frames"].tolist() == [3, 3]
     pd.testing.assert_frame_equal(pd.read_parquet(out)[names], last, check_exact=True)
@@ -370,20 +372,20 @@ def test_test_sets(weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
         write_pictures(tmp_path / "lq" / name, np.stack(low))
     write_pictures(tmp_path / "lq" / "020", SOFT)
     tables = []
-    for index, more in enumerate(([], ["--lq", str(tmp_path / "lq")], ["--luma"])):
+    for index, more in enumerate(([], ["--lq", str(tmp_path / "lq")])):
         out = tmp_path / f"{index}.parquet"
         command = ["evaluate", weights, str(tmp_path / "gt"), *more, "--out", str(out), *RUN]
         assert fedvsr(*command) == 0
         tables.append(pd.read_parquet(out))
     printed = capsys.readouterr().out
-    made_lq, named, luma = tables
+    made_lq, named = tables
     assert made_lq["clip_id"].tolist() == ["000", "011"]
     assert made_lq["num_frames"].tolist() == [6, 9]
     # An untrained network is bicubic.
     assert made_lq["psnr_db"].to_numpy() == pytest.approx(made_lq["bicubic_psnr_db"], abs=1e-6)
     pd.testing.assert_frame_equal(made_lq, named)
-    assert set(luma["channel"]) == {"y"}
-    assert (luma["psnr_db"] > made_lq["psnr_db"]).all()
+    assert set(made_lq["test_set"]) == {"gt"}
+    assert (made_lq["psnr_y_db"] > made_lq["psnr_db"]).all()
     assert re.search(rf"mean +{made_lq['psnr_db'].mean():.2f} dB", printed)
     assert made_lq["lpips"].isna().all()
 

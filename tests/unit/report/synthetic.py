@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from fedvsr.data.testsets import recorded_names
 from fedvsr.records import SCHEMAS
 
 CLIPS = ("a", "b")
@@ -69,8 +70,13 @@ def write_run(
         "config": json.dumps(config),
     }
 
+    sets = recorded_names(config, clips)
+    # A round's scores are those of the first test set.
+    test_set = sets[clips[0]] if clips else None
+
     def mean(round_idx: int, divisor: float) -> float:
-        return float(np.mean([psnr_db(round_idx, clip_id) for clip_id in clips])) / divisor
+        values = [psnr_db(round_idx, clip) for clip in clips if sets[clip] == test_set]
+        return float(np.mean(values)) / divisor
 
     indices = range(1 + (num_rounds if done is None else done))
     trained = [dict(row) for row in clients if row["round_idx"] in indices]
@@ -80,6 +86,7 @@ def write_run(
             "num_sampled": sum(row["round_idx"] == round_idx for row in trained),
             "num_online": num_clients,
             "loss": 0.1 if round_idx else None,
+            "test_set": test_set,
             "psnr_db": mean(round_idx, 1) if clips else None,
             "ssim": mean(round_idx, 100) if clips else None,
             "download_bytes": 8000 * bool(round_idx),
@@ -94,13 +101,17 @@ def write_run(
         {
             "round_idx": round_idx,
             "clip_id": clip_id,
-            "channel": "rgb",
+            "test_set": sets[clip_id],
             "num_frames": 3,
             "psnr_db": (value := psnr_db(round_idx, clip_id)),
             "ssim": value / 100,
+            "psnr_y_db": value + 1,
+            "ssim_y": value / 100 + 0.01,
             "lpips": lpips,
             "bicubic_psnr_db": 29.0,
             "bicubic_ssim": 0.29,
+            "bicubic_psnr_y_db": 30.0,
+            "bicubic_ssim_y": 0.3,
             "bicubic_lpips": None if lpips is None else 0.5,
         }
         for round_idx in indices

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from fedvsr import load_results, metrics
+from fedvsr import load_results
 from fedvsr.errors import UserError
+from fedvsr.metrics.fidelity import psnr
 from fedvsr.records import read_results, run_folders
 from fedvsr.report import clients, crops, curves, figures, prose, sweep
 from fedvsr.report.gather import gather
@@ -76,7 +77,7 @@ def test_the_crop_is_where_methods_differ_most_and_shows_its_own_psnr(tmp_path: 
     figure = crops.draw_crops(frame, crop)
     captions = {axes.get_title(): axes.get_xlabel() for axes in figure.axes}
     assert captions["FedVSR"] == "inf dB"
-    psnr_db = float(metrics.psnr(crop.of(far), crop.of(gt)))
+    psnr_db = float(psnr(crop.of(far), crop.of(gt)))
     assert captions["FedAvg"] == f"{psnr_db:.2f} dB"
     assert captions["Ground truth"] == ""
 
@@ -148,7 +149,7 @@ def test_cost_is_relative_to_fedavg_on_the_same_device(tmp_path: Path) -> None:
     assert table.loc["FedVSR", "step_ratio"] == pytest.approx(1.5)
     assert table.loc["FedVSR", "device"] == "CPU, serial"
     alone = gather(results)
-    alone = type(alone)(alone.runs[alone.runs["method"] == "FedVSR"], alone.scores, ())
+    alone = replace(alone, runs=alone.runs[alone.runs["method"] == "FedVSR"])
     assert overhead(results, alone)["step_ratio"].isna().all()
 
 

@@ -26,7 +26,9 @@ def test_the_reference_matches_the_schemas() -> None:
         assert f"\n## {name}\n" in text
         for column in schema.names:
             assert f"| `{column}` |" in text
-    assert "| `psnr_db` | double | dB | PSNR, mean over frames, no border crop. |" in text
+    assert (
+        "| `psnr_db` | double | dB | PSNR of RGB, mean over frames; null if not scored. |" in text
+    )
 
 
 def test_each_reader_has_an_example() -> None:

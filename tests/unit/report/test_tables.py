@@ -7,14 +7,13 @@ import pandas as pd
 import pytest
 
 from fedvsr import load_results
+from fedvsr.data.config import REDS4
+from fedvsr.data.testsets import VID4
 from fedvsr.errors import UserError
 from fedvsr.report import papers, tables
 from fedvsr.report.gather import gather
 from fedvsr.report.render import grid, legend, render
-from fedvsr.report.testsets import REDS4, VID4, testsets
 from tests.unit.report.synthetic import write_run
-
-testsets.__test__ = False  # type: ignore[attr-defined]
 
 
 def cell(cells: pd.DataFrame, metric: str = "psnr_db", **labels: str) -> pd.Series:
@@ -269,28 +268,6 @@ def test_scores_are_means_over_clients_with_their_own_networks(tmp_path: Path) -
     )
     cells = tables.main_table(gather(load_results(tmp_path)))
     assert cell(cells, method="local")["mean"] == pytest.approx(32.5)
-
-
-@pytest.mark.parametrize(
-    ("data", "clips", "expected"),
-    [
-        ({"videos": ["v.mp4"]}, ["v-3"], {"v-3": "held-out"}),
-        ({"held_out": "reds4"}, REDS4, dict.fromkeys(REDS4, "REDS4")),
-        ({"held_out": ["000"], "train": ["mine"]}, ["000"], {"000": "held-out"}),
-        ({"test": ["/d/mine"]}, ["x", "000"], {"x": "mine", "000": "mine"}),
-        (
-            {"test": ["/d/vid4_x4", "/d/mine"]},
-            [*VID4, "x"],
-            {**dict.fromkeys(VID4, "Vid4"), "x": "mine"},
-        ),
-        ({"test": ["a", "b"], "held_out": ["h"]}, ["h", "x"], {"h": "held-out", "x": "a + b"}),
-        ({}, ["x"], {"x": "test"}),
-    ],
-)
-def test_test_sets_by_clips_and_configuration(
-    data: dict[str, object], clips: list[str], expected: dict[str, str]
-) -> None:
-    assert testsets({"data": data}, clips) == expected
 
 
 def test_a_folder_without_runs_is_an_error(tmp_path: Path) -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 
 from fedvsr import load_results
-from fedvsr.records import SCHEMAS
+from fedvsr.data.config import REDS4
+from fedvsr.data.testsets import VID4
 from fedvsr.report import tables
 from fedvsr.report.gather import gather
-from fedvsr.report.testsets import REDS4, VID4, label_testsets
+from fedvsr.report.testsets import label_testsets
 from tests.unit.report.synthetic import write_run
 
 
@@ -23,11 +23,11 @@ def evaluations(
     clips: Sequence[str] = ("a", "b"),
     frames: int = 3,
     bicubic_db: float = 29.0,
-    channel: str = "rgb",
+    test_set: str = "held-out",
 ) -> pd.DataFrame:
     rows = [
         {"run_id": run_id, "round_idx": r, "clip_id": clip, "num_frames": frames,
-         "bicubic_psnr_db": bicubic_db, "channel": channel}
+         "bicubic_psnr_db": bicubic_db, "test_set": test_set}
         for r in (0, 1) for clip in clips
     ]  # fmt: skip
     return pd.DataFrame(rows)
@@ -46,7 +46,6 @@ PLAIN = evaluations("one"), VIDEOS
         (evaluations("two", ["a"]), VIDEOS, ["held-out (2 clips)", "held-out (1 clip)"]),
         (evaluations("two", ["a", "c"]), VIDEOS, ["held-out (set A)", "held-out (set B)"]),
         (evaluations("two", bicubic_db=31), VIDEOS, ["held-out (set A)", "held-out (set B)"]),
-        (evaluations("two", channel="y"), VIDEOS, ["held-out", "held-out (luma)"]),
         (
             evaluations("two", bicubic_db=31),
             {**VIDEOS, "evaluation": {"crop": 256}},
@@ -57,7 +56,7 @@ PLAIN = evaluations("one"), VIDEOS
             {"data": {"videos": ["v.mp4"], "scale": 2}},
             ["held-out (x4)", "held-out (x2)"],
         ),
-        (evaluations("two"), {"data": {"test": ["/d/mine"]}}, ["held-out", "mine"]),
+        (evaluations("two", test_set="mine"), {}, ["held-out", "mine"]),
     ],
 )
 def test_two_runs_share_a_name_only_if_they_score_the_same_frames(
@@ -80,25 +79,17 @@ def test_letters_are_explained() -> None:
 
 def test_part_of_a_published_set_is_not_compared_with_the_paper(tmp_path: Path) -> None:
     data = {"videos": [], "train": ["reds"], "held_out": "reds4", "test": ["sets/Vid4"]}
-    settings = {
-        "whole": {}, "crop": {"crop": 256}, "few": {"max_frames": 5}, "y": {"luma": True},
-    }  # fmt: skip
+    settings = {"whole": {}, "crop": {"crop": 256}, "few": {"max_frames": 5}}
     for i, (name, evaluation) in enumerate(settings.items()):
-        folder = write_run(
+        write_run(
             tmp_path, name, model="vrt", size="paper", seed=i, clips=[*REDS4, *VID4],
             data=data, settings={"evaluation": evaluation},
         )  # fmt: skip
-        if name == "y":
-            path = folder / "evaluations.parquet"
-            table = pq.read_table(path)
-            rows = [{**row, "channel": "y"} for row in table.to_pylist()]
-            pq.write_table(type(table).from_pylist(rows, schema=SCHEMAS["evaluations"]), path)
     cells = tables.main_table(gather(load_results(tmp_path)))
     cells = cells[(cells["method"] == "FedAvg") & (cells["metric"] == "psnr_db")]
     assert dict(zip(cells["testset"], cells["paper"].notna(), strict=True)) == {
         "REDS4": True, "REDS4 (256-pixel crop)": False, "REDS4 (first 5 frames)": False,
-        "REDS4 (luma)": True, "Vid4": True, "Vid4 (256-pixel crop)": False,
-        "Vid4 (first 5 frames)": False, "Vid4 (luma)": True,
+        "Vid4": True, "Vid4 (256-pixel crop)": False, "Vid4 (first 5 frames)": False,
     }  # fmt: skip
     assert (cells["num_seeds"] == 1).all()
     assert (cells["state"] == "").all()

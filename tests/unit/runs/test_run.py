@@ -47,10 +47,12 @@ def test_a_run_starts_from_the_weights_it_is_given(small: ExperimentConfig, tmp_
     first = next(events)
     events.close()
     assert isinstance(first, RoundRecorded)
-    wanted = Evaluator(small.model, small.evaluation, split.test).score(flatten(network))
-    assert [score.psnr_db for score in first.scores] == [score.psnr_db for score in wanted]
-    assert np.isfinite(wanted[0].psnr_db)
-    assert wanted[0].psnr_db != wanted[0].bicubic_psnr_db
+    wanted = Evaluator(small.model, small.evaluation, split.test, split.test_sets).score(
+        flatten(network)
+    )
+    assert [score.values for score in first.scores] == [score.values for score in wanted]
+    assert np.isfinite(wanted[0].values["psnr_db"])
+    assert wanted[0].values["psnr_db"] != wanted[0].values["bicubic_psnr_db"]
 
 
 def notes(config: ExperimentConfig, *overlap: str) -> tuple[str, ...]:

@@ -57,7 +57,9 @@ def test_the_command_prints_rounds_and_the_end(
     assert fedvsr("watch", "done", "--out", str(tmp_path)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "done: 1,000 parameters, 4 clients, 2 rounds on CPU"
-    assert lines[3].startswith("round 2/2  loss 0.1000  PSNR 32.00 dB  over bicubic +3.00 dB")
+    assert lines[3].startswith(
+        "round 2/2  loss 0.1000  test set held-out  RGB PSNR 32.00 dB  over bicubic +3.00 dB"
+    )
     assert lines[-1] == "done finished"
     folder = write_run(tmp_path, "bad", status="failed", done=1)
     assert fedvsr("watch", str(folder)) == 1

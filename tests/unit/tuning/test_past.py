@@ -47,7 +47,7 @@ def test_finished_and_stopped_trials_are_not_started_again(
 ) -> None:
     trials = expand(sweep)
     for i, trial in enumerate(trials[:3]):
-        note = Note(dict(trial.values), ["held_out"], 1, f"old-{i}")
+        note = Note(dict(trial.values), 1, f"old-{i}")
         note = replace(note, ended=STOPPED_EARLY if i == 1 else "")
         place(undisturbed, tmp_path / trial.run_id, note, finished=i == 0)
     past = read_past(sweep, tmp_path)
@@ -59,7 +59,7 @@ def test_finished_and_stopped_trials_are_not_started_again(
     (first,) = (trial for trial in past if trial.trial_id == trials[0].run_id)
     assert first.values == {"local.lr": 0.1}
     assert [result["round_idx"] for result in first.results] == [0, 1, 2, 3]
-    assert first.results[-1]["test/held_out/psnr_db"] == first.results[-1]["psnr_db"]
+    assert first.results[-1]["test/held-out/psnr_db"] == first.results[-1]["psnr_db"]
     points, num_new = _to_start(sweep, trials, past, tmp_path)
     assert points == [{"trial": 2, "local.lr": 0.3}, {"trial": 3, "local.lr": 0.4}]
     assert num_new == 0
@@ -75,9 +75,9 @@ def test_a_population_continues_with_its_newest_settings(
     small_yaml: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     sweep = sweep_of(small_yaml, scheduler={"name": "pbt"}, constraints={})
-    first = Note({"local.lr": 0.2}, ["held_out"], 1, "new-id", member="old-id")
+    first = Note({"local.lr": 0.2}, 1, "new-id", member="old-id")
     place(undisturbed, tmp_path / "first", first, finished=False)
-    forked = Note({"local.lr": 0.25}, ["held_out"], 1, "newer-id", "other", 2, member="old-id")
+    forked = Note({"local.lr": 0.25}, 1, "newer-id", "other", 2, member="old-id")
     place(undisturbed, tmp_path / "forked", forked, finished=False)
     assert list(newest_runs(tmp_path).values()) == [tmp_path / "forked"]
     points, _ = _to_start(sweep, expand(sweep), read_past(sweep, tmp_path), tmp_path)

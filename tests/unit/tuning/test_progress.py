@@ -11,8 +11,8 @@ from fedvsr.config import load_config
 from fedvsr.runs.run import locked
 from fedvsr.tuning.progress import Outcome, TrialMonitor, best_of
 from fedvsr.tuning.sweep import SweepConfig, expand
-from fedvsr.tuning.table import Note, newest_runs, sets_of
-from tests.integration.running import run_serially, split_of
+from fedvsr.tuning.table import Note, newest_runs
+from tests.integration.running import run_serially
 from tests.unit.report.synthetic import write_run
 
 
@@ -26,8 +26,7 @@ def test_tunes_outcomes_are_added_at_the_end(small_yaml: Path, tmp_path: Path) -
         config = trial.config.model_copy(update={"name": "x"})
         made = run_serially(config, tmp_path / "made")
         folder = made.rename(tmp_path / "runs" / trial.run_id)
-        sets = sets_of(trial.config, split_of(trial.config))
-        Note(dict(trial.values), sets, 1, f"t{trial.index}").write(folder)
+        Note(dict(trial.values), 1, f"t{trial.index}").write(folder)
     as_running(tmp_path / "runs" / trials[1].run_id)
     monitor = TrialMonitor(sweep, trials, tmp_path, lambda _: None)
     outcomes = [
@@ -73,8 +72,7 @@ def test_a_trial_is_shown_while_it_runs(small_yaml: Path, tmp_path: Path) -> Non
     with TrialMonitor(sweep, trials, tmp_path, show):
         config = load_config(str(small_yaml), ["algorithm.alpha=1"])
         folder = run_serially(config, tmp_path / "made")
-        sets = sets_of(config, split_of(config))
-        Note({"algorithm.alpha": 1}, sets, 1, "t0").write(folder)
+        Note({"algorithm.alpha": 1}, 1, "t0").write(folder)
         (tmp_path / "runs").mkdir()
         folder.rename(tmp_path / "runs" / trials[0].run_id)
         assert seen.wait(20)
@@ -91,7 +89,7 @@ def test_a_damaged_trial_does_not_stop_a_sweep(small_yaml: Path, tmp_path: Path)
     for trial in trials:
         run = write_run(tmp_path / "runs", trial.run_id)
         (run / "config.yaml").write_text(trial.config.to_yaml())
-        Note(dict(trial.values), ["held_out"] * 2, 1, f"t{trial.index}").write(run)
+        Note(dict(trial.values), 1, f"t{trial.index}").write(run)
     runs = [tmp_path / "runs" / trial.run_id for trial in trials]
     (runs[1] / "rounds.parquet").write_bytes(b"PAR1")
     (runs[2] / "trial.json").write_text("{")

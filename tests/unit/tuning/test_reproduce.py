@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedvsr.config import load_config
+from fedvsr.data.testsets import REDS4
 from fedvsr.errors import UserError
 from fedvsr.models.spec import RELEASED_FLOW
 from fedvsr.tuning import reproduce
@@ -79,8 +80,9 @@ def test_what_is_missing_is_named_with_what_makes_it(tmp_path: Path) -> None:
     assert lacking["reds"] == f"fedvsr data prepare reds --source REDS --out {tmp_path}/reds"
     assert "--clip reds4" in lacking["reds4"]
     assert "prepare-data.md" in lacking[RELEASED_FLOW]
-    for name in ("reds", "vid4", "kinetics", "reds4"):
-        write_store(tmp_path / name, {"a": trees.texture(1)})
+    stores = {"reds": REDS4, "vid4": tuple(trees.VID4_SIZES), "kinetics": ("a",), "reds4": REDS4}
+    for name, clips in stores.items():
+        write_store(tmp_path / name, dict.fromkeys(clips, trees.texture(1)))
     (tmp_path / RELEASED_FLOW).write_bytes(b"")
     assert [each.what for each in reproduce.missing(plan, False)] == ["a GPU"]
     assert reproduce.missing(plan, True) == []

@@ -17,19 +17,18 @@ from fedvsr.tuning.table import (
     column_of,
     history,
     read_trials,
+    reported,
     row_of,
-    sets_of,
     write_trials,
 )
-from tests.integration.running import run_serially, split_of
+from tests.integration.running import run_serially
 
 
 @pytest.fixture(scope="module")
 def finished(small_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = load_config(str(small_yaml), ["algorithm.name=fedavg"])
     folder = run_serially(config, tmp_path_factory.mktemp("runs"))
-    split = split_of(config)
-    Note({"algorithm.name": "fedavg"}, sets_of(config, split), 2, "t_1").write(folder)
+    Note({"algorithm.name": "fedavg"}, 2, "t_1").write(folder)
     return folder
 
 
@@ -47,28 +46,30 @@ def test_a_finished_trials_row_has_the_scores_of_its_run(finished: Path) -> None
     assert row["psnr_db"] == pytest.approx(scores.iloc[-1])
     assert row["best_psnr_db"] == pytest.approx(scores.max())
     assert row["best_round_idx"] == scores.idxmax()
-    assert row["held_out.psnr_db"] == pytest.approx(row["psnr_db"]), "there is one test set"
+    assert row["test_set"] == "held-out"
+    assert row["held-out.psnr_db"] == pytest.approx(row["psnr_db"]), "there is one test set"
     assert row["rounds_s"] > 0
     assert row["error"] is None
 
 
-def test_means_of_test_sets_follow_the_clips_positions(finished: Path, tmp_path: Path) -> None:
+def test_no_mean_mixes_two_test_sets(finished: Path, tmp_path: Path) -> None:
     scores = pd.read_parquet(finished / "evaluations.parquet")
     (tmp_path / "run").mkdir()
     for path in finished.glob("*.parquet"):
         (tmp_path / "run" / path.name).write_bytes(path.read_bytes())
     # Each clip once more, 1 dB better, as a second set.
-    other = scores.assign(psnr_db=scores["psnr_db"] + 1, clip_id="other")
-    both = pd.concat([scores, other]).sort_values(["round_idx", "psnr_db"], kind="stable")
+    other = scores.assign(psnr_db=scores["psnr_db"] + 1, clip_id="other", test_set="other")
+    both = pd.concat([scores, other]).sort_values("round_idx", kind="stable")
     schema = pq.read_schema(finished / "evaluations.parquet")
     pq.write_table(
         pa.Table.from_pandas(both, schema=schema, preserve_index=False),
         tmp_path / "run" / "evaluations.parquet",
     )
-    for entry in history(tmp_path / "run", ["a", "b"]):
+    for entry in history(tmp_path / "run"):
         sets = entry["test"]
-        assert set(sets) == {"a", "b"}
-        assert sets["b"]["psnr_db"] == pytest.approx(sets["a"]["psnr_db"] + 1)
+        assert list(sets) == ["held-out", "other"]
+        assert sets["other"]["psnr_db"] == pytest.approx(sets["held-out"]["psnr_db"] + 1)
+        assert reported(entry)["psnr_db"] == sets["held-out"]["psnr_db"], "the first set's"
 
 
 def test_a_trial_that_has_not_started_is_pending(small_yaml: Path, tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def test_every_column_is_described_and_typed(finished: Path, tmp_path: Path) -> 
     assert kinds == ["int64", "double", "string", "string"]
     table = read_trials(path)
     assert table["m"].tolist() == ["1", "reds4"]
-    assert table["held_out.best_ssim"].isna().tolist() == [False, True]
+    assert table["held-out.best_ssim"].isna().tolist() == [False, True]
     with pytest.raises(UserError, match="there is no sweep at"):
         read_trials(tmp_path / "nowhere" / "trials.parquet")
 
@@ -121,4 +122,4 @@ def test_the_best_trial_is_a_finished_one_and_its_file_loads(
 
 def test_the_column_of_a_metric() -> None:
     assert column_of("psnr_db") == "psnr_db"
-    assert column_of("test/reds4/ssim") == "reds4.ssim"
+    assert column_of("test/REDS4/ssim") == "REDS4.ssim"
