@@ -53,7 +53,8 @@ class ClientReport:
     vsr_loss: float
     """Mean of the network's own term L_VSR alone."""
     train_s: float
-    """Wall seconds of local training. Only the three times differ between equal tasks."""
+    """Wall seconds of local training. Equal tasks differ only in the three times, and in what they
+    take of a machine."""
     first_loss: float = 0.0
     """Local loss of the first batch, under the global parameters."""
     lr: float = 0.0
@@ -70,6 +71,12 @@ class ClientReport:
     """Whether the loss and every uploaded value are finite; if not, nothing was uploaded."""
     input_wait_s: float = 0.0
     """Wall seconds of `train_s` in which training waited for samples."""
+    energy_j: float = 0.0
+    """Joules of its GPU, or of all processors of its machine, while it trained; 0 if unknown."""
+    gpu_memory_bytes: int = 0
+    """Peak of the GPU memory that its tensors took; 0 without a GPU."""
+    gpu_utilisation: float = 0.0
+    """Share of its time in which its GPU computed, 0 to 1; 0 if unknown."""
     started_at: float = 0.0
     """When training began, seconds since 1970 by the clock of its node."""
 

@@ -10,7 +10,7 @@
 
 Two runs with the same configuration and seed on the same kind of machine have bit-equal columns,
 except for when, where and with which versions each was made (`run_id`, `*_at`, `executor`, `node`,
-`slot`, versions), wall seconds (`*_s`), restarts (`attempts`) and faults.
+`slot`, versions), seconds and energy (`*_s`, `*_j`, `gpu_*`), restarts (`attempts`) and faults.
 """
 
 from __future__ import annotations
@@ -95,9 +95,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         _field("model", pa.string(), "Network."),
         _field("algorithm", pa.string(), "Federated algorithm."),
         _field("executor", pa.string(), "ray or serial."),
-        _field(
-            "weights_source", pa.string(), "Others' weights that it started from; null for fresh."
-        ),
+        _field("weights_source", pa.string(), "Weights of others that it started from, or null."),
         _field("num_params", pa.int64(), "Parameters of the network.", "1"),
         _field("num_rounds", pa.int64(), "Rounds that the configuration asks for.", "1"),
         _field("num_clients", pa.int64(), "Registered clients.", "1"),
@@ -118,11 +116,11 @@ SCHEMAS: dict[str, pa.Schema] = {
         _field("num_online", pa.int64(), "Clients that could be sampled.", "1"),
         _field("num_rejected", pa.int64(), "Sampled clients whose update was rejected.", "1"),
         _field("num_failed", pa.int64(), "Sampled clients that sent no update.", "1"),
-        _field("num_upload_failures", pa.int64(), "Clients whose upload was lost, as set.", "1"),
+        _field("num_upload_failures", pa.int64(), "Clients whose upload was lost.", "1"),
         _field("loss", pa.float64(), "Local loss, mean over the aggregated clients.", "1"),
         _field("vsr_loss", pa.float64(), "Part of `loss` that is the network's own loss.", "1"),
         _field("weights_hellinger", pa.float64(), "Hellinger distance from uniform weights.", "1"),
-        _field("weights_deviation", pa.float64(), "Largest |K w - 1| of K clients' weights.", "1"),
+        _field("weights_deviation", pa.float64(), "Largest abs(K w - 1) of K weights w.", "1"),
         _TEST_SET,
         *_scores("mean over clips"),
         _field("download_bytes", pa.int64(), "Bytes sent to all clients.", "B"),
@@ -136,6 +134,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         ),
         _field("train_s", pa.float64(), "Time from the first task to the last report.", "s"),
         _field("aggregate_s", pa.float64(), "Time to weigh and sum the updates.", "s"),
+        _field("aggregate_j", pa.float64(), "Energy of processors in `aggregate_s`.", "J"),
         _field("evaluate_s", pa.float64(), "Time to score the test clips.", "s"),
     ),
     "clients": _schema(
@@ -160,6 +159,9 @@ SCHEMAS: dict[str, pa.Schema] = {
         _field("started_s", pa.float64(), "Time from the round's first task to its start.", "s"),
         _field("train_s", pa.float64(), "Time of local training.", "s"),
         _field("input_wait_s", pa.float64(), "Part of `train_s` spent waiting for samples.", "s"),
+        _field("energy_j", pa.float64(), "Energy of its GPU or processors while it trained.", "J"),
+        _field("gpu_memory_bytes", pa.int64(), "Peak GPU memory of its tensors.", "B"),
+        _field("gpu_utilisation", pa.float64(), "Share of the time that its GPU computed.", "1"),
     ),
     "evaluations": _schema(
         _ROUND,

@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fedvsr.algorithms.base import Aggregated, FedAvg
+from fedvsr.energy import Meter
 from fedvsr.errors import UserError
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.executors import ClientOutcome, Executor, Fault, TrainedClient
@@ -67,6 +68,8 @@ class RoundFinished:
     """Wall seconds from the first task to the last report."""
     aggregate_s: float
     """Wall seconds of weighing and summing."""
+    aggregate_j: float | None
+    """Joules of all processors of the driver's machine meanwhile; None if unknown."""
     num_online: int
     """Clients that could be reached."""
     download_bytes: int
@@ -165,7 +168,8 @@ def run_rounds(
         # The only reference to the updates from here on: their memory is freed as they are summed.
         updates = _remembered(trained, outcomes, states)
         del trained
-        state, weights = _aggregate(state, updates, outcomes, round_idx, setup)
+        with Meter() as meter:
+            state, weights = _aggregate(state, updates, outcomes, round_idx, setup)
         yield RoundFinished(
             state=state,
             outcomes=outcomes,
@@ -175,6 +179,7 @@ def run_rounds(
             gap_s=gap_s,
             train_s=train_s,
             aggregate_s=time.perf_counter() - summing,
+            aggregate_j=meter.energy_j,
             num_online=cohort.num_online,
             download_bytes=len(tasks) * sum(vector.nbytes for vector in shared.values()),
         )

@@ -70,6 +70,7 @@ def round_row(finished: RoundFinished, epsilon: float | None) -> Row:
         "gap_s": finished.gap_s,
         "train_s": finished.train_s,
         "aggregate_s": finished.aggregate_s,
+        "aggregate_j": finished.aggregate_j,
     }
 
 
@@ -129,6 +130,9 @@ def client_rows(finished: RoundFinished) -> list[Row]:
             "started_s": report.started_at - finished.started_at,
             "train_s": report.train_s,
             "input_wait_s": report.input_wait_s,
+            "energy_j": report.energy_j or None,
+            "gpu_memory_bytes": report.gpu_memory_bytes or None,
+            "gpu_utilisation": report.gpu_utilisation or None,
         }
         for position, (outcome, report) in enumerate(
             zip(finished.outcomes, finished.reports, strict=True)

@@ -24,6 +24,7 @@ from fedvsr.data.clips import Clip
 from fedvsr.data.loader import Loader
 from fedvsr.data.sampling import Draw, passes, read_batch
 from fedvsr.determinism import scoped_torch
+from fedvsr.energy import Meter
 from fedvsr.errors import UserError
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Packed, Vectors
 from fedvsr.models.spec import ModelConfig
@@ -145,12 +146,13 @@ class LocalTrainer:
         started_at, started = time.time(), time.perf_counter()
         seed = derive_seed(task.seed, "torch")
         with (
+            Meter(self.device) as meter,
             scoped_torch(seed, self.local.num_threads, self.local.deterministic),
             self.on_device(),
         ):
             report, update = self._train(task, shared, state, clips, out)
         train_s = time.perf_counter() - started
-        return replace(report, started_at=started_at, train_s=train_s), update
+        return replace(report, started_at=started_at, train_s=train_s, **meter.taken()), update
 
     def _train(
         self,

@@ -9,7 +9,7 @@ import pandas as pd
 
 from fedvsr.records import load_results
 
-# Columns that may differ between equal runs; so may those of wall seconds.
+# Columns that may differ between equal runs; so may those of seconds, energy and use of a GPU.
 VOLATILE = {
     *("run_id", "started_at", "updated_at", "executor", "attempts", "config", "name"),
     *("node", "slot"),
@@ -20,7 +20,13 @@ def facts(folder: Path) -> dict[str, pd.DataFrame]:
     """A run's tables without the columns that may differ."""
     tables = vars(load_results(folder))
     return {
-        name: table.drop(columns=[c for c in table if c in VOLATILE or c.endswith("_s")])
+        name: table.drop(
+            columns=[
+                c
+                for c in table
+                if c in VOLATILE or c.endswith(("_s", "_j")) or c.startswith("gpu_")
+            ]
+        )
         for name, table in tables.items()
         # Faults on the way are not part of the outcome.
         if name != "faults"

@@ -20,7 +20,7 @@ def finished(weights: list[float] | None, losses: list[float], lost: int) -> Rou
     ]
     outcomes = [ClientOutcome(r, upload_failed=r.client_id == lost) for r in reports]
     state = RunState(1, {"params": np.zeros(3, np.float32)}, {})
-    return RoundFinished(state, outcomes, weights, 0.0, 0, None, 1.0, 0.1, 4, 400)
+    return RoundFinished(state, outcomes, weights, 0.0, 0, None, 1.0, 0.1, 2.5, 4, 400)
 
 
 def test_rows_say_how_far_weights_are_from_uniform() -> None:
