@@ -12,7 +12,7 @@ import pandas as pd
 from fedvsr.metrics import METRICS
 from fedvsr.report import papers, tables
 from fedvsr.report.content import Report
-from fedvsr.report.render import Markup, grid, legend, number, plain, render
+from fedvsr.report.render import MISSING, Markup, grid, legend, number, plain, render
 
 _UNKNOWN = "not recorded"
 
@@ -56,7 +56,7 @@ def sections(report: Report, markup: Markup) -> list[Section]:
         )
         parts.append(Section("Paired differences", (), _table(rows, markup), after))
     if not report.overhead.empty:
-        rows = [_cost(row) for row in report.overhead.to_dict("records")]
+        rows = _costs(report.overhead)
         after = (
             "Medians over the recorded runs; in brackets, relative to FedAvg on the same device. "
             "Bytes are per client and round. Times include the effect of anything else that the "
@@ -122,24 +122,52 @@ def _interval(row: Mapping[Any, Any], what: str, decimals: int) -> str:
     return f"{ends} ({count})"
 
 
-def _cost(row: Mapping[Any, Any]) -> dict[str, str]:
-    return {
-        "network": row["model"],
-        "method": row["method"],
-        "device": row["device"],
-        "runs": str(row["num_runs"]),
-        "a step": _with_ratio(duration(row["step_s"]), row["step_ratio"], row["paper_step_ratio"]),
-        "aggregation": _with_ratio(
-            duration(row["aggregate_s"]), row["aggregate_ratio"], row["paper_aggregate_ratio"]
-        ),
-        "down": _with_ratio(_mib(row["download_bytes"]), row["download_ratio"]),
-        "up": _with_ratio(_mib(row["upload_bytes"]), row["upload_ratio"]),
+def _costs(costs: pd.DataFrame) -> list[dict[str, str]]:
+    """The rows of the table of costs, without those of energy and GPUs that nobody measured."""
+    shown = {
+        "a step": ("step_s", "step", duration),
+        "energy a step": ("energy_j", "energy", _joules),
+        "aggregation": ("aggregate_s", "aggregate", duration),
+        "its energy": ("aggregate_j", "aggregate_energy", _joules),
+        "GPU memory": ("gpu_memory_bytes", "gpu_memory", _gpu_memory),
+        "GPU use": ("gpu_utilisation", "gpu_utilisation", _percent),
+        "down": ("download_bytes", "download", _mib),
+        "up": ("upload_bytes", "upload", _mib),
     }
+    always = ("step_s", "aggregate_s", "download_bytes", "upload_bytes")
+    rows = [
+        {
+            "network": row["model"],
+            "method": row["method"],
+            "device": row["device"],
+            "runs": str(row["num_runs"]),
+        }
+        for row in costs.to_dict("records")
+    ]
+    for heading, (column, name, text) in shown.items():
+        paper = costs.get(f"paper_{name}_ratio", pd.Series(index=costs.index, dtype=float))
+        if column in always or costs[column].notna().any() or paper.notna().any():
+            values = zip(costs[column], costs[f"{name}_ratio"], paper, strict=True)
+            for row, (value, ratio, of_paper) in zip(rows, values, strict=True):
+                row[heading] = _with_ratios(text(value), ratio, of_paper)
+    return rows
 
 
-def _with_ratio(value: str, ratio: float | None, of_paper: float | None = None) -> str:
+def _with_ratios(value: str, ratio: float | None, of_paper: float | None) -> str:
     text = value if ratio is None or pd.isna(ratio) else f"{value} ({ratio:.2f}x)"
     return text if of_paper is None or pd.isna(of_paper) else f"{text} [{of_paper:.2f}x]"
+
+
+def _joules(energy_j: float) -> str:
+    return MISSING if pd.isna(energy_j) else f"{_three(energy_j)} J"
+
+
+def _gpu_memory(count: float) -> str:
+    return MISSING if pd.isna(count) else _mib(count)
+
+
+def _percent(share: float) -> str:
+    return MISSING if pd.isna(share) else f"{share:.0%}"
 
 
 def duration(seconds: float) -> str:

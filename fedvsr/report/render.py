@@ -15,7 +15,7 @@ from fedvsr.report.gather import ordered
 
 Markup = Literal["md", "tex", "html"]
 # The cell of a method without a run.
-_MISSING = "–"  # noqa: RUF001 (a dash is meant)
+MISSING = "–"  # noqa: RUF001 (a dash is meant)
 _MINUS = "\N{MINUS SIGN}"
 _TEX = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
@@ -194,7 +194,7 @@ def _text(cell: Mapping[Any, Any], markup: Markup, compared: bool) -> str:
     decimals = METRICS[cell["metric"]].decimals
     state = _escape(cell["state"], markup)
     if pd.isna(cell["mean"]):
-        text = state or _MISSING
+        text = state or MISSING
     else:
         text = number(cell["mean"], decimals)
         if not pd.isna(cell["std"]):
@@ -212,7 +212,7 @@ def _text(cell: Mapping[Any, Any], markup: Markup, compared: bool) -> str:
                 "html": f' <span class="state">{state}</span>',
             }[markup]
     if compared and not (pd.isna(cell["paper"]) and pd.isna(cell["mean"])):
-        paper = _MISSING if pd.isna(cell["paper"]) else number(cell["paper"], decimals)
+        paper = MISSING if pd.isna(cell["paper"]) else number(cell["paper"], decimals)
         if not (pd.isna(cell["paper"]) or pd.isna(cell["mean"])):
             paper += f", {number(cell['mean'] - cell['paper'], decimals, signed=True)}"
         text += {
@@ -221,7 +221,7 @@ def _text(cell: Mapping[Any, Any], markup: Markup, compared: bool) -> str:
             "html": f' <span class="paper">[{paper}]</span>',
         }[markup]
     if markup == "tex":
-        text = text.replace("±", r"$\pm$").replace(_MINUS, "$-$").replace(_MISSING, "--")
+        text = text.replace("±", r"$\pm$").replace(_MINUS, "$-$").replace(MISSING, "--")
     return text
 
 

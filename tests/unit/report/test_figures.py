@@ -13,8 +13,11 @@ from fedvsr.errors import UserError
 from fedvsr.metrics.fidelity import psnr
 from fedvsr.records import read_results, run_folders
 from fedvsr.report import clients, crops, curves, figures, prose, sweep
+from fedvsr.report.content import read
 from fedvsr.report.gather import gather
 from fedvsr.report.overhead import overhead
+from fedvsr.report.papers import Paper
+from fedvsr.report.prose import sections
 from tests.conftest import moving_texture
 from tests.unit.report.synthetic import write_frames, write_run
 
@@ -151,6 +154,32 @@ def test_cost_is_relative_to_fedavg_on_the_same_device(tmp_path: Path) -> None:
     alone = gather(results)
     alone = replace(alone, runs=alone.runs[alone.runs["method"] == "FedVSR"])
     assert overhead(results, alone)["step_ratio"].isna().all()
+
+
+def test_energy_and_gpus_stand_beside_the_papers(tmp_path: Path) -> None:
+    gpu = {"energy_j": 40.0, "gpu_memory_bytes": 2**30, "gpu_utilisation": 0.5}
+    write_run(tmp_path, "avg", clients=[client(1, 0, **gpu)])
+    write_run(tmp_path, "scaffold", algorithm="scaffold",
+              clients=[client(1, 0, **gpu | {"energy_j": 50.0})])  # fmt: skip
+    write_run(tmp_path, "local", algorithm="local", clients=[client(1, 0)])
+    table = overhead(load_results(tmp_path), gather(load_results(tmp_path)), "published")
+    row = table.set_index("method").loc["SCAFFOLD"]
+    # 4 steps a client; the paper has 11.35 % more energy, and 10.56 % more time.
+    assert (row["energy_j"], row["energy_ratio"]) == (12.5, 1.25)
+    assert row["paper_energy_ratio"] == pytest.approx(1.1135)
+    assert row["paper_step_ratio"] == pytest.approx(1.1056)
+
+    def costs(paper: Paper) -> str:
+        (section,) = (s for s in sections(read(tmp_path, paper), "md") if s.title == "Cost")
+        return section.table
+
+    text = costs("published")
+    assert "| 12.5 J (1.25x) [1.11x] |" in text
+    assert "| 1.00 GiB (1.00x) [1.06x] | 50% (1.00x) [1.05x] |" in text
+    assert "its energy" in text, "the paper has it"
+    (local,) = (line for line in text.splitlines() if "| local |" in line)
+    assert local.count("| – ") == 4, "a dash where nothing was measured"  # noqa: RUF001
+    assert "its energy" not in costs("preprint"), "neither measured nor in the paper"
 
 
 def test_bars_hide_the_grid_points_are_whole_and_no_panel_is_empty(tmp_path: Path) -> None:
