@@ -61,6 +61,18 @@ _MAX_EXTENDED = 20
 _MAX_KEY = 200
 
 
+# Settings that change no number.
+_NO_NUMBER: dict[str, Any] = {
+    "name": True,
+    "description": True,
+    "checkpoint": True,
+    "cluster": True,
+    "data": {"cache_dir": True},
+    "local": {"num_workers": True, "cuda_graphs": True, "deterministic": True},
+    "evaluation": {"metric_weights": True},
+}
+
+
 class CheckpointConfig(Section):
     """How often a run's state is saved."""
 
@@ -155,18 +167,8 @@ class ExperimentConfig(Section):
 
         It does not depend on placement, saving and names, nor on settings without effect.
         """
-        settings = self.model_dump(
-            mode="json",
-            exclude={
-                "name": True,
-                "description": True,
-                "checkpoint": True,
-                "cluster": True,
-                "data": {"cache_dir"},
-                "local": {"num_workers", "cuda_graphs", "deterministic"},
-            },
-        )
-        settings = _reset(settings, self.without_effect())
+        # Reset before they are left out: a reset adds what it resets.
+        settings = _without(_reset(self.model_dump(mode="json"), self.without_effect()), _NO_NUMBER)
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
     def files(self) -> dict[str, list[str]]:
@@ -177,6 +179,7 @@ class ExperimentConfig(Section):
             "data.test": [*self.data.test],
             "model.weights": [self.model.weights],
             "model.flow_weights": [getattr(self.model, "flow_weights", None)],
+            "evaluation.metric_weights": [self.evaluation.metric_weights],
         }
         return {key: [path for path in paths if path] for key, paths in named.items() if any(paths)}
 
@@ -348,6 +351,15 @@ def _reset(settings: Mapping[str, Any], unused: Iterable[Unused]) -> dict[str, A
     for setting in unused:
         reset = _merge(reset, _nested(setting.key, setting.default))
     return reset
+
+
+def _without(settings: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without those whose name has the value True, in nested sections too."""
+    return {
+        key: _without(value, names[key]) if isinstance(names.get(key), Mapping) else value
+        for key, value in settings.items()
+        if names.get(key) is not True
+    }
 
 
 def _keys(settings: Mapping[str, Any], path: str = "") -> Iterator[str]:

@@ -166,7 +166,24 @@ def evaluate(
             help="Low-resolution clips; repeatable. Default: made from GT by bicubic.",
         ),
     ] = None,
-    lpips: Annotated[bool, typer.Option("--lpips", help="Also score LPIPS.")] = False,
+    metrics: Annotated[
+        str,
+        typer.Option(
+            "--metrics",
+            metavar="LIST",
+            help="Metrics to score beside PSNR and SSIM, separated by commas: lpips, dists, vmaf, "
+            "tof. A run's own are scored too.",
+        ),
+    ] = "",
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--metric-weights",
+            metavar="DIR",
+            help="Folder with AlexNet's and VGG16's weights, for lpips and dists. "
+            "Default: torchvision's, which it downloads.",
+        ),
+    ] = None,
     max_frames: Annotated[
         int | None,
         typer.Option("--max-frames", min=1, help="Frames scored from the start of each clip."),
@@ -193,6 +210,9 @@ def evaluate(
 
     if out is not None:
         _require_table(out)
+    chosen = _chosen(metrics)
+    if weights is not None:
+        _require_folder(weights)
     trained = find_trained(checkpoint, results, model, settings or ())
     compute, part = _compute(tile, memory, device, precision, threads), ""
     if gt:
@@ -202,19 +222,46 @@ def evaluate(
             raise UserError("--lq needs ground truth to compare with; name it before --lq")
         with PreparationView(console) as preparation:
             clips, own = scoring.held_out(trained, preparation, max_frames)
-        lpips = lpips or own.lpips
+        chosen = [*dict.fromkeys((*own.metrics, *chosen))]
+        weights = weights or own.metric_weights
         compute, part = scoring.as_in_training(compute, own, threads), scored_part(own.crop)
     scores: list[ClipScore] = []
     with FramesView(console) as view:
         view.say(f"{trained.origin}; x{trained.spec.scale} on {_device_name(compute)}, {precision}")
         for score in scoring.evaluate(
-            trained, clips, compute, lpips=lpips, begin=view.begin, say=view.say
+            trained,
+            clips,
+            compute,
+            metrics=chosen,
+            weights=weights,
+            begin=view.begin,
+            say=view.say,
         ):
             scores.append(score)
     print_wide(scores_table(scores, part))
     if out is not None:
         _write(out, trained, compute, scores)
         say(f"{out}")
+
+
+def _chosen(text: str) -> list[str]:
+    """The names of a list of metrics."""
+    from fedvsr.lookup import did_you_mean
+    from fedvsr.metrics import OPTIONAL
+
+    names = [*dict.fromkeys(name.strip() for name in text.split(",") if name.strip())]
+    for name in names:
+        if name not in OPTIONAL:
+            raise UserError(
+                f"--metrics {text!r}: {name} is not one of them{did_you_mean(name, OPTIONAL)} "
+                f"(there are: {', '.join(OPTIONAL)}; PSNR and SSIM are always scored)"
+            )
+    return names
+
+
+def _require_folder(weights: str) -> None:
+    if not Path(weights).is_dir():
+        raise UserError(f"--metric-weights {weights}: there is no such folder")
 
 
 def _require_table(out: Path) -> None:

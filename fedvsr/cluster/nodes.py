@@ -159,7 +159,8 @@ def data_paths(config: ExperimentConfig | None) -> Iterator[DataPaths]:
         yield DataPaths({}, {})
         return
     files = config.files()
-    everywhere = [p for key in ("model.weights", "model.flow_weights") for p in files.get(key, [])]
+    weights = ("model.weights", "model.flow_weights", "evaluation.metric_weights")
+    everywhere = [path for key in weights for path in files.get(key, [])]
     here = files.get("data.videos", [])
     for folder in (p for key in ("data.train", "data.test") for p in files.get(key, [])):
         prepared = (Path(folder).expanduser() / "manifest.json").is_file()

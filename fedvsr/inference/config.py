@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
+from fedvsr.metrics import OPTIONAL
 from fedvsr.section import Former, OnlyWith, Section
+
+MetricName: TypeAlias = Literal["lpips", "dists", "vmaf", "tof"]
 
 
 class TileConfig(Section):
@@ -38,7 +41,19 @@ class EvaluationConfig(Section):
     luma: Annotated[
         bool, Former("luma is always scored beside RGB, in the columns psnr_y_db and ssim_y")
     ] = Field(False, description="Has no effect: luma is always scored beside RGB.")
-    lpips: bool = Field(False, description="Also score LPIPS (needs the extra `metrics`).")
+    lpips: Annotated[bool, Former("write evaluation.metrics: [lpips]")] = Field(
+        False, description="Has no effect: write `metrics: [lpips]`."
+    )
+    metrics: list[MetricName] = Field(
+        [],
+        description="Metrics to score beside PSNR and SSIM: lpips, dists, vmaf, tof (they need the "
+        "extra `metrics`).",
+    )
+    metric_weights: Annotated[str | None, OnlyWith("metrics")] = Field(
+        None,
+        description="Folder with AlexNet's and VGG16's weights, which lpips and dists need "
+        "(default: torchvision's, which it downloads).",
+    )
     max_frames: int | None = Field(
         None, ge=1, description="Frames scored from the start of each test clip (default: all)."
     )
@@ -49,3 +64,12 @@ class EvaluationConfig(Section):
     )
     tiles: TileConfig = Field(TileConfig(), description="Tiles of inference.")
     num_threads: int = Field(1, ge=1, le=256, description="CPU threads of the evaluator.")
+
+    def model_post_init(self, _: object) -> None:
+        """Check that the part that is scored is large enough for each metric."""
+        for name in self.metrics:
+            if self.metrics.count(name) > 1:
+                raise ValueError(f"metrics names {name} twice")
+            least = OPTIONAL[name].min_side
+            if self.crop is not None and self.crop < least:
+                raise ValueError(f"crop = {self.crop} must be at least {least} for {name}")

@@ -16,8 +16,7 @@ from fedvsr.inference.config import EvaluationConfig
 from fedvsr.inference.scores import ClipScore
 from fedvsr.inference.tiling import super_resolve
 from fedvsr.metrics import BICUBIC
-from fedvsr.metrics.fidelity import fidelity
-from fedvsr.metrics.perceptual import lpips
+from fedvsr.metrics.meter import Meter
 from fedvsr.models.spec import ModelConfig
 from fedvsr.params import FloatVector, load_flat
 from fedvsr.training.requirements import model_spec
@@ -81,35 +80,10 @@ class Evaluator:
         )
 
     def _compare(self, sr: Frames, gt: Frames) -> dict[str, float]:
-        meter = Meter(self.config.lpips)
-        for sr_frame, gt_frame in zip(sr, gt, strict=True):
-            meter.add(sr_frame, gt_frame)
-        return meter.means()
-
-
-class Meter:
-    """Compares the frames of a clip one by one.
-
-    Args:
-        with_lpips: also score LPIPS.
-    """
-
-    def __init__(self, with_lpips: bool = False) -> None:
-        self._with_lpips = with_lpips
-        self._sums, self.num_frames = dict[str, float](), 0
-
-    def add(self, sr: Frames, gt: Frames) -> None:
-        """Compare the next frame (H, W, 3), uint8 RGB, with ground truth."""
-        values = fidelity(sr, gt)
-        if self._with_lpips:
-            values["lpips"] = float(lpips(sr, gt))
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self.num_frames += 1
-
-    def means(self) -> dict[str, float]:
-        """Means over the frames, by column."""
-        return {name: total / self.num_frames for name, total in self._sums.items()}
+        with Meter(self.config.metrics, self.config.metric_weights) as meter:
+            for sr_frame, gt_frame in zip(sr, gt, strict=True):
+                meter.add(sr_frame, gt_frame)
+            return meter.means()
 
 
 def _beside(values: Mapping[str, float], of_bicubic: Mapping[str, float]) -> dict[str, float]:
@@ -137,7 +111,8 @@ def score_clip(
     scale: int,
     *,
     test_set: str,
-    lpips: bool = False,
+    metrics: Sequence[str] = (),
+    weights: str | None = None,
 ) -> ClipScore:
     """Score a clip frame by frame; memory holds only the frames that `enlarge` is working on.
 
@@ -147,7 +122,8 @@ def score_clip(
         enlarge: maps low-resolution frames to as many super-resolved frames, in order.
         scale: the enlargement.
         test_set: names the test set of the clip.
-        lpips: also score LPIPS.
+        metrics: the metrics to score beside PSNR and SSIM, by name.
+        weights: the folder with the weights of metrics; see `Meter`.
     """
     waiting = deque[tuple[Frames, Frames]]()
 
@@ -156,17 +132,17 @@ def score_clip(
             waiting.append(pair)
             yield pair[1]
 
-    of_sr, of_bicubic = Meter(lpips), Meter(lpips)
-    for sr in enlarge(low_resolution()):
-        gt, lq = waiting.popleft()
-        of_sr.add(sr, gt)
-        of_bicubic.add(bicubic(lq[None], scale)[0], gt)
-    return ClipScore(
-        clip_id=clip_id,
-        test_set=test_set,
-        num_frames=of_sr.num_frames,
-        values=_beside(of_sr.means(), of_bicubic.means()),
-    )
+    with Meter(metrics, weights) as of_sr, Meter(metrics, weights) as of_bicubic:
+        for sr in enlarge(low_resolution()):
+            gt, lq = waiting.popleft()
+            of_sr.add(sr, gt)
+            of_bicubic.add(bicubic(lq[None], scale)[0], gt)
+        return ClipScore(
+            clip_id=clip_id,
+            test_set=test_set,
+            num_frames=of_sr.num_frames,
+            values=_beside(of_sr.means(), of_bicubic.means()),
+        )
 
 
 def bicubic(lq_THWC: Frames, scale: int) -> Frames:

@@ -120,7 +120,8 @@ def evaluate(
     clips: Sequence[TestClip],
     compute: Compute,
     *,
-    lpips: bool,
+    metrics: Sequence[str] = (),
+    weights: str | None = None,
     begin: Callable[[str], Progress],
     say: Say,
 ) -> Iterator[ClipScore]:
@@ -130,7 +131,8 @@ def evaluate(
         trained: the network.
         clips: the test clips.
         compute: the device, precision and tiles.
-        lpips: also score LPIPS.
+        metrics: the metrics to score beside PSNR and SSIM, by name.
+        weights: the folder with the weights of metrics.
         begin: called with a clip's name; returns a function that is called with the frames done.
         say: called with a line on the tile, if it is chosen here.
 
@@ -150,7 +152,8 @@ def evaluate(
             ),
             trained.spec.scale,
             test_set=clip.test_set,
-            lpips=lpips,
+            metrics=metrics,
+            weights=weights,
         )
 
 

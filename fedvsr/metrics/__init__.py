@@ -1,7 +1,8 @@
 """The metrics: one entry each, from which columns, headings and directions follow.
 
 Definitions: `docs/explanation/metrics.md`. `fedvsr.metrics.fidelity` computes PSNR and SSIM,
-`fedvsr.metrics.perceptual` LPIPS. This module loads neither torch nor numpy.
+`perceptual` LPIPS and DISTS, `vmaf` VMAF and `temporal` tOF; `meter` compares clips by those that
+are chosen. This module loads neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ BICUBIC = "bicubic_"
 class Metric:
     """A measure of super-resolved frames against ground truth."""
 
+    name: str
+    """What `evaluation.metrics` calls it; of those that are always scored, the column."""
     column: str
     """Its column in result tables, with the unit; that of bicubic enlargement has a prefix."""
     label: str
@@ -27,8 +30,10 @@ class Metric:
     """`1` for a number without a unit."""
     decimals: int = 4
     higher_is_better: bool = True
-    extra: str = ""
-    """The extra that installs what computes it; empty if it is always scored."""
+    min_side: int = 11
+    """Pixels a side that frames need."""
+    package: str = ""
+    """The module of another package that computes it; empty if it is always scored."""
 
     @property
     def suffix(self) -> str:
@@ -46,14 +51,53 @@ class Metric:
 
 
 _ALL = (
-    Metric("psnr_db", "PSNR", "PSNR of RGB", "dB", decimals=2),
-    Metric("ssim", "SSIM", "SSIM of RGB"),
-    Metric("psnr_y_db", "PSNR-Y", "PSNR of BT.601 luma", "dB", decimals=2),
-    Metric("ssim_y", "SSIM-Y", "SSIM of BT.601 luma"),
-    Metric("lpips", "LPIPS", "LPIPS (AlexNet) of RGB", higher_is_better=False, extra="metrics"),
+    Metric("psnr_db", "psnr_db", "PSNR", "PSNR of RGB", "dB", decimals=2),
+    Metric("ssim", "ssim", "SSIM", "SSIM of RGB"),
+    Metric("psnr_y_db", "psnr_y_db", "PSNR-Y", "PSNR of BT.601 luma", "dB", decimals=2),
+    Metric("ssim_y", "ssim_y", "SSIM-Y", "SSIM of BT.601 luma"),
+    Metric(
+        "lpips",
+        "lpips",
+        "LPIPS",
+        "LPIPS (AlexNet) of RGB",
+        higher_is_better=False,
+        min_side=32,
+        package="lpips",
+    ),
+    Metric(
+        "dists",
+        "dists",
+        "DISTS",
+        "DISTS of RGB",
+        higher_is_better=False,
+        min_side=32,
+        package="DISTS_pytorch",
+    ),
+    Metric(
+        "vmaf",
+        "vmaf",
+        "VMAF",
+        "VMAF (vmaf_v0.6.1)",
+        decimals=2,
+        min_side=64,
+        package="imageio_ffmpeg",
+    ),
+    Metric(
+        "tof",
+        "tof_px",
+        "tOF",
+        "Error of optical flow from frame to frame (Farneback)",
+        "px",
+        higher_is_better=False,
+        min_side=32,
+        package="cv2",
+    ),
 )
 METRICS = {metric.column: metric for metric in _ALL}
 """Every metric by its column, in the order of tables."""
+
+OPTIONAL = {metric.name: metric for metric in _ALL if metric.package}
+"""The metrics that `evaluation.metrics` adds, by name."""
 
 
 def columns(metrics: Iterable[str] = METRICS) -> list[str]:

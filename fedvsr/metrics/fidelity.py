@@ -91,6 +91,11 @@ def fidelity(sr: Frames, gt: Frames) -> dict[str, float]:
     }
 
 
+def luma(frame: Frames) -> npt.NDArray[np.float64]:
+    """BT.601 studio-range Y (H, W) of a frame, 16 to 235, not rounded."""
+    return np.asarray(_planes(frame)[3].numpy())
+
+
 def require_frames(sr: Frames, gt: Frames) -> None:
     """Check that two arrays are uint8 RGB frames `(..., H, W, 3)` of one shape.
 

@@ -74,6 +74,7 @@ _NO_NUMBER = (
     "cluster",
     "data.cache_dir",
     "local.num_workers",
+    "evaluation.metric_weights",
 )
 # Settings with a label of their own in a table: of rows, columns and test sets.
 _LABELLED = (
@@ -86,6 +87,7 @@ _LABELLED = (
     "evaluation.luma",
     "evaluation.max_frames",
     "evaluation.lpips",
+    "evaluation.metrics",
 )
 # Settings in which runs of different heterogeneity may differ: what data is dealt.
 _DATA = ("data.alpha", "data.videos", "data.train", "data.test", "data.held_out")

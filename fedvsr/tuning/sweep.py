@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from fedvsr import yaml12
 from fedvsr.config import ExperimentConfig, explain, load_effective, parse_override
@@ -22,7 +22,7 @@ from fedvsr.section import NAME, Section, short
 from fedvsr.seeding import generator
 from fedvsr.tuning.expressions import evaluate, names_in
 from fedvsr.tuning.space import MAX_TRIALS, Dimension, Value, flat, nested
-from fedvsr.tuning.table import set_names
+from fedvsr.tuning.table import require_scored
 
 # Draws without a new trial, after which the space counts as exhausted.
 _MAX_REDRAWS = 100
@@ -131,7 +131,9 @@ class SweepConfig(Section):
         "psnr_db, which is of the first test set; test/NAME/psnr_db is of the set NAME.",
     )
     mode: Literal["max", "min"] = Field(
-        "max", description="Whether the highest or the lowest metric is best."
+        "max",
+        description="Whether the highest or the lowest metric is best (default: as the metric is "
+        "meant; min for loss, lpips, dists and tof_px).",
     )
     scheduler: SchedulerConfig = Field(
         SchedulerConfig(), description="Which trials are stopped early."
@@ -148,6 +150,17 @@ class SweepConfig(Section):
     )
     estimate: EstimateConfig | None = Field(None, description="Expected cost of a trial.")
     loggers: LoggersConfig = Field(LoggersConfig(), description="Other experiment trackers.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_metric(cls, values: Any) -> Any:
+        """Fill in the direction in which the metric is better."""
+        if isinstance(values, Mapping) and "mode" not in values:
+            column = str(values.get("metric", "")).rpartition("/")[2]
+            known = METRICS.get(column)
+            if column == "loss" or (known is not None and not known.higher_is_better):
+                return {**values, "mode": "min"}
+        return values
 
     def model_post_init(self, _: object) -> None:
         """Check what concerns several fields at once."""
@@ -349,21 +362,11 @@ def make_trial(sweep: SweepConfig, index: int, point: Mapping[str, Value]) -> Tr
         if sweep.executor == "serial":
             changes += ["cluster.slots=1", "cluster.gpu_share=0"]
         config, unused = load_effective(base, changes)
-        _require_test_set(sweep.metric, config)
+        require_scored(sweep.metric, config)
         own = {*flat(sweep.set), *flat(settings)}
         return Trial(index, values, config, tuple(key for key in unused if key in own))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-
-
-def _require_test_set(metric: str, config: ExperimentConfig) -> None:
-    known = set_names(config)
-    _, _, name = metric.rpartition("/")[0].partition("/")
-    if name and name not in known:
-        raise UserError(
-            f"metric = {metric}, but no test set is called {name}{did_you_mean(name, known)} "
-            f"(there are: {', '.join(known)})"
-        )
 
 
 def any_trial(sweep: SweepConfig) -> Trial:

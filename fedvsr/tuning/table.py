@@ -19,6 +19,7 @@ from fedvsr.data.testsets import listed_clips, planned_names
 from fedvsr.data.videos import absolute
 from fedvsr.errors import FileError, UserError, skipping
 from fedvsr.files import replacing
+from fedvsr.lookup import did_you_mean
 from fedvsr.means import by_test_set, groups, last_evaluation, mean_scores
 from fedvsr.metrics import METRICS
 from fedvsr.records import checked_table, read_run
@@ -141,10 +142,26 @@ def newest_runs(runs: Path) -> dict[str, Path]:
     return {trial: folder for trial, (_, folder) in newest.items()}
 
 
-def set_names(config: ExperimentConfig) -> list[str]:
-    """Names that the test sets of a configuration have, or can have if their clips are not here."""
+def require_scored(metric: str, config: ExperimentConfig) -> None:
+    """Check that runs of a configuration score the metric that trials are compared by.
+
+    Raises:
+        UserError: the metric is not chosen, or no test set has its name.
+    """
+    wanted = METRICS.get(metric.rpartition("/")[2])
+    if wanted is not None and wanted.package and wanted.name not in config.evaluation.metrics:
+        raise UserError(
+            f"metric = {metric}, but evaluation.metrics has no {wanted.name}; add it to `set`"
+        )
     places = {name: absolute(name, "data.test") for name in config.data.test}
-    return planned_names(config.data, {name: listed_clips(path) for name, path in places.items()})
+    # Names that are certain, or possible if the clips are not here.
+    known = planned_names(config.data, {name: listed_clips(p) for name, p in places.items()})
+    _, _, name = metric.rpartition("/")[0].partition("/")
+    if name and name not in known:
+        raise UserError(
+            f"metric = {metric}, but no test set is called {name}{did_you_mean(name, known)} "
+            f"(there are: {', '.join(known)})"
+        )
 
 
 class Scores(TypedDict):

@@ -106,7 +106,7 @@ def test_a_sweep_runs_its_trials_and_writes_the_best(small_yaml: Path, tmp_path:
 
     events = load_events(folder / "tune")
     assert events["ray/tune/psnr_db"] == pytest.approx(table["psnr_db"].tolist())
-    assert events["ray/tune/test/held_out/ssim"] == pytest.approx(table["ssim"].tolist())
+    assert events["ray/tune/test/held-out/ssim"] == pytest.approx(table["ssim"].tolist())
 
     again = subprocess.run(
         tune_command(file, tmp_path), capture_output=True, text=True, timeout=100

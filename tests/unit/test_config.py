@@ -128,6 +128,8 @@ FOLDERS = "data={videos: [], train: [a], test: [b]}"
         ("evaluation.tiles.overlap_frames=1", [], "evaluation.tiles.frames = null"),
         ("evaluation.tiles.overlap=8", [], "evaluation.tiles.size = null"),
         ("evaluation.luma=true", [], "luma is always scored beside RGB"),
+        ("evaluation.lpips=true", [], "write evaluation.metrics: [lpips]"),
+        ("evaluation.metric_weights=d", [], "evaluation.metrics = []"),
     ],
 )
 def test_a_setting_without_effect_is_refused(

@@ -145,6 +145,18 @@ def test_seeds_repeat_every_trial(tmp_path: Path) -> None:
     assert trials[1].values["seed"] == 5
 
 
+@pytest.mark.parametrize(
+    ("metric", "mode"),
+    [("psnr_db", "max"), ("test/held-out/lpips", "min"), ("tof_px", "min"), ("vmaf", "max"),
+     ("loss", "min")],
+)  # fmt: skip
+def test_a_metrics_own_direction_is_followed(tmp_path: Path, metric: str, mode: str) -> None:
+    changes = {"metric": metric, "set": {"evaluation.metrics": ["lpips", "tof", "vmaf"]}}
+    assert load(tmp_path, LAMBDAS | changes).mode == mode
+    assert load(tmp_path, LAMBDAS | changes | {"mode": "max"}).mode == "max", "unless it is given"
+    assert expand(load(tmp_path, LAMBDAS | changes))
+
+
 def test_a_saved_sweep_reads_the_same(tmp_path: Path) -> None:
     sweep = load(tmp_path, LAMBDAS, "data.num_clients=6")
     save_sweep(sweep, tmp_path / "again.yaml")
@@ -164,6 +176,7 @@ def test_a_saved_sweep_reads_the_same(tmp_path: Path) -> None:
         ({"space": {"local.lr": {"loguniform": [0, 1]}}}, "bounds above 0"),
         ({"space": {}}, "space = {}"),
         ({"metric": "psnr"}, "metric = 'psnr' is not reported; did you mean 'psnr_db'"),
+        ({"metric": "test/Vid4/vmfa"}, "is not reported; did you mean 'vmaf'"),
         ({"scheduler": {"name": "ahsa"}}, "scheduler.name = 'ahsa'"),
         ({"constraints": {"local.lr": "2 * algorithm.lamda_vsr"}}, "lamda_vsr is not swept; did"),
         ({"constraints": {"algorithm.lambda_vsr": "1"}}, "is in space too"),
@@ -190,6 +203,7 @@ def test_mistakes_are_named(changes: dict[str, Any], message: str, tmp_path: Pat
             r"trial 1 \(clients_per_round=99\): federation.clients_per_round = 99 is more than",
         ),
         ({"space": {"base": {"grid": ["dmeo"]}}}, r"trial 0 .*did you mean 'demo'"),
+        ({"metric": "vmaf"}, "metric = vmaf, but evaluation.metrics has no vmaf; add it to `set`"),
         ({"space": {"cluster.slots": {"grid": [1, 2]}}}, r"trials 0 \(slots=1\) and 1 .* the same"),
         ({"constraints": {"local.lr": "1 / (algorithm.lambda_vsr - 0.1)"}}, "trial 0.*by zero"),
         (
