@@ -35,6 +35,11 @@ def source(paper: Paper) -> str:
     return f"{numbers['source']} ({numbers['settings']})"
 
 
+def caveats(paper: Paper, metrics: Collection[str]) -> list[str]:
+    """Why the paper's values of some of these metrics cannot be compared, as sentences."""
+    return [text for name, text in _numbers(paper)["not_comparable"].items() if name in metrics]
+
+
 def methods(paper: Paper) -> list[str]:
     """The algorithms of its tables, in their order."""
     return list(_numbers(paper)["values"]["vrt"])

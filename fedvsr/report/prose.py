@@ -92,7 +92,9 @@ def markdown(report: Report, pictures: Sequence[str]) -> str:
 def _paper_note(report: Report, cells: pd.DataFrame) -> str:
     if cells["paper"].isna().all():
         return ""
-    return f" The paper's values: {papers.source(report.paper)}."
+    compared = cells[cells["paper"].notna()]["metric"].unique()
+    text = f"The paper's values: {papers.source(report.paper)}."
+    return " ".join(["", text, *papers.caveats(report.paper, compared)])
 
 
 def _table(rows: list[dict[str, str]], markup: Markup) -> str:

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from fedvsr.config import ExperimentConfig, parse_override
 from fedvsr.data.clips import open_store
 from fedvsr.errors import UserError
 from fedvsr.lookup import did_you_mean
+from fedvsr.metrics import OPTIONAL
 from fedvsr.models.spec import RELEASED_FLOW
 from fedvsr.tuning.space import flat
 from fedvsr.tuning.sweep import SweepConfig, Trial, expand, load_sweep
@@ -43,6 +45,7 @@ _DEMO: Mapping[str, object] = {
     "local.steps": 2,
     "evaluation.every_rounds": 2,
     "evaluation.crop": None,
+    "evaluation.metrics": [],
 }
 
 
@@ -117,7 +120,7 @@ def missing(plan: Plan, has_gpus: bool) -> list[Missing]:
         UserError: a store is damaged.
     """
     configs = [trial.config for trial in plan.trials]
-    lacking = [*_missing_stores(configs), *_missing_flow(configs)]
+    lacking = [*_missing_stores(configs), *_missing_flow(configs), *_missing_metrics(configs)]
     if plan.size == "paper" and not has_gpus:
         remedy = (
             "on a machine of a cluster with GPUs: --address auto; from elsewhere: --submit "
@@ -149,6 +152,13 @@ def _missing_flow(configs: Iterable[ExperimentConfig]) -> Iterator[Missing]:
                 f"SpyNet's released weights (docs/how-to/prepare-data.md, Flow weights): "
                 f"mv {RELEASED_FLOW} {shlex.quote(path)}",
             )
+
+
+def _missing_metrics(configs: Iterable[ExperimentConfig]) -> Iterator[Missing]:
+    for name in dict.fromkeys(name for config in configs for name in config.evaluation.metrics):
+        package = OPTIONAL[name].package
+        if find_spec(package) is None:
+            yield Missing(f"the package {package}, for {name}", "pip install 'fedvsr[metrics]'")
 
 
 def _stored_in(sweep: SweepConfig, data: Path, kept: Collection[str]) -> SweepConfig:

@@ -10,7 +10,8 @@ from fedvsr import load_results
 from fedvsr.data.config import REDS4
 from fedvsr.data.testsets import VID4
 from fedvsr.errors import UserError
-from fedvsr.report import papers, tables
+from fedvsr.report import papers, prose, tables
+from fedvsr.report.content import read
 from fedvsr.report.gather import gather
 from fedvsr.report.render import grid, legend, render
 from tests.unit.report.synthetic import write_run
@@ -181,6 +182,9 @@ def test_each_form_of_the_paper_stands_beside_its_own_variant(tmp_path: Path) ->
     assert shown["published"]["FedVSR (published)", "lpips"] == 0.1377
     assert ("FedVSR (published)", "psnr_db") not in shown["preprint"]
     assert ("FedVSR", "psnr_db") not in shown["published"]
+    notes = {p: prose.sections(read(tmp_path, p), "md")[0].after for p in papers.PAPERS}
+    assert "The paper's LPIPS is not comparable" in notes["published"]
+    assert "LPIPS" not in notes["preprint"]
     assert ("FedAvg", "lpips") not in shown["preprint"], "the preprint has PSNR and SSIM"
     both = [shown[paper]["FedAvg", "psnr_db"] for paper in papers.PAPERS]
     assert both == [31.3, 31.3]

@@ -52,7 +52,8 @@ def test_a_demo_keeps_what_its_sweep_compares(tmp_path: Path) -> None:
     def swept(name: str, key: str) -> list[object]:
         trials = reproduce.planned(name, tmp_path, "demo").trials
         section, _, field = key.partition(".")
-        return sorted({getattr(getattr(t.config, section), field) for t in trials})
+        values = [getattr(getattr(t.config, section), field) for t in trials]
+        return sorted(value for i, value in enumerate(values) if value not in values[:i])
 
     assert swept("clients", "data.num_clients") == [4, 12, 24]
     assert swept("clients", "data.clips_per_client") == [1, 2, 6]
@@ -62,6 +63,11 @@ def test_a_demo_keeps_what_its_sweep_compares(tmp_path: Path) -> None:
     assert {t.config.local.steps for t in epochs} == {None}, "steps would replace the epochs"
     assert swept("failures", "federation.upload_failure_probability") == [0, 0.25, 0.5, 0.75]
     assert swept("confounds", "local.batch_size") == [1, 4]
+    (metrics,) = {
+        tuple(t.config.evaluation.metrics) for t in reproduce.planned("table1", tmp_path).trials
+    }
+    assert metrics == ("lpips", "vmaf")
+    assert swept("table1", "evaluation.metrics") == [[]], "they need weights and packages"
 
 
 def test_settings_of_the_user_come_last(tmp_path: Path) -> None:
@@ -73,7 +79,10 @@ def test_settings_of_the_user_come_last(tmp_path: Path) -> None:
         reproduce.planned("alpha", tmp_path, "demo", ["algorithm.alpha=2"])
 
 
-def test_what_is_missing_is_named_with_what_makes_it(tmp_path: Path) -> None:
+def test_what_is_missing_is_named_with_what_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reproduce, "find_spec", lambda name: name)
     plan = reproduce.planned("table1", tmp_path)
     lacking = {Path(each.what).name: each.remedy for each in reproduce.missing(plan, False)}
     assert set(lacking) == {"reds", "vid4", "kinetics", "reds4", RELEASED_FLOW, "a GPU"}
@@ -84,6 +93,9 @@ def test_what_is_missing_is_named_with_what_makes_it(tmp_path: Path) -> None:
     for name, clips in stores.items():
         write_store(tmp_path / name, dict.fromkeys(clips, trees.texture(1)))
     (tmp_path / RELEASED_FLOW).write_bytes(b"")
+    monkeypatch.setattr(reproduce, "find_spec", lambda name: None if name == "lpips" else name)
+    assert [each.what for each in reproduce.missing(plan, True)] == ["the package lpips, for lpips"]
+    monkeypatch.setattr(reproduce, "find_spec", lambda name: name)
     assert [each.what for each in reproduce.missing(plan, False)] == ["a GPU"]
     assert reproduce.missing(plan, True) == []
     demo = reproduce.planned("table1", tmp_path, "demo")
