@@ -85,6 +85,7 @@ app.command()(settings.presets)
 app.command("config")(settings.show_config)
 app.command()(results.show)
 app.command("list")(results.list_runs)
+app.command()(results.compare)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console, RenderableType
@@ -17,15 +17,16 @@ from rich.progress import TextColumn
 from rich.table import Table
 from rich.text import Text
 
+PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+"""A console's settings for text as it is: no markup such as [bold], no :emoji:, no highlighting.
+
+What the program prints holds names and settings of users, in which these have no meaning.
+"""
+
 
 def plain_console(*, stderr: bool = False, width: int | None = None) -> Console:
-    """A console that prints text as it is: no markup such as [bold], no :emoji:, no highlighting.
-
-    What the program prints holds names and settings of users, in which these have no meaning.
-    """
-    return Console(
-        stderr=stderr, width=width, markup=False, emoji=False, highlight=False, soft_wrap=stderr
-    )
+    """A console that prints text as it is, see `PLAIN`."""
+    return Console(stderr=stderr, width=width, soft_wrap=stderr, **PLAIN)
 
 
 def plain_column(template: str) -> TextColumn:
@@ -42,7 +43,10 @@ SourceArgument = Annotated[
     str,
     typer.Argument(metavar="PRESET_OR_YAML", help="A preset (`fedvsr presets`) or a YAML file."),
 ]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its folder.")]
+RunArgument = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="A run's id, the start of its id, its folder, or `latest`."),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -65,7 +65,9 @@ def upscale(
     checkpoint: Annotated[
         str,
         typer.Option(
-            "--checkpoint", metavar="RUN_OR_FILE", help="A run's id, its folder, or a file."
+            "--checkpoint",
+            metavar="RUN_OR_FILE",
+            help="A run by id or folder, `latest`, or a file.",
         ),
     ],
     out: Annotated[
@@ -148,7 +150,8 @@ def upscale(
 
 def evaluate(
     checkpoint: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT", help="A run's id, its folder, or a file.")
+        str,
+        typer.Argument(metavar="CHECKPOINT", help="A run by id or folder, `latest`, or a file."),
     ],
     gt: Annotated[
         list[str] | None,

@@ -19,6 +19,7 @@ from fedvsr.cli.common import (
 )
 from fedvsr.errors import UserError
 from fedvsr.files import require_folder
+from fedvsr.run_names import find_folder
 
 if TYPE_CHECKING:
     from fedvsr.report.crops import Crop
@@ -149,7 +150,7 @@ def watch(
     from fedvsr.runs.watch import ending
     from fedvsr.runs.watch import watch as events
 
-    folder = Path(run) if Path(run).is_dir() else out / run
+    folder = find_folder(run, out)
     try:
         follow(events(folder, every), console)
     except KeyboardInterrupt:

@@ -1,4 +1,7 @@
-"""The commands `show` and `list`. They read parquet through pyarrow alone, to answer at once."""
+"""The commands `show`, `list` and `compare`.
+
+The first two read parquet through pyarrow alone, to answer at once.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,15 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.table import Table
 from rich.text import Text
 
 from fedvsr.cli.common import OutOption, RunArgument, console, print_wide, say
 from fedvsr.errors import UserError, skipping
+from fedvsr.run_names import find_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,8 +27,63 @@ if TYPE_CHECKING:
 
 def show(run_id: RunArgument, out: OutOption = Path("results")) -> None:
     """Print a run's summary."""
-    folder = Path(run_id) if (Path(run_id) / "runs.parquet").is_file() else out / run_id
-    summary(folder)
+    summary(find_folder(run_id, out))
+
+
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="Two runs or more, the reference first."),
+    ],
+    picture: Annotated[
+        Path | None,
+        typer.Option("--picture", metavar="FILE.png", help="Draw the PSNR of the runs by round."),
+    ] = None,
+    out: OutOption = Path("results"),
+) -> None:
+    """Compare runs: the settings that differ, and the scores on the test clips that all have.
+
+    A difference is that to the first run; its 95 % interval says how it varies over the clips.
+    """
+    from pandas import isna
+
+    from fedvsr.metrics import METRICS
+    from fedvsr.report.compare import compare
+    from fedvsr.report.figures import save
+
+    if len(runs) < 2:
+        raise UserError(f"name two runs or more to compare; {runs[0]} is one")
+    if picture is not None and picture.suffix not in (".png", ".pdf"):
+        raise UserError(f"--picture {picture}: pictures are written as .png or .pdf")
+    found = compare([find_folder(name, out) for name in runs])
+    settings = Table(box=None, pad_edge=False)
+    settings.add_column("setting", no_wrap=True)
+    for run_id in found.run_ids:
+        settings.add_column(Text(run_id), no_wrap=True)
+    for key, values in found.settings.iterrows():
+        settings.add_row(str(key), *(Text("" if v is None else str(v)) for v in values))
+    if settings.rows:
+        print_wide(settings)
+    else:
+        say("no setting differs")
+    say("")
+    scores = Table(box=None, pad_edge=False)
+    for name in ("test set", "metric", "run"):
+        scores.add_column(name, no_wrap=True)
+    for name in ("mean", "difference", "95 % interval"):
+        scores.add_column(name, justify="right", no_wrap=True)
+    for row in found.means.reset_index().to_dict("records"):
+        metric, run_id = METRICS[row["metric"]], row["run_id"]
+        digits = metric.decimals
+        difference = "" if isna(row["difference"]) else f"{row['difference']:+.{digits}f}"
+        ends = "" if isna(row["low"]) else f"{row['low']:+.{digits}f} to {row['high']:+.{digits}f}"
+        cells = f"{row['mean']:.{digits}f}", difference, ends
+        scores.add_row(Text(row["test_set"]), metric.heading, Text(run_id), *cells)
+    print_wide(scores)
+    say(f"\nmeans of {len(found.clip_ids)} test clips: {', '.join(found.clip_ids)}")
+    if picture is not None:
+        save(found.plot(), picture)
+        say(str(picture))
 
 
 def list_runs(out: OutOption = Path("results")) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,7 +17,7 @@ from fedvsr.cli.common import (
     say,
 )
 from fedvsr.cli.results import summary
-from fedvsr.files import missing_folders, remove_folders, require_folder
+from fedvsr.files import require_folder
 
 
 def run(
@@ -44,34 +43,24 @@ def run(
 ) -> None:
     """Run an experiment and write its tables, network and pictures to DIR/<run id>/."""
     from fedvsr.cli.views import PreparationView, follow
-    from fedvsr.cluster.fetch import forget_run, record_run
     from fedvsr.config import load_config
     from fedvsr.report import figures
     from fedvsr.runs.launch import launch, prepare_data, require_weights
-    from fedvsr.runs.run import create_run, find_run
+    from fedvsr.runs.run import begun, find_run
 
     config = load_config(source, settings or ())
     require_folder(out)
-    run, new = (find_run(config, out) if resume else None), missing_folders(out)
-    if not run:
+    run = found = find_run(config, out) if resume else None
+    if not found:
         # A run that is resumed starts from its checkpoint.
         require_weights(config)
     try:
         with interruptible():
             with PreparationView(console) as preparation:
                 split = prepare_data(config, preparation)
-            run = run or create_run(config, out)
-            record_run(out, run.run_id)
-            say(f"run folder: {run.folder}")
-            follow(launch(run, split, executor, address), console)
-    except Exception:
-        # Refused before it began, for example by a cluster that lacks what the run asks for, or
-        # because its weights cannot be read.
-        if run and not resume and not (run.folder / "partition.parquet").exists():
-            shutil.rmtree(run.folder)
-            forget_run(out)
-            remove_folders(new)
-        raise
+            with begun(config, out, found) as run:
+                say(f"run folder: {run.folder}")
+                follow(launch(run, split, executor, address), console)
     except KeyboardInterrupt:
         command = ["fedvsr", "run", source]
         for setting in settings or ():
@@ -81,5 +70,6 @@ def run(
         command += ["--out", str(out), *(["--resume"] if run else [])]
         say(f"\nstopped; resume with: {shlex.join(command)}")
         raise typer.Exit(130) from None
+    assert run
     figures.draw(run.folder)
     summary(run.folder)

@@ -115,7 +115,7 @@ def run_sweep_in(
     folder = out / "sweeps" / sweep.name
     try:
         with interruptible():
-            complete = _run(sweep, trials, folder, address, max_concurrent, resume)
+            complete = run_to_end(sweep, trials, folder, address, max_concurrent, resume)
     except KeyboardInterrupt:
         complete = False
     if not complete:
@@ -124,7 +124,7 @@ def run_sweep_in(
     return folder
 
 
-def _run(
+def run_to_end(
     sweep: SweepConfig,
     trials: Sequence[Trial] | None,
     folder: Path,

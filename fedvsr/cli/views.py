@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -12,7 +13,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID
 from rich.table import Table
 
-from fedvsr.cli.common import plain_column, plain_console, say
+from fedvsr.cli.common import PLAIN, plain_column, plain_console, say
 from fedvsr.cli.scores import gain_text
 from fedvsr.federation.executors import Fault
 from fedvsr.federation.rounds import ClientFinished
@@ -25,6 +26,8 @@ _ROWS_SHOWN = 12
 _LOST = "uploads lost"
 # Seconds between two lines on a clip's progress outside a terminal.
 _LINE_EVERY_S = 10.0
+# Of a notebook's output; the notebook's own colours for text and background.
+_NOTEBOOK = '<pre style="line-height:1.3;white-space:pre-wrap">{code}</pre>'
 
 
 class _Bar(Progress):
@@ -161,6 +164,9 @@ class FramesView:
 def follow(events: Iterable[Event], console: Console) -> None:
     """Show a run's events until it ends."""
     view = _RunView(console)
+    if console.is_jupyter:
+        _follow_in_notebook(events, view)
+        return
     if not console.is_terminal:
         for event in events:
             view.update(event)
@@ -174,6 +180,26 @@ def follow(events: Iterable[Event], console: Console) -> None:
                 # Printed above the table, it stays when the table is redrawn.
                 live.console.print(_fault_line(event))
             live.refresh()
+
+
+def _follow_in_notebook(events: Iterable[Event], view: _RunView) -> None:
+    """Show the table of a terminal in a notebook's output, which is replaced at each event."""
+    from IPython.display import HTML, display
+
+    def shown(fault_lines: list[str]) -> HTML:
+        sheet = Console(record=True, file=io.StringIO(), width=100, force_jupyter=False, **PLAIN)
+        for line in fault_lines:
+            sheet.print(line)
+        sheet.print(view.render())
+        return HTML(sheet.export_html(inline_styles=True, code_format=_NOTEBOOK))
+
+    fault_lines = list[str]()
+    handle = display(shown(fault_lines), display_id=True)
+    for event in events:
+        view.update(event)
+        if isinstance(event, Fault):
+            fault_lines.append(_fault_line(event))
+        handle.update(shown(fault_lines))
 
 
 class _RunView:

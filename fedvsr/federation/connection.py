@@ -150,7 +150,21 @@ def connected(
     num_drivers: int = 1,
     limit_s: float = CONNECT_S,
 ) -> Iterator[None]:
-    """Be connected inside; see `connect` and `disconnect`."""
+    """Be connected inside; see `connect` and `disconnect`.
+
+    A process that is connected already, such as a notebook's, stays so, and keeps its cluster.
+
+    Raises:
+        UserError: see `connect`; or it is connected already, and `address` names another.
+    """
+    if ray.is_initialized():
+        if address not in (None, "auto"):
+            raise UserError(
+                f"this process is connected to a Ray cluster already, and is to use {address!r}; "
+                "call ray.shutdown() first, or name no address"
+            )
+        yield
+        return
     connect(address, object_store_bytes, num_drivers, limit_s)
     gone = False
     try:

@@ -15,6 +15,7 @@ from fedvsr.models.origin import parts, source_of, weights_source
 from fedvsr.models.spec import ModelSpec
 from fedvsr.params import ParamTable, load_flat
 from fedvsr.records import read_run
+from fedvsr.run_names import NoRunError, find_folder
 from fedvsr.training import checkpoint
 
 
@@ -42,7 +43,7 @@ def find_trained(
     """Load a network by name.
 
     Args:
-        name: the id of a run in `results`, a run's folder, or a file of weights.
+        name: a run, see `find_folder`, or a file of weights.
         results: the folder of runs.
         model: the network's name, for a bare file whose configuration is not a packaged one.
         settings: the network's settings, such as `channels=32`.
@@ -53,22 +54,29 @@ def find_trained(
     if settings and model is None:
         raise UserError("--set changes the network's settings; name the network with --model")
     path = Path(name).expanduser()
-    folder = path if path.is_dir() else results / name
-    if folder.is_dir() and not path.is_file():
+    folder = None if path.is_file() else _folder(name, path, results)
+    if folder:
         if model is not None:
             raise UserError(f"{name} is a run, whose network is known; leave --model out")
         return _from_run(folder)
-    if not path.is_file():
-        raise UserError(
-            f"there is no checkpoint {name}: no file, no run's folder, and no run in {results}/ "
-            "(`fedvsr list` shows the runs; --results names another folder)"
-        )
     if path.parent.name == "checkpoints" and (path.parent.parent / "config.yaml").is_file():
         raise UserError(f"{path} is part of a run; give the run's folder, {path.parent.parent}")
     section = load_model_section(model, settings) if model is not None else None
     network = models.load_checkpoint(path, section)
     source = source_of(path)
     return Trained(network, _spec(network), str(path), f"{path}", model or "", None, source)
+
+
+def _folder(name: str, path: Path, results: Path) -> Path:
+    if path.is_dir():
+        return path
+    try:
+        return find_folder(name, results)
+    except NoRunError:
+        raise UserError(
+            f"there is no checkpoint {name}: no file, no run's folder, and no run in {results}/ "
+            "(`fedvsr list` shows the runs; --results names another folder)"
+        ) from None
 
 
 def _from_run(folder: Path) -> Trained:

@@ -22,10 +22,10 @@ from fedvsr.data.encode import (
     write_pictures,
     write_video,
 )
-from fedvsr.data.frames import Folder, Source, Video
+from fedvsr.data.frames import Folder, Source, Video, open_clip
 from fedvsr.errors import UserError
 from fedvsr.inference.streaming import Compute, Progress, Say, super_resolve_stream
-from fedvsr.inference.trained import Trained
+from fedvsr.inference.trained import Trained, find_trained
 
 
 @dataclass(frozen=True)
@@ -180,6 +180,39 @@ def upscale(
             writer.write(sr, times.popleft())
             done += 1
     return done
+
+
+def upscale_file(
+    checkpoint: str,
+    source: Path,
+    out: str | Path | None,
+    compute: Compute,
+    overwrite: bool,
+    say: Say,
+) -> Path:
+    """Enlarge a video, or a folder of pictures, with the settings that a file's kind suggests.
+
+    Args:
+        checkpoint: a run's folder, or a file of weights.
+        source: the video or the folder.
+        out: see `choose_output`.
+        compute: the device and precision.
+        overwrite: whether an existing output may be replaced.
+        say: called with each line for the user.
+
+    Returns:
+        The path that was written.
+
+    Raises:
+        UserError: see `find_trained`, `choose_output` and `upscale`.
+    """
+    clip = open_clip(source)
+    trained = find_trained(checkpoint, Path())
+    output = choose_output(
+        clip, trained.spec.scale, str(out) if out else None, True, VideoCodec(), overwrite
+    )
+    upscale(trained, clip, output, compute, lambda _done, _total: None, say)
+    return output.path
 
 
 def require_name(path: Path) -> None:

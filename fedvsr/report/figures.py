@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from fedvsr.errors import UserError
 from fedvsr.files import replacing
 from fedvsr.inference.scores import scored_part
 from fedvsr.metrics import BICUBIC
@@ -33,17 +34,37 @@ _DASHES = ("-", "-.", ":")
 _TITLES = {"bicubic": "Bicubic", "sr": "Super-resolved", "gt": "Ground truth"}
 
 
+class NotebookFigure(Figure):
+    """A figure that a notebook shows, without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=90)
+        return buffer.getvalue()
+
+
 def draw(folder: Path) -> list[Path]:
     """Draw the pictures of the run in `folder` and return their paths."""
     return [draw_curves(folder), draw_comparison(folder)]
 
 
 def draw_curves(folder: Path) -> Path:
-    """Draw PSNR over bicubic and local loss by round, into `curves.png`."""
+    """Write `curves` to `curves.png`."""
+    return save(curves(folder), folder / "curves.png")
+
+
+def curves(folder: Path) -> Figure:
+    """PSNR over bicubic and local loss by round.
+
+    Raises:
+        UserError: the run has no score yet.
+    """
     results = load_results(folder)
+    if results.evaluations.empty:
+        raise UserError(f"{folder.name} has no score yet; the first follows the start of a run")
     scores = _with_gain(results.evaluations)
     rounds = results.rounds.dropna(subset=["loss"])
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = NotebookFigure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
 
     # If each client has a network, a clip's line is the mean of theirs.
@@ -88,7 +109,7 @@ def draw_curves(folder: Path) -> Path:
     figure.suptitle(
         f"{run['algorithm']} · {run['model']} · {run['num_clients']} clients · seed {run['seed']}"
     )
-    return save(figure, folder / "curves.png")
+    return figure
 
 
 def draw_comparison(folder: Path) -> Path:

@@ -206,7 +206,7 @@ def _rank(algorithm: str) -> tuple[int, str]:
 def _labelled(results: Results) -> tuple[pd.DataFrame, tuple[str, ...]]:
     last = results.evaluations.groupby("run_id")["round_idx"].max()
     flat = {
-        run_id: _flat(_settings(config))
+        run_id: flat_settings(config)
         for run_id, config in zip(results.runs["run_id"], results.runs["config"], strict=True)
     }
     rows = [
@@ -275,6 +275,15 @@ def _without_repeats(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]
 def _differing(settings: Sequence[Mapping[str, Any]], but: Sequence[str] = ()) -> list[str]:
     keys = sorted(set().union(*settings) - {*_LABELLED, *but})
     return [k for k in keys if len({json.dumps(own.get(k)) for own in settings}) > 1]
+
+
+def flat_settings(config: str | None) -> dict[str, Any]:
+    """A run's settings that can change a number, but the seed, by dotted key.
+
+    Args:
+        config: its configuration as JSON, as its tables have it; None in those of old versions.
+    """
+    return _flat(_settings(config))
 
 
 def _settings(config: str | None) -> dict[str, Any]:

@@ -76,8 +76,8 @@ def paired_differences(gathered: Gathered) -> pd.DataFrame:
             differences = (ours - theirs).dropna()
             if differences.empty:
                 continue
-            over_seeds = _interval(differences.groupby("seed").mean())
-            over_clips = _interval(differences.groupby("clip_id").mean())
+            over_seeds = interval(differences.groupby("seed").mean())
+            over_clips = interval(differences.groupby("clip_id").mean())
             seeds, clips = (
                 differences.index.unique(level=name) for name in differences.index.names
             )
@@ -105,7 +105,7 @@ def _pairs(scores: pd.DataFrame) -> Iterator[tuple[str, str]]:
                     yield subject, reference
 
 
-def _interval(values: pd.Series[float]) -> tuple[float | None, float | None]:
+def interval(values: pd.Series[float]) -> tuple[float | None, float | None]:
     """Student's t interval of the mean of `values`; None twice for a single value."""
     try:
         from scipy.stats import t

@@ -3,35 +3,135 @@
 from __future__ import annotations
 
 import fcntl
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from filelock import FileLock, Timeout
 
 from fedvsr import yaml12
+from fedvsr.cluster.fetch import forget_run, record_run
 from fedvsr.errors import FileError, UserError, skipping
-from fedvsr.files import remove_temporaries, replacing
+from fedvsr.files import missing_folders, remove_folders, remove_temporaries, replacing
+from fedvsr.lookup import did_you_mean
 from fedvsr.records import read_run
 
 # `run_status` serves `fedvsr list` and `show`, which load no network.
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+    from torch import nn
+
     from fedvsr.config import ExperimentConfig
+    from fedvsr.report.compare import Comparison
 
 _LOCK = ".lock"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's identity. Its folder is `<out>/<run_id>`."""
+    """A run, and what it has made so far. Its folder is `<out>/<run_id>`."""
 
     run_id: str
     folder: Path
     config: ExperimentConfig
+
+    @property
+    def id(self) -> str:
+        """The run's id, `run_id` in its tables."""
+        return self.run_id
+
+    @property
+    def status(self) -> str:
+        """Its status now, see `run_status`."""
+        return run_status(self.folder)
+
+    def table(self, name: str) -> pd.DataFrame:
+        """One of its tables.
+
+        Args:
+            name: `runs`, `rounds`, `clients`, `evaluations`, `partition` or `faults`.
+
+        Returns:
+            Its rows so far; `docs/reference/results.md` describes the columns.
+
+        Raises:
+            UserError: there is no table of that name, or its file is damaged.
+        """
+        from fedvsr.records import SCHEMAS, checked_table
+
+        if name not in SCHEMAS:
+            raise UserError(
+                f"a run has no table {name!r}{did_you_mean(name, SCHEMAS)} (there are: "
+                f"{', '.join(SCHEMAS)})"
+            )
+        table: pd.DataFrame = checked_table(self.folder, name).to_pandas()
+        return table
+
+    def plot(self) -> Figure:
+        """Its curves: PSNR over bicubic, and the clients' losses, by round.
+
+        Raises:
+            UserError: it has no scores yet.
+        """
+        from fedvsr.report.figures import curves
+
+        return curves(self.folder)
+
+    def compare(self, *others: Run) -> Comparison:
+        """Compare its settings and last scores with those of other runs; this is the reference.
+
+        Raises:
+            UserError: a run has no scores yet, or no test clip is common to all.
+        """
+        from fedvsr.report.compare import compare
+
+        return compare([self.folder, *(other.folder for other in others)])
+
+    def model(self) -> nn.Module:
+        """Its network with the newest saved weights, on the CPU, in evaluation mode.
+
+        Raises:
+            UserError: it has none yet, or has a network per client.
+        """
+        from fedvsr.inference.trained import find_trained
+
+        return find_trained(str(self.folder), self.folder.parent).network
+
+    def upscale(
+        self,
+        source: str | Path,
+        out: str | Path | None = None,
+        *,
+        overwrite: bool = False,
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+        precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    ) -> Path:
+        """Super-resolve a video, or a folder of pictures, with its network.
+
+        Args:
+            source: the video or the folder.
+            out: a .mp4, .mov or .mkv file, or a folder; None: `NAME_x4` beside the source.
+            overwrite: whether an existing output may be replaced.
+            device: what computes.
+            precision: of the network.
+
+        Returns:
+            The path that was written. `fedvsr upscale` has more options, and shows its progress.
+
+        Raises:
+            UserError: the source cannot be read, the output cannot be written, or see `model`.
+        """
+        from fedvsr.inference.streaming import Compute
+        from fedvsr.inference.upscale import upscale_file
+
+        compute = Compute(device, precision)
+        return upscale_file(str(self.folder), Path(source), out, compute, overwrite, print)
 
 
 def create_run(config: ExperimentConfig, out: Path) -> Run:
@@ -143,6 +243,31 @@ def remove_leftovers(out: Path) -> None:
         if (folder / _LOCK).exists():
             with suppress(UserError), locked(folder):
                 remove_temporaries(folder)
+
+
+@contextmanager
+def begun(config: ExperimentConfig, out: Path, found: Run | None = None) -> Iterator[Run]:
+    """Create a run, and remove it again if what is done inside fails before the run has begun.
+
+    It is refused, for example, by a cluster that lacks what it asks for. Inside a job, the run is
+    recorded as the job's.
+
+    Args:
+        config: of the run.
+        out: folder of its folder.
+        found: an existing run to continue, which is created no more, and never removed.
+    """
+    new = missing_folders(out)
+    run = found or create_run(config, out)
+    record_run(out, run.run_id)
+    try:
+        yield run
+    except Exception:
+        if not found and not (run.folder / "partition.parquet").exists():
+            shutil.rmtree(run.folder)
+            forget_run(out)
+            remove_folders(new)
+        raise
 
 
 @contextmanager

@@ -358,7 +358,7 @@ def make_trial(sweep: SweepConfig, index: int, point: Mapping[str, Value]) -> Tr
             values[key] = settings[key] = evaluate(expression, settings)
         where = f"trial {index} ({describe(values)})"
         base = str(settings.pop(_BASE, sweep.base))
-        changes = [*_overrides(sweep.set), *_overrides(settings), f"name={sweep.name}"]
+        changes = [*as_overrides(sweep.set), *as_overrides(settings), f"name={sweep.name}"]
         if sweep.executor == "serial":
             changes += ["cluster.slots=1", "cluster.gpu_share=0"]
         config, unused = load_effective(base, changes)
@@ -409,7 +409,7 @@ def _changeable(key: str) -> bool:
     return key.partition(".")[0] in _CHANGEABLE and key != "algorithm.name"
 
 
-def _overrides(settings: Mapping[str, Any]) -> list[str]:
+def as_overrides(settings: Mapping[str, Any]) -> list[str]:
     """Settings as `load_config` takes them, one per section.
 
     A section is one override because a new `name` must come together with its settings.

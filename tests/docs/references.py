@@ -5,6 +5,8 @@ python -m tests.docs.references
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import typer
 from typer.cli import get_docs_for_click
 
+import fedvsr
 from fedvsr import models
 from fedvsr.cli import app
 from fedvsr.config import ExperimentConfig
@@ -28,12 +31,18 @@ _BOUNDS = {
     "minItems": "{} or more",
     "pattern": "`{}`",
 }
+# Of the public classes, what is theirs alone.
+_MEMBERS = {
+    "Run": ("id", "status", "table", "plot", "compare", "model", "upscale"),
+    "ExperimentConfig": ("config_hash", "to_yaml"),
+}
 _TYPES = {"number": "number", "integer": "integer", "boolean": "true, false", "null": "null"}
 
 
 def pages() -> dict[str, str]:
     """The text of each page, by its file's name."""
     return {
+        "api.md": _api(),
         "cli.md": _cli(),
         "config.md": _config(),
         "sweep.md": _sweep(),
@@ -46,6 +55,65 @@ def _cli() -> str:
     with command.make_context("fedvsr", ["presets"], resilient_parsing=True) as context:
         text = get_docs_for_click(obj=command, ctx=context, name="fedvsr", title="Commands")
     return "\n".join(line.rstrip() for line in text.splitlines()).rstrip() + "\n"
+
+
+def _api() -> str:
+    lines = [
+        "# Python",
+        "",
+        "The public names of `import fedvsr`; [the how-to](../how-to/python.md) uses them. Other",
+        "modules can be imported too, and may change from one version to the next.",
+    ]
+    for name in sorted(set(fedvsr.__all__) - {"__version__"}, key=str.lower):
+        value = getattr(fedvsr, name)
+        lines += ["", f"## `{name}`", ""]
+        if not inspect.isclass(value):
+            lines += [*_signature(name, value), "", *_docstring(value)]
+            continue
+        lines += _docstring(value)
+        if name in _MEMBERS:
+            for key in _MEMBERS[name]:
+                member = inspect.getattr_static(value, key)
+                if isinstance(member, property):
+                    lines += ["", f"**`.{key}`**: {inspect.getdoc(member)}"]
+                else:
+                    lines += ["", *_signature(f".{key}", member), "", *_docstring(member)]
+    return "\n".join(lines) + "\n"
+
+
+def _signature(name: str, function: Any) -> list[str]:
+    """A function's signature as code, an argument per line if it has many."""
+    signature = inspect.signature(function)
+    parameters = [p for p in signature.parameters.values() if p.name != "self"]
+    arguments = [_argument(parameter) for parameter in parameters]
+    kinds = [parameter.kind for parameter in parameters]
+    if inspect.Parameter.KEYWORD_ONLY in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        arguments.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
+    returned = signature.return_annotation
+    one = f"{name}({', '.join(arguments)}) -> {returned}"
+    if len(one) <= 90:
+        return ["```text", one, "```"]
+    return ["```text", f"{name}(", *(f"    {a}," for a in arguments), f") -> {returned}", "```"]
+
+
+def _argument(parameter: inspect.Parameter) -> str:
+    star = "*" if parameter.kind is inspect.Parameter.VAR_POSITIONAL else ""
+    text = f"{star}{parameter.name}: {parameter.annotation}"
+    no_default = parameter.default is inspect.Parameter.empty
+    return text if no_default else f"{text} = {parameter.default!r}"
+
+
+def _docstring(value: Any) -> list[str]:
+    """A docstring as Markdown: its sections as lists."""
+    lines = list[str]()
+    for line in (inspect.getdoc(value) or "").splitlines():
+        if re.fullmatch(r"(Args|Returns|Raises|Yields):", line):
+            lines += [f"**{line}**", ""]
+        elif match := re.fullmatch(r" {4}(\*{0,2}\w+): (.*)", line):
+            lines.append(f"- `{match[1]}`: {match[2]}")
+        else:
+            lines.append(f"  {line.strip()}" if line.startswith(" " * 8) else line.strip())
+    return lines
 
 
 def _config() -> str:

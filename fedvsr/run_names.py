@@ -1,0 +1,60 @@
+"""Finds the run that a user names: by its id, the start of its id, its folder, or `latest`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedvsr.errors import UserError
+from fedvsr.lookup import did_you_mean
+
+LATEST = "latest"
+
+
+class NoRunError(UserError):
+    """No run has the name."""
+
+
+def find_folder(name: str, results: Path) -> Path:
+    """The folder of the run that `name` names.
+
+    Args:
+        name: the run's id, the start of its id if only one run has it, its folder, or `latest`: the
+            run whose folder was made last.
+        results: the folder in which runs are looked up.
+
+    Raises:
+        NoRunError: there is no such run.
+        UserError: there are several.
+    """
+    for folder in (Path(name).expanduser(), results / name):
+        if _is_run(folder):
+            return folder
+    folders = {path.name: path for path in _children(results) if _is_run(path)}
+    if not folders:
+        raise NoRunError(f"there is no run in {results}/; `fedvsr run` makes one")
+    if name == LATEST:
+        return max(folders.values(), key=_created)
+    fitting = sorted(run_id for run_id in folders if run_id.startswith(name))
+    if len(fitting) == 1:
+        return folders[fitting[0]]
+    if fitting:
+        shown = ", ".join(fitting[:4]) + (", ..." if len(fitting) > 4 else "")
+        raise UserError(f"{name} is the start of {len(fitting)} runs: {shown}; give more of it")
+    raise NoRunError(
+        f"there is no run {name} in {results}/{did_you_mean(name, folders)} (`fedvsr list` shows "
+        "the existing ones)"
+    )
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.yaml", "runs.parquet"))
+
+
+def _children(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+
+
+def _created(folder: Path) -> tuple[int, str]:
+    """When a run was made: its configuration is written once, at its start."""
+    config = folder / "config.yaml"
+    return (config if config.exists() else folder / "runs.parquet").stat().st_mtime_ns, folder.name
