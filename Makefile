@@ -11,7 +11,7 @@ ALL := not (gpu or slow or benchmark)
 
 .PHONY: demo check lint types layers test test-rest test-all test-lowest constraints \
 	bench-models bench-gpu bench-algorithms bench-data \
-	bench-federation bench-federation-peers soak bench-sweeps study docs references dist format clean
+	bench-federation bench-federation-peers soak bench-sweeps study docs references notebooks dist format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fedvsr run demo
@@ -111,6 +111,10 @@ references: $(VENV)/.test
 	$(BIN)/fedvsr algorithms --markdown > docs/reference/algorithms.md
 	$(BIN)/fedvsr report --columns > docs/reference/results.md
 	$(BIN)/python -m tests.docs.references
+
+# Execute the notebooks of the documentation, and save their outputs, which the site shows.
+notebooks: $(VENV)/.demo $(VENV)/.test
+	$(BIN)/python -m tests.docs.notebooks
 
 # dist/*.whl and dist/*.tar.gz.
 dist: $(VENV)/.test

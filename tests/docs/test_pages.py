@@ -35,10 +35,11 @@ def test_links_lead_to_files_and_headings(path: Path) -> None:
 
 
 def test_every_page_has_its_entry() -> None:
-    named = re.findall(r"^ +- ([\w./-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.M)
-    assert sorted(named) == sorted(
-        str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")
-    )
+    text = (ROOT / "mkdocs.yml").read_text()
+    named = re.findall(r"^ +- ([\w./-]+\.(?:md|ipynb))$", text, flags=re.M)
+    docs = ROOT / "docs"
+    pages = [*docs.rglob("*.md"), *docs.rglob("*.ipynb")]
+    assert sorted(named) == sorted(str(path.relative_to(docs)) for path in pages)
 
 
 def test_readme_lists_every_folder() -> None:
