@@ -125,7 +125,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
         first = own[own.index.get_level_values("test_set") == own.index[0][0]]
         curves[run_id] = first.groupby("round_idx")["psnr_db"].mean()
         newest = own[own["round_idx"] == own["round_idx"].max()]
-        by_metric = newest[[*METRICS]].rename_axis(columns="metric").stack()
+        by_metric = pd.concat({name: newest[name] for name in METRICS}, names=["metric"])
         last[run_id] = by_metric.reorder_levels(["test_set", "metric", "clip_id"])
     return Comparison(
         _differing(settings),

@@ -51,7 +51,7 @@ def test_settings_that_differ(both: Comparison) -> None:
 
 def test_scores_of_the_clips_that_all_have(both: Comparison) -> None:
     assert both.clip_ids == ["a", "b"]
-    psnr_db = both.scores.loc["psnr_db"]
+    psnr_db = both.scores.loc[("held-out", "psnr_db")]
     assert psnr_db["one"].to_dict() == {"a": 32.0, "b": 32.0}
     assert psnr_db["two"].to_dict() == {"a": 33.0, "b": 34.0}
     assert "lpips" not in both.scores.index.unique(level="metric"), "nobody scored it"
@@ -59,11 +59,11 @@ def test_scores_of_the_clips_that_all_have(both: Comparison) -> None:
 
 
 def test_differences_and_their_intervals(both: Comparison) -> None:
-    row = both.means.loc[("psnr_db", "two")]
+    row = both.means.loc[("held-out", "psnr_db", "two")]
     # t(0.975, 1) = 12.706205; the standard error of 1 and 2 is 0.5.
     expected = {"mean": 33.5, "difference": 1.5, "low": 1.5 - 6.353102, "high": 1.5 + 6.353102}
     assert row.to_dict() == pytest.approx(expected, abs=1e-6)
-    reference = both.means.loc[("psnr_db", "one")]
+    reference = both.means.loc[("held-out", "psnr_db", "one")]
     assert reference["mean"] == 32.0
     assert reference[["difference", "low", "high"]].isna().all()
 
@@ -102,7 +102,17 @@ def test_the_command_prints_both_tables_and_draws(folders: list[Path], tmp_path:
     assert done.exit_code == 0, done.output
     printed = pd.Series(done.stdout.splitlines()).str.split()
     assert ["local.lr", "0.001", "0.002"] in printed.tolist()
-    assert ["PSNR", "(dB)", "two", "33.50", "+1.50", "-4.85", "to", "+7.85"] in printed.tolist()
+    assert [
+        "held-out",
+        "PSNR",
+        "(dB)",
+        "two",
+        "33.50",
+        "+1.50",
+        "-4.85",
+        "to",
+        "+7.85",
+    ] in printed.tolist()
     assert "means of 2 test clips: a, b" in done.stdout
     assert picture.stat().st_size > 5000
 
