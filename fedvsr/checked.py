@@ -1,21 +1,15 @@
-"""Files that hold a SHA-256 of themselves, so that damage is noticed when they are read.
+"""Tensors and tables in files that hold a SHA-256 of themselves (see `fedvsr.checksum`).
 
-A mark, `fedvsr-sha256:DIGEST:fedvsr-sha256`, holds the digest of all bytes but its own 64 digits. A
-safetensors file has it in its metadata. A parquet file has it between the last row group and the
+A safetensors file has it in its metadata. A parquet file has it between the last row group and the
 footer, which readers skip; its pages have checksums of their own too, for other readers.
-
-Files of other programs and of older versions have no mark and are read without one. One end of the
-mark is enough to demand a valid one, so damage to the mark itself is noticed as well.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import mmap
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,14 +20,10 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from fedvsr.checksum import EMPTY, digits_of, require_unchanged
 from fedvsr.errors import DamagedError
 from fedvsr.files import replacing
 
-_WORD = b"fedvsr-sha256"
-_DIGITS = 64
-_EMPTY = _WORD + b":" + b"0" * _DIGITS + b":" + _WORD
-_MARK = re.compile(_WORD + rb":([0-9a-f]{%d}):" % _DIGITS + _WORD)
-_END = re.compile(_WORD + rb":|:" + _WORD)
 # The single entry of a safetensors file's metadata: several are written in an order that differs.
 _ENTRY = "fedvsr"
 # Bytes of a parquet file's end: the footer's length and `PAR1`.
@@ -44,7 +34,7 @@ def write_tensors(
     path: Path, tensors: Mapping[str, np.ndarray[Any, Any]], metadata: Mapping[str, object]
 ) -> None:
     """Write named tensors, and metadata that JSON can hold, as a safetensors file."""
-    entry = json.dumps({"checksum": _EMPTY.decode(), **metadata})
+    entry = json.dumps({"checksum": EMPTY.decode(), **metadata})
     with replacing(path) as aside:
         try:
             save_file(dict(tensors), str(aside), {_ENTRY: entry})
@@ -54,8 +44,8 @@ def write_tensors(
                 raise
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
         with aside.open("r+b") as file, mmap.mmap(file.fileno(), 0) as data:
-            start = data.find(_EMPTY) + len(_WORD) + 1
-            data[start : start + _DIGITS] = _digest(data, start)
+            where, digits = digits_of(data, data.find(EMPTY))
+            data[where] = digits
             data.flush()
 
 
@@ -87,7 +77,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
                 raise DamagedError(path, "is damaged: it is empty")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 end = 8 + int.from_bytes(data[:8], "little")
-                _verify(data, min(end, size), path)
+                require_unchanged(data, path, min(end, size))
                 header = data[8:end] if end <= size else b""
     except OSError as error:
         raise DamagedError(path, f"cannot be read: {first_line(error)}") from None
@@ -128,10 +118,9 @@ def write_parquet(path: Path, table: pa.Table) -> None:
         pq.write_table(table, aside, write_page_checksum=True)
         data = aside.read_bytes()
         footer = len(data) - _TAIL - int.from_bytes(data[-_TAIL:-4], "little")
-        data = data[:footer] + _EMPTY + data[footer:]
-        start = footer + len(_WORD) + 1
-        with aside.open("wb") as file:
-            file.write(data[:start] + _digest(data, start) + data[start + _DIGITS :])
+        data = data[:footer] + EMPTY + data[footer:]
+        where, digits = digits_of(data, footer)
+        aside.write_bytes(data[: where.start] + digits + data[where.stop :])
 
 
 def read_parquet(path: Path) -> pa.Table:
@@ -142,7 +131,7 @@ def read_parquet(path: Path) -> pa.Table:
         DamagedError: it is not as it was written, or not parquet.
     """
     data = path.read_bytes()
-    _verify(data, len(data), path)
+    require_unchanged(data, path)
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         # Without Arrow's threads: starting them takes longer than reading a small table, and a
@@ -150,25 +139,6 @@ def read_parquet(path: Path) -> pa.Table:
         return file.read(use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DamagedError(path, f"is damaged ({first_line(error)})") from None
-
-
-def _verify(data: bytes | mmap.mmap, end: int, path: Path) -> None:
-    """Raise DamagedError if there is a mark before `end`, or a part of one, that is not right."""
-    mark = None
-    for match in _MARK.finditer(data, 0, end):
-        mark = match
-    if mark is None and not _END.search(data, 0, end):
-        return
-    if mark is None or _digest(data, mark.start(1)) != mark[1]:
-        raise DamagedError(path, "is damaged: its SHA-256 is not the one that it was written with")
-
-
-def _digest(data: bytes | mmap.mmap, start: int) -> bytes:
-    """Digits of the SHA-256 of all bytes but the 64 from `start` on."""
-    with memoryview(data) as view:
-        sha256 = hashlib.sha256(view[:start])
-        sha256.update(view[start + _DIGITS :])
-    return sha256.hexdigest().encode()
 
 
 def first_line(error: Exception) -> str:

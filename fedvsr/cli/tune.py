@@ -337,12 +337,12 @@ def report(
     from fedvsr.cli.sweep_view import words
     from fedvsr.report import sweep as pictures
     from fedvsr.tuning.progress import best_of, current_rows
-    from fedvsr.tuning.sweep import load_sweep
+    from fedvsr.tuning.sweep import saved_sweep
     from fedvsr.tuning.table import SWEEP_FILE, column_of
 
     folder = Path(name) if (Path(name) / "trials.parquet").is_file() else out / "sweeps" / name
     rows = current_rows(folder)
-    sweep = load_sweep(folder / SWEEP_FILE)
+    sweep = saved_sweep(folder / SWEEP_FILE)
     counts = Counter(words(row["status"]) for row in rows)
     say(f"{sweep.name}  " + ", ".join(f"{n} {status}" for status, n in counts.most_common()))
     best = best_of(rows, sweep)

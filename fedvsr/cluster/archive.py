@@ -51,6 +51,14 @@ def is_name(text: object) -> bool:
     )
 
 
+def sha256_of(run_id: object) -> str:
+    """The checksum that stands beside a run's id in the record of a job.
+
+    A checksum of its own, because on the head this file cannot import the package's.
+    """
+    return hashlib.sha256(str(run_id).encode(errors="replace")).hexdigest()
+
+
 def lines(out: Path, job_id: str, checkpoints: bool) -> Iterator[str]:
     """The lines that send the folder of a job's run.
 
@@ -125,11 +133,15 @@ def _run_folder(out: Path, job_id: str) -> Path:
         raise ValueError(f"{job_id!r} is not a job's id")
     record = out / JOBS / f"{job_id}.json"
     try:
-        run_id = json.loads(record.read_text())["run_id"]
+        entry = json.loads(record.read_bytes())
+        run_id = entry["run_id"]
     except FileNotFoundError:
         raise NoRunError(f"{record} is missing") from None
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{record} is damaged") from None
+    # Earlier versions wrote only the id.
+    if len(entry) > 1 and entry.get("sha256") != sha256_of(run_id):
+        raise ValueError(f"{record} is damaged: its SHA-256 is not that of the run's id")
     if not is_name(run_id):
         raise ValueError(f"{record}: {run_id!r} is not a run's id")
     folder = out / run_id

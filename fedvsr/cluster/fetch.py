@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
-from fedvsr.cluster.archive import JOBS, is_name
+from fedvsr.cluster.archive import JOBS, is_name, sha256_of
 from fedvsr.errors import UserError
 from fedvsr.files import replacing, replacing_folder
 
@@ -29,7 +29,7 @@ def record_run(out: Path, run_id: str) -> None:
     if path := _record(out):
         path.parent.mkdir(exist_ok=True)
         with replacing(path) as aside:
-            aside.write_text(json.dumps({"run_id": run_id}))
+            aside.write_text(json.dumps({"run_id": run_id, "sha256": sha256_of(run_id)}))
 
 
 def forget_run(out: Path) -> None:

@@ -7,7 +7,6 @@ files and a `manifest.json`. The manifest is written last, so a folder that has 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -18,8 +17,9 @@ from typing import IO, Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from fedvsr.checked_text import read_json, write_json
 from fedvsr.data.degrade import degrade
-from fedvsr.errors import UserError
+from fedvsr.errors import DamagedError, UserError
 from fedvsr.files import replacing
 
 Frames = npt.NDArray[np.uint8]
@@ -104,7 +104,7 @@ def open_store(folder: Path) -> Store | None:
     """
     path = folder / _MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        manifest = read_json(path)
         if manifest["format"] not in _READABLE:
             raise UserError(
                 f"{folder} has store format {manifest['format']}, which this version cannot read; "
@@ -122,7 +122,9 @@ def open_store(folder: Path) -> Store | None:
         return None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+    except DamagedError as error:
+        raise UserError(f"{error}; delete {folder} and prepare it again") from None
+    except (KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is not a clip store's manifest; delete {folder}") from None
     return Store(
         folder,
@@ -166,8 +168,7 @@ def write_manifest(
         "rejected": list(rejected),
         "clips": list(entries),
     }
-    with replacing(folder / _MANIFEST) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=1))
+    write_json(folder / _MANIFEST, manifest)
 
 
 def write_clip(

@@ -7,7 +7,6 @@ is complete or missing. The same request resumes from the partial folder.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from typing import Any, TypeVar
 import torch
 from rich.filesize import decimal
 
+from fedvsr.checked_text import read_json, write_json
 from fedvsr.data.clips import (
     Frames,
     Store,
@@ -32,8 +32,8 @@ from fedvsr.data.clips import (
 from fedvsr.data.recordings import Task, fingerprint, pairs_of, too_short
 from fedvsr.data.request import Request, difference, existing
 from fedvsr.data.store_lock import locked
-from fedvsr.errors import UserError
-from fedvsr.files import DISK_FULL, replacing
+from fedvsr.errors import DamagedError, UserError
+from fedvsr.files import DISK_FULL
 
 # Called with the number of frames done and the number of all frames.
 Progress = Callable[[float, int], None]
@@ -124,8 +124,8 @@ def workshop(
         out.parent.mkdir(parents=True, exist_ok=True)
         with locked(out, folder, wait):
             folder.mkdir(exist_ok=True)
-            _begin(folder, request)
             try:
+                _begin(folder, request)
                 yield Workshop(request, folder, workers or num_cores(), progress)
             finally:
                 if folder.exists() and not any(folder.glob(f"*{_RECORD}")):
@@ -189,10 +189,13 @@ class Workshop:
         return (self._folder / f"{clip_id}{_RECORD}").exists()
 
     def find(self, task: Task) -> TaskClips | None:
-        """The clips that were made of a task earlier; None if its files have changed since."""
-        with suppress(FileNotFoundError, json.JSONDecodeError):
-            record = json.loads((self._folder / f"{task.clip_id}{_RECORD}").read_text())
-            if record.pop("fingerprint") == fingerprint(task):
+        """The clips that were made of a task earlier; None if its files have changed since.
+
+        A damaged record counts as none: the clips are made again.
+        """
+        with suppress(FileNotFoundError, DamagedError):
+            record = read_json(self._folder / f"{task.clip_id}{_RECORD}")
+            if record.pop("fingerprint", None) == fingerprint(task):
                 return TaskClips(**record)
         return None
 
@@ -214,9 +217,8 @@ class Workshop:
             for entry in clips.entries:
                 self._remove(entry)
             raise
-        with replacing(self._folder / f"{task.clip_id}{_RECORD}") as temporary:
-            record = {"entries": clips.entries, "notes": clips.notes, "fingerprint": before}
-            temporary.write_text(json.dumps(record))
+        record = {"entries": clips.entries, "notes": clips.notes, "fingerprint": before}
+        write_json(self._folder / f"{task.clip_id}{_RECORD}", record)
         return clips
 
     def _write(self, task: Task, clips: TaskClips) -> None:
@@ -335,10 +337,13 @@ def _begin(folder: Path, request: Request) -> None:
         UserError: the folder holds another request's clips.
     """
     path = folder / _REQUEST
-    before = path.read_text() if path.exists() else ""
-    settings = request.as_dict() if not before else {}
-    with suppress(json.JSONDecodeError):
-        settings = settings or json.loads(before)
+    try:
+        settings = read_json(path)
+    except FileNotFoundError:
+        settings = request.as_dict()
+    except DamagedError:
+        # What the clips were made with is not known.
+        settings = {}
     same = request.makes_the_clips_of(settings)
     if not same and not request.overwrite:
         raise UserError(
@@ -349,7 +354,7 @@ def _begin(folder: Path, request: Request) -> None:
         leftover = file.name.startswith(".") and file.name.endswith(".tmp")
         if leftover or not same:
             file.unlink()
-    path.write_text(json.dumps(request.as_dict()))
+    write_json(path, request.as_dict())
 
 
 def _explain(error: OSError, out: Path) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from fedvsr import algorithms, models
+from fedvsr.checked_text import require_yaml
 from fedvsr.config import ExperimentConfig, load_effective, load_model_section
 from fedvsr.errors import UserError
 from fedvsr.models.origin import parts, source_of, weights_source
@@ -83,6 +84,7 @@ def _from_run(folder: Path) -> Trained:
     settings = folder / "config.yaml"
     if not settings.is_file():
         raise UserError(f"{folder} is not a run's folder: config.yaml is missing")
+    require_yaml(settings)
     # An older version may have recorded settings that have no effect.
     config, name = load_effective(str(settings))[0], folder.resolve().name
     finished = folder / "model.safetensors"

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Literal
 
 from filelock import FileLock, Timeout
 
-from fedvsr import yaml12
+from fedvsr.checked_text import read_yaml, write_yaml
 from fedvsr.cluster.fetch import forget_run, record_run
-from fedvsr.errors import FileError, UserError, skipping
-from fedvsr.files import missing_folders, remove_folders, remove_temporaries, replacing
+from fedvsr.errors import DamagedError, FileError, UserError, skipping
+from fedvsr.files import missing_folders, remove_folders, remove_temporaries
 from fedvsr.lookup import did_you_mean
 from fedvsr.records import read_run
 
@@ -158,8 +158,7 @@ def open_run(config: ExperimentConfig, folder: Path) -> Run:
     """The run in a folder. The folder and its `config.yaml` are made if they are missing."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "config.yaml").exists():
-        with replacing(folder / "config.yaml") as aside:
-            aside.write_text(config.to_yaml())
+        write_yaml(folder / "config.yaml", config.to_yaml())
     return Run(folder.name, folder.resolve(), config)
 
 
@@ -193,13 +192,15 @@ def stored_config(folder: Path) -> ExperimentConfig:
     """The configuration in a run's folder.
 
     Raises:
-        FileError: it is damaged, foreign or of another version.
+        FileError: it is damaged, edited, foreign or of another version.
     """
     from fedvsr.config import ExperimentConfig
 
     path = folder / "config.yaml"
     try:
-        return ExperimentConfig.model_validate(yaml12.load_file(path))
+        return ExperimentConfig.model_validate(read_yaml(path))
+    except DamagedError:
+        raise
     except (ValueError, RecursionError) as error:
         raise FileError(path, "is no configuration of this version of fedvsr") from error
 

@@ -10,10 +10,11 @@ import pyarrow.compute as pc
 
 from fedvsr import models
 from fedvsr.checked import write_parquet
-from fedvsr.config import ExperimentConfig, load_config
+from fedvsr.config import ExperimentConfig
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.params import ParamTable
 from fedvsr.records import read_table
+from fedvsr.runs.run import stored_config
 from fedvsr.training import checkpoint
 
 _BY_ROUND = ("rounds", "clients", "evaluations")
@@ -41,7 +42,7 @@ def fork(parent: Path, packed: Path, run: Path, config: ExperimentConfig) -> int
         The last round that was copied; 0 if the other run had saved no state.
     """
     table = ParamTable.of(models.build_fresh(config.model))
-    before = load_config(str(parent / "config.yaml"))
+    before = stored_config(parent)
     clients = ClientStates(packed)
     state = checkpoint.latest(packed, table, before.config_hash(), clients.require_readable).state
     if state is None:

@@ -170,7 +170,10 @@ def best_of(rows: Sequence[Row], sweep: SweepConfig) -> list[Row]:
 
 
 def write_best(sweep: SweepConfig, row: Row, folder: Path) -> Path:
-    """Write a trial's configuration to `best.yaml`, for `fedvsr run`; return the path."""
+    """Write a trial's configuration to `best.yaml`, for `fedvsr run`; return the path.
+
+    Users edit this file, so it holds no checksum.
+    """
     config = stored_config(folder / RUNS / row["run_id"])
     column = column_of(sweep.metric)
     text = (

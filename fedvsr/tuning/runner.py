@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import os
 import re
@@ -19,19 +18,21 @@ from ray import tune
 from ray.tune import PlacementGroupFactory, schedulers
 from ray.tune.search import BasicVariantGenerator, Searcher, create_searcher
 
-from fedvsr.errors import FileError, UserError
-from fedvsr.files import missing_folders, remove_folders, remove_temporaries, replacing
+from fedvsr.checked_text import read_json, write_json
+from fedvsr.errors import DamagedError, FileError, UserError
+from fedvsr.files import missing_folders, remove_folders, remove_temporaries
 from fedvsr.runs.run import run_status
 from fedvsr.tuning.expressions import tidy
 from fedvsr.tuning.past import Asha, Median, Past, ResumedSearcher, read_past
 from fedvsr.tuning.progress import Outcome
 from fedvsr.tuning.space import Dimension
-from fedvsr.tuning.sweep import SweepConfig, Trial, describe, load_sweep, save_sweep
+from fedvsr.tuning.sweep import SweepConfig, Trial, describe, save_sweep, saved_sweep
 from fedvsr.tuning.table import RUNS, STOPPED_EARLY, SWEEP_FILE, Note
 from fedvsr.tuning.trial import RESUMES, bundles_of, run_of, run_trial, trial_of
 
 _TUNE = "tune"
-_LIMIT = "max_concurrent.json"
+_MAX_CONCURRENT = "max_concurrent"
+_LIMIT = f"{_MAX_CONCURRENT}.json"
 _MAX_NAME = 120
 # The progress that trials report. Tune's own count begins again when a trial is restarted.
 _TIME = "round_idx"
@@ -60,7 +61,7 @@ def opened(sweep: SweepConfig, folder: Path, resume: bool) -> Iterator[None]:
                 "another name"
             )
         # Compared as text, because the order of keys numbers the trials.
-        if load_sweep(path).model_dump_json() != sweep.model_dump_json():
+        if saved_sweep(path).model_dump_json() != sweep.model_dump_json():
             raise UserError(
                 f"{path} is another sweep: the file or --set has changed; give what it was started "
                 "with, or start a new sweep by --name"
@@ -202,13 +203,17 @@ def _limit(folder: Path, given: int | None) -> int | None:
     """
     path = folder / _LIMIT
     if given is not None:
-        with replacing(path) as aside:
-            aside.write_text(json.dumps(given))
+        write_json(path, {_MAX_CONCURRENT: given})
     if not path.exists():
         return None
     try:
-        return max(1, int(json.loads(path.read_text())))
-    except (ValueError, TypeError):
+        # Earlier versions wrote only the number.
+        text = path.read_text()
+        limit = text if text.isdecimal() else read_json(path)[_MAX_CONCURRENT]
+        return max(1, int(limit))
+    except DamagedError:
+        raise
+    except (ValueError, TypeError, KeyError):
         raise FileError(path, "is damaged: it holds no number of trials") from None
 
 

@@ -13,9 +13,9 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from fedvsr import yaml12
+from fedvsr.checked_text import require_yaml, write_yaml
 from fedvsr.config import ExperimentConfig, explain, load_effective, parse_override
 from fedvsr.errors import UserError
-from fedvsr.files import replacing
 from fedvsr.lookup import did_you_mean
 from fedvsr.metrics import METRICS
 from fedvsr.section import NAME, Section, short
@@ -303,9 +303,18 @@ def load_sweep(path: Path, overrides: Iterable[str] = (), name: str | None = Non
 
 
 def save_sweep(config: SweepConfig, path: Path) -> None:
-    """Write a sweep as a file from which `load_sweep` reads an equal one."""
-    with replacing(path) as aside:
-        aside.write_text(yaml12.dump(config.model_dump(mode="json")))
+    """Write a sweep as a file from which `saved_sweep` reads an equal one."""
+    write_yaml(path, yaml12.dump(config.model_dump(mode="json")))
+
+
+def saved_sweep(path: Path) -> SweepConfig:
+    """The sweep of a file of `save_sweep`.
+
+    Raises:
+        UserError: the file is not as it was written.
+    """
+    require_yaml(path)
+    return load_sweep(path)
 
 
 def expand(sweep: SweepConfig) -> list[Trial]:

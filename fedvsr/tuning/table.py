@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fedvsr.checked import read_parquet, write_parquet
+from fedvsr.checked_text import read_json, write_json
 from fedvsr.config import ExperimentConfig
 from fedvsr.data.testsets import listed_clips, planned_names
 from fedvsr.data.videos import absolute
 from fedvsr.errors import FileError, UserError, skipping
-from fedvsr.files import replacing
 from fedvsr.lookup import did_you_mean
 from fedvsr.means import by_test_set, groups, last_evaluation, mean_scores
 from fedvsr.metrics import METRICS
@@ -100,8 +99,7 @@ class Note:
 
     def write(self, folder: Path) -> None:
         """Write the note into a run's folder."""
-        with replacing(folder / "trial.json") as aside:
-            aside.write_text(json.dumps(asdict(self)))
+        write_json(folder / "trial.json", asdict(self))
 
     @staticmethod
     def read(folder: Path) -> Note | None:
@@ -112,12 +110,12 @@ class Note:
         """
         path = folder / "trial.json"
         try:
-            written = json.loads(path.read_text())
+            written = read_json(path)
             # An older version also noted the test sets.
             note = Note(**{k: v for k, v in written.items() if k != "test_sets"})
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, AttributeError):
+        except TypeError:
             raise FileError(path, "is damaged: it is no note of a trial") from None
         return note
 

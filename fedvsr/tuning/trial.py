@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
@@ -16,6 +15,7 @@ from ray import tune
 from ray.tune import PlacementGroupFactory
 from ray.util.placement_group import get_current_placement_group
 
+from fedvsr.checked_text import read_json, write_json
 from fedvsr.config import ExperimentConfig
 from fedvsr.errors import UserError
 from fedvsr.federation.executors import Clients, Executor, SerialExecutor
@@ -27,7 +27,7 @@ from fedvsr.runs.launch import prepare_data
 from fedvsr.runs.run import Run, open_run, run_status
 from fedvsr.tuning.population import fork, pack
 from fedvsr.tuning.space import Value
-from fedvsr.tuning.sweep import SweepConfig, Trial, load_sweep, make_trial
+from fedvsr.tuning.sweep import SweepConfig, Trial, make_trial, saved_sweep
 from fedvsr.tuning.table import RUNS, SWEEP_FILE, Note, history, newest_runs, reported
 
 # Processes of a killed sweep end within seconds.
@@ -58,7 +58,7 @@ def run_trial(settings: dict[str, Value]) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.chdir(str(settings["cwd"]))
     folder = Path(str(settings["sweep"]))
-    sweep = load_sweep(folder / SWEEP_FILE)
+    sweep = saved_sweep(folder / SWEEP_FILE)
     trial = trial_of(sweep, settings)
     split = prepare_data(trial.config, lambda *_: None)
     population = sweep.scheduler.name == "pbt"
@@ -198,15 +198,15 @@ class _Reporter:
             self._last = scores["round_idx"]
             with tempfile.TemporaryDirectory() as path:
                 pointer = _Pointer(run_id=self._run.run_id, round_idx=self._last)
-                (Path(path) / _POINTER).write_text(json.dumps(pointer))
+                write_json(Path(path) / _POINTER, pointer)
                 if self._with_state:
                     pack(self._run.folder, Path(path))
                 tune.report(reported(scores), checkpoint=tune.Checkpoint.from_directory(path))
 
 
 def _pointer(path: Path) -> _Pointer:
-    pointer: _Pointer = json.loads((path / _POINTER).read_text())
-    return pointer
+    table = read_json(path / _POINTER)
+    return _Pointer(run_id=table["run_id"], round_idx=table["round_idx"])
 
 
 def _wait_until_unlocked(run: Run) -> None:

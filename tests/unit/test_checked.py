@@ -26,6 +26,10 @@ from fedvsr.checked import (
     write_parquet,
     write_tensors,
 )
+from fedvsr.checked_text import read_json, read_yaml, write_json, write_yaml
+from fedvsr.cluster import archive
+from fedvsr.cluster.fetch import JOB_VARIABLE, record_run
+from fedvsr.config import load_config
 from fedvsr.errors import DamagedError
 from fedvsr.files import remove_temporaries, replacing
 
@@ -43,7 +47,20 @@ def parquet_file(path: Path) -> Callable[[Path], object]:
     return read_parquet
 
 
-@pytest.mark.parametrize("write", [tensors_file, parquet_file])
+def yaml_file(path: Path) -> Callable[[Path], object]:
+    write_yaml(path, load_config("demo").to_yaml())
+    return read_yaml
+
+
+def json_file(path: Path) -> Callable[[Path], object]:
+    write_json(path, {"clips": [{"clip_id": "a", "num_frames": 7}], "notes": ["é"]})
+    return read_json
+
+
+WRITERS = [tensors_file, parquet_file, yaml_file, json_file]
+
+
+@pytest.mark.parametrize("write", WRITERS)
 def test_every_flipped_bit_is_noticed(
     tmp_path: Path, write: Callable[[Path], Callable[[Path], object]]
 ) -> None:
@@ -60,7 +77,7 @@ def test_every_flipped_bit_is_noticed(
             read(damaged)
 
 
-@pytest.mark.parametrize("write", [tensors_file, parquet_file])
+@pytest.mark.parametrize("write", WRITERS)
 def test_every_truncation_is_noticed(
     tmp_path: Path, write: Callable[[Path], Callable[[Path], object]]
 ) -> None:
@@ -86,6 +103,52 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert read_parquet(tmp_path / "p").equals(TABLE)
     with pytest.raises(FileNotFoundError):
         read_parquet(tmp_path / "none")
+
+
+def test_text_is_read_as_it_was_written(tmp_path: Path) -> None:
+    write_json(tmp_path / "j", {"a": [1, {"b": None}], "ü": "\n"})
+    assert read_json(tmp_path / "j") == {"a": [1, {"b": None}], "ü": "\n"}
+    config = load_config("demo")
+    write_yaml(tmp_path / "c.yaml", config.to_yaml())
+    assert read_yaml(tmp_path / "c.yaml") == config.model_dump(mode="json")
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "none")
+
+
+def test_text_of_older_versions_is_read_without_a_checksum(tmp_path: Path) -> None:
+    (tmp_path / "j").write_text('{"a": 1}')
+    assert read_json(tmp_path / "j") == {"a": 1}
+    (tmp_path / "c.yaml").write_text("name: old\n")
+    assert read_yaml(tmp_path / "c.yaml") == {"name": "old"}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "7", '"text"', "[" * 100_000])
+def test_json_that_is_no_table_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "j").write_text(text)
+    with pytest.raises(DamagedError, match=r"/j is damaged: it (is not JSON|holds no table)"):
+        read_json(tmp_path / "j")
+
+
+def test_every_flipped_bit_of_a_jobs_record_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head reads it by a file that cannot import the package."""
+    monkeypatch.setenv(JOB_VARIABLE, "job")
+    record_run(tmp_path, "run-1")
+    # A neighbour whose name is one bit away: 1 is 0x31, 3 is 0x33.
+    for run_id in ("run-1", "run-3"):
+        (tmp_path / run_id).mkdir()
+        (tmp_path / run_id / "config.yaml").touch()
+    path = tmp_path / archive.JOBS / "job.json"
+    data = path.read_bytes()
+    assert next(archive.lines(tmp_path, "job", checkpoints=False)).startswith(archive.DATA)
+    for i in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[i // 8] ^= 1 << i % 8
+        path.write_bytes(flipped)
+        sent = list(archive.lines(tmp_path, "job", checkpoints=False))
+        assert sent[0].startswith(archive.FAILED), flipped
+        assert "job.json is damaged" in sent[0]
 
 
 def test_other_programs_read_the_files(tmp_path: Path) -> None:

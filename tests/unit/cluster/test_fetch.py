@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import stat
@@ -107,7 +108,8 @@ def test_a_run_is_recorded_under_its_jobs_id(
     fetch.record_run(tmp_path, "run-1")
     (path,) = (tmp_path / ".jobs").iterdir()
     assert path.name == f"{JOB}.json"
-    assert json.loads(path.read_text()) == {"run_id": "run-1"}
+    digest = hashlib.sha256(b"run-1").hexdigest()
+    assert json.loads(path.read_text()) == {"run_id": "run-1", "sha256": digest}
     fetch.forget_run(tmp_path)
     assert not path.exists()
     for job_id in ("", "..", "a/b", ".a"):

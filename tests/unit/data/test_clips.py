@@ -69,7 +69,7 @@ def test_folders_that_are_not_stores(tmp_path: Path) -> None:
         read_store(tmp_path)
     for damaged in ('{"format": 2', "[]", '{"format": 2}', '{"format": 2, "clips": [{}]}'):
         path.write_text(damaged)
-        with pytest.raises(UserError, match=r"manifest\.json is not a clip store's manifest"):
+        with pytest.raises(UserError, match=r"manifest\.json is .*; delete"):
             read_store(tmp_path)
 
 

@@ -16,7 +16,7 @@ import pytest
 from fedvsr import models
 from fedvsr.config import ExperimentConfig, load_config
 from fedvsr.data.split import Split
-from fedvsr.errors import UserError
+from fedvsr.errors import DamagedError, UserError
 from fedvsr.federation.executors import SerialExecutor
 from fedvsr.federation.rounds import ClientFinished
 from fedvsr.inference.evaluate import Evaluator
@@ -29,7 +29,7 @@ from fedvsr.runs.events import RoundRecorded, RunStarted
 from fedvsr.runs.execution import execute
 from fedvsr.runs.launch import prepare_data
 from fedvsr.runs.notes import notes_of
-from fedvsr.runs.run import create_run, find_run, locked, open_run, run_status
+from fedvsr.runs.run import create_run, find_run, locked, open_run, run_status, stored_config
 from fedvsr.training.checkpoint import save_model
 from tests.unit.tuning.test_progress import as_running
 
@@ -186,9 +186,27 @@ def test_a_neighbour_with_a_foreign_configuration_is_skipped_by_resume(
     # All folders are looked at, whatever their order.
     with pytest.raises(UserError, match="no run of this configuration"):
         find_run(small.model_copy(update={"seed": 99}), tmp_path)
-    assert f"skipped {path.parent}: config.yaml is no configuration of this" in caplog.text
+    problem = "is no configuration of this version" if text else "is damaged: it is cut short"
+    assert f"skipped {path.parent}: config.yaml {problem}" in caplog.text
     assert len(caplog.messages) == 2
     assert find_run(small, tmp_path).folder == run.folder
+
+
+def test_a_configuration_that_was_edited_is_refused_in_its_run_and_accepted_as_a_file(
+    small: ExperimentConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = create_run(small, tmp_path)
+    path = run.folder / "config.yaml"
+    path.write_text(path.read_text().replace("seed: 3", "seed: 8"))
+    changed = small.model_copy(update={"seed": 8})
+    with pytest.raises(DamagedError, match=r"config\.yaml is damaged, or was edited by hand"):
+        stored_config(run.folder)
+    with pytest.raises(UserError, match="no run of this configuration"):
+        find_run(changed, tmp_path)
+    assert f"skipped {run.folder}: config.yaml is damaged, or was edited" in caplog.text
+    with pytest.raises(DamagedError, match="was edited by hand"):
+        find_trained(run.run_id, tmp_path)
+    assert load_config(str(path)) == changed
 
 
 def test_a_run_whose_own_row_is_damaged_can_be_resumed(
