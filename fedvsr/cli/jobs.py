@@ -75,7 +75,7 @@ def submit(
     ] = False,
 ) -> None:
     """Run an experiment as a job of a Ray cluster."""
-    from fedvsr.cluster import jobs
+    from fedvsr.cluster import job_server, jobs
     from fedvsr.cluster import package as job_package
     from fedvsr.config import load_config
 
@@ -90,7 +90,7 @@ def submit(
         inside = Path(folder) / "package" if package is None else package
         built = job_package.build(inside, config, include or [], source=not installed)
         say(f"package: {built}")
-        head = server.address if server else (address or jobs.DEFAULT_ADDRESS)
+        head = server.address if server else (address or job_server.DEFAULT_ADDRESS)
         kept = str(package) if package else "DIR"
         line = jobs.ray_command(head, kept, arguments, config.name, out)
         say(f"the same without fedvsr: {line}")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
-import os
 import secrets
 import shlex
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,19 +15,25 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 from fedvsr.cluster import archive
 from fedvsr.cluster.fetch import JOB_VARIABLE, unpack
+from fedvsr.cluster.job_server import (
+    NoAnswerError,
+    address_alone,
+    explained,
+    require_answer,
+    resolve,
+)
+from fedvsr.cluster.stream import chunks
 from fedvsr.errors import UserError
-from fedvsr.limits import within
+from fedvsr.limits import ANSWER_S, within
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
 
 # Ray kills a job this long after asking it to stop (Ray's default is 3 s): a run saves its state.
 STOP_WAIT_S = 60
-DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # Keys of a job's metadata: the name of what it runs, and the folder where `fedvsr run` writes.
 _NAME, _OUT = "fedvsr", "fedvsr_out"
 T = TypeVar("T")
@@ -39,7 +42,6 @@ _TALKATIVE = (
     "dashboard.modules.job.sdk",
     "_private.runtime_env.packaging",
 )
-_CONNECT_S = 10
 # Seconds for a request; the upload of a job's package may take longer.
 _ASK_S, _SUBMIT_S = 60.0, 600.0
 _POLL_S = 0.5
@@ -76,14 +78,14 @@ class Jobs:
         Raises:
             UserError: nothing answers there, or the server asks for a token.
         """
-        self.address = _resolve(address)
-        _require_answer(self.address)
+        self.address = resolve(address)
+        require_answer(self.address)
         # Imported late, as the tokens of the environment are read with it.
         from ray.job_submission import JobSubmissionClient
 
         for name in _TALKATIVE:
             logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)
-        with _address_alone():
+        with address_alone():
             self._client = self._ask(lambda: JobSubmissionClient(self.address))
 
     def submit(
@@ -136,28 +138,21 @@ class Jobs:
         """Pass on what a job prints, from its first line, until it ends.
 
         Raises:
-            UserError: the connection broke and could not be restored.
+            UserError: the server does not answer, or the connection could not be restored.
         """
         self.get(job_id)
         from aiohttp import ClientError
 
-        num_passed_on = 0
-
-        async def tail() -> None:
-            nonlocal num_passed_on
-            num_received = 0
-            async for text in self._client.tail_job_logs(job_id):
-                # A new connection sends the log from its first line again.
-                say(text[max(0, num_passed_on - num_received) :])
-                num_received += len(text)
-                num_passed_on = max(num_passed_on, num_received)
-
-        breaks = 0
+        num_passed_on = breaks = 0
         while True:
-            complete, before = True, num_passed_on
-            with _explained(self.address, job_id):
+            complete, before, num_received = True, num_passed_on, 0
+            with explained(self.address, job_id):
                 try:
-                    asyncio.run(tail())
+                    for text in self._chunks(job_id):
+                        # A new connection sends the log from its first line again.
+                        say(text[max(0, num_passed_on - num_received) :])
+                        num_received += len(text)
+                        num_passed_on = max(num_passed_on, num_received)
                 except (RuntimeError, OSError, ClientError):
                     complete, breaks = False, breaks + 1 if num_passed_on == before else 1
                     if breaks == _MAX_BREAKS:
@@ -211,11 +206,11 @@ class Jobs:
             )
         out.mkdir(parents=True, exist_ok=True)
         command = [python, "archive.py", job.out, job_id, *(["--checkpoints"] * checkpoints)]
-        with tempfile.TemporaryDirectory() as folder:
-            shutil.copy(archive.__file__, Path(folder) / "archive.py")
-            sender = self.submit(shlex.join(command), Path(folder), f"fetch-{job_id}"[:60])
         try:
-            with tempfile.TemporaryFile(dir=out) as file:
+            with (
+                self._sender(shlex.join(command), f"fetch-{job_id}"[:60]) as sender,
+                tempfile.TemporaryFile(dir=out) as file,
+            ):
                 received = archive.read(self._lines(sender), file)
                 return unpack(file, received.run_id, out), received.num_files
         except archive.NoRunError:
@@ -228,37 +223,56 @@ class Jobs:
             raise
         except ValueError as error:
             raise UserError(f"cannot fetch the run of {job_id}: {error}") from None
-        finally:
-            # The sender has ended, unless this was interrupted.
-            self.stop(sender)
-            self._ask(lambda: self._client.delete_job(sender), sender)
 
-    def _ask(self, call: Callable[[], T], job_id: str | None = None, limit_s: float = _ASK_S) -> T:
+    @contextmanager
+    def _sender(self, command: str, name: str) -> Iterator[str]:
+        """The id of a job that runs `archive.py` on the head; it is deleted afterwards."""
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copy(archive.__file__, Path(folder) / "archive.py")
+            job_id = self.submit(command, Path(folder), name)
+        answers = True
+        try:
+            yield job_id
+        except NoAnswerError:
+            answers = False
+            raise
+        finally:
+            if answers:
+                # It has ended, unless this was interrupted.
+                self.stop(job_id)
+                self._ask(lambda: self._client.delete_job(job_id), job_id)
+
+    def _ask(
+        self, call: Callable[[], T], job_id: str | None = None, limit_s: float | None = None
+    ) -> T:
         """What the server answers; Ray's client itself would wait without a limit.
 
         Raises:
             UserError: it refuses, or does not answer.
         """
-        with _explained(self.address, job_id):
+        with explained(self.address, job_id):
             try:
-                return within(limit_s, call)
+                return within(limit_s or _ASK_S, call)
             except TimeoutError as error:
-                raise UserError(_no_answer(self.address, str(error))) from None
+                raise NoAnswerError(self.address, str(error)) from None
+
+    def _chunks(self, job_id: str) -> Iterator[str]:
+        """The pieces of a job's log, as they arrive."""
+
+        def has_ended() -> bool:
+            details = self._ask(lambda: self._client.get_job_info(job_id), job_id, ANSWER_S)
+            return _job(details).exit_code is not None
+
+        return chunks(self._client.tail_job_logs(job_id), has_ended)  # type: ignore[arg-type]
 
     def _lines(self, job_id: str) -> Iterator[str]:
         """The lines of a job's log, as they arrive."""
-        loop = asyncio.new_event_loop()
-        chunks = self._client.tail_job_logs(job_id)
         rest = ""
-        try:
-            with _explained(self.address, job_id):
-                while (text := loop.run_until_complete(anext(chunks, None))) is not None:
-                    *whole, rest = (rest + text).split("\n")
-                    yield from whole
-            yield rest
-        finally:
-            loop.run_until_complete(chunks.aclose())  # type: ignore[attr-defined]
-            loop.close()
+        with explained(self.address, job_id):
+            for text in self._chunks(job_id):
+                *whole, rest = (rest + text).split("\n")
+                yield from whole
+        yield rest
 
 
 def new_id(name: str) -> str:
@@ -324,80 +338,3 @@ def _exit_code(status: str, code: int | None) -> int | None:
         return None
     # A negative code is a signal; None means that the command never started.
     return 1 if code is None else code if code > 0 else 128 - code
-
-
-def _resolve(address: str | None) -> str:
-    for_ray = os.environ.get("RAY_ADDRESS", "")
-    address = address or os.environ.get("RAY_API_SERVER_ADDRESS")
-    address = address or (for_ray if for_ray.startswith("http") else DEFAULT_ADDRESS)
-    parts = urlsplit(address)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise UserError(
-            f"--address {address}: jobs go to the job server of the cluster's head: http://HEAD:8265"
-        )
-    return address.rstrip("/")
-
-
-def _require_answer(address: str) -> None:
-    """Refuse an address that does not answer within seconds; Ray's own client waits minutes."""
-    parts = urlsplit(address)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    try:
-        socket.create_connection((parts.hostname, port), timeout=_CONNECT_S).close()
-    except OSError as error:
-        raise UserError(_no_answer(address, str(error))) from None
-
-
-def _no_answer(address: str, reason: str) -> str:
-    return (
-        f"no Ray job server answers at {address} ({reason}); is the head up, and its port "
-        "forwarded (ssh -N -L 8265:127.0.0.1:8265 HEAD)?"
-    )
-
-
-@contextmanager
-def _address_alone() -> Iterator[None]:
-    """Hide the variables by which Ray would override the address that it is told."""
-    names = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-    before = {name: os.environ.pop(name) for name in names if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(before)
-
-
-@contextmanager
-def _explained(address: str, job_id: str | None = None) -> Iterator[None]:
-    """Turn what Ray's client raises into a `UserError` of one line.
-
-    Ray gives the HTTP status of a refusal only in its message, so that is what is looked at.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        text = str(error).strip()
-        # By name: releases of Ray before token authentication lack the class.
-        if type(error).__name__ == "AuthenticationError":
-            refused = text.startswith("Authentication failed")
-            problem = "refuses this token" if refused else "asks for a token"
-            raise UserError(
-                f"the cluster at {address} {problem}: set RAY_AUTH_MODE=token and "
-                "RAY_AUTH_TOKEN_PATH=FILE, a file with the head's token (default ~/.ray/auth_token)"
-            ) from None
-        if isinstance(error, ConnectionError) or "Connection" in type(error).__name__:
-            raise UserError(_no_answer(address, type(error).__name__)) from None
-        if "status code 404" in text and job_id is not None:
-            raise UserError(
-                f"{address} has no job {job_id}; `fedvsr jobs` lists its jobs"
-            ) from None
-        if "status code 413" in text:
-            raise UserError(
-                "the job's package is larger than Ray takes (104.9 MB); put large files where "
-                "every node reads them"
-            ) from None
-        if isinstance(error, RuntimeError):
-            last = [line for line in text.splitlines() if line.strip()][-1:] or [""]
-            raise UserError(f"{address}: {last[0].strip()}") from None
-        raise

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from fedvsr import config, environment
-from fedvsr.cluster import jobs
+from fedvsr.cluster import job_server, jobs
 from fedvsr.cluster import package as job_package
 from fedvsr.errors import UserError
 from tests.unit.cli.test_cli import fedvsr
@@ -125,14 +125,14 @@ def test_an_address_without_a_job_server_is_one_error_line(
 def test_default_address_of_the_job_server(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
-    assert jobs._resolve(None) == "http://127.0.0.1:8265"
+    assert job_server.resolve(None) == "http://127.0.0.1:8265"
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert jobs._resolve(None) == "http://127.0.0.1:8265"
+    assert job_server.resolve(None) == "http://127.0.0.1:8265"
     monkeypatch.setenv("RAY_ADDRESS", "http://a:1/")
-    assert jobs._resolve(None) == "http://a:1"
+    assert job_server.resolve(None) == "http://a:1"
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "https://b")
-    assert jobs._resolve(None) == "https://b"
-    assert jobs._resolve("http://c:2") == "http://c:2"
+    assert job_server.resolve(None) == "https://b"
+    assert job_server.resolve("http://c:2") == "http://c:2"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,60 @@
+"""A job's log as it grows, from a server that may stop answering."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator
+
+from fedvsr.limits import ANSWER_S
+
+QUIET_S = ANSWER_S
+"""Seconds without any text after which the job's state is asked for."""
+_CANCEL_S = 5.0
+
+
+class LogStoppedError(RuntimeError):
+    """The job has ended, but the connection neither brings the rest of its log nor closes."""
+
+
+def chunks(stream: AsyncGenerator[str, None], has_ended: Callable[[], bool]) -> Iterator[str]:
+    """The pieces of a log, in order. A job may print nothing for hours; only a server may not.
+
+    Args:
+        stream: what `JobSubmissionClient.tail_job_logs` returns; it would wait for ever.
+        has_ended: asks the server, on another connection, whether the job has ended. It raises an
+            exception if the server does not answer.
+
+    Raises:
+        LogStoppedError: the job ended, and nothing has come for `QUIET_S` since that was known.
+    """
+    loop = asyncio.new_event_loop()
+    try:
+        while (text := _next(loop, stream, has_ended)) is not None:
+            yield text
+    finally:
+        # The session's connections are dropped, so this waits for nobody.
+        loop.run_until_complete(stream.aclose())
+        loop.close()
+
+
+def _next(
+    loop: asyncio.AbstractEventLoop,
+    stream: AsyncGenerator[str, None],
+    has_ended: Callable[[], bool],
+) -> str | None:
+    """The next piece of a log; None after the last."""
+
+    async def next_piece() -> str | None:
+        return await anext(stream, None)
+
+    piece, ended = loop.create_task(next_piece()), False
+    try:
+        while not loop.run_until_complete(asyncio.wait([piece], timeout=QUIET_S))[0]:
+            if ended:
+                raise LogStoppedError("the job has ended, but its log stopped before the end")
+            ended = has_ended()
+    except BaseException:
+        piece.cancel()
+        loop.run_until_complete(asyncio.wait([piece], timeout=_CANCEL_S))
+        raise
+    return piece.result()
