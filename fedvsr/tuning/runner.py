@@ -112,6 +112,8 @@ def run_sweep(
     os.environ.update({k: v for k, v in _ENVIRONMENT.items() if k not in os.environ})
     for name in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("ray.tune.tune", "ray.tune.execution.tune_controller"):
+        logging.getLogger(name).addFilter(_is_no_failed_trial)
     past = read_past(sweep, folder / RUNS)
     points, num_new = _to_start(sweep, trials, past, folder / RUNS)
     if not points and not num_new:
@@ -186,6 +188,14 @@ class _Outcomes(tune.Callback):
             index = trial.config.get("trial")
             outcomes.append(Outcome(trial.trial_id, index, state, _reason(str(error or ""))))
         return outcomes
+
+
+def _is_no_failed_trial(record: logging.LogRecord) -> bool:
+    """Whether Tune logs anything but that a trial failed, which the row of the trial says.
+
+    The traceback is in `error.txt` in Tune's folder of the trial.
+    """
+    return not record.msg.startswith(("Trial task failed for trial", "Trials did not complete"))
 
 
 def _reason(text: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,17 @@ from fedvsr.federation.executors import Clients
 from fedvsr.federation.ray_executor import RayExecutor
 from fedvsr.records import load_results
 from fedvsr.runs.run import create_run
-from tests.integration.commands import run_to_end, start_run, wait_for_round, wait_until_stopped
+from tests.integration.commands import (
+    heed_ctrl_c,
+    run_to_end,
+    start_run,
+    wait_for_round,
+    wait_until_stopped,
+)
 from tests.integration.equality import assert_equal_runs
 from tests.integration.faulty import Failure, FaultyExecutor
 from tests.integration.running import faults_in, on_ray
+from tests.integration.test_sweep import rounds_done, sweep_file, tune_command
 
 pytestmark = pytest.mark.ray
 
@@ -67,6 +75,42 @@ def test_a_run_whose_head_is_gone_saves_its_state_and_ends_in_a_line(
     (folder,) = tmp_path.iterdir()
     assert load_results(folder).runs["status"].tolist() == ["failed"]
     assert len(list((folder / "checkpoints").glob("round-*.safetensors"))) == 1
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_a_sweep_whose_raylet_dies_ends_in_a_line_and_resumes(
+    small_yaml: Path, tmp_path: Path
+) -> None:
+    """Ray Tune itself would wait without end."""
+    # More rounds than pass until the raylet is missed.
+    file = sweep_file(small_yaml, tmp_path, set={"federation.num_rounds": 5000}, executor="serial")
+    folder = tmp_path / "sweeps" / "s"
+
+    def started(after: int, *extra: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            tune_command(file, tmp_path, *extra),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=heed_ctrl_c,
+        )
+        deadline = time.monotonic() + 100
+        while max(rounds_done(folder).values(), default=0) <= after:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return process
+
+    process = started(0)
+    signal_child(process, "raylet", signal.SIGKILL)
+    assert_ended_by(process, "Ray's process on this machine, the raylet, has died")
+    for run in (folder / "runs").iterdir():
+        wait_until_stopped(run)
+    process = started(max(rounds_done(folder).values()), "--resume")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=100)
+    assert (process.returncode, errors) == (130, "")
 
 
 class Stopping:

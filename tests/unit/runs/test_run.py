@@ -7,8 +7,11 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from datetime import datetime, tzinfo
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -27,10 +30,19 @@ from fedvsr.params import flatten
 from fedvsr.records import load_results
 from fedvsr.runs.events import RoundRecorded, RunStarted
 from fedvsr.runs.execution import execute
-from fedvsr.runs.launch import prepare_data
+from fedvsr.runs.launch import _start, prepare_data
 from fedvsr.runs.notes import notes_of
-from fedvsr.runs.run import create_run, find_run, locked, open_run, run_status, stored_config
+from fedvsr.runs.run import (
+    Run,
+    create_run,
+    find_run,
+    locked,
+    open_run,
+    run_status,
+    stored_config,
+)
 from fedvsr.training.checkpoint import save_model
+from fedvsr.tuning import trial
 from tests.unit.tuning.test_progress import as_running
 
 
@@ -190,6 +202,46 @@ def test_a_neighbour_with_a_foreign_configuration_is_skipped_by_resume(
     assert f"skipped {path.parent}: config.yaml {problem}" in caplog.text
     assert len(caplog.messages) == 2
     assert find_run(small, tmp_path).folder == run.folder
+
+
+@pytest.fixture
+def foreign_lock(small: ExperimentConfig, undisturbed: Path, tmp_path: Path) -> Iterator[Run]:
+    """A run whose lock another process holds for as long as the test lasts."""
+    run = open_run(small, Path(shutil.copytree(undisturbed, tmp_path / undisturbed.name)))
+    as_running(run.folder)
+    program = (
+        "import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); "
+        "lock.acquire(); print('locked', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(run.folder / ".lock")]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        yield run
+        process.communicate(timeout=30)
+
+
+def test_a_driver_on_ray_waits_for_the_runs_lock_no_longer_than_its_limit(
+    foreign_lock: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedvsr.runs.launch._LOCK_S", 1.5)
+    split = prepare_data(foreign_lock.config, lambda *_: None)
+    # What the driver's actor does; it would reserve nothing before it has the lock.
+    placed, stop = MagicMock(), threading.Event()
+    began = time.monotonic()
+    with pytest.raises(UserError, match="another process is writing"):
+        next(_start(foreign_lock, split, placed, None, stop))
+    assert 1.5 <= time.monotonic() - began < 20
+
+
+def test_a_trial_waits_for_its_runs_lock_no_longer_than_its_limit(
+    foreign_lock: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "_LOCK_WAIT_S", 1.5)
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"another process is writing .*, then --resume"):
+        trial._wait_until_unlocked(foreign_lock)
+    assert 1.5 <= time.monotonic() - began < 20
 
 
 def test_a_configuration_that_was_edited_is_refused_in_its_run_and_accepted_as_a_file(
