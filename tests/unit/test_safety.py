@@ -14,10 +14,13 @@ import pytest
 import torch
 
 import fedvsr as package
+from fedvsr.cluster import archive
+from fedvsr.cluster.fetch import JOB_VARIABLE, record_run
 from fedvsr.errors import UserError
 from fedvsr.models import load_checkpoint
 from fedvsr.tuning.table import write_trials
 from tests.unit.cli.test_cli import fedvsr
+from tests.unit.cluster.server import JOB, SSL_WARNING, Server
 from tests.unit.tuning.test_progress import as_running
 
 SOURCES = sorted(Path(str(package.__file__)).parent.rglob("*.py"))
@@ -121,15 +124,38 @@ COMMANDS = [
     ("data", "info", "{store}"),
     ("data", "verify", "{store}"),
     ("run", "{small}", "--executor", "serial", "--out", "{out}", "--resume"),
+    ("stop", JOB, "--address", "{server}"),
+    ("logs", JOB, "--address", "{server}"),
+    (
+        *("submit", "{small}", "--address", "{server}", "--include", "{run}"),
+        *("--package", "{out}/package"),
+    ),
+    ("fetch", JOB, "--address", "{server}", "--out", "{out}/fetched", "--checkpoints"),
+    # Again, over the copy.
+    ("fetch", JOB, "--address", "{server}", "--checkpoints", "--out", "{out}/fetched"),
 ]
 # Names that Ray Tune, torch and others give to their pickles.
 PICKLES = ["tuner.pkl", "trainable.pkl", "error.pkl", "searcher-state.pkl", "data.pkl", "net.pth"]
 
 
+@pytest.fixture
+def server() -> Iterator[Server]:
+    running = Server()
+    yield running
+    running.close()
+
+
 @pytest.mark.full
+@pytest.mark.filterwarnings(SSL_WARNING)
 @pytest.mark.parametrize("replaced", [False, True])
 def test_no_command_unpickles_what_lies_in_its_folders(
-    replaced: bool, undisturbed: Path, small_yaml: Path, video: Path, tmp_path: Path
+    replaced: bool,
+    undisturbed: Path,
+    small_yaml: Path,
+    video: Path,
+    tmp_path: Path,
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """`tune --resume`, which needs Ray, has a test in tests/integration/test_sweep.py."""
     mark, out = tmp_path / "exploded", tmp_path / "out"
@@ -154,8 +180,20 @@ def test_no_command_unpickles_what_lies_in_its_folders(
         for path in [*out.rglob("*"), *store.rglob("*")]:
             if path.is_file() and path.name != "config.yaml":
                 path.write_bytes(bomb)
-    known = {"out": out, "run": run, "video": video, "store": store, "small": small_yaml}
+    known: dict[str, object] = {
+        "out": out,
+        "run": run,
+        "video": video,
+        "store": store,
+        "small": small_yaml,
+    }
     known["done"] = sweep / "runs" / "one"
+    with monkeypatch.context() as patch:
+        patch.setenv(JOB_VARIABLE, JOB)
+        record_run(out, run.name)
+    sent = "".join(f"{line}\n" for line in archive.lines(out, JOB, checkpoints=True))
+    server.out, server.logs = str(out), [(sent, True)] * 2
+    known["server"] = server.address
     codes = [fedvsr(*(part.format(**known) for part in command)) for command in COMMANDS]
     assert not mark.exists()
     refused = {command for command, code in zip(COMMANDS, codes, strict=True) if code}
