@@ -35,6 +35,7 @@ def within(limit_s: float, call: Callable[[], T]) -> T:
         try:
             outcomes.put((call(), None))
         except BaseException as error:
+            # Raised again by the thread that waits, whatever it is.
             outcomes.put((None, error))
 
     threading.Thread(target=make, daemon=True).start()

@@ -100,6 +100,7 @@ def main() -> None:
     try:
         app([argument for argument in sys.argv[1:] if argument != "--debug"])
     except Exception as error:
+        # Every error ends here, and is printed: a mistake in one line, a fault of the program too.
         if debug:
             err.print_exception()
         if message := _user_message(error):

@@ -73,6 +73,7 @@ def explained(address: str, job_id: str | None = None) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        # What is not known below is raised again.
         text = str(error).strip()
         # By name: releases of Ray before token authentication lack the class.
         if type(error).__name__ == "AuthenticationError":

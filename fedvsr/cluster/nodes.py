@@ -141,7 +141,8 @@ def _report(node: Mapping[str, Any], answer: ObjectRef[probe.Machine]) -> NodeRe
         ray.cancel(answer, force=True)
         return NodeReport(host, {}, silent=f"did not answer within {_ANSWER_S} s", **by_ray)
     except ray.exceptions.RayError as error:
-        return NodeReport(host, {}, silent=str(error).splitlines()[0], **by_ray)
+        problem = (str(error).splitlines() or [type(error).__name__])[0]
+        return NodeReport(host, {}, silent=problem, **by_ray)
     return NodeReport(**{**machine, **by_ray, "host": host})
 
 

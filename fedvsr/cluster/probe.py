@@ -102,6 +102,7 @@ def _gpus() -> tuple[list[Gpu], str]:
     try:
         import torch
     except Exception as error:
+        # A broken installation raises more than ImportError, such as OSError for a library.
         return [], f"torch does not import: {error}".splitlines()[0]
     if not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for CPUs"
@@ -114,7 +115,8 @@ def _gpus() -> tuple[list[Gpu], str]:
             if float((ones @ ones)[0, 0]) != 256:
                 problem = "computes a wrong product"
         except Exception as error:
-            problem = str(error).splitlines()[0]
+            # Whatever the driver raises is what is to be reported.
+            problem = (str(error).splitlines() or [type(error).__name__])[0]
         gpus.append({"name": properties.name, "bytes": properties.total_memory, "error": problem})
     return gpus, ""
 

@@ -54,6 +54,7 @@ def _next(
                 raise LogStoppedError("the job has ended, but its log stopped before the end")
             ended = has_ended()
     except BaseException:
+        # Also an interruption: nothing may be left that reads from the stream.
         piece.cancel()
         loop.run_until_complete(asyncio.wait([piece], timeout=_CANCEL_S))
         raise

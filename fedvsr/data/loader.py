@@ -120,6 +120,7 @@ class Loader(Generic[Job, Result]):
                 try:
                     future.set_result(self._read(job))
                 except BaseException as error:
+                    # Raised again where the result is taken, whatever it is.
                     future.set_exception(error)
                 # Not to be held while this waits.
                 del work, job, future

@@ -166,6 +166,7 @@ class Workshop:
             try:
                 return function(item)
             except BaseException:
+                # Also an interruption.
                 self._stop.set()
                 raise
 
@@ -214,6 +215,7 @@ class Workshop:
         try:
             self._write(task, clips)
         except BaseException:
+            # Also an interruption: clips without a record would be made again beside them.
             for entry in clips.entries:
                 self._remove(entry)
             raise

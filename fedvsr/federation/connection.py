@@ -63,6 +63,7 @@ class _Keeper:
         try:
             self._start()
         except BaseException as error:
+            # Raised again by `wait`, whatever it is.
             self._error.append(error)
             return
         finally:
@@ -134,6 +135,7 @@ def _start(init: Callable[[], object], refusal: str, limit_s: float) -> None:
         # Ray is half started: see `ClusterGoneError`.
         raise ClusterGoneError(refusal.format(error)) from None
     except Exception as error:
+        # `ray.init` raises nearly anything if it cannot start or connect.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(refusal.format(lines[0] if lines else type(error).__name__)) from error
     _keeper = keeper

@@ -202,6 +202,7 @@ class SerialExecutor:
             try:
                 report, update = self._trainer.train(task, shared, state, clips)
             except Exception as error:
+                # Whatever the training of a client raises is that client's fault, with its cause.
                 yield Fault(
                     task.round_idx,
                     task.client_id,

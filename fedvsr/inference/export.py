@@ -122,8 +122,8 @@ def _write(network: torch.nn.Module, lq_BTCHW: Tensor, path: Path, name: str) ->
                 external_data=False,
                 verbose=False,
             )
-        # Any exception means that the exporter cannot express the network.
         except Exception as error:
+            # Any exception means that the exporter cannot express the network.
             raise UserError(
                 f"{name} cannot be written as ONNX ({_reason(error)}); export to safetensors or "
                 "torch"
@@ -150,6 +150,7 @@ def _difference(path: Path, lq_BTCHW: Tensor, sr_BTCHW: Tensor, name: str) -> fl
         )
         (output,) = session.run(None, {"lq": lq_BTCHW.numpy()})
     except Exception as error:
+        # onnxruntime's exceptions have no other base.
         raise UserError(
             f"{name} is written as ONNX, but onnxruntime cannot run it ({_reason(error)}); export "
             "to safetensors or torch"

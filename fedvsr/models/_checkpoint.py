@@ -53,6 +53,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
             "needs code to load, which is never run"
         ) from None
     except Exception:
+        # For a damaged file torch raises nearly anything.
         raise UserError(f"cannot read {path}: it is damaged, or no file of torch.save") from None
     return _bare(content, path), {}
 

@@ -76,6 +76,7 @@ def execute(
             execution.write_run("interrupted")
             raise
         except BaseException as error:
+            # Whatever ends a run is recorded with it.
             full = isinstance(error, OSError) and error.errno in DISK_FULL
             # A full disk cannot take this row; the run then reads as stopped.
             with suppress(OSError):

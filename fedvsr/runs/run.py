@@ -264,6 +264,8 @@ def begun(config: ExperimentConfig, out: Path, found: Run | None = None) -> Iter
     try:
         yield run
     except Exception:
+        # Whatever refused it before it began, for example a cluster that lacks what the run asks
+        # for, or weights that cannot be read.
         if not found and not (run.folder / "partition.parquet").exists():
             shutil.rmtree(run.folder)
             forget_run(out)

@@ -112,6 +112,7 @@ class TrialMonitor:
                 if self._stop.wait(_PERIOD_S):
                     break
         except BaseException as error:
+            # Raised again by `__exit__`, whatever it is.
             self._error = error
 
     def _look(self) -> None:

@@ -79,7 +79,7 @@ def opened(sweep: SweepConfig, folder: Path, resume: bool) -> Iterator[None]:
             save_sweep(sweep, path)
         yield
     except Exception:
-        # Refused before it began, for example because its data is missing.
+        # Whatever refused it before it began, for example data that is missing.
         if not resume and not (folder / _TUNE).exists():
             for made in (path, folder / _LIMIT, folder / ".lock"):
                 made.unlink(missing_ok=True)
