@@ -208,7 +208,8 @@ class _ModelAlone(Section):
 def load_config(source: str, overrides: Iterable[str] = ()) -> ExperimentConfig:
     """Load a preset by name or a YAML file by path, and apply overrides such as `local.lr=1e-3`.
 
-    A file with `extends: PRESET` gives only what differs from the preset, or from another file.
+    A file with `extends: PRESET` gives only what differs from the preset, or from another file,
+    whose path is relative to the folder of the file that names it.
 
     Raises:
         UserError: a setting is missing, unknown, misspelt, out of bounds, or has no effect although
@@ -389,17 +390,22 @@ def _extended(source: str) -> tuple[dict[str, Any], set[str]]:
     while (base := layers[-1].pop("extends", None)) is not None:
         if not isinstance(base, str):
             raise UserError(f"{chain[-1]}: extends = {short(base)} is not a preset or a .yaml file")
-        chain.append(base)
-        if _same_file(base, chain[:-1]):
+        chain.append(_beside(chain[-1], base))
+        if _same_file(chain[-1], chain[:-1]):
             raise UserError(f"{source} extends itself: {' -> '.join(chain)}; break the circle")
         if len(chain) > _MAX_EXTENDED:
             raise UserError(f"{source} extends {_MAX_EXTENDED} files in a row; join some of them")
-        layers.append(_read(base))
+        layers.append(_read(chain[-1]))
     explicit = set(_keys(layers[0])) if _is_file(source) else set[str]()
     settings = layers.pop()
     for changes in reversed(layers):
         settings = _merge(settings, changes)
     return settings, explicit
+
+
+def _beside(file: str, source: str) -> str:
+    """What a file extends: a YAML file is searched beside it, wherever the command runs."""
+    return os.path.join(os.path.dirname(file), source) if _is_file(source) else source
 
 
 def _same_file(source: str, others: Iterable[str]) -> bool:

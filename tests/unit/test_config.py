@@ -212,6 +212,28 @@ def test_overrides_and_extends(tmp_path: Path, small_yaml: Path) -> None:
     assert load_config(str(child)).local.crop == load_config("demo").local.crop
 
 
+def test_a_file_is_extended_beside_the_file_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("bases", "mine", "elsewhere"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "bases" / "root.yaml").write_text("extends: demo\nlocal: {lr: 0.5}\n")
+    (tmp_path / "bases" / "base.yaml").write_text("extends: root.yaml\nlocal: {steps: 7}\n")
+    (tmp_path / "mine" / "a.yaml").write_text("extends: ../bases/base.yaml\nseed: 9\n")
+    # Files of these names in the current folder are others.
+    (tmp_path / "elsewhere" / "root.yaml").write_text("extends: demo\nlocal: {lr: 0.1}\n")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for source in ("../mine/a.yaml", str(tmp_path / "mine" / "a.yaml")):
+        config = load_config(source)
+        assert (config.local.lr, config.local.steps, config.seed) == (0.5, 7, 9)
+    (tmp_path / "mine" / "b.yaml").write_text("extends: root.yaml\n")
+    with pytest.raises(UserError, match=r"^\.\./mine/root\.yaml cannot be read: No such file"):
+        load_config("../mine/b.yaml")
+    (tmp_path / "bases" / "root.yaml").write_text("extends: ../mine/a.yaml\n")
+    with pytest.raises(UserError, match="extends itself"):
+        load_config("../mine/a.yaml")
+
+
 def test_another_algorithm_drops_the_keys_of_the_old_one(small_yaml: Path) -> None:
     config = load_config(str(small_yaml), ["algorithm.lambda_vsr=0.5", "algorithm.name=fedavg"])
     assert config.algorithm.model_dump()["name"] == "fedavg"
