@@ -21,7 +21,8 @@ from fedvsr.errors import FileError, UserError, skipping
 from fedvsr.lookup import did_you_mean
 from fedvsr.means import by_test_set, groups, last_evaluation, mean_scores
 from fedvsr.metrics import METRICS
-from fedvsr.records import checked_table, read_run
+from fedvsr.records import SCHEMAS, checked_table, read_run
+from fedvsr.runs.events import RoundRecorded
 from fedvsr.runs.run import run_status
 from fedvsr.tuning.space import Value
 
@@ -174,28 +175,42 @@ class Scores(TypedDict):
 
 def history(folder: Path) -> list[Scores]:
     """The scores of each evaluated round of a run, in order."""
-    rounds = checked_table(folder, "rounds").select(["round_idx", "loss"]).to_pylist()
-    loss = {row["round_idx"]: row["loss"] for row in rounds}
-    evaluated = groups(checked_table(folder, "evaluations"), "round_idx")
+    return _history(checked_table(folder, "rounds"), checked_table(folder, "evaluations"))
+
+
+def scores_of(event: RoundRecorded) -> Scores:
+    """The scores of a round that was just evaluated, as `history` reads them from its tables."""
+    rows = [score.row() for score in event.scores]
+    loss = math.nan if event.loss is None else event.loss
+    evaluations = pa.Table.from_pylist(rows, schema=SCHEMAS["evaluations"])
+    return {"round_idx": event.round_idx, "loss": loss, "test": _means(evaluations)}
+
+
+def reported(scores: Scores) -> dict[str, Any]:
+    """Scores as Tune is told them: the first test set at the top, and those of each in `test`."""
+    return {**next(iter(scores["test"].values())), **scores}
+
+
+def _history(rounds: pa.Table, evaluations: pa.Table) -> list[Scores]:
+    losses = rounds.select(["round_idx", "loss"]).to_pylist()
+    loss = {row["round_idx"]: row["loss"] for row in losses}
     return [
         {
             "round_idx": round_idx.as_py(),
             "loss": math.nan if loss.get(round_idx.as_py()) is None else loss[round_idx.as_py()],
-            "test": {name: _own(mean_scores(own)) for name, own in by_test_set(scores)},
+            "test": _means(scores),
         }
-        for round_idx, scores in evaluated
+        for round_idx, scores in groups(evaluations, "round_idx")
         if round_idx.as_py() in loss
     ]
 
 
-def reported(scores: Scores) -> dict[str, Any]:
-    """Scores as Tune is told them: the first test set's at the top, and those of each in `test`."""
-    return {**next(iter(scores["test"].values())), **scores}
-
-
-def _own(means: Mapping[str, float]) -> dict[str, float]:
-    """The means without those of bicubic."""
-    return {name: value for name, value in means.items() if name in METRICS}
+def _means(evaluations: pa.Table) -> dict[str, dict[str, float]]:
+    """The means of a round by test set, without those of bicubic."""
+    return {
+        name: {key: value for key, value in mean_scores(own).items() if key in METRICS}
+        for name, own in by_test_set(evaluations)
+    }
 
 
 def row_of(
@@ -236,16 +251,16 @@ def _recorded(folder: Path) -> dict[str, Any]:
     status = "interrupted" if status == "stopped" else status
     status = note.ended if status == "interrupted" and note.ended else status
     row |= {"status": status, "error": run["error"]}
-    rounds = checked_table(folder, "rounds")
+    rounds, evaluations = (checked_table(folder, name) for name in ("rounds", "evaluations"))
     if not rounds.num_rows:
         return row
     row["round_idx"] = pc.max(rounds["round_idx"]).as_py()
     parts = ("train_s", "aggregate_s", "evaluate_s")
     row["rounds_s"] = sum(pc.sum(rounds[name]).as_py() or 0.0 for name in parts)
-    evaluated = history(folder)
+    evaluated = _history(rounds, evaluations)
     if not evaluated:
         return row
-    sets = by_test_set(last_evaluation(checked_table(folder, "evaluations")))
+    sets = by_test_set(last_evaluation(evaluations))
     row["test_set"], of_first = sets[0]
     row["bicubic_psnr_db"] = mean_scores(of_first).get("bicubic_psnr_db")
     row |= {"loss": _finite(evaluated[-1]["loss"])}

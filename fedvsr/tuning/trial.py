@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,16 @@ from fedvsr.runs.run import Run, open_run, run_status
 from fedvsr.tuning.population import fork, pack
 from fedvsr.tuning.space import Value
 from fedvsr.tuning.sweep import SweepConfig, Trial, make_trial, saved_sweep
-from fedvsr.tuning.table import RUNS, SWEEP_FILE, Note, history, newest_runs, reported
+from fedvsr.tuning.table import (
+    RUNS,
+    SWEEP_FILE,
+    Note,
+    Scores,
+    history,
+    newest_runs,
+    reported,
+    scores_of,
+)
 
 # Processes of a killed sweep end within seconds.
 _LOCK_WAIT_S, _POLL_S = 120.0, 0.5
@@ -84,7 +93,7 @@ def run_trial(settings: dict[str, Value]) -> None:
             # any report, and the network is saved only after the last round.
             last = trial.config.federation.num_rounds
             if isinstance(event, RoundRecorded) and event.scores and event.round_idx < last:
-                report.new()
+                report.add(event)
     except UserError:
         if not report.any:
             raise
@@ -189,11 +198,22 @@ class _Reporter:
         return self._last >= 0
 
     def new(self) -> None:
-        """Report the rounds that the run has recorded since the last report."""
+        """Report the rounds that the tables of the run hold since the last report."""
         known = [m for m in history(self._run.folder) if m["round_idx"] > self._last]
         if self._with_state and not self.any:
             # A population exchanges by its newest results; an old one has no state any more.
             known = known[-1:]
+        self._report(known)
+
+    def add(self, event: RoundRecorded) -> None:
+        """Report a round that was just recorded, without the tables, which grow with each round."""
+        if event.loss is None and event.round_idx > 0:
+            # A resumed run has scored a round again whose loss only the table holds.
+            self.new()
+        elif event.round_idx > self._last:
+            self._report([scores_of(event)])
+
+    def _report(self, known: Iterable[Scores]) -> None:
         for scores in known:
             self._last = scores["round_idx"]
             with tempfile.TemporaryDirectory() as path:
