@@ -284,9 +284,11 @@ def load_sweep(path: Path, overrides: Iterable[str] = (), name: str | None = Non
     """
     settings = yaml12.load_file(path)
     settings |= {} if name is None else {"name": name}
-    base = settings.get("base")
-    if isinstance(base, str):
-        settings["base"] = _beside(path, base)
+    if _BASE in settings:
+        settings[_BASE] = _beside(path, settings[_BASE])
+    space = settings.get("space")
+    if isinstance(space, dict) and isinstance(space.get(_BASE), dict):
+        space[_BASE] = {how: _beside(path, given) for how, given in space[_BASE].items()}
     try:
         config = SweepConfig.model_validate(settings)
     except ValidationError as error:
@@ -429,6 +431,9 @@ def as_overrides(settings: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _beside(path: Path, base: str) -> str:
-    """The base of a sweep file: a YAML file is searched beside it."""
-    return str((path.parent / base).resolve()) if Path(base).suffix in {".yaml", ".yml"} else base
+def _beside(path: Path, base: Any) -> Any:
+    """The base of a sweep file, or a list of bases: YAML files are searched beside it."""
+    if isinstance(base, list):
+        return [_beside(path, one) for one in base]
+    is_file = isinstance(base, str) and Path(base).suffix in {".yaml", ".yml"}
+    return str((path.parent / base).resolve()) if is_file else base

@@ -78,6 +78,11 @@ def test_the_base_itself_can_be_swept(tmp_path: Path) -> None:
     sweep = LAMBDAS | {"base": "mine.yaml", "space": {"base": {"grid": ["demo", "demo_fedavg"]}}}
     names = [t.config.algorithm.name for t in expand(load(tmp_path, sweep))]
     assert names == ["fedvsr", "fedavg"]
+    # A file is searched beside the sweep's, wherever the command runs.
+    (tmp_path / "other.yaml").write_text("extends: demo\nalgorithm: {name: fedprox}\n")
+    sweep["space"] = {"base": {"grid": ["demo", "other.yaml"]}}
+    names = [t.config.algorithm.name for t in expand(load(tmp_path, sweep))]
+    assert names == ["fedvsr", "fedprox"]
     sweep["space"] = {"algorithm.num_byzantine": {"grid": [0]}}
     assert [t.config.algorithm.name for t in expand(load(tmp_path, sweep))] == ["krum"]
 
