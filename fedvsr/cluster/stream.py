@@ -32,9 +32,13 @@ def chunks(stream: AsyncGenerator[str, None], has_ended: Callable[[], bool]) -> 
         while (text := _next(loop, stream, has_ended)) is not None:
             yield text
     finally:
-        # The session's connections are dropped, so this waits for nobody.
-        loop.run_until_complete(stream.aclose())
+        closing = loop.create_task(_close(stream))
+        loop.run_until_complete(asyncio.wait([closing], timeout=_CANCEL_S))
         loop.close()
+
+
+async def _close(stream: AsyncGenerator[str, None]) -> None:
+    await stream.aclose()
 
 
 def _next(
