@@ -52,8 +52,9 @@ class Meter:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         if self._gpu:
-            after = self._gpu.joules()
+            # First: a GPU that failed raises in the next line, and the thread must not outlive it.
             self.gpu_utilisation = self._gpu.stop()
+            after = self._gpu.joules()
             self.gpu_memory_bytes = torch.cuda.max_memory_allocated(self._gpu.device)
         else:
             after = _read_zones()

@@ -113,3 +113,19 @@ def test_a_gpu_without_a_counter_or_without_nvml(
         with Meter(on_gpu(missing)) as meter:
             pass
         assert meter.taken() == {"gpu_memory_bytes": 1 << 30}
+
+
+@pytest.mark.gpu
+def test_a_real_gpu() -> None:
+    pytest.importorskip("pynvml", reason="needs nvidia-ml-py (extra energy)")
+    with Meter(torch.device("cuda")) as meter:
+        a = torch.rand(4096, 4096, device="cuda")
+        began = time.monotonic()
+        while time.monotonic() - began < 2:
+            a = (a @ a).clamp(0, 1)
+            torch.cuda.synchronize()
+    taken = meter.taken()
+    # Between 1 and 2,000 W for two seconds.
+    assert 2 < taken["energy_j"] < 4000
+    assert 0 < taken["gpu_utilisation"] <= 1
+    assert taken["gpu_memory_bytes"] >= 2 * a.nbytes
