@@ -83,8 +83,14 @@ class Vmaf:
         command = [self._ffmpeg, "-nostdin", "-hide_banner", "-nostats", "-f", "rawvideo"]
         command += ["-pix_fmt", "yuv444p", "-s", f"{width}x{2 * height}", "-i", "pipe:0"]
         command += ["-filter_complex", graph, "-f", "null", "-"]
+        # In a session of its own, so that Ctrl-C reaches this process alone. If this one is killed,
+        # ffmpeg reads the end of its input, and ends.
         return subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
         )
 
     def _end(self) -> str:
