@@ -150,7 +150,8 @@ def _html(table: Table) -> Iterator[str]:
     yield "<table>\n<thead>"
     for names, groups in _head(table):
         heads = [_th(name or "&nbsp;") for name in names]
-        heads += [_th(text, colspan=n) for text, n in groups]
+        # The text of a wide heading moves along while its columns scroll past.
+        heads += [_th(f"<span>{text}</span>" if n > 1 else text, colspan=n) for text, n in groups]
         yield f"<tr>{''.join(heads)}</tr>"
     yield "</thead>\n<tbody>"
     levels = [_groups(table.rows, level) for level in range(len(table.names))]

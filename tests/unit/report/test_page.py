@@ -224,6 +224,20 @@ def test_no_width_makes_the_page_scroll_sideways(browser: Any, html: Path, width
     assert max(edges) <= width
 
 
+def test_a_heading_stays_in_view_while_its_columns_scroll_past(browser: Any, html: Path) -> None:
+    open_page(browser, html, 320)
+    most, left = browser.execute_script(
+        """
+        const table = document.querySelector(".table");
+        table.scrollLeft = table.scrollWidth;
+        const box = table.querySelector("thead th[colspan] span").getBoundingClientRect();
+        return [table.scrollLeft, box.left - table.getBoundingClientRect().left];
+        """
+    )
+    assert most > 80
+    assert 100 < left < 200, "beside the methods' names"
+
+
 def test_the_client_view_opens_by_keyboard(browser: Any, html: Path) -> None:
     from selenium.webdriver import Keys
 
