@@ -16,6 +16,7 @@ from fedvsr.cli import (
     doctor,
     frames,
     jobs,
+    listing,
     report,
     reproduce,
     results,
@@ -84,7 +85,8 @@ app.command()(settings.algorithms)
 app.command()(settings.presets)
 app.command("config")(settings.show_config)
 app.command()(results.show)
-app.command("list")(results.list_runs)
+app.command("list")(listing.list_runs)
+app.command("rm")(listing.remove)
 app.command()(results.compare)
 
 

@@ -1,26 +1,21 @@
-"""The commands `show`, `list` and `compare`.
-
-The first two read parquet through pyarrow alone, to answer at once.
-"""
+"""The commands `show` and `compare`."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
 from fedvsr.cli.common import OutOption, RunArgument, console, print_wide, say
-from fedvsr.errors import UserError, skipping
+from fedvsr.errors import UserError
 from fedvsr.run_names import find_folder
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    pass
 
 # pyarrow is imported by the commands: `--help` stays quick.
 
@@ -84,92 +79,6 @@ def compare(
     if picture is not None:
         save(found.plot(), picture)
         say(str(picture))
-
-
-def list_runs(out: OutOption = Path("results")) -> None:
-    """List the runs in DIR, each with the means of its first test set; the gain is over bicubic."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("run", "status", "model", "algorithm"):
-        table.add_column(name, no_wrap=True)
-    for name in ("seed", "rounds"):
-        table.add_column(name, justify="right")
-    table.add_column("test set", no_wrap=True)
-    for name in ("RGB PSNR dB", "gain dB"):
-        table.add_column(name, justify="right")
-    for run in _runs(out):
-        psnr_db, bicubic_psnr_db = run["psnr_db"], run["bicubic_psnr_db"]
-        is_scored = psnr_db is not None and bicubic_psnr_db is not None
-        table.add_row(
-            Text(str(run["run_id"])),
-            Text(str(run["status"])),
-            Text(str(run["model"])),
-            Text(str(run["algorithm"])),
-            str(run["seed"]),
-            f"{run['last_round']}/{run['num_rounds']}",
-            Text(str(run["test_set"] or "")),
-            _number(psnr_db) if is_scored else "",
-            _number(psnr_db - bicubic_psnr_db, "+") if is_scored else "",
-        )
-    if not table.rows:
-        say(f"no runs under {out}/ yet; `fedvsr run` makes one")
-        return
-    print_wide(table)
-
-
-def _number(value: float, sign: str = "") -> str:
-    """A number of decibels; empty for the difference of two scores without an error."""
-    return "" if math.isnan(value) else f"{value:{sign}.2f}"
-
-
-def _runs(out: Path) -> list[dict[str, Any]]:
-    """The rows of all runs at or below `out`, oldest first, with true status and newest scores.
-
-    A run with a damaged table is skipped, and named on standard error.
-    """
-    from fedvsr.records import run_folders
-
-    runs = list[dict[str, Any]]()
-    for folder in run_folders(out):
-        with skipping(folder):
-            runs += _rows(folder)
-    return sorted(runs, key=lambda run: (run["started_at"] is None, run["started_at"]))
-
-
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a folder's runs, each with its `last_round`, `status` and last known scores."""
-    import pyarrow.compute as pc
-
-    from fedvsr.records import checked_table, read_runs
-    from fedvsr.runs.run import run_status
-
-    rounds, evaluations = (checked_table(folder, name) for name in ("rounds", "evaluations"))
-    rows = read_runs(folder)
-    run_ids = checked_table(folder, "runs")["run_id"]
-    # pyarrow loads pandas to compare with a Python value, so the values stay pyarrow's.
-    for row, run_id in zip(rows, run_ids, strict=True):
-        own = [t.filter(pc.equal(t["run_id"], run_id)) for t in (rounds, evaluations)]
-        row["last_round"] = pc.max(own[0]["round_idx"]).as_py() or 0
-        row |= _last_scores(*own)
-        if len(rows) == 1:
-            # Collected tables of several runs have no process behind them.
-            row["status"] = run_status(folder)
-    return rows
-
-
-def _last_scores(rounds: pa.Table, evaluations: pa.Table) -> Mapping[str, object]:
-    """The first test set, its RGB PSNR in the last round that has a number, and bicubic's.
-
-    The run's own row is older while a run works, and after it was killed.
-    """
-    import pyarrow.compute as pc
-
-    from fedvsr.means import headline
-
-    scored = rounds.filter(pc.invert(pc.is_nan(rounds["psnr_db"])))
-    last = pc.max(scored["round_idx"])
-    if not last.is_valid:
-        return {"psnr_db": None}
-    return headline(evaluations.filter(pc.equal(evaluations["round_idx"], last)))
 
 
 def summary(folder: Path) -> None:
