@@ -19,6 +19,8 @@ import torch
 _POWERCAP, _ZONE = Path("/sys/class/powercap"), re.compile(r"intel-rapl:\d+")
 # Seconds between two looks at a GPU: NVML's own values are means over 1/6 s to 1 s.
 _LOOK_S = 0.2
+# And at most for the last of these looks, when a measurement ends.
+_LEAVE_S = 5.0
 
 
 class Meter:
@@ -122,7 +124,8 @@ class _Gpu:
     def stop(self) -> float | None:
         self._ended.set()
         if self._nvml is not None:
-            self._thread.join()
+            # It only looks; a driver that does not answer must not hold the training up.
+            self._thread.join(timeout=_LEAVE_S)
         return sum(self._shares) / len(self._shares) if self._shares else None
 
     def _look(self) -> None:

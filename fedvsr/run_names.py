@@ -31,7 +31,7 @@ def find_folder(name: str, results: Path) -> Path:
             return folder
     folders = {path.name: path for path in _children(results) if _is_run(path)}
     if not folders:
-        raise NoRunError(f"there is no run in {results}/; `fedvsr run` makes one")
+        raise NoRunError(f"there is no run {name}: {results}/ holds none; `fedvsr run` makes one")
     if name == LATEST:
         return max(folders.values(), key=_created)
     fitting = sorted(run_id for run_id in folders if run_id.startswith(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from rich.progress import TextColumn
 from rich.table import Table
 from rich.text import Text
 
-PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+_PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
 """A console's settings for text as it is: no markup such as [bold], no :emoji:, no highlighting.
 
 What the program prints holds names and settings of users, in which these have no meaning.
@@ -25,8 +26,13 @@ What the program prints holds names and settings of users, in which these have n
 
 
 def plain_console(*, stderr: bool = False, width: int | None = None) -> Console:
-    """A console that prints text as it is, see `PLAIN`."""
-    return Console(stderr=stderr, width=width, soft_wrap=stderr, **PLAIN)
+    """A console that prints text as it is, see `_PLAIN`."""
+    return Console(stderr=stderr, width=width, soft_wrap=stderr, **_PLAIN)
+
+
+def sheet(width: int) -> Console:
+    """A console that prints nowhere and can export what it was given, for a notebook's output."""
+    return Console(record=True, file=io.StringIO(), width=width, force_jupyter=False, **_PLAIN)
 
 
 def plain_column(template: str) -> TextColumn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -13,7 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID
 from rich.table import Table
 
-from fedvsr.cli.common import PLAIN, plain_column, plain_console, say
+from fedvsr.cli.common import plain_column, plain_console, say, sheet
 from fedvsr.cli.scores import gain_text
 from fedvsr.federation.executors import Fault
 from fedvsr.federation.rounds import ClientFinished
@@ -187,11 +186,11 @@ def _follow_in_notebook(events: Iterable[Event], view: _RunView) -> None:
     from IPython.display import HTML, display
 
     def shown(fault_lines: list[str]) -> HTML:
-        sheet = Console(record=True, file=io.StringIO(), width=100, force_jupyter=False, **PLAIN)
+        page = sheet(width=100)
         for line in fault_lines:
-            sheet.print(line)
-        sheet.print(view.render())
-        return HTML(sheet.export_html(inline_styles=True, code_format=_NOTEBOOK))
+            page.print(line)
+        page.print(view.render())
+        return HTML(page.export_html(inline_styles=True, code_format=_NOTEBOOK))
 
     fault_lines = list[str]()
     handle = display(shown(fault_lines), display_id=True)

@@ -67,8 +67,8 @@ def read_entry(path: Path, key: str) -> object:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    # The reader of a file of any content may raise anything.
     except Exception:
+        # For a damaged file torch raises nearly anything.
         return None
     return content.get(key) if isinstance(content, Mapping) else None
 

@@ -64,7 +64,7 @@ def _api() -> str:
         "The public names of `import fedvsr`; [the how-to](../how-to/python.md) uses them. Other",
         "modules can be imported too, and may change from one version to the next.",
     ]
-    for name in sorted(set(fedvsr.__all__) - {"__version__"}, key=str.lower):
+    for name in sorted({*fedvsr.__all__} - {"__version__"}, key=lambda n: (n.lower(), n)):
         value = getattr(fedvsr, name)
         lines += ["", f"## `{name}`", ""]
         if not inspect.isclass(value):

@@ -122,7 +122,7 @@ def test_a_name_that_is_no_runs_or_several(
 
 
 def test_there_is_no_latest_of_no_runs(tmp_path: Path) -> None:
-    with pytest.raises(fedvsr.UserError, match="there is no run in"):
+    with pytest.raises(fedvsr.UserError, match=r"there is no run latest: .* holds none"):
         fedvsr.load_run(results=tmp_path)
 
 

@@ -258,7 +258,7 @@ def test_show_averages_over_clients_and_clips(
         (["run", "demo", "--set", "local.stpes=1"], "local.stpes is not a setting"),
         (["run", "demo", "--set", "data.videos=[nowhere.mp4]"], "there is no video"),
         (["run", "demo", "--resume", "--out", "{tmp}"], "no run of this configuration"),
-        (["show", "nothing", "--out", "{tmp}"], "there is no run in"),
+        (["show", "nothing", "--out", "{tmp}"], "there is no run nothing: "),
         (["list", "--out", "{tmp}/nowhere"], "there is no folder"),
     ],
 )

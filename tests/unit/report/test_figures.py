@@ -195,13 +195,13 @@ def test_bars_hide_the_grid_points_are_whole_and_no_panel_is_empty(tmp_path: Pat
 
 def test_labels_of_parallel_axes_do_not_overprint() -> None:
     values = pd.Series([1.0, 1.001, 1.002, 1.5, 1.999, 2.0])
-    labels = sweep._ticks(values, sweep._height(values))
+    labels = sweep._ticks(values, sweep._height(values), None)
     assert [text for text, _ in labels] == ["1", "1.5", "2"]
     many = pd.Series(30 + 0.01 * np.arange(20))
-    labels = sweep._ticks(many, sweep._height(many))
+    labels = sweep._ticks(many, sweep._height(many), None)
     assert [text for text, _ in labels] == ["30", "30.038", "30.076", "30.114", "30.152", "30.19"]
     words = pd.Series([f"w{i:02d}" for i in range(40)])
-    heights = [height for _, height in sweep._ticks(words, sweep._height(words))]
+    heights = [height for _, height in sweep._ticks(words, sweep._height(words), None)]
     assert np.diff(heights).min() >= 0.045
     assert (heights[0], heights[-1]) == (0, 1)
 
