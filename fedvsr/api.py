@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fedvsr.checked_text import require_yaml
 from fedvsr.config import ExperimentConfig, load_config, load_effective
 from fedvsr.data.split import Split
 from fedvsr.errors import UserError
@@ -73,7 +74,7 @@ def run(
     split = _prepared(config, progress)
     with begun(config, Path(out), found) as started:
         events = launch(started, split, executor, address)
-        with closing(_told(events, on_event)) as told:  # type: ignore[type-var]
+        with closing(_told(events, on_event)) as told:
             if progress:
                 follow(told, plain_console())
             else:
@@ -136,11 +137,12 @@ def tune(
     """
     import pandas as pd
 
-    from fedvsr.cli.tune import run_to_end
+    from fedvsr.cli.tune import require_startable, run_to_end
     from fedvsr.tuning.sweep import expand, load_sweep
 
     sweep = load_sweep(Path(file), _overrides(settings), name)
     trials = expand(sweep) if sweep.searcher.built_in else None
+    require_startable(address, max_concurrent, resume)
     folder = Path(out) / "sweeps" / sweep.name
     if not run_to_end(sweep, trials, folder, address, max_concurrent, resume):
         raise KeyboardInterrupt(f"{folder} was stopped; resume=True continues")
@@ -156,9 +158,10 @@ def load_run(name: str = "latest", results: str | Path = "results") -> Run:
         results: the folder in which runs are looked up.
 
     Raises:
-        UserError: there is no such run, or there are several.
+        UserError: there is no such run, there are several, or its `config.yaml` is damaged.
     """
     folder = find_folder(str(name), Path(results))
+    require_yaml(folder / "config.yaml")
     config, _ = load_effective(str(folder / "config.yaml"))
     return Run(folder.name, folder.resolve(), config)
 
@@ -198,9 +201,11 @@ def _prepared(config: ExperimentConfig, progress: bool) -> Split:
         return prepare_data(config, preparation)
 
 
-def _told(events: Iterator[Event], on_event: Callable[[Event], object] | None) -> Iterator[Event]:
+def _told(
+    events: Generator[Event, None, None], on_event: Callable[[Event], object] | None
+) -> Generator[Event, None, None]:
     """Pass events on after telling `on_event` of each. Closing it closes `events`."""
-    with closing(events):  # type: ignore[type-var]
+    with closing(events):
         for event in events:
             if on_event:
                 on_event(event)

@@ -71,6 +71,18 @@ ModelSetOption = Annotated[
         "--set", metavar="KEY=VALUE", help="Override a setting of --model's network; repeatable."
     ),
 ]
+ResumeSweepOption = Annotated[
+    bool, typer.Option("--resume", help="Resume a sweep that was stopped or killed.")
+]
+MaxConcurrentOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-concurrent",
+        min=1,
+        metavar="N",
+        help="Most trials at once (default: as many as fit).",
+    ),
+]
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the results.")]
 ResultsOption = Annotated[
     Path, typer.Option("--results", metavar="DIR", help="Folder in which runs are looked up.")

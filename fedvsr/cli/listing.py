@@ -116,10 +116,10 @@ def remove(
             raise typer.Exit(1)
     for folder in folders:
         with locked(folder):
-            # Renamed first: a folder that is half deleted is no run.
-            gone = folder.with_name(f".{folder.name}.removed")
-            folder.rename(gone)
-        shutil.rmtree(gone)
+            # These first: without them, a folder that is half deleted is taken for no run.
+            for name in ("runs.parquet", "config.yaml"):
+                (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder)
         say(f"{folder} is deleted")
 
 

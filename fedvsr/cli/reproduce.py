@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fedvsr.cli.common import SetOption, say
+from fedvsr.cli.common import MaxConcurrentOption, ResumeSweepOption, SetOption, say
 from fedvsr.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,13 +69,8 @@ def reproduce(
             help=f"Folder of the results. Default: {_OUT}; with --submit {_OUT_ON_CLUSTER}.",
         ),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Resume a sweep that was stopped or killed.")
-    ] = False,
-    max_concurrent: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Most trials at once (default: as many as fit)."),
-    ] = None,
+    resume: ResumeSweepOption = False,
+    max_concurrent: MaxConcurrentOption = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Print what is missing, the trials and their cost only."),

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from fedvsr.cli.common import OutOption, SetOption, console, interruptible, print_wide, say
+from fedvsr.cli.common import (
+    MaxConcurrentOption,
+    OutOption,
+    ResumeSweepOption,
+    SetOption,
+    console,
+    interruptible,
+    print_wide,
+    say,
+)
 from fedvsr.errors import UserError
 from fedvsr.files import require_folder
 from fedvsr.limits import ClusterGoneError
@@ -43,13 +52,8 @@ def tune(
             "--dry-run", help="Print the trials, their cost and how many run at once; run nothing."
         ),
     ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Resume a sweep that was stopped or killed.")
-    ] = False,
-    max_concurrent: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Most trials at once (default: as many as fit)."),
-    ] = None,
+    resume: ResumeSweepOption = False,
+    max_concurrent: MaxConcurrentOption = None,
     address: Annotated[
         str | None,
         typer.Option(

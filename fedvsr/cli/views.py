@@ -25,7 +25,7 @@ _ROWS_SHOWN = 12
 _LOST = "uploads lost"
 # Seconds between two lines on a clip's progress outside a terminal.
 _LINE_EVERY_S = 10.0
-# Of a notebook's output; the notebook's own colours for text and background.
+# HTML of a notebook's output. It sets no colours, so the notebook's theme applies.
 _NOTEBOOK = '<pre style="line-height:1.3;white-space:pre-wrap">{code}</pre>'
 
 

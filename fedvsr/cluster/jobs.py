@@ -9,12 +9,12 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from fedvsr.cluster import archive
 from fedvsr.cluster.fetch import JOB_VARIABLE, unpack
@@ -263,7 +263,9 @@ class Jobs:
             details = self._ask(lambda: self._client.get_job_info(job_id), job_id, ANSWER_S)
             return _job(details).exit_code is not None
 
-        return chunks(self._client.tail_job_logs(job_id), has_ended)  # type: ignore[arg-type]
+        # Ray returns a generator, which can be closed, and declares only an iterator.
+        stream = cast("AsyncGenerator[str, None]", self._client.tail_job_logs(job_id))
+        return chunks(stream, has_ended)
 
     def _lines(self, job_id: str) -> Iterator[str]:
         """The lines of a job's log, as they arrive."""

@@ -60,7 +60,7 @@ def source_of(path: Path) -> tuple[str, ...]:
             metadata = {}
         record, model = metadata.get(KEY), metadata.get("model")
         if record is None and isinstance(model, Mapping):
-            # Of fedvsr 0.1.0, which recorded only the settings.
+            # fedvsr 0.1.0 recorded only the settings.
             paths = [model.get(key) for key in ("weights", "flow_weights")]
             return tuple(_by_name(Path(str(file))) for file in paths if file)
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -80,7 +80,7 @@ def launch(
     split: Split,
     executor: Literal["ray", "serial"] = "ray",
     address: str | None = None,
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Run an experiment, or the rest of it after a stop, and yield its events.
 
     Args:

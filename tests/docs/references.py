@@ -31,7 +31,7 @@ _BOUNDS = {
     "minItems": "{} or more",
     "pattern": "`{}`",
 }
-# Of the public classes, what is theirs alone.
+# The members of public classes that the page lists.
 _MEMBERS = {
     "Run": ("id", "status", "table", "plot", "compare", "model", "upscale"),
     "ExperimentConfig": ("config_hash", "to_yaml"),

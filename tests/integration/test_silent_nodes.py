@@ -43,7 +43,7 @@ class Stalling:
         self.raylets, self.marker = raylets, marker
 
     def __call__(self, clients: Clients, **arguments: Any) -> RayExecutor:
-        ray_executor.FETCH_S = FETCH_S  # type: ignore[misc]
+        ray_executor.FETCH_S = FETCH_S
         executor = StallingExecutor(clients, **arguments)
         executor.stalling = self
         return executor

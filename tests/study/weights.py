@@ -32,8 +32,8 @@ class Figures:
     """The figures of the page."""
 
     correlations: dict[str, tuple[float, float, int]]
-    """Of log losses across networks, over clients, rounds, methods and partitions: the lowest and
-    the highest of the pairs of networks, and the number of losses; of all methods and of FedAvg."""
+    """Correlation of two networks' log losses, for all methods and for FedAvg alone: the lowest and
+    the highest of any pair of networks, and the number of losses."""
     deviations: pd.DataFrame
     """Means over rounds of the largest `|K w - 1|` of a round's K clients, which
     `rounds.weights_deviation` records: by the exponent of the weights (`constant`: 1; `linear`:

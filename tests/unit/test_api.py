@@ -126,6 +126,15 @@ def test_there_is_no_latest_of_no_runs(tmp_path: Path) -> None:
         fedvsr.load_run(results=tmp_path)
 
 
+def test_a_run_whose_configuration_has_changed_is_refused(
+    three_runs: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / three_runs[0] / "config.yaml"
+    path.write_text(path.read_text().replace("num_rounds: 3", "num_rounds: 4"))
+    with pytest.raises(fedvsr.UserError, match=r"config\.yaml is damaged, or was edited by hand"):
+        fedvsr.load_run("ab", tmp_path)
+
+
 def test_a_table_that_does_not_exist(three_runs: list[str], tmp_path: Path) -> None:
     run = fedvsr.load_run(three_runs[0], tmp_path)
     assert run.table("rounds").empty

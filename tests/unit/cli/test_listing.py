@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fedvsr.cli import app
+from fedvsr.cli import app, listing
 from fedvsr.errors import UserError
 from fedvsr.runs.run import locked
 from tests.unit.report.synthetic import write_run
@@ -117,7 +117,6 @@ def test_runs_are_deleted_after_a_yes(results: Path) -> None:
     assert code == 0
     assert not {"avg", "vsr"} & {path.name for path in results.iterdir()}
     assert (results / "vrt" / "runs.parquet").exists()
-    assert not [*results.glob(".*")]
     assert removed(results, "vrt", "--yes")[0] == 0
 
 
@@ -125,6 +124,20 @@ def test_a_run_under_way_is_not_deleted(results: Path) -> None:
     with locked(results / "avg"), pytest.raises(UserError, match="another process is writing"):
         removed(results, "avg", "--yes")
     assert (results / "avg" / "runs.parquet").exists()
+
+
+def test_a_folder_that_is_half_deleted_is_no_run(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(listing.shutil, "rmtree", killed)
+    CliRunner().invoke(app, ["rm", "avg", "--yes", "--out", str(results)])
+    assert (results / "avg" / "rounds.parquet").exists()
+    assert "avg" not in names(results)
+    with pytest.raises(UserError, match="there is no run avg"):
+        removed(results, "avg", "--yes")
 
 
 def test_one_unknown_name_deletes_nothing(results: Path) -> None:

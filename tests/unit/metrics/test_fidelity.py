@@ -80,6 +80,6 @@ def test_refuses_frames_that_do_not_fit() -> None:
         with pytest.raises(ValueError, match="different shapes"):
             compare(frame, frame[:8])
         with pytest.raises(ValueError, match="uint8"):
-            compare(frame.astype(float), frame.astype(float))  # type: ignore[arg-type]
+            compare(frame.astype(float), frame.astype(float))
     with pytest.raises(ValueError, match="11 x 11"):
         fidelity(frame[:10], frame[:10])

@@ -178,7 +178,7 @@ def test_energy_and_gpus_stand_beside_the_papers(tmp_path: Path) -> None:
     assert "| 1.00 GiB (1.00x) [1.06x] | 50% (1.00x) [1.05x] |" in text
     assert "its energy" in text, "the paper has it"
     (local,) = (line for line in text.splitlines() if "| local |" in line)
-    assert local.count("| – ") == 4, "a dash where nothing was measured"  # noqa: RUF001
+    assert local.count("| \u2013 ") == 4, "a dash where nothing was measured"
     assert "its energy" not in costs("preprint"), "neither measured nor in the paper"
 
 

@@ -158,7 +158,7 @@ def test_the_papers_values_are_shown_and_missing_runs_are_dashes(tmp_path: Path)
     latex = render(grid(cells, "tex"), "tex")
     assert r"-- {\scriptsize[24.79]}" in latex
     assert latex.isascii()
-    assert "| bicubic | 29.00 [–] |" in text, "the paper has no value for it"  # noqa: RUF001
+    assert "| bicubic | 29.00 [\u2013] |" in text, "the paper has no value for it"
 
 
 def test_each_form_of_the_paper_stands_beside_its_own_variant(tmp_path: Path) -> None:
