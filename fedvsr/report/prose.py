@@ -32,20 +32,12 @@ class Section:
 
 def sections(report: Report, markup: Markup) -> list[Section]:
     """The sections of a report, without those for which it has no results."""
-    table = render(grid(report.main, markup), markup)
-    parts = [Section("Scores", (), table, legend(report.main) + _paper_note(report, report.main))]
-    if summary := tables.sentences(report.main, report.paper):
-        parts.append(Section("Summary", tuple(summary)))
-    if not report.ablation.empty:
-        table = render(grid(report.ablation, markup), markup)
-        parts.append(
-            Section(
-                "Ablation",
-                (),
-                table,
-                legend(report.ablation) + _paper_note(report, report.ablation),
-            )
-        )
+    summary = tables.sentences(report.main, report.paper)
+    parts = [
+        *_scores("Scores", report, report.main, markup),
+        *([Section("Summary", tuple(summary))] if summary else []),
+        *_scores("Ablation", report, report.ablation, markup),
+    ]
     if not report.differences.empty:
         rows = [_difference(row) for row in report.differences.to_dict("records")]
         after = (
@@ -71,6 +63,14 @@ def sections(report: Report, markup: Markup) -> list[Section]:
     rows = [_run(row) for row in report.gathered.runs.to_dict("records")]
     parts.append(Section("Runs", report.notes, _table(rows, markup)))
     return parts
+
+
+def _scores(title: str, report: Report, cells: pd.DataFrame, markup: Markup) -> list[Section]:
+    """The section of a table of scores; none for an empty table."""
+    if cells.empty:
+        return []
+    after = legend(cells) + _paper_note(report, cells)
+    return [Section(title, (), render(grid(cells, markup), markup), after)]
 
 
 def markdown(report: Report, pictures: Sequence[str]) -> str:

@@ -179,7 +179,9 @@ def _table(
                 _cell(label, metric, paper, method_runs, method_scores)
                 for metric in gathered.metrics
             ]
-    return _with_best(pd.DataFrame(rows))[_COLUMNS]
+    # Without a row it needs its columns all the same: a sweep may have nothing but parts of FedVSR.
+    columns = [*(name for name in _COLUMNS if name != "best"), "finished"]
+    return _with_best(pd.DataFrame(rows, columns=columns))[_COLUMNS]
 
 
 def _methods(
@@ -247,7 +249,9 @@ def _with_best(cells: pd.DataFrame) -> pd.DataFrame:
     cells = cells.assign(best=False)
     # Means of finished runs compete, even if other seeds are missing.
     competing = cells[
-        cells["finished"] & cells["mean"].notna() & ~cells["algorithm"].isin([*BOUNDS, BICUBIC])
+        cells["finished"].astype(bool)
+        & cells["mean"].notna()
+        & ~cells["algorithm"].isin([*BOUNDS, BICUBIC])
     ]
     for (*_, metric), column in competing.groupby([*GROUP, "metric"]):
         # A single seed does not tell a better method from a lucky draw.

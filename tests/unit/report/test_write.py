@@ -133,3 +133,15 @@ def test_the_command_line_imports_no_heavy_library() -> None:
 
 def test_formats_are_those_of_the_command() -> None:
     assert set(write.DEFAULT_FORMATS) < set(write.FORMATS)
+
+
+def test_runs_of_parts_of_fedvsr_alone_have_the_ablations_table(tmp_path: Path) -> None:
+    for algorithm in ("f_hifr", "f_gla"):
+        write_run(tmp_path, algorithm, algorithm=algorithm)
+    out = tmp_path / "report"
+    formats = ["--format", "md,csv,tex,html"]
+    assert fedvsr("report", str(tmp_path), *formats) == 0
+    assert {p.name for p in out.glob("table*")} == {"table2.csv", "table2.tex"}
+    headings = [line for line in (out / "report.md").read_text().splitlines() if line[:2] == "##"]
+    assert headings[0] == "## Ablation", "no empty table of scores"
+    assert "F-HiFr" in (out / "report.html").read_text()
