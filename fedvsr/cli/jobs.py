@@ -162,21 +162,23 @@ def fetch(
     job: JobArgument,
     address: AddressOption = None,
     out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Local folder to copy the run into.")
+        Path, typer.Option("--out", metavar="DIR", help="Local folder of results to copy it into.")
     ] = Path("results"),
     checkpoints: Annotated[
         bool,
         typer.Option(
-            "--checkpoints", help="Also copy checkpoints, so that the run can be resumed here."
+            "--checkpoints",
+            help="Also copy checkpoints, so that a run can be resumed here. A sweep cannot.",
         ),
     ] = False,
     python: PythonOption = "python",
 ) -> None:
-    """Copy the folder of a job's run to this machine."""
+    """Copy the folder of a job's run or sweep to this machine."""
     from fedvsr.cluster.jobs import Jobs
 
     folder, num_files = Jobs(address).fetch(job, out, checkpoints, python)
-    say(f"{folder}/: {num_files} files, checksum correct; `fedvsr show {folder}`")
+    look = "show" if (folder / "config.yaml").is_file() else "report"
+    say(f"{folder}/: {num_files} files, checksum correct; `fedvsr {look} {folder}`")
 
 
 def follow_job(server: Jobs, job_id: str, has_run: bool = True) -> NoReturn:

@@ -164,10 +164,11 @@ def _submit(
         say(f"job: {command}")
         if server is None:
             return
-        job_id = server.submit(command, built.folder, name)
+        job_id = server.submit(command, built.folder, name, out)
     say(f"submitted {job_id}")
     follow = ["fedvsr", "logs", job_id, "--address", server.address, "--follow"]
     say(f"  {shlex.join(follow)}")
+    say(f"  {shlex.join(['fedvsr', 'fetch', job_id, '--address', server.address])}")
 
 
 def _list() -> None:

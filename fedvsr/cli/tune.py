@@ -138,6 +138,8 @@ def run_to_end(
 ) -> bool:
     """Run a sweep; return whether it came to its end."""
     from fedvsr.cli.sweep_view import SweepView
+    from fedvsr.cluster.archive import SWEEPS
+    from fedvsr.cluster.fetch import record_folder
     from fedvsr.federation.connection import connected
     from fedvsr.runs.launch import object_store_bytes
     from fedvsr.tuning.estimate import fits_here
@@ -145,6 +147,7 @@ def run_to_end(
     from fedvsr.tuning.runner import opened, run_sweep
 
     with opened(sweep, folder, resume):
+        record_folder(folder.parent.parent, f"{SWEEPS}/{sweep.name}")
         largest = _representative(sweep, trials)
         _prepare([trial.config for trial in trials] if trials else [largest], resume)
         limits = [fits_here(largest), *([max_concurrent] if max_concurrent else [])]

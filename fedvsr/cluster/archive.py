@@ -1,4 +1,4 @@
-"""Sends the folder of a job's run from the cluster's head, as lines of the sending job's log.
+"""Sends the folder of a job's run or sweep from the cluster's head, as lines of its own job's log.
 
 A Ray job gives back no file but its log, so the folder travels there: as a zip file in base64, with
 its length and SHA-256. The head runs this file by itself (`python archive.py OUT JOB
@@ -23,21 +23,24 @@ if TYPE_CHECKING:
 DATA, END = "fedvsr-data:", "fedvsr-end:"
 # Instead of the folder: why it is not sent, as a JSON string.
 NO_RUN, FAILED = "fedvsr-no-run:", "fedvsr-failed:"
-# Folder in a job's `--out` where `fedvsr run` writes which run a job works on: JOB.json.
+# Folder in a job's `--out` where fedvsr writes which run or sweep a job works on: JOB.json.
 JOBS = ".jobs"
+# Folder in a job's `--out` of its sweep, if it runs one, and the file that each sweep's folder has.
+SWEEPS, SWEEP_FILE = "sweeps", "sweep.yaml"
 # Bytes per line; Ray sends a log in chunks of about 20,000 characters.
 _BLOCK = 14_400
 
 
 class NoRunError(ValueError):
-    """The job has not started a run."""
+    """The job has not started a run or sweep."""
 
 
 @dataclass(frozen=True)
 class Received:
     """What a complete transfer brought."""
 
-    run_id: str
+    folder: str
+    """Of a run, its id; of a sweep, `sweeps/NAME`."""
     num_files: int
 
 
@@ -51,18 +54,24 @@ def is_name(text: object) -> bool:
     )
 
 
-def sha256_of(run_id: object) -> str:
-    """The checksum that stands beside a run's id in the record of a job.
+def is_folder(text: object) -> bool:
+    """Whether a text is a run's id, or `sweeps/` with a sweep's name."""
+    parts = text.split("/") if isinstance(text, str) else []
+    return all(map(is_name, parts)) and (len(parts) == 1 or parts[:-1] == [SWEEPS])
+
+
+def sha256_of(folder: object) -> str:
+    """The checksum that stands beside a folder in the record of a job.
 
     A checksum of its own, because on the head this file cannot import the package's.
     """
-    return hashlib.sha256(str(run_id).encode(errors="replace")).hexdigest()
+    return hashlib.sha256(str(folder).encode(errors="replace")).hexdigest()
 
 
 def lines(out: Path, job_id: str, checkpoints: bool) -> Iterator[str]:
-    """The lines that send the folder of a job's run.
+    """The lines that send the folder of a job's run or sweep.
 
-    Hidden files are left out, and `checkpoints/` unless asked for.
+    Hidden files are left out, the state of Ray Tune, and `checkpoints/` unless asked for.
 
     Args:
         out: the `--out` of the job.
@@ -70,7 +79,7 @@ def lines(out: Path, job_id: str, checkpoints: bool) -> Iterator[str]:
         checkpoints: send `checkpoints/` too.
     """
     try:
-        folder = _run_folder(out, job_id)
+        name, folder = _folder(out, job_id)
         files = _files(folder, checkpoints)
     except NoRunError as error:
         yield NO_RUN + json.dumps(str(error))
@@ -81,14 +90,14 @@ def lines(out: Path, job_id: str, checkpoints: bool) -> Iterator[str]:
     sink = _Blocks()
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as zipped:  # type: ignore[call-overload]
         for path in files:
-            name = path.relative_to(folder).as_posix()
-            info = zipfile.ZipInfo.from_file(path, name, strict_timestamps=False)
+            inside = path.relative_to(folder).as_posix()
+            info = zipfile.ZipInfo.from_file(path, inside, strict_timestamps=False)
             with path.open("rb") as source, zipped.open(info, "w", force_zip64=True) as target:
                 while block := source.read(1 << 20):
                     target.write(block)
                     yield from sink.lines()
     yield from sink.lines(last=True)
-    end = {"run_id": folder.name, "num_files": len(files)}
+    end = {"folder": name, "num_files": len(files)}
     yield END + json.dumps({**end, "bytes": sink.size, "sha256": sink.digest.hexdigest()})
 
 
@@ -96,7 +105,7 @@ def read(log: Iterable[str], file: IO[bytes]) -> Received:
     """Write the zip file that a log holds into `file`.
 
     Raises:
-        NoRunError: the job has not started a run.
+        NoRunError: the job has not started a run or sweep.
         ValueError: the sender could not read the folder, or the log is incomplete or damaged.
     """
     digest, size, other_lines = hashlib.sha256(), 0, []
@@ -115,18 +124,18 @@ def read(log: Iterable[str], file: IO[bytes]) -> Received:
             end = json.loads(line[len(END) :])
             if (size, digest.hexdigest()) != (end["bytes"], end["sha256"]):
                 raise ValueError(f"received {size} of {end['bytes']} bytes, or they are damaged")
-            return Received(end["run_id"], int(end["num_files"]))
+            return Received(end["folder"], int(end["num_files"]))
         elif line:
             other_lines.append(line)
     raise ValueError("; ".join(other_lines[-3:]) or "nothing was sent")
 
 
-def _run_folder(out: Path, job_id: str) -> Path:
-    """The folder of the run that a job has recorded.
+def _folder(out: Path, job_id: str) -> tuple[str, Path]:
+    """The folder that a job has recorded: under `out`, and its path.
 
     Raises:
         NoRunError: it has recorded none.
-        ValueError: the record or the folder is not what `fedvsr run` writes.
+        ValueError: the record or the folder is not what fedvsr writes.
         OSError: the record cannot be read.
     """
     if not is_name(job_id):
@@ -134,20 +143,22 @@ def _run_folder(out: Path, job_id: str) -> Path:
     record = out / JOBS / f"{job_id}.json"
     try:
         entry = json.loads(record.read_bytes())
-        run_id = entry["run_id"]
+        # Earlier versions wrote a run's id only, and the first ones without a checksum.
+        name = entry["folder"] if "folder" in entry else entry["run_id"]
     except FileNotFoundError:
         raise NoRunError(f"{record} is missing") from None
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{record} is damaged") from None
-    # Earlier versions wrote only the id.
-    if len(entry) > 1 and entry.get("sha256") != sha256_of(run_id):
-        raise ValueError(f"{record} is damaged: its SHA-256 is not that of the run's id")
-    if not is_name(run_id):
-        raise ValueError(f"{record}: {run_id!r} is not a run's id")
-    folder = out / run_id
-    if not (folder / "config.yaml").is_file():
-        raise ValueError(f"{folder} on the head is not a run's folder: config.yaml is missing")
-    return Path(folder)
+    if len(entry) > 1 and entry.get("sha256") != sha256_of(name):
+        raise ValueError(f"{record} is damaged: its SHA-256 is not that of the folder's name")
+    if not is_folder(name):
+        raise ValueError(f"{record}: {name!r} is not the folder of a run or sweep")
+    folder = out / name
+    needed = SWEEP_FILE if "/" in name else "config.yaml"
+    if not (folder / needed).is_file():
+        kind = "sweep" if "/" in name else "run"
+        raise ValueError(f"{folder} on the head is not a {kind}'s folder: {needed} is missing")
+    return name, folder
 
 
 def _files(folder: Path, checkpoints: bool) -> list[Path]:
@@ -157,11 +168,16 @@ def _files(folder: Path, checkpoints: bool) -> list[Path]:
         ValueError: one of them is a link, which could show a file of another folder.
     """
     files = []
+    is_sweep = (folder / SWEEP_FILE).is_file()
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         if any(part.startswith(".") for part in parts):
             continue
-        if parts[0] == "checkpoints" and not checkpoints:
+        # Ray Tune's state names paths of the cluster: a sweep can only be resumed there.
+        if is_sweep and parts[0] == "tune":
+            continue
+        # A sweep's runs are at runs/ID/.
+        if parts[2 if is_sweep else 0 :][:1] == ("checkpoints",) and not checkpoints:
             continue
         if path.is_symlink():
             raise ValueError(f"{path} on the head is a link; replace it by the file itself")

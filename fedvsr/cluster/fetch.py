@@ -1,4 +1,4 @@
-"""Which run a job works on, and the local copy of that run's folder."""
+"""Which run or sweep a job works on, and the local copy of that folder."""
 
 from __future__ import annotations
 
@@ -10,18 +10,23 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
-from fedvsr.cluster.archive import JOBS, is_name, sha256_of
+from fedvsr.cluster.archive import JOBS, SWEEP_FILE, is_folder, is_name, sha256_of
 from fedvsr.errors import UserError
 from fedvsr.files import replacing, replacing_folder
 
 # Environment variable in which `fedvsr submit` tells `fedvsr run` the job's id.
 JOB_VARIABLE = "FEDVSR_JOB"
+_HINT = "rename it, or fetch into another folder by --out"
 
 
-def record_run(out: Path, run_id: str) -> None:
-    """Record under `out` which run this process's job works on; do nothing outside a job.
+def record_folder(out: Path, folder: str) -> None:
+    """Record under `out` which folder this process's job works on; do nothing outside a job.
 
     `fedvsr fetch` reads the record: unlike the job's log, no client can write to it by printing.
+
+    Args:
+        out: the `--out` of the job.
+        folder: a run's id, or `sweeps/NAME`.
 
     Raises:
         UserError: the environment variable holds no job's id.
@@ -29,11 +34,11 @@ def record_run(out: Path, run_id: str) -> None:
     if path := _record(out):
         path.parent.mkdir(exist_ok=True)
         with replacing(path) as aside:
-            aside.write_text(json.dumps({"run_id": run_id, "sha256": sha256_of(run_id)}))
+            aside.write_text(json.dumps({"folder": folder, "sha256": sha256_of(folder)}))
 
 
-def forget_run(out: Path) -> None:
-    """Remove what `record_run` has written."""
+def forget_folder(out: Path) -> None:
+    """Remove what `record_folder` has written."""
     if path := _record(out):
         path.unlink(missing_ok=True)
 
@@ -47,37 +52,41 @@ def _record(out: Path) -> Path | None:
     return out / JOBS / f"{job_id}.json"
 
 
-def unpack(file: IO[bytes], run_id: str, out: Path) -> Path:
-    """Unpack a run's folder to `<out>/<run_id>`, and return that path.
+def unpack(file: IO[bytes], folder: str, out: Path) -> Path:
+    """Unpack the folder of a run or sweep to `<out>/<folder>`, and return that path.
 
-    An earlier copy of the same run is updated: its files that the archive lacks stay.
+    An earlier copy of the same is updated: its files that the archive lacks stay.
 
     Args:
         file: a zip file of the folder's files.
-        run_id: the run.
+        folder: a run's id, or `sweeps/NAME`.
         out: local folder of runs; it exists.
 
     Raises:
-        UserError: the archive is not a run's folder, or `<out>/<run_id>` is something other than
+        UserError: the archive is not such a folder, or `<out>/<folder>` is something other than
             an earlier copy of it.
     """
-    if not is_name(run_id):
-        raise UserError(f"the head sent {run_id!r}, which is not a run's id; nothing was written")
-    target = out / run_id
+    if not is_folder(folder):
+        raise UserError(
+            f"the head sent {folder!r}, which is not the folder of a run or sweep; nothing was "
+            "written"
+        )
+    target = out / folder
+    needed = SWEEP_FILE if "/" in folder else "config.yaml"
     with replacing_folder(target) as aside:
         with zipfile.ZipFile(file) as zipped:
             for info in zipped.infolist():
                 is_link = stat.S_ISLNK(info.external_attr >> 16)
                 if is_link or not all(map(is_name, info.filename.split("/"))):
                     raise UserError(
-                        f"the head sent {info.filename!r}, which is not a file of a run's folder; "
+                        f"the head sent {info.filename!r}, which is not a file of such a folder; "
                         "nothing was written"
                     )
             zipped.extractall(aside)
-        if not (aside / "config.yaml").is_file():
-            raise UserError("the head sent no config.yaml with the run; nothing was written")
+        if not (aside / needed).is_file():
+            raise UserError(f"the head sent no {needed} with {folder}; nothing was written")
         if target.is_symlink() or target.exists():
-            _require_earlier_copy(target, aside)
+            (_require_same_sweep if "/" in folder else _require_earlier_copy)(target, aside)
             _keep_rest(target, aside)
     return target
 
@@ -91,9 +100,8 @@ def _require_earlier_copy(target: Path, fetched: Path) -> None:
     # pandas, which only a fetch needs: `fedvsr jobs` and `logs` stay quick.
     from fedvsr.records import read_run
 
-    hint = "rename it, or fetch into another folder by --out"
     if target.is_symlink() or not (target / "config.yaml").is_file():
-        raise UserError(f"{target} exists and is not a run's folder; {hint}")
+        raise UserError(f"{target} exists and is not a run's folder; {_HINT}")
     local, remote = read_run(target), read_run(fetched)
     configs = [(folder / "config.yaml").read_bytes() for folder in (target, fetched)]
     # A run gets its row when it starts: before, it has no results to lose.
@@ -103,9 +111,23 @@ def _require_earlier_copy(target: Path, fetched: Path) -> None:
             local[key] == remote[key] for key in ("run_id", "config_hash", "started_at")
         )
     if not same:
-        raise UserError(f"{target} holds another run than the job's; {hint}")
+        raise UserError(f"{target} holds another run than the job's; {_HINT}")
     if local and remote and local["updated_at"] > remote["updated_at"]:
-        raise UserError(f"{target} is newer than the job's run: it was resumed here; {hint}")
+        raise UserError(f"{target} is newer than the job's run: it was resumed here; {_HINT}")
+
+
+def _require_same_sweep(target: Path, fetched: Path) -> None:
+    """Check that a folder holds an earlier copy of the sweep that was fetched.
+
+    Raises:
+        UserError: it does not; the message says why.
+    """
+    if target.is_symlink() or not (target / SWEEP_FILE).is_file():
+        raise UserError(f"{target} exists and is not a sweep's folder; {_HINT}")
+    if (target / "tune").exists():
+        raise UserError(f"{target} holds a sweep that was run here; {_HINT}")
+    if (target / SWEEP_FILE).read_bytes() != (fetched / SWEEP_FILE).read_bytes():
+        raise UserError(f"{target} holds another sweep than the job's; {_HINT}")
 
 
 def _keep_rest(target: Path, aside: Path) -> None:

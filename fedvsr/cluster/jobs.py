@@ -62,7 +62,7 @@ class Job:
     exit_code: int | None
     """As a shell reports it: 130 if the job was stopped; None until it has ended."""
     out: str | None
-    """Folder on the cluster where its run is written; None for a job that runs no experiment."""
+    """Folder on the cluster where its run or sweep is written; None for a job that has none."""
 
 
 class Jobs:
@@ -97,7 +97,7 @@ class Jobs:
             command: shell command, run in the working directory on the head.
             working_dir: folder to ship to every node; None ships nothing.
             name: beginning of the id.
-            out: folder on the cluster where the command writes its run, if it runs an experiment.
+            out: folder on the cluster where the command writes its run, if it makes a run or sweep.
 
         Raises:
             UserError: the name would hide the run's folder, or the cluster refuses the job.
@@ -182,26 +182,29 @@ class Jobs:
         return self.wait(job_id, 2 * STOP_WAIT_S)
 
     def fetch(self, job_id: str, out: Path, checkpoints: bool, python: str) -> tuple[Path, int]:
-        """Copy the folder of a job's run to `<out>/<run id>`, whole and checked.
+        """Copy the folder of a job's run or sweep, whole and checked.
+
+        A run's goes to `<out>/<run id>`, a sweep's to `<out>/sweeps/<name>`.
 
         A job of a few seconds reads the folder on the head, so no shared file system is needed.
 
         Args:
             job_id: the job.
-            out: local folder of runs; made if missing.
+            out: local folder of results; made if missing.
             checkpoints: copy `checkpoints/` too.
             python: the head's interpreter.
 
         Returns:
-            The run's local folder, and the number of files that were copied.
+            The local folder, and the number of files that were copied.
 
         Raises:
-            UserError: the job has no run, the copy is incomplete, or it would replace another run.
+            UserError: the job has no run or sweep, the copy is incomplete, or it would replace
+                another one.
         """
         job = self.get(job_id)
         if job.out is None or not archive.is_name(job_id):
             raise UserError(
-                f"{job_id} is not the job of an experiment, so it has no run to fetch; "
+                f"{job_id} is not the job of a run or sweep, so there is nothing to fetch; "
                 "`fedvsr submit` starts one"
             )
         out.mkdir(parents=True, exist_ok=True)
@@ -212,17 +215,17 @@ class Jobs:
                 tempfile.TemporaryFile(dir=out) as file,
             ):
                 received = archive.read(self._lines(sender), file)
-                return unpack(file, received.run_id, out), received.num_files
+                return unpack(file, received.folder, out), received.num_files
         except archive.NoRunError:
             status = self.get(job_id).status
             raise UserError(
-                f"{job_id} is {status} and has begun no run in {job.out}; `fedvsr logs {job_id}` "
+                f"{job_id} is {status} and has begun nothing in {job.out}; `fedvsr logs {job_id}` "
                 "says why"
             ) from None
         except UserError:
             raise
         except ValueError as error:
-            raise UserError(f"cannot fetch the run of {job_id}: {error}") from None
+            raise UserError(f"cannot fetch the folder of {job_id}: {error}") from None
 
     @contextmanager
     def _sender(self, command: str, name: str) -> Iterator[str]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from filelock import FileLock, Timeout
 
 from fedvsr.checked_text import read_yaml, write_yaml
-from fedvsr.cluster.fetch import forget_run, record_run
+from fedvsr.cluster.fetch import forget_folder, record_folder
 from fedvsr.errors import DamagedError, FileError, UserError, skipping
 from fedvsr.files import missing_folders, remove_folders, remove_temporaries
 from fedvsr.lookup import did_you_mean
@@ -260,7 +260,7 @@ def begun(config: ExperimentConfig, out: Path, found: Run | None = None) -> Iter
     """
     new = missing_folders(out)
     run = found or create_run(config, out)
-    record_run(out, run.run_id)
+    record_folder(out, run.run_id)
     try:
         yield run
     except Exception:
@@ -268,7 +268,7 @@ def begun(config: ExperimentConfig, out: Path, found: Run | None = None) -> Iter
         # for, or weights that cannot be read.
         if not found and not (run.folder / "partition.parquet").exists():
             shutil.rmtree(run.folder)
-            forget_run(out)
+            forget_folder(out)
             remove_folders(new)
         raise
 

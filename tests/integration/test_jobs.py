@@ -133,7 +133,7 @@ def test_a_failed_run_gives_its_exit_code_and_its_reason(head: Head, small_yaml:
     job_id = job_id_of(done.stdout)
     nothing = head.fedvsr("fetch", job_id, "--address", head.address)
     assert nothing.returncode == 2
-    assert f"{job_id} is FAILED and has begun no run" in nothing.stderr
+    assert f"{job_id} is FAILED and has begun nothing" in nothing.stderr
 
 
 def test_the_printed_ray_command_submits_the_same_job(

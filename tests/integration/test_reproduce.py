@@ -1,4 +1,4 @@
-"""`fedvsr reproduce` from data sets as they are published, only tiny, to the report."""
+"""`fedvsr reproduce` from data sets as they are published, only tiny, to the report of a job."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from fedvsr.models._flow import SpyNet
 from fedvsr.models.spec import RELEASED_FLOW
 from tests.golden import recipe
+from tests.integration.head import ray_head
 from tests.unit.data import trees
 
 pytestmark = [pytest.mark.ray, pytest.mark.full, pytest.mark.timeout(900)]
@@ -28,10 +29,9 @@ TINY = {
 }
 
 
-def run(*words: str, code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "fedvsr", *words], capture_output=True, text=True, timeout=800
-    )
+def run(*words: str, code: int = 0, environment: dict[str, str] | None = None) -> str:
+    command = [sys.executable, "-m", "fedvsr", *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
 
@@ -46,8 +46,9 @@ def test_from_published_data_sets_to_the_report(tmp_path: Path) -> None:
     }
     data, out = tmp_path / "stores", tmp_path / "results"
     short = ["federation.num_rounds=1", "local.steps=1", "evaluation.every_rounds=1"]
-    words = ["reproduce", "confounds", "--data", str(data), "--size", "demo", "--out", str(out)]
+    words = ["reproduce", "confounds", "--data", str(data), "--size", "demo"]
     words += [word for setting in short for word in ("--set", setting)]
+    there = tmp_path / "cluster"
 
     # The command says what makes what is missing; that is then done.
     printed = run(*words, code=2).splitlines()
@@ -65,9 +66,15 @@ def test_from_published_data_sets_to_the_report(tmp_path: Path) -> None:
     recipe.fill(flow)
     torch.save({"params": dict(flow.named_parameters())}, data / RELEASED_FLOW)
 
-    printed = run(*words).splitlines()
+    with ray_head() as head:
+        submit = [*words, "--out", str(there), "--submit", head.address]
+        lines = run(*submit, environment=head.environment).splitlines()
+        follow, fetch = (shlex.split(line)[1:] for line in lines[-2:])
+        printed = run(*follow, environment=head.environment).splitlines()
+        run(*fetch, "--out", str(out), environment=head.environment)
     folder = out / "sweeps" / "confounds-demo"
-    assert printed[-1] == f"open {folder}/report/report.html"
+    assert f"open {there}/sweeps/confounds-demo/report/report.html" in printed
+    assert not (folder / "tune").exists(), "Ray Tune's state is of use on the cluster only"
     trials = pd.read_parquet(folder / "trials.parquet")
     assert trials["status"].tolist() == ["finished"] * 8
     assert "optical flow starts from scratch" not in "\n".join(printed)

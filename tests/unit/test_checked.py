@@ -28,7 +28,7 @@ from fedvsr.checked import (
 )
 from fedvsr.checked_text import read_json, read_yaml, write_json, write_yaml
 from fedvsr.cluster import archive
-from fedvsr.cluster.fetch import JOB_VARIABLE, record_run
+from fedvsr.cluster.fetch import JOB_VARIABLE, record_folder
 from fedvsr.config import load_config
 from fedvsr.errors import DamagedError
 from fedvsr.files import remove_temporaries, replacing
@@ -134,7 +134,7 @@ def test_every_flipped_bit_of_a_jobs_record_is_noticed(
 ) -> None:
     """The head reads it by a file that cannot import the package."""
     monkeypatch.setenv(JOB_VARIABLE, "job")
-    record_run(tmp_path, "run-1")
+    record_folder(tmp_path, "run-1")
     # A neighbour whose name is one bit away: 1 is 0x31, 3 is 0x33.
     for run_id in ("run-1", "run-3"):
         (tmp_path / run_id).mkdir()

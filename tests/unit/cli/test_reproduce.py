@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -64,32 +63,3 @@ def test_mistakes_cost_one_line(
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
-
-
-def test_a_job_does_the_same_on_the_cluster(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    submitted: dict[str, Any] = {}
-
-    class Jobs:
-        def __init__(self, address: str) -> None:
-            self.address = address
-
-        def submit(self, command: str, working_dir: Path, name: str) -> str:
-            submitted.update(command=command, name=name)
-            files = {str(path.relative_to(working_dir)) for path in working_dir.rglob("*")}
-            submitted["files"] = files
-            return "alpha-1"
-
-    monkeypatch.setattr("fedvsr.cluster.jobs.Jobs", Jobs)
-    options = ["--size", "demo", "--set", "local.lr=1e-3", "--max-concurrent", "2"]
-    arguments = ["reproduce", "alpha", "--data", "~/stores", *options]
-    assert fedvsr(*arguments, "--submit", "http://h:8265") == 0
-    assert submitted["command"] == (
-        "python -m fedvsr reproduce alpha --data ~/stores --size demo --paper published --set "
-        "local.lr=1e-3 --max-concurrent 2 --address auto --out ~/fedvsr-results"
-    )
-    assert submitted["name"] == "alpha"
-    assert {"fedvsr/sweeps/alpha.yaml", "fedvsr/cli/reproduce.py"} <= submitted["files"]
-    printed = capsys.readouterr().out
-    assert "fedvsr logs alpha-1 --address http://h:8265 --follow" in printed

@@ -40,7 +40,7 @@ def record(out: Path, text: str) -> None:
 def unpack(log: list[str]) -> tuple[int, dict[str, bytes]]:
     file = io.BytesIO()
     received = archive.read(log, file)
-    assert received.run_id == "run-1"
+    assert received.folder == "run-1"
     with zipfile.ZipFile(file) as zipped:
         assert zipped.testzip() is None
         return received.num_files, {name: zipped.read(name) for name in zipped.namelist()}
@@ -82,10 +82,13 @@ def refusal(out: Path, job_id: str = JOB) -> str:
     return str(raised.value)
 
 
-@pytest.mark.parametrize("run_id", ["", ".", "..", ".hidden", "/", "a/b", "../x", "a\\b", "a\n", 3])
+@pytest.mark.parametrize(
+    "run_id",
+    ["", ".", "..", ".hidden", "/", "a/b", "../x", "a\\b", "a\n", 3, "sweeps/..", "sweeps/a/b"],
+)
 def test_a_record_that_names_no_run_is_refused(out: Path, run_id: object) -> None:
     record(out, json.dumps({"run_id": run_id}))
-    assert f"{run_id!r} is not a run's id" in refusal(out)
+    assert f"{run_id!r} is not the folder of a run or sweep" in refusal(out)
 
 
 def test_a_job_id_cannot_leave_the_folder_of_records(out: Path) -> None:

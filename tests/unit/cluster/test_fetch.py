@@ -94,7 +94,7 @@ def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Head:
     files = {"checkpoints/round-1": "state 1", "frames/a": "a"}
     make_run(out / "run-1", files)
     monkeypatch.setenv("FEDVSR_JOB", JOB)
-    fetch.record_run(out, "run-1")
+    fetch.record_folder(out, "run-1")
     return Head(monkeypatch, out)
 
 
@@ -102,20 +102,20 @@ def test_a_run_is_recorded_under_its_jobs_id(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FEDVSR_JOB", raising=False)
-    fetch.record_run(tmp_path, "run-1")
+    fetch.record_folder(tmp_path, "run-1")
     assert list(tmp_path.iterdir()) == [], "outside a job nothing is recorded"
     monkeypatch.setenv("FEDVSR_JOB", JOB)
-    fetch.record_run(tmp_path, "run-1")
+    fetch.record_folder(tmp_path, "run-1")
     (path,) = (tmp_path / ".jobs").iterdir()
     assert path.name == f"{JOB}.json"
     digest = hashlib.sha256(b"run-1").hexdigest()
-    assert json.loads(path.read_text()) == {"run_id": "run-1", "sha256": digest}
-    fetch.forget_run(tmp_path)
+    assert json.loads(path.read_text()) == {"folder": "run-1", "sha256": digest}
+    fetch.forget_folder(tmp_path)
     assert not path.exists()
     for job_id in ("", "..", "a/b", ".a"):
         monkeypatch.setenv("FEDVSR_JOB", job_id)
         with pytest.raises(UserError, match="is not a job's id"):
-            fetch.record_run(tmp_path, "run-1")
+            fetch.record_folder(tmp_path, "run-1")
 
 
 def test_what_a_client_prints_names_no_run(head: Head, tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_folder_that_is_no_run_or_a_link_is_not_replaced(head: Head, tmp_path:
 def test_a_head_cannot_name_a_folder_outside(run_id: str, tmp_path: Path) -> None:
     here = tmp_path / "here"
     make_run(here / "mine", {})
-    with pytest.raises(UserError, match="is not a run's id"):
+    with pytest.raises(UserError, match="is not the folder of a run or sweep"):
         fetch.unpack(zip_of({"config.yaml": b""}), run_id, here)
     assert [path.name for path in here.iterdir()] == ["mine"]
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
@@ -199,14 +199,14 @@ def test_a_head_cannot_name_a_folder_outside(run_id: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["/tmp/x", "../x", "a/../../x", "a//b", "./x", "a\\x", ".lock"])
 def test_an_archive_cannot_write_outside_its_folder(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not a file of a run's folder"):
+    with pytest.raises(UserError, match="is not a file of such a folder"):
         fetch.unpack(zip_of({"config.yaml": b"", name: b"x"}), "run-1", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_archive_with_a_link_or_without_a_run_is_refused(tmp_path: Path) -> None:
     link = zip_of({"config.yaml": b"/etc/passwd"}, mode=stat.S_IFLNK | 0o777)
-    with pytest.raises(UserError, match="is not a file of a run's folder"):
+    with pytest.raises(UserError, match="is not a file of such a folder"):
         fetch.unpack(link, "run-1", tmp_path)
     with pytest.raises(UserError, match=r"no config\.yaml"):
         fetch.unpack(zip_of({"ok.txt": b"y"}), "run-1", tmp_path)
@@ -214,8 +214,8 @@ def test_an_archive_with_a_link_or_without_a_run_is_refused(tmp_path: Path) -> N
 
 
 def test_a_job_without_a_run_says_so(head: Head, tmp_path: Path) -> None:
-    fetch.forget_run(tmp_path / "cluster")
-    with pytest.raises(UserError, match=f"{JOB} is SUCCEEDED and has begun no run in .*cluster; "):
+    fetch.forget_folder(tmp_path / "cluster")
+    with pytest.raises(UserError, match=f"{JOB} is SUCCEEDED and has begun nothing in .*cluster; "):
         head.fetch(tmp_path / "here")
 
 
@@ -224,7 +224,7 @@ def test_a_job_that_is_no_experiment_has_nothing_to_fetch(
 ) -> None:
     doctor = jobs.Job("doctor-1", "SUCCEEDED", None, None, "", 0, None)
     monkeypatch.setattr(head.jobs, "get", lambda _: doctor)
-    with pytest.raises(UserError, match="is not the job of an experiment"):
+    with pytest.raises(UserError, match="is not the job of a run or sweep"):
         head.fetch(tmp_path / "here")
 
 
@@ -248,3 +248,50 @@ def test_a_run_that_the_cluster_refuses_leaves_no_record(
 def test_a_job_whose_run_would_be_hidden_is_refused() -> None:
     with pytest.raises(UserError, match=r"name = \.x: a job's name must not begin with a dot"):
         jobs.new_id(".x")
+
+
+def make_sweep(folder: Path, text: str = "name: grid\n") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "sweep.yaml").write_text(text)
+    make_run(folder / "runs" / "run-1", {"checkpoints/round-1": "state 1"})
+    for name in ("tune/state.pkl", "report/report.html"):
+        (folder / name).parent.mkdir()
+        (folder / name).write_text(name)
+    return folder
+
+
+def test_a_sweep_is_fetched_without_the_state_of_ray_tune(head: Head, tmp_path: Path) -> None:
+    make_sweep(tmp_path / "cluster" / "sweeps" / "grid")
+    fetch.record_folder(tmp_path / "cluster", "sweeps/grid")
+    here = tmp_path / "here"
+    copy = head.fetch(here)
+    assert copy == here / "sweeps" / "grid"
+    files = {
+        "sweep.yaml": "name: grid\n",
+        "runs/run-1/config.yaml": "name: demo\n",
+        "report/report.html": "report/report.html",
+    }
+    assert contents(copy) == files
+    assert contents(head.fetch(here, checkpoints=True)) == files | {
+        "runs/run-1/checkpoints/round-1": "state 1"
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "also", "message"),
+    [
+        ("name: other\n", "", "holds another sweep than the job's"),
+        ("name: grid\n", "tune", "holds a sweep that was run here"),
+    ],
+)
+def test_a_sweep_of_this_machine_is_not_replaced(
+    head: Head, tmp_path: Path, text: str, also: str, message: str
+) -> None:
+    make_sweep(tmp_path / "cluster" / "sweeps" / "grid")
+    fetch.record_folder(tmp_path / "cluster", "sweeps/grid")
+    mine = tmp_path / "here" / "sweeps" / "grid"
+    (mine / also).mkdir(parents=True)
+    (mine / "sweep.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        head.fetch(tmp_path / "here")
+    assert contents(mine) == {"sweep.yaml": text}
