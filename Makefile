@@ -11,7 +11,7 @@ ALL := not (gpu or slow or benchmark)
 
 .PHONY: demo check lint types layers test test-rest test-all test-lowest constraints \
 	bench-models bench-gpu bench-algorithms bench-data \
-	bench-federation bench-federation-peers soak bench-sweeps study docs references notebooks dist format clean
+	bench-federation bench-federation-peers bench-scheduler soak bench-sweeps study docs references notebooks dist format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fedvsr run demo
@@ -75,6 +75,10 @@ bench-data: $(VENV)/.test
 
 bench-federation: $(VENV)/.test
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.benchmarks.bench_federation $(ARGS)
+
+# The driver's own work for clusters of 4 to 512 slots, which are simulated.
+bench-scheduler: $(VENV)/.test
+	$(BIN)/python -m tests.benchmarks.bench_scheduler $(ARGS)
 
 # 1,000 rounds in some minutes: what grows? `ARGS="--rounds 100"` for fewer.
 soak: $(VENV)/.test

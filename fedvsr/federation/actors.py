@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from fedvsr.federation.ray_scorer import keep_to_own_gpus
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
 from fedvsr.params import FloatVector
 from fedvsr.training.local import LocalTrainer
+
+IsNeeded = Callable[[int], bool]
+"""Whether something holds of a client."""
 
 
 class ClientActor:
@@ -98,6 +102,8 @@ class ActorPool:
         self._remote = make(ClientActor)
         # Least recently used first.
         self._actors = OrderedDict[int, LiveActor]()
+        self._here = dict[Place, OrderedDict[int, None]]()
+        self._building = dict[Any, int]()
         self.num_slots = 0
         """Slots of the run that are on living nodes; the executor keeps it true."""
         self.evaluator_place: Place | None = None
@@ -115,17 +121,24 @@ class ActorPool:
         """Where each client with an actor has it."""
         return {client_id: actor.place for client_id, actor in self._actors.items()}
 
-    def building(self) -> list[Any]:
-        """References that become ready when an actor is built."""
-        return [a.building for a in self._actors.values() if a.building is not None]
+    def building(self) -> Mapping[Any, int]:
+        """References that become ready when an actor is built, with its client."""
+        return dict(self._building)
 
-    def get(self, client_id: int, place: Place, needed: Set[int]) -> LiveActor:
+    def built(self, client_id: int) -> Any:
+        """Say that a client's actor is built; returns its reference."""
+        actor = self._actors[client_id]
+        ref, actor.building = actor.building, None
+        del self._building[ref]
+        return ref
+
+    def get(self, client_id: int, place: Place, is_needed: IsNeeded) -> LiveActor:
         """The client's actor in a place; it is started there if need be.
 
         Args:
             client_id: the client.
             place: where it is to train.
-            needed: clients whose actors should stay.
+            is_needed: whether the actor of a client should stay.
         """
         actor = self._actors.get(client_id)
         if actor is not None and actor.place != place:
@@ -133,26 +146,35 @@ class ActorPool:
             actor = None
         if actor is None:
             # Even if there is no room: this client trains now, those that are needed train later.
-            self._make_room(place, needed)
+            self._make_room(place, is_needed)
             actor = self._actors[client_id] = self.start(client_id, place)
+            self._here.setdefault(place, OrderedDict())[client_id] = None
+            self._building[actor.building] = client_id
         self._actors.move_to_end(client_id)
+        self._here[place].move_to_end(client_id)
         return actor
 
-    def build_ahead(self, plan: Mapping[int, Place], needed: Set[int]) -> None:
+    def build_ahead(self, plan: Iterable[tuple[int, Place]], is_needed: IsNeeded) -> None:
         """Start the actors of clients that train later, as far as there is room.
 
         Args:
-            plan: where each client is to train, the most urgent first.
-            needed: clients whose actors should stay.
+            plan: clients and where each is to train, the most urgent first.
+            is_needed: whether the actor of a client should stay.
         """
-        num_building = len(self.building())
-        for client_id, place in plan.items():
+        num_building = len(self._building)
+        # More than that have no room beside those that train.
+        for client_id, place in islice(plan, self._most):
             if num_building >= self.num_slots:
                 return
             actor = self._actors.get(client_id)
-            if (actor is None or actor.place != place) and self._make_room(place, needed):
-                self.get(client_id, place, needed)
+            if actor is not None and actor.place == place:
+                continue
+            if self._make_room(place, is_needed):
+                self.get(client_id, place, is_needed)
                 num_building += 1
+            elif not self._is_crowded(place):
+                # No actor anywhere may go.
+                return
 
     def start(self, client_id: int, place: Place) -> LiveActor:
         """Start a client's process in a place. It is sent the clips of this client alone."""
@@ -164,12 +186,14 @@ class ActorPool:
     def discard(self, client_id: int) -> None:
         """End a client's process, if there is one."""
         if actor := self._actors.pop(client_id, None):
+            del self._here[actor.place][client_id]
+            self._building.pop(actor.building, None)
             end(actor.handle)
 
-    def leave(self, places: Sequence[Place], busy: Set[int]) -> None:
+    def leave(self, places: Sequence[Place], is_busy: IsNeeded) -> None:
         """End the idle processes in places that are lost."""
         for client_id, actor in self.items():
-            if actor.place in places and client_id not in busy:
+            if actor.place in places and not is_busy(client_id):
                 self.discard(client_id)
 
     def close(self) -> None:
@@ -177,15 +201,24 @@ class ActorPool:
         for client_id, _ in self.items():
             self.discard(client_id)
 
-    def _make_room(self, place: Place, needed: Set[int]) -> bool:
+    @property
+    def _most(self) -> int:
+        """Number of actors that may live."""
+        return max(self._max_live, self.num_slots)
+
+    def _make_room(self, place: Place, is_needed: IsNeeded) -> bool:
         """Discard idle actors until one more may live in the place; False if none can."""
         while True:
-            here = [i for i, actor in self._actors.items() if actor.place == place]
-            most = self._placement.max_live_per_place - (self.evaluator_place == place)
-            crowded = len(here) >= most
-            if not crowded and len(self._actors) < max(self._max_live, self.num_slots):
+            crowded = self._is_crowded(place)
+            if not crowded and len(self._actors) < self._most:
                 return True
-            idle = [i for i in (here if crowded else self._actors) if i not in needed]
-            if not idle:
+            candidates = self._here[place] if crowded else self._actors
+            idle = next((i for i in candidates if not is_needed(i)), None)
+            if idle is None:
                 return False
-            self.discard(idle[0])
+            self.discard(idle)
+
+    def _is_crowded(self, place: Place) -> bool:
+        """Whether no more actors may live in a place."""
+        most = self._placement.max_live_per_place - (self.evaluator_place == place)
+        return len(self._here.get(place, ())) >= most

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import Any, ClassVar
 
 import ray
@@ -23,9 +24,10 @@ from ray.exceptions import (
 )
 
 from fedvsr.errors import UserError
-from fedvsr.federation.actors import ActorPool, LiveActor
+from fedvsr.federation.actors import ActorPool
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.config import ClusterConfig
+from fedvsr.federation.dispatch import Dispatch, Waiting
 from fedvsr.federation.executors import (
     ClientOutcome,
     Clients,
@@ -47,24 +49,13 @@ from fedvsr.training.local import count_steps
 
 
 @dataclass
-class _Waiting:
-    task: ClientTask
-    place: Place
-    attempts: int = 0
-    shunned: str | None = None
-    """Node on which its last process was lost; the node itself may be dying."""
-
-
-@dataclass
 class _Running:
-    waiting: _Waiting
+    waiting: Waiting
     update: Any
     place: Place
     slot: int
     pulse: Pulse
     sent: float = field(default_factory=time.monotonic)
-    began: float | None = None
-    """When its actor was ready to train; None while the actor is built."""
 
 
 class RayExecutor:
@@ -93,11 +84,13 @@ class RayExecutor:
         self._stop = stop or threading.Event()
         self._schedule = Schedule(partial(_steps, clients))
         self.pool = self.make_pool(clients, placement, config.max_live_clients)
+        self._dispatch = Dispatch(self._schedule)
         self._places = list[Place]()
         self._gone = False
         self._look_for_places()
-        self._waiting = list[_Waiting]()
         self._running = dict[Any, _Running]()
+        # Where the clients of the next round are to train, while this one trains.
+        self._upcoming = dict[int, Place]()
         self._scorer: RayScorer | None = None
 
     def run_round(
@@ -108,18 +101,22 @@ class RayExecutor:
         upcoming: Sequence[int] = (),
     ) -> Iterator[TrainedClient | Fault]:
         """Train the round's clients; see `Executor.run_round`."""
+        self._dispatch, self._running = Dispatch(self._schedule), {}
         self._look_for_places()
         shared_ref = ray.put(shared)
         plan = self._plan([task.client_id for task in tasks])
-        self._waiting = [_Waiting(task, plan[task.client_id]) for task in tasks]
-        self._running = {}
-        while self._waiting or self._running:
-            self._fill_slots(shared_ref, states)
-            self._build_ahead(upcoming)
+        self._dispatch.queue([Waiting(task, plan[task.client_id]) for task in tasks])
+        self._upcoming = self._plan(upcoming)
+        while self._dispatch:
+            for item, place, slot in self._dispatch.starting(time.monotonic(), self._taken_s()):
+                self._send(item, place, slot, shared_ref, states)
+            self._build_ahead()
             for done in self._wait():
                 yield from self._collect(done)
+            if time.monotonic() - self._looked <= POLL_S:
+                continue
             yield from self._overdue()
-            if time.monotonic() - self._looked > POLL_S and (lost := self._look_for_places()):
+            if lost := self._look_for_places():
                 yield from self._leave(lost)
 
     def start_scorer(self, make: Callable[[], Evaluator]) -> Scorer:
@@ -140,42 +137,6 @@ class RayExecutor:
 
     # Slots
 
-    def _fill_slots(self, shared_ref: Any, states: ClientStates) -> None:
-        for place in self._places:
-            taken = {r.slot for r in self._running.values()}
-            free = [slot for slot in place.slots if slot not in taken]
-            if self._scorer and self._scorer.occupies(place):
-                free = free[1:]
-            for slot in free:
-                item = self._next_for(place)
-                if item is None:
-                    break
-                self._waiting.remove(item)
-                self._send(item, place, slot, shared_ref, states)
-
-    def _next_for(self, place: Place) -> _Waiting | None:
-        """The next client for a free slot: the first that waits for it, or one better off here."""
-        own = [item for item in self._waiting if item.place == place]
-        if own:
-            return own[0]
-        others = {item.place for item in self._waiting}
-        slow = [p for p in others if self._schedule.worth_moving(self._left_s(p))]
-        # The last in the queue, because the actors of those before it are ready sooner.
-        moved = [
-            item for item in self._waiting if item.place in slow and item.shunned != place.node_id
-        ]
-        return moved[-1] if moved else None
-
-    def _left_s(self, place: Place) -> float:
-        """Expected seconds until a slot of the place is free."""
-        now = time.monotonic()
-        running = [r for r in self._running.values() if r.place == place]
-        left_s = [
-            self._schedule.left_s(r.waiting.task.client_id, now - (r.began or now)) for r in running
-        ]
-        left_s += [seconds for taken, seconds in self._taken_s().items() if taken == place]
-        return min(left_s) if len(left_s) >= len(place.slots) else 0.0
-
     def _taken_s(self) -> dict[Place, float]:
         """Expected seconds for which the evaluator still holds a slot, by place."""
         scorer = self._scorer
@@ -184,26 +145,27 @@ class RayExecutor:
         return {scorer.place: scorer.left_s()}
 
     def _send(
-        self, item: _Waiting, place: Place, slot: int, shared_ref: Any, states: ClientStates
+        self, item: Waiting, place: Place, slot: int, shared_ref: Any, states: ClientStates
     ) -> None:
         client_id = item.task.client_id
         self._keep_room_for_scorer()
-        actor = self.pool.get(client_id, place, self._busy())
+        actor = self.pool.get(client_id, place, self._trains)
         state = states.get(client_id)
         report, update = actor.handle.train.options(num_returns=2).remote(
             item.task, shared_ref, state
         )
         started = replace(item, place=place, attempts=item.attempts + 1)
-        running = self._running[report] = _Running(started, update, place, slot, actor.pulse)
+        self._running[report] = _Running(started, update, place, slot, actor.pulse)
         if actor.building is None:
-            running.began = running.sent
+            self._dispatch.began(slot, time.monotonic())
 
     # Results
 
     def _wait(self) -> list[Any]:
         """Wait a moment; returns the reports that have arrived, possibly none."""
         scoring = self._scorer.pending() if self._scorer else []
-        refs = [*self._running, *self.pool.building(), *scoring]
+        building = self.pool.building()
+        refs = [*self._running, *building, *scoring]
         if refs:
             done, _ = ray.wait(refs, num_returns=1, timeout=POLL_S)
         else:
@@ -212,28 +174,33 @@ class RayExecutor:
             done = []
         if self._stop.is_set():
             raise KeyboardInterrupt
-        for client_id, actor in self.pool.items():
-            if actor.building in done:
-                self._built(client_id, actor)
+        for ref in done:
+            if ref in building:
+                self._built(building[ref])
         return [ref for ref in done if ref in self._running]
 
-    def _built(self, client_id: int, actor: LiveActor) -> None:
+    def _built(self, client_id: int) -> None:
+        ref = self.pool.built(client_id)
         try:
-            ray.get(actor.building, timeout=FETCH_S)
+            ray.get(ref, timeout=FETCH_S)
         except RayError:
             # If it has a task, the task says why. If it was built ahead, it is built again later.
-            if client_id not in self._busy():
+            if not self._trains(client_id):
                 self.pool.discard(client_id)
-        actor.building = None
-        for running in self._running.values():
-            if running.waiting.task.client_id == client_id:
-                running.began = time.monotonic()
+        if self._trains(client_id):
+            self._dispatch.began(self._dispatch.slot_of[client_id], time.monotonic())
 
-    def _busy(self) -> set[int]:
-        return {running.waiting.task.client_id for running in self._running.values()}
+    def _trains(self, client_id: int) -> bool:
+        return client_id in self._dispatch.slot_of
+
+    def _take(self, ref: Any) -> _Running:
+        """What runs, which ends: its slot is free."""
+        running = self._running.pop(ref)
+        self._dispatch.ended(running.slot)
+        return running
 
     def _collect(self, done: Any) -> Iterator[TrainedClient | Fault]:
-        running = self._running.pop(done)
+        running = self._take(done)
         item, node = running.waiting, running.place.node_id
         try:
             report: ClientReport = ray.get(done, timeout=FETCH_S)
@@ -268,7 +235,7 @@ class RayExecutor:
                 others = [p for p in self._places if p.node_id != node]
                 if others:
                     item = replace(item, place=others[0], shunned=node)
-            self._waiting.append(item)
+            self._dispatch.add(item)
         message = f"client {task.client_id} in round {task.round_idx}: {first_line(error)}"
         if final and not isinstance(error, UserError):
             message += f" (start {item.attempts} of {item.attempts})"
@@ -295,8 +262,7 @@ class RayExecutor:
                     raise TimeoutError(f"no result within cluster.client_timeout_s = {limit_s:g} s")
                 running.pulse.check()
             except TimeoutError as error:
-                del self._running[ref]
-                yield from self._failed(running, "timeout", error)
+                yield from self._failed(self._take(ref), "timeout", error)
 
     # Places
 
@@ -308,8 +274,10 @@ class RayExecutor:
         except ClusterGoneError:
             self._gone = True
             raise
-        lost = [place for place in self._places if place not in now]
+        living = set(now)
+        lost = [place for place in self._places if place not in living]
         self._places = now
+        self._dispatch.set_places(now)
         self.pool.num_slots = sum(len(place.slots) for place in now)
         return lost
 
@@ -319,31 +287,35 @@ class RayExecutor:
         Raises:
             RuntimeError: no place came back within `cluster.placement_timeout_s`.
         """
-        self.pool.leave(lost, self._busy())
+        self.pool.leave(lost, self._trains)
         for ref, running in list(self._running.items()):
             if running.place in lost:
-                del self._running[ref]
-                yield from self._failed(running, "node_lost", RuntimeError("its node is gone"))
+                gone = RuntimeError("its node is gone")
+                yield from self._failed(self._take(ref), "node_lost", gone)
         deadline = time.monotonic() + self._config.placement_timeout_s
         while not self._places:
             if time.monotonic() > deadline:
                 raise RuntimeError("every node with a slot of this run is gone")
             time.sleep(POLL_S)
             self._look_for_places()
-        plan = self._plan([item.task.client_id for item in self._waiting])
-        self._waiting = [replace(i, place=plan[i.task.client_id]) for i in self._waiting]
+        waiting = list(self._dispatch.waiting())
+        plan = self._plan([item.task.client_id for item in waiting])
+        self._dispatch.queue([replace(i, place=plan[i.task.client_id]) for i in waiting])
+        self._upcoming = self._plan(list(self._upcoming))
 
     def _plan(self, client_ids: Sequence[int]) -> dict[int, Place]:
         return self._schedule.plan(client_ids, self._places, self.pool.places(), self._taken_s())
 
-    def _build_ahead(self, upcoming: Sequence[int]) -> None:
+    def _build_ahead(self) -> None:
         """Build the actors of waiting clients, then the next round's, as far as there is room."""
-        plan = {item.task.client_id: item.place for item in self._waiting}
-        busy = self._busy() | plan.keys()
+        waiting = ((item.task.client_id, item.place) for item in self._dispatch.waiting())
         # A client that trains now has an actor, here or in a place where it will not be needed.
-        plan |= {i: place for i, place in self._plan(upcoming).items() if i not in busy}
+        later = ((i, p) for i, p in self._upcoming.items() if not self._dispatch.is_busy(i))
         self._keep_room_for_scorer()
-        self.pool.build_ahead(plan, busy | set(upcoming))
+        self.pool.build_ahead(chain(waiting, later), self._is_needed)
+
+    def _is_needed(self, client_id: int) -> bool:
+        return client_id in self._upcoming or self._dispatch.is_busy(client_id)
 
     def _keep_room_for_scorer(self) -> None:
         self.pool.evaluator_place = self._scorer.place if self._scorer else None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from heapq import heappop, heappush
 
 from fedvsr.federation.placement import Place
 
@@ -66,19 +67,66 @@ class Schedule:
             living: places of the clients that have an actor.
             taken_s: seconds for which others hold a slot, by place.
         """
-        free_at = {(place, slot): 0.0 for place in places for slot in place.slots}
-        free_at |= {(p, p.slots[0]): left_s for p, left_s in taken_s.items() if p in places}
-        residents = Counter(living[i] for i in client_ids if i in living)
-        plan = dict[int, Place]()
-        for client_id in client_ids:
-            home = living.get(client_id)
+        seats = _Seats(places, taken_s, Counter(living[i] for i in client_ids if i in living))
+        return {i: seats.take(living.get(i), self.expected_s(i)) for i in client_ids}
 
-            def cost(seat: tuple[Place, int], home: Place | None = home) -> tuple[float, int, int]:
-                place, slot = seat
-                moved = _BUILD_S if home is not None and home != place else 0.0
-                return free_at[seat] + moved, residents[place] if home is None else 0, slot
 
-            seat = min(free_at, key=cost)
-            free_at[seat] = cost(seat)[0] + self.expected_s(client_id)
-            plan[client_id] = seat[0]
-        return plan
+class _Seats:
+    """Slots, and when each is free. The best one for a client is found without a look at all.
+
+    Args:
+        places: the places of the slots.
+        taken_s: seconds for which others hold a place's first slot.
+        residents: clients of the round that live in each place.
+    """
+
+    def __init__(
+        self, places: Iterable[Place], taken_s: Mapping[Place, float], residents: Counter[Place]
+    ) -> None:
+        self._residents = residents
+        self._place_of = {slot: place for place in places for slot in place.slots}
+        self._free_at = dict[int, float]()
+        # Heaps of slots, the first free one first: for a newcomer, who prefers places with few
+        # residents; for a client who lives elsewhere; and for one who lives in that place.
+        self._for_newcomers = list[tuple[float, int, int]]()
+        self._for_all = list[tuple[float, int]]()
+        self._at_home = dict[Place, list[tuple[float, int]]]()
+        first = {place.slots[0]: left_s for place, left_s in taken_s.items()}
+        for slot in self._place_of:
+            self._set(slot, first.get(slot, 0.0))
+
+    def take(self, home: Place | None, expected_s: float) -> Place:
+        """Take the slot in which a client finishes first, and return its place.
+
+        Args:
+            home: where the client has an actor, if it has one.
+            expected_s: seconds that it will hold the slot.
+        """
+        start_s, slot = self._best(home)
+        self._set(slot, start_s + expected_s)
+        return self._place_of[slot]
+
+    def _best(self, home: Place | None) -> tuple[float, int]:
+        """When a client can start in its best slot, and the slot."""
+        if home is None:
+            while (entry := self._for_newcomers[0])[0] != self._free_at[entry[2]]:
+                heappop(self._for_newcomers)
+            return entry[0], entry[2]
+        free_s, slot = self._first(self._for_all)
+        if self._place_of[slot] == home:
+            return free_s, slot
+        moved = free_s + _BUILD_S, slot
+        return min(moved, self._first(self._at_home[home])) if home in self._at_home else moved
+
+    def _first(self, heap: list[tuple[float, int]]) -> tuple[float, int]:
+        while heap[0][0] != self._free_at[heap[0][1]]:
+            heappop(heap)
+        return heap[0]
+
+    def _set(self, slot: int, free_at: float) -> None:
+        """Say when a slot is free; what the heaps hold of it becomes stale."""
+        place = self._place_of[slot]
+        self._free_at[slot] = free_at
+        heappush(self._for_newcomers, (free_at, self._residents[place], slot))
+        heappush(self._for_all, (free_at, slot))
+        heappush(self._at_home.setdefault(place, []), (free_at, slot))

@@ -1,0 +1,200 @@
+"""The real executor on simulated clusters: every client trains once, in order, on time, cheaply."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from fedvsr.federation.dispatch import Dispatch, Waiting
+from fedvsr.federation.placement import Place
+from fedvsr.federation.schedule import _BUILD_S, Schedule
+from fedvsr.messages import ClientTask
+from tests.unit.federation.simulated import Cluster, greedy_s, run_rounds, simulated
+
+
+def cohorts_of(num_clients: int, cohort: int, num_rounds: int) -> list[list[int]]:
+    rng = random.Random(0)
+    return [rng.sample(range(num_clients), cohort) for _ in range(num_rounds)]
+
+
+@pytest.mark.parametrize(
+    ("num_slots", "cohort", "num_rounds"),
+    [
+        (4, 40, 3),
+        (4, 1000, 1),
+        (64, 256, 3),
+        (512, 1024, 1),
+        pytest.param(512, 10_000, 1, marks=pytest.mark.full),
+    ],
+)
+def test_a_round_takes_as_long_as_greedy_list_scheduling(
+    num_slots: int, cohort: int, num_rounds: int
+) -> None:
+    rng = random.Random(1)
+    cluster = Cluster([rng.uniform(20, 200) for _ in range(2 * cohort)], num_slots)
+    cohorts = cohorts_of(2 * cohort, cohort, num_rounds)
+    with simulated(cluster) as executor:
+        seconds = run_rounds(executor, cohorts)
+    # Each client is new to its slot, and its process starts first.
+    least = [greedy_s([cluster.durations[i] + 5 for i in ids], num_slots) for ids in cohorts]
+    assert all(s <= 1.05 * g for s, g in zip(seconds, least, strict=True)), (seconds, least)
+    assert Counter(client for client, *_ in cluster.log) == Counter(
+        i for ids in cohorts for i in ids
+    )
+    by_slot = dict[int, list[tuple[float, float]]]()
+    for _, slot, sent, done in cluster.log:
+        by_slot.setdefault(slot, []).append((sent, done))
+    for times in by_slot.values():
+        assert all(a[1] <= b[0] for a, b in pairwise(times)), "one at a time"
+
+
+def test_clients_that_have_a_process_keep_it() -> None:
+    cluster = Cluster([10.0] * 16, 16)
+    with simulated(cluster) as executor:
+        seconds = run_rounds(executor, [range(16)] * 4)
+    assert cluster.num_built == 16
+    assert seconds == [15, 10, 10, 10]
+
+
+def steps_per_client(cohort: int, num_slots: int) -> float:
+    """Lines of Python that the executor, its queues and its pool execute for each client."""
+    num_lines = 0
+    files = ("dispatch.py", "schedule.py", "ray_executor.py", "actors.py")
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal num_lines
+        if event == "call" and not frame.f_code.co_filename.endswith(files):
+            return None
+        num_lines += event == "line"
+        return trace
+
+    rng = random.Random(1)
+    cluster = Cluster([rng.uniform(20, 200) for _ in range(2 * cohort)], num_slots)
+    before = sys.gettrace()
+    with simulated(cluster) as executor:
+        sys.settrace(trace)
+        try:
+            run_rounds(executor, cohorts_of(2 * cohort, cohort, 2))
+        finally:
+            sys.settrace(before)
+    return num_lines / (2 * cohort)
+
+
+def test_the_work_for_a_client_does_not_grow_with_the_round() -> None:
+    few, many = steps_per_client(32, 8), steps_per_client(256, 8)
+    # In a short round, the looks once a second count for more.
+    assert many < 1.2 * few, (few, many)
+    assert steps_per_client(256, 64) < 1.5 * many, "nor with the slots"
+
+
+def planned(
+    schedule: Schedule,
+    client_ids: Sequence[int],
+    places: Sequence[Place],
+    living: Mapping[int, Place],
+    taken_s: Mapping[Place, float],
+) -> dict[int, Place]:
+    """The plan by its definition: a look at all slots for each client."""
+    free_at = {(place, slot): 0.0 for place in places for slot in place.slots}
+    free_at |= {(p, p.slots[0]): left_s for p, left_s in taken_s.items() if p in places}
+    residents = Counter(living[i] for i in client_ids if i in living)
+    plan = dict[int, Place]()
+    for client_id in client_ids:
+        home = living.get(client_id)
+        costs = {
+            (
+                free + (_BUILD_S if home is not None and home != place else 0.0),
+                residents[place] if home is None else 0,
+                slot,
+            ): place
+            for (place, slot), free in free_at.items()
+        }
+        start, _, slot = best = min(costs)
+        plan[client_id] = costs[best]
+        free_at[plan[client_id], slot] = start + schedule.expected_s(client_id)
+    return plan
+
+
+def test_the_plan_is_the_one_by_definition() -> None:
+    rng = random.Random(0)
+    for _ in range(200):
+        counts = [rng.randint(1, 3) for _ in range(rng.randint(1, 5))]
+        firsts = [sum(counts[:i]) for i in range(len(counts))]
+        places = [
+            Place(f"n{i}", "CPU", (i,), tuple(range(first, first + num)))
+            for i, (first, num) in enumerate(zip(firsts, counts, strict=True))
+        ]
+        gone = Place("gone", "CPU", (9,), (99,))
+        ids = rng.sample(range(40), rng.randint(1, 20))
+        schedule = Schedule(lambda i: 1 + i % 5)
+        for i in rng.sample(range(40), 10):
+            schedule.took(i, rng.choice([1.0, 4.0, 20.0]))
+        living = {i: rng.choice([*places, gone]) for i in rng.sample(range(40), 15)}
+        taken_s = {rng.choice(places): 6.0} if rng.random() < 0.5 else {}
+        expected = planned(schedule, ids, places, living, taken_s)
+        assert schedule.plan(ids, places, living, taken_s) == expected
+
+
+A, B = (Place(f"n{i}", "GPU", (i + 1,), (2 * i, 2 * i + 1)) for i in range(2))
+
+
+def started(dispatch: Dispatch, now: float = 0.0, **taken: float) -> list[tuple[int, int]]:
+    taken_s = {{"A": A, "B": B}[name]: left_s for name, left_s in taken.items()}
+    return [(i.task.client_id, slot) for i, _, slot in dispatch.starting(now, taken_s)]
+
+
+def dispatch_of(at_a: Sequence[int], at_b: Sequence[int], train_s: float = 60.0) -> Dispatch:
+    schedule = Schedule(lambda _: 1)
+    schedule.took(99, train_s)
+    dispatch = Dispatch(schedule)
+    dispatch.set_places([A, B])
+    tasks = [(i, A) for i in at_a] + [(i, B) for i in at_b]
+    dispatch.queue([Waiting(ClientTask(i, 1, 1, seed=i), place) for i, place in tasks])
+    return dispatch
+
+
+def test_a_place_takes_its_own_clients_in_order() -> None:
+    dispatch = dispatch_of([5, 4, 3], [2])
+    assert started(dispatch, B=3.0) == [(5, 0), (4, 1), (2, 3)], "the scorer has B's first slot"
+    assert started(dispatch) == [(3, 2)], "60 s are longer than a start elsewhere"
+    assert not list(dispatch.waiting())
+
+
+def test_the_last_of_a_long_queue_moves_to_a_free_slot() -> None:
+    dispatch = dispatch_of([5, 4, 3, 1], [])
+    assert started(dispatch) == [(5, 0), (4, 1), (1, 2), (3, 3)]
+    quick = dispatch_of([5, 4, 3, 1], [], train_s=4.0)
+    assert started(quick) == [(5, 0), (4, 1)], "to wait for 4 s is cheaper than to move"
+    for slot in (0, 1):
+        quick.began(slot, 0.0)
+    assert started(quick, now=12.0) == [(1, 2), (3, 3)], "it is late"
+
+
+def test_a_client_does_not_return_to_the_node_that_lost_it() -> None:
+    dispatch = dispatch_of([5, 4], [])
+    assert started(dispatch) == [(5, 0), (4, 1)]
+    dispatch.add(Waiting(ClientTask(3, 1, 1, seed=3), A, 1, shunned="n1"))
+    assert started(dispatch) == []
+    dispatch.ended(0)
+    assert started(dispatch) == [(3, 0)]
+    assert dispatch.is_busy(3)
+    assert not dispatch.is_busy(5)
+
+
+def test_slots_of_lost_places_are_not_given_away() -> None:
+    dispatch = dispatch_of([5, 4], [3])
+    assert started(dispatch) == [(5, 0), (4, 1), (3, 2)]
+    dispatch.set_places([B])
+    dispatch.ended(0)
+    dispatch.queue([Waiting(ClientTask(5, 1, 1, seed=5), B)])
+    assert started(dispatch) == [(5, 3)]
+    for slot in (1, 2, 3):
+        dispatch.ended(slot)
+    assert not dispatch
