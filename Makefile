@@ -106,9 +106,10 @@ study: $(VENV)/.test
 	$(BIN)/python -m tests.study.small run $(CLIPS) $(WORK) $(ARGS)
 	$(BIN)/python -m tests.study.small page
 
-# site/index.html, with every link checked. Not --quiet: --strict would then ignore warnings.
+# site/index.html, from nothing (-E): Sphinx repeats no warning of a page that has not changed. With -W a
+# broken link, a page that _toc.yml lacks and any other warning is an error.
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/sphinx-build -W --keep-going -E -q -d build/doctrees docs site
 
 # The pages under docs/reference that are generated from the code.
 references: $(VENV)/.test
@@ -148,4 +149,4 @@ $(VENV)/.docs: setup.cfg constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-lowest $(VENV)-peers build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-peers build dist site jupyter_execute *.egg-info .mypy_cache .ruff_cache .pytest_cache

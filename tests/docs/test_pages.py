@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 
@@ -12,20 +14,29 @@ import fedvsr
 from tests.docs.references import FOLDER, pages
 
 ROOT = Path(__file__).parents[2]
+NOTEBOOKS = [*(ROOT / "docs").rglob("*.ipynb")]
 FILES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "cluster").rglob("*.md")]
+FILES += NOTEBOOKS
+
+
+def prose(path: Path) -> str:
+    """The text of a page or notebook, without code."""
+    text = path.read_text()
+    if path in NOTEBOOKS:
+        cells = nbformat.reads(text, as_version=4).cells
+        text = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    return re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
 
 
 def anchors(path: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub and MkDocs name them."""
-    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.M | re.S)
-    titles = re.findall(r"^#+ (.+)$", text, flags=re.M)
+    """The anchors of a page's headings, as GitHub and the site name them."""
+    titles = re.findall(r"^#+ (.+)$", prose(path), flags=re.M)
     return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_to_files_and_headings(path: Path) -> None:
-    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.M | re.S)
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
         if re.match(r"[a-z]+:", target):
             continue
         name, _, anchor = target.partition("#")
@@ -34,12 +45,21 @@ def test_links_lead_to_files_and_headings(path: Path) -> None:
         assert not anchor or anchor in anchors(file), f"{path}: {target} is not a heading"
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_headings_skip_no_level(path: Path) -> None:
+    """The site's builder takes a skipped level for an error."""
+    levels = [len(marks) for marks in re.findall(r"^(#+) ", prose(path), flags=re.M)]
+    assert levels[0] == 1
+    assert all(level <= above + 1 for above, level in pairwise(levels))
+
+
 def test_every_page_has_its_entry() -> None:
-    text = (ROOT / "mkdocs.yml").read_text()
-    named = re.findall(r"^ +- ([\w./-]+\.(?:md|ipynb))$", text, flags=re.M)
     docs = ROOT / "docs"
+    toc = yaml.safe_load((docs / "_toc.yml").read_text())
+    named = [entry["file"] for part in toc["subtrees"] for entry in part["entries"]]
     pages = [*docs.rglob("*.md"), *docs.rglob("*.ipynb")]
-    assert sorted(named) == sorted(str(path.relative_to(docs)) for path in pages)
+    paths = sorted(str(page.relative_to(docs).with_suffix("")) for page in pages)
+    assert sorted([toc["root"], *named]) == paths
 
 
 def test_readme_lists_every_folder() -> None:
