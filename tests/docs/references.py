@@ -1,4 +1,4 @@
-"""Pages of docs/reference that are written from the code.
+"""Pages of docs/reference that are written from the code, and the lists of `tests.docs.frozen`.
 
 python -m tests.docs.references
 """
@@ -20,6 +20,7 @@ from fedvsr.cli import app
 from fedvsr.config import ExperimentConfig
 from fedvsr.lookup import load, names
 from fedvsr.tuning.sweep import SweepConfig
+from tests.docs import frozen
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
 _BOUNDS = {
@@ -230,5 +231,6 @@ def _resolved(schema: Mapping[str, Any], reference: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    for name, text in pages().items():
-        (FOLDER / name).write_text(text, encoding="utf-8")
+    for folder, texts in ((FOLDER, pages()), (frozen.FOLDER, frozen.lists())):
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
