@@ -11,7 +11,8 @@ ALL := not (gpu or slow or benchmark)
 
 .PHONY: demo check lint types layers test test-rest test-all test-lowest constraints \
 	bench-models bench-gpu bench-algorithms bench-data \
-	bench-federation bench-federation-peers bench-scheduler soak bench-sweeps study docs references notebooks dist format clean
+	bench-federation bench-federation-peers bench-scheduler soak bench-sweeps study docs references \
+	notebooks screenshots dist format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fedvsr run demo
@@ -120,6 +121,11 @@ references: $(VENV)/.test
 # Execute the notebooks of the documentation, and save their outputs, which the site shows.
 notebooks: $(VENV)/.demo $(VENV)/.test
 	$(BIN)/python -m tests.docs.notebooks
+
+# The pictures of docs/gallery.md, in some minutes: needs `chromium` and `chromium-driver`.
+# `make screenshots ARGS="--work DIR run.svg"` keeps the runs in DIR, and makes one picture.
+screenshots: $(VENV)/.demo $(VENV)/.test
+	$(BIN)/python -m tests.docs.screenshots $(ARGS)
 
 # dist/*.whl and dist/*.tar.gz.
 dist: $(VENV)/.test

@@ -59,7 +59,7 @@ def test_every_page_has_its_entry() -> None:
     named = [entry["file"] for part in toc["subtrees"] for entry in part["entries"]]
     pages = [*docs.rglob("*.md"), *docs.rglob("*.ipynb")]
     paths = sorted(str(page.relative_to(docs).with_suffix("")) for page in pages)
-    assert sorted([toc["root"], *named]) == paths
+    assert sorted([toc["root"], *named]) == paths, "docs/_toc.yml lists the pages of the site"
 
 
 def test_readme_lists_every_folder() -> None:
