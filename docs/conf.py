@@ -1,4 +1,7 @@
-"""For Sphinx: `make docs` builds site/ from docs/ and needs no network. The order of the pages is in _toc.yml."""
+"""For Sphinx: `make docs` builds site/ from docs/ and needs no network.
+
+The order of the pages is in _toc.yml.
+"""
 
 import re
 from typing import Any
@@ -18,12 +21,14 @@ html_show_copyright = False
 html_use_index = False
 # A summary is read from the page that was found, which a browser refuses to a page from a folder.
 html_show_search_summary = False
+# Shell commands with a bracket or an ellipsis, and lines that a command prints.
 suppress_warnings = ["misc.highlighting_failure"]
 
 _OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(cluster/[^)#]*)[^)]*\)")
 
 
 def setup(app: Any) -> None:
+    """Called by Sphinx."""
     app.connect("source-read", _name_files_outside)
 
 
