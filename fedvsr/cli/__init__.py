@@ -16,6 +16,7 @@ from fedvsr.cli import (
     doctor,
     frames,
     jobs,
+    labels,
     listing,
     report,
     reproduce,
@@ -87,6 +88,8 @@ app.command("config")(settings.show_config)
 app.command()(results.show)
 app.command("list")(listing.list_runs)
 app.command("rm")(listing.remove)
+app.command()(labels.tag)
+app.command()(labels.note)
 app.command()(results.compare)
 
 

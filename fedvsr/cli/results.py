@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
 from fedvsr.cli.common import OutOption, RunArgument, console, print_wide, say
-from fedvsr.errors import UserError
+from fedvsr.cli.labels import lines
+from fedvsr.errors import UserError, skipping
+from fedvsr.labels import FILE, read_labels
 from fedvsr.run_names import find_folder
-
-if TYPE_CHECKING:
-    pass
 
 # pyarrow is imported by the commands: `--help` stays quick.
 
@@ -111,6 +110,9 @@ def summary(folder: Path) -> None:
     )
     if run["error"]:
         say(f"error: {run['error']}")
+    with skipping(folder / FILE):
+        for line in lines(read_labels(folder)):
+            say(line)
     evaluations = last_evaluation(checked_table(folder, "evaluations"))
     scores = [
         # If each client has a network, a clip's row is the mean of theirs.

@@ -18,6 +18,7 @@ from fedvsr.cli.common import (
 )
 from fedvsr.cli.results import summary
 from fedvsr.files import require_folder
+from fedvsr.labels import add_tags, checked_tags
 
 
 def run(
@@ -39,6 +40,10 @@ def run(
             "another. Default: RAY_ADDRESS, or else local.",
         ),
     ] = None,
+    tags: Annotated[
+        list[str] | None,
+        typer.Option("--tag", metavar="TAG", help="Tag to give the run; repeatable."),
+    ] = None,
     out: OutOption = Path("results"),
 ) -> None:
     """Run an experiment and write its tables, network and pictures to DIR/<run id>/."""
@@ -50,6 +55,7 @@ def run(
 
     config = load_config(source, settings or ())
     require_folder(out)
+    checked_tags(tags or ())
     run = found = find_run(config, out) if resume else None
     if not found:
         # A run that is resumed starts from its checkpoint.
@@ -59,6 +65,8 @@ def run(
             with PreparationView(console) as preparation:
                 split = prepare_data(config, preparation)
             with begun(config, out, found) as run:
+                if tags:
+                    add_tags(run.folder, tags)
                 say(f"run folder: {run.folder}")
                 follow(launch(run, split, executor, address), console)
     except KeyboardInterrupt:

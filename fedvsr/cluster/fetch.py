@@ -13,6 +13,7 @@ from typing import IO
 from fedvsr.cluster.archive import JOBS, is_name, sha256_of
 from fedvsr.errors import UserError
 from fedvsr.files import replacing, replacing_folder
+from fedvsr.labels import FILE as LABELS
 
 # Environment variable in which `fedvsr submit` tells `fedvsr run` the job's id.
 JOB_VARIABLE = "FEDVSR_JOB"
@@ -50,7 +51,8 @@ def _record(out: Path) -> Path | None:
 def unpack(file: IO[bytes], run_id: str, out: Path) -> Path:
     """Unpack a run's folder to `<out>/<run_id>`, and return that path.
 
-    An earlier copy of the same run is updated: its files that the archive lacks stay.
+    An earlier copy of the same run is updated: its files that the archive lacks stay, and so do its
+    tags and its note.
 
     Args:
         file: a zip file of the folder's files.
@@ -109,7 +111,9 @@ def _require_earlier_copy(target: Path, fetched: Path) -> None:
 
 
 def _keep_rest(target: Path, aside: Path) -> None:
-    """Take the files of `target` that `aside` lacks over into it."""
+    """Take the files of `target` that `aside` lacks over into it, and the labels given here."""
+    if (target / LABELS).is_file():
+        (aside / LABELS).unlink(missing_ok=True)
 
     def fetched(folder: str, names: list[str]) -> list[str]:
         twins = {name: aside / Path(folder, name).relative_to(target) for name in names}

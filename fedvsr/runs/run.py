@@ -18,6 +18,7 @@ from fedvsr.checked_text import read_yaml, write_yaml
 from fedvsr.cluster.fetch import forget_run, record_run
 from fedvsr.errors import DamagedError, FileError, UserError, skipping
 from fedvsr.files import missing_folders, remove_folders, remove_temporaries
+from fedvsr.labels import add_tags, read_labels, write_note
 from fedvsr.lookup import did_you_mean
 from fedvsr.records import read_run
 
@@ -50,6 +51,27 @@ class Run:
     def status(self) -> str:
         """Its status now, see `run_status`."""
         return run_status(self.folder)
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Its tags now, sorted."""
+        return read_labels(self.folder).tags
+
+    @property
+    def note(self) -> str:
+        """Its note now; empty if it has none."""
+        return read_labels(self.folder).note
+
+    def label(self, *tags: str, note: str | None = None) -> None:
+        """Give it tags besides those that it has, and a note unless that is None.
+
+        Raises:
+            UserError: a text is no tag, the note is too long, or the folder is not writable.
+        """
+        if tags:
+            add_tags(self.folder, tags)
+        if note is not None:
+            write_note(self.folder, note)
 
     def table(self, name: str) -> pd.DataFrame:
         """One of its tables.

@@ -188,3 +188,12 @@ def test_public_names() -> None:
     assert not {*PUBLIC} - {*dir(fedvsr)}
     with pytest.raises(AttributeError, match="no attribute 'runn'"):
         _ = fedvsr.runn
+
+
+def test_a_run_has_labels(three_runs: list[str], tmp_path: Path) -> None:
+    run = fedvsr.load_run("b", tmp_path)
+    assert (run.tags, run.note) == ((), "")
+    run.label("paper", "table-2", note="the reference")
+    run.label("old")
+    assert fedvsr.load_run("b", tmp_path).tags == ("old", "paper", "table-2")
+    assert run.note == "the reference"

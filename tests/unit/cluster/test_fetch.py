@@ -18,6 +18,7 @@ import pytest
 
 from fedvsr.cluster import archive, fetch, jobs
 from fedvsr.errors import UserError
+from fedvsr.labels import add_tags, read_labels
 from fedvsr.records import SCHEMAS
 from fedvsr.runs import launch
 from tests.unit.cli.test_cli import fedvsr
@@ -248,3 +249,19 @@ def test_a_run_that_the_cluster_refuses_leaves_no_record(
 def test_a_job_whose_run_would_be_hidden_is_refused() -> None:
     with pytest.raises(UserError, match=r"name = \.x: a job's name must not begin with a dot"):
         jobs.new_id(".x")
+
+
+def test_a_fetch_keeps_the_labels_given_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far, here = tmp_path / "far", tmp_path / "here"
+    run = make_run(far / "run-1", {})
+    monkeypatch.setenv(fetch.JOB_VARIABLE, JOB)
+    fetch.record_run(far, "run-1")
+    add_tags(run, ["far"])
+    here.mkdir()
+    head = Head(monkeypatch, far)
+    assert read_labels(head.fetch(here)).tags == ("far",)
+    add_tags(here / "run-1", ["here"])
+    add_tags(run, ["new"])
+    assert read_labels(head.fetch(here)).tags == ("far", "here")
