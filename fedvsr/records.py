@@ -276,7 +276,8 @@ def run_folders(folder: Path) -> list[Path]:
     """The folders at or below `folder` that hold the tables of a run.
 
     A folder with the tables of several runs, such as results/study-small, counts only if it is
-    `folder` itself. A folder below whose `runs.parquet` is damaged is skipped, and named.
+    `folder` itself. Hidden folders hold runs on their way here and do not count. A folder below
+    whose `runs.parquet` is damaged is skipped, and named.
 
     Raises:
         UserError: the folder is missing.
@@ -287,6 +288,8 @@ def run_folders(folder: Path) -> list[Path]:
     for path in sorted(folder.rglob("runs.parquet")):
         if path.parent == folder:
             folders.append(folder)
+            continue
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
         with skipping(path.parent):
             if len(checked_table(path.parent, "runs")) == 1:

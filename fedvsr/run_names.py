@@ -33,7 +33,7 @@ def find_folder(name: str, results: Path) -> Path:
     if not folders:
         raise NoRunError(f"there is no run {name}: {results}/ holds none; `fedvsr run` makes one")
     if name == LATEST:
-        return max(folders.values(), key=_created)
+        return max(folders.values(), key=created)
     fitting = sorted(run_id for run_id in folders if run_id.startswith(name))
     if len(fitting) == 1:
         return folders[fitting[0]]
@@ -51,10 +51,12 @@ def _is_run(folder: Path) -> bool:
 
 
 def _children(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    """The visible folders in a folder: a hidden one holds a run that is on its way here."""
+    children = folder.iterdir() if folder.is_dir() else ()
+    return [path for path in children if path.is_dir() and not path.name.startswith(".")]
 
 
-def _created(folder: Path) -> tuple[int, str]:
-    """When a run was made: its configuration is written once, at its start."""
+def created(folder: Path) -> tuple[int, str]:
+    """When a run was made, for sorting: its configuration is written once, at its start."""
     config = folder / "config.yaml"
     return (config if config.exists() else folder / "runs.parquet").stat().st_mtime_ns, folder.name

@@ -12,6 +12,7 @@ import typer
 
 from fedvsr import __version__
 from fedvsr.cli import (
+    archive,
     data,
     doctor,
     frames,
@@ -88,6 +89,8 @@ app.command("config")(settings.show_config)
 app.command()(results.show)
 app.command("list")(listing.list_runs)
 app.command("rm")(listing.remove)
+app.command()(archive.archive)
+app.command("import")(archive.import_runs)
 app.command()(labels.tag)
 app.command()(labels.note)
 app.command()(results.compare)

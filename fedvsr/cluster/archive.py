@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import stat
 import sys
 import zipfile
 from dataclasses import dataclass
@@ -51,6 +52,12 @@ def is_name(text: object) -> bool:
     )
 
 
+def is_plain_file(info: zipfile.ZipInfo) -> bool:
+    """Whether an entry of a zip file is a visible file: no link, device, folder or outer path."""
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    return kind in (0, stat.S_IFREG) and all(map(is_name, info.filename.split("/")))
+
+
 def sha256_of(run_id: object) -> str:
     """The checksum that stands beside a run's id in the record of a job.
 
@@ -71,7 +78,7 @@ def lines(out: Path, job_id: str, checkpoints: bool) -> Iterator[str]:
     """
     try:
         folder = _run_folder(out, job_id)
-        files = _files(folder, checkpoints)
+        files = run_files(folder, checkpoints)
     except NoRunError as error:
         yield NO_RUN + json.dumps(str(error))
         return
@@ -150,8 +157,12 @@ def _run_folder(out: Path, job_id: str) -> Path:
     return Path(folder)
 
 
-def _files(folder: Path, checkpoints: bool) -> list[Path]:
-    """The files to send, sorted.
+def run_files(folder: Path, checkpoints: bool) -> list[Path]:
+    """The files of a run's folder, sorted, without hidden ones.
+
+    Args:
+        folder: the run's.
+        checkpoints: whether those below `checkpoints/` count.
 
     Raises:
         ValueError: one of them is a link, which could show a file of another folder.
@@ -164,7 +175,7 @@ def _files(folder: Path, checkpoints: bool) -> list[Path]:
         if parts[0] == "checkpoints" and not checkpoints:
             continue
         if path.is_symlink():
-            raise ValueError(f"{path} on the head is a link; replace it by the file itself")
+            raise ValueError(f"{path} is a link; replace it by the file itself")
         if path.is_file():
             files.append(path)
     return files

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import stat
 import zipfile
 from pathlib import Path
 from typing import IO
 
-from fedvsr.cluster.archive import JOBS, is_name, sha256_of
+from fedvsr.cluster.archive import JOBS, is_name, is_plain_file, sha256_of
 from fedvsr.errors import UserError
 from fedvsr.files import replacing, replacing_folder
 from fedvsr.labels import FILE as LABELS
@@ -69,8 +68,7 @@ def unpack(file: IO[bytes], run_id: str, out: Path) -> Path:
     with replacing_folder(target) as aside:
         with zipfile.ZipFile(file) as zipped:
             for info in zipped.infolist():
-                is_link = stat.S_ISLNK(info.external_attr >> 16)
-                if is_link or not all(map(is_name, info.filename.split("/"))):
+                if not is_plain_file(info):
                     raise UserError(
                         f"the head sent {info.filename!r}, which is not a file of a run's folder; "
                         "nothing was written"

@@ -21,6 +21,7 @@ from fedvsr.files import missing_folders, remove_folders, remove_temporaries
 from fedvsr.labels import add_tags, read_labels, write_note
 from fedvsr.lookup import did_you_mean
 from fedvsr.records import read_run
+from fedvsr.run_names import created
 
 # `run_status` serves `fedvsr list` and `show`, which load no network.
 if TYPE_CHECKING:
@@ -193,8 +194,8 @@ def find_run(config: ExperimentConfig, out: Path) -> Run:
         UserError: there is none.
     """
     wanted, finished = config.config_hash(), list[str]()
-    folders = (path.parent for path in out.glob("*/config.yaml"))
-    for folder in sorted(folders, key=lambda path: path.stat().st_ctime, reverse=True):
+    folders = (path.parent for path in out.glob("[!.]*/config.yaml"))
+    for folder in sorted(folders, key=created, reverse=True):
         with skipping(folder):
             if stored_config(folder).config_hash() == wanted:
                 if not _is_finished(folder):
