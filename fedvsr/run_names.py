@@ -29,7 +29,7 @@ def find_folder(name: str, results: Path) -> Path:
     for folder in (Path(name).expanduser(), results / name):
         if _is_run(folder):
             return folder
-    folders = {path.name: path for path in _children(results) if _is_run(path)}
+    folders = run_ids(results)
     if not folders:
         raise NoRunError(f"there is no run {name}: {results}/ holds none; `fedvsr run` makes one")
     if name == LATEST:
@@ -46,14 +46,17 @@ def find_folder(name: str, results: Path) -> Path:
     )
 
 
+def run_ids(results: Path) -> dict[str, Path]:
+    """The folders of the runs in a folder of results, by id; trials of sweeps are not among them.
+
+    A hidden folder holds a run that is on its way here and is left out.
+    """
+    children = results.iterdir() if results.is_dir() else ()
+    return {path.name: path for path in children if path.name[0] != "." and _is_run(path)}
+
+
 def _is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("config.yaml", "runs.parquet"))
-
-
-def _children(folder: Path) -> list[Path]:
-    """The visible folders in a folder: a hidden one holds a run that is on its way here."""
-    children = folder.iterdir() if folder.is_dir() else ()
-    return [path for path in children if path.is_dir() and not path.name.startswith(".")]
 
 
 def created(folder: Path) -> tuple[int, str]:

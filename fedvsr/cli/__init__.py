@@ -51,7 +51,6 @@ app = typer.Typer(
     name="fedvsr",
     help="Federated video super-resolution experiments on a Ray cluster.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -106,7 +105,8 @@ def main() -> None:
     debug = "--debug" in sys.argv
     err = plain_console(stderr=True)
     try:
-        app([argument for argument in sys.argv[1:] if argument != "--debug"])
+        # The name also for `python -m fedvsr`: a shell asks for completions by it.
+        app([argument for argument in sys.argv[1:] if argument != "--debug"], prog_name="fedvsr")
     except Exception as error:
         # Every error ends here, and is printed: a mistake in one line, a fault of the program too.
         if debug:

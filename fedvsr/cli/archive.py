@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fedvsr.cli import completion
 from fedvsr.cli.common import OutOption, say
 from fedvsr.errors import UserError
 from fedvsr.files import require_folder
@@ -14,7 +15,12 @@ from fedvsr.run_names import find_folder
 
 
 def archive(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs to put into the file.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN...", help="Runs to put into the file.", autocompletion=completion.runs
+        ),
+    ],
     to: Annotated[
         Path | None,
         typer.Option("--to", metavar="FILE", help="File to write. Default: RUN.zip, of one run."),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedvsr.cli.common import OutOption, RunArgument, say
 from fedvsr.errors import UserError
-from fedvsr.labels import Labels, add_tags, read_labels, remove_tags, write_note
 from fedvsr.run_names import find_folder
+
+if TYPE_CHECKING:
+    from fedvsr.labels import Labels
+
+# The commands import what reads YAML, so that `--version` stays quick.
 
 
 def tag(
@@ -22,6 +26,8 @@ def tag(
     out: OutOption = Path("results"),
 ) -> None:
     """Give a run tags, or print those that it has; `fedvsr list --tag TAG` finds it by them."""
+    from fedvsr.labels import add_tags, read_labels, remove_tags
+
     folder = find_folder(run, out)
     if not tags:
         if remove:
@@ -41,6 +47,8 @@ def note(
     out: OutOption = Path("results"),
 ) -> None:
     """Write a note about a run, or print it; `fedvsr show RUN` prints it too."""
+    from fedvsr.labels import read_labels, write_note
+
     folder = find_folder(run, out)
     if remove and text is not None:
         raise UserError("--remove deletes the note; leave TEXT out")

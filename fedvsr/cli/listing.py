@@ -16,9 +16,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from fedvsr.cli import completion
 from fedvsr.cli.common import OutOption, print_wide, say
 from fedvsr.errors import UserError, skipping
-from fedvsr.labels import FILE, Labels, read_labels
 from fedvsr.run_names import find_folder
 
 if TYPE_CHECKING:
@@ -52,10 +52,22 @@ def list_runs(
         Status | None, typer.Option("--status", help="Only runs with this status.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", metavar="NAME", help="Only runs of this network.")
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help="Only runs of this network.",
+            autocompletion=completion.models,
+        ),
     ] = None,
     algorithm: Annotated[
-        str | None, typer.Option("--algorithm", metavar="NAME", help="Only runs of this algorithm.")
+        str | None,
+        typer.Option(
+            "--algorithm",
+            metavar="NAME",
+            help="Only runs of this algorithm.",
+            autocompletion=completion.algorithms,
+        ),
     ] = None,
     tags: Annotated[
         list[str] | None,
@@ -109,7 +121,10 @@ _SORTED = {"started": "started_at", "psnr": "psnr_db", "gain": "gain_db"}
 
 
 def remove(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs to delete.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="Runs to delete.", autocompletion=completion.runs),
+    ],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     out: OutOption = Path("results"),
 ) -> None:
@@ -213,6 +228,7 @@ def _rows(folder: Path, out: Path) -> list[Row]:
     """The rows of a folder's runs, each with its `last_round`, `status` and last known scores."""
     import pyarrow.compute as pc
 
+    from fedvsr.labels import FILE, Labels, read_labels
     from fedvsr.records import checked_table, read_runs
     from fedvsr.runs.run import run_status
 

@@ -18,7 +18,6 @@ from fedvsr.cli.common import (
 )
 from fedvsr.cli.results import summary
 from fedvsr.files import require_folder
-from fedvsr.labels import add_tags, checked_tags
 
 
 def run(
@@ -49,6 +48,7 @@ def run(
     """Run an experiment and write its tables, network and pictures to DIR/<run id>/."""
     from fedvsr.cli.views import PreparationView, follow
     from fedvsr.config import load_config
+    from fedvsr.labels import add_tags, checked_tags
     from fedvsr.report import figures
     from fedvsr.runs.launch import launch, prepare_data, require_weights
     from fedvsr.runs.run import begun, find_run

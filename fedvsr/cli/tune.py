@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from fedvsr.cli import completion
 from fedvsr.cli.common import (
     MaxConcurrentOption,
     OutOption,
@@ -332,7 +333,14 @@ def _swept(sweep: SweepConfig) -> list[str]:
 
 
 def report(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a sweep, or its folder.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="Name of a sweep, or its folder.",
+            autocompletion=completion.sweeps,
+        ),
+    ],
     out: OutOption = Path("results"),
 ) -> None:
     """Print the best trials of a sweep, and draw its pictures."""
@@ -357,3 +365,5 @@ def report(
     table = pd.DataFrame(rows)
     drawn = pictures.draw(table, _swept(sweep), column_of(sweep.metric), sweep.mode, folder)
     say(f"{folder}/: {', '.join(path.name for path in drawn) or 'too few trials for a picture'}")
+    if drawn:
+        say(f"open {drawn[0]}")
