@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -52,6 +53,7 @@ def run(
     from fedvsr.report import figures
     from fedvsr.runs.launch import launch, prepare_data, require_weights
     from fedvsr.runs.run import begun, find_run
+    from fedvsr.runs.watch import recorded
 
     config = load_config(source, settings or ())
     require_folder(out)
@@ -68,7 +70,9 @@ def run(
                 if tags:
                     add_tags(run.folder, tags)
                 say(f"run folder: {run.folder}")
-                follow(launch(run, split, executor, address), console)
+                before = recorded(run.folder) if found else ()
+                with closing(launch(run, split, executor, address)) as events:
+                    follow(events, console, before)
     except KeyboardInterrupt:
         command = ["fedvsr", "run", source]
         for setting in settings or ():
