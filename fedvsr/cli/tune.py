@@ -142,11 +142,12 @@ def run_to_end(
     from fedvsr.federation.connection import connected
     from fedvsr.runs.launch import object_store_bytes
     from fedvsr.tuning.estimate import fits_here
+    from fedvsr.tuning.finish import noticed
     from fedvsr.tuning.progress import TrialMonitor, best_of, write_best
     from fedvsr.tuning.runner import opened, run_sweep
 
-    with opened(sweep, folder, resume):
-        largest = _representative(sweep, trials)
+    largest = _representative(sweep, trials)
+    with opened(sweep, folder, resume), noticed(sweep, largest.on_finish, folder):
         _prepare([trial.config for trial in trials] if trials else [largest], resume)
         limits = [fits_here(largest), *([max_concurrent] if max_concurrent else [])]
         at_once = min(*limits, len(trials)) if trials else min(limits)
