@@ -100,8 +100,8 @@ class ExperimentConfig(Section):
     cluster: ClusterConfig = Field(ClusterConfig(), description="Where clients run.")
     on_finish: Annotated[str, AfterValidator(require_command)] = Field(
         "",
-        description="Command to call when the run, or the sweep of it, ends in whatever way, e.g. "
-        'notify-send "$FEDVSR_RUN_ID $FEDVSR_STATUS".',
+        description="Command to call when the run, or its sweep, ends in whatever way, e.g. "
+        'notify-send "{run_id} {status}".',
     )
 
     @model_validator(mode="before")

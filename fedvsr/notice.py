@@ -17,18 +17,19 @@ from fedvsr.errors import UserError
 from fedvsr.lookup import did_you_mean
 
 FACTS = {
-    "FEDVSR_KIND": "run or sweep",
-    "FEDVSR_RUN_ID": "the run's id, or the sweep's name",
-    "FEDVSR_STATUS": "finished, failed, interrupted or stopped",
-    "FEDVSR_FOLDER": "its folder",
-    "FEDVSR_PSNR_DB": "RGB PSNR of its last evaluation, or of the best trial; empty without one",
-    "FEDVSR_ERROR": "why it failed, in one line; else empty",
+    "kind": "run or sweep",
+    "run_id": "the run's id, or the sweep's name",
+    "status": "finished, failed, interrupted or stopped",
+    "folder": "its folder",
+    "psnr_db": "RGB PSNR of its last evaluation, or of the best trial; empty without one",
+    "error": "why it failed, in one line; else empty",
 }
-"""What the command is told, by environment variable."""
+"""What the command is told: `{run_id}` in its words, FEDVSR_RUN_ID in its environment."""
 
 LIMIT_S = 30.0
 """Seconds after which the command is killed."""
-_VARIABLE = re.compile(r"\$(?:\{(FEDVSR_\w*)\}|(FEDVSR_\w*))")
+_PLACE = re.compile("{(" + "|".join(FACTS) + ")}")
+_VARIABLE = re.compile(r"\$\{?(FEDVSR_\w*)")
 # Seconds for the system to end a process that is killed.
 _KILL_S = 5.0
 
@@ -37,16 +38,24 @@ def require_command(text: str) -> str:
     """Check that a text is a command, or empty.
 
     Raises:
-        UserError: its quotes do not match, or it names a fact that there is not.
+        UserError: its quotes do not match, or it has a variable that nothing fills in.
     """
-    for name in _VARIABLE.findall(" ".join(_words(text))):
-        fact = name[0] or name[1]
-        if fact not in FACTS:
+    words, known = _words(text), [*map(_variable, FACTS)]
+    for name in _VARIABLE.findall(" ".join(words)):
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise UserError(f"on_finish: ${name} is not set{hint} (there are: {', '.join(known)})")
+        if "-c" not in words:
+            place = name.removeprefix("FEDVSR_").lower()
             raise UserError(
-                f"on_finish: ${fact} is not set{did_you_mean(fact, FACTS)} (there are: "
-                f"{', '.join(FACTS)})"
+                f"on_finish: no shell reads it, so ${name} stays as it is; write {{{place}}}, or "
+                "call a shell: sh -c '...'"
             )
     return text
+
+
+def _variable(fact: str) -> str:
+    return f"FEDVSR_{fact.upper()}"
 
 
 def warn_if_missing(text: str) -> None:
@@ -60,16 +69,17 @@ def notify(text: str, facts: Mapping[str, str]) -> None:
     """Call the command; do nothing if it is empty. A failure is one warning.
 
     No shell reads it: its words are split at spaces, as a shell splits them, and then each
-    `$FEDVSR_...` becomes the fact, which stays one word whatever it holds. The facts are in the
-    command's environment too.
+    `{run_id}` becomes the fact, which stays in its word whatever it holds. A shell that the command
+    calls takes the facts from its environment: in its script, they would be read as commands.
     """
     told = {name: " ".join(facts.get(name, "").split()) for name in FACTS}
-    words = [_VARIABLE.sub(lambda match: told[match[1] or match[2]], word) for word in _words(text)]
+    words = [_PLACE.sub(lambda match: told[match[1]], word) for word in _words(text)]
     if not words:
         return
     try:
         with tempfile.TemporaryFile() as errors:
-            code = _call(words, told, errors.fileno())
+            variables = {_variable(name): fact for name, fact in told.items()}
+            code = _call(words, variables, errors.fileno())
             if code:
                 errors.seek(0)
                 said = errors.read(1 << 20).decode(errors="replace").strip().splitlines()
@@ -84,14 +94,14 @@ def notify(text: str, facts: Mapping[str, str]) -> None:
         _warn(f"{words[0]}: {getattr(error, 'strerror', None) or error}")
 
 
-def _call(words: list[str], told: Mapping[str, str], errors: int) -> int:
+def _call(words: list[str], variables: Mapping[str, str], errors: int) -> int:
     """The exit code of a command, which is killed with its children if it does not end in time."""
     process = subprocess.Popen(
         words,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=errors,
-        env={**os.environ, **told},
+        env={**os.environ, **variables},
         # Ctrl-C, which may have ended the run, is not for it.
         start_new_session=True,
     )

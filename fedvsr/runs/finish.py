@@ -45,12 +45,12 @@ def _notify(run: Run, error: str) -> None:
     status = "stopped" if status == "running" else status
     psnr_db = row["psnr_db"]
     facts = {
-        "FEDVSR_KIND": "run",
-        "FEDVSR_RUN_ID": run.run_id,
-        "FEDVSR_STATUS": status,
-        "FEDVSR_FOLDER": str(run.folder),
-        "FEDVSR_PSNR_DB": psnr_text(psnr_db),
-        "FEDVSR_ERROR": str(row["error"] or error) if status in ("failed", "stopped") else "",
+        "kind": "run",
+        "run_id": run.run_id,
+        "status": status,
+        "folder": str(run.folder),
+        "psnr_db": psnr_text(psnr_db),
+        "error": str(row["error"] or error) if status in ("failed", "stopped") else "",
     }
     notify(run.config.on_finish, facts)
 

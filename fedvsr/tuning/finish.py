@@ -53,11 +53,11 @@ def _notify(
         status = "failed" if states == {"failed"} else status
     best = best_of(rows, sweep)
     facts = {
-        "FEDVSR_KIND": "sweep",
-        "FEDVSR_RUN_ID": sweep.name,
-        "FEDVSR_STATUS": status,
-        "FEDVSR_FOLDER": str(folder.resolve()),
-        "FEDVSR_PSNR_DB": psnr_text(best[0].get("psnr_db") if best else None),
-        "FEDVSR_ERROR": "" if status == "interrupted" else error,
+        "kind": "sweep",
+        "run_id": sweep.name,
+        "status": status,
+        "folder": str(folder.resolve()),
+        "psnr_db": psnr_text(best[0].get("psnr_db") if best else None),
+        "error": "" if status == "interrupted" else error,
     }
     notify(command, facts)

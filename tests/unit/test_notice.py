@@ -40,19 +40,39 @@ def told(path: Path) -> list[tuple[list[str], dict[str, str]]]:
 
 def test_words_are_split_as_a_shell_splits_them_and_facts_stay_one_word(tmp_path: Path) -> None:
     path = tmp_path / "told"
-    facts = {"FEDVSR_RUN_ID": "a b; rm -rf $HOME", "FEDVSR_STATUS": "finished"}
-    command = telling(path, '"$FEDVSR_RUN_ID: ${FEDVSR_STATUS}!"', "$FEDVSR_RUN_ID", "$HOME", "*")
-    notify(command, {**facts, "FEDVSR_ERROR": "two\nlines"})
+    facts = {"run_id": "a b; rm -rf $HOME {error}", "status": "finished"}
+    command = telling(path, '"{run_id}: {status}!"', "{run_id}", "$HOME", "*", '\'{"a": "{x}"}\'')
+    notify(command, {**facts, "error": "two\nlines"})
     ((words, environment),) = told(path)
-    assert words == ["a b; rm -rf $HOME: finished!", "a b; rm -rf $HOME", "$HOME", "*"]
-    assert environment == {**dict.fromkeys(FACTS, ""), **facts, "FEDVSR_ERROR": "two lines"}
+    name = facts["run_id"]
+    assert words == [f"{name}: finished!", name, "$HOME", "*", '{"a": "{x}"}']
+    assert environment == {
+        **{f"FEDVSR_{name.upper()}": "" for name in FACTS},
+        "FEDVSR_RUN_ID": name,
+        "FEDVSR_STATUS": "finished",
+        "FEDVSR_ERROR": "two lines",
+    }
+
+
+def test_a_shell_reads_facts_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "told"
+    error = """" '; touch {path}.x; $(touch {path}.x) `touch {path}.x`"""
+    notify(
+        f"""sh -c 'echo "$FEDVSR_ERROR" > {path}'""", {"error": error.replace("{path}", str(path))}
+    )
+    assert path.read_text() == error.replace("{path}", str(path)) + "\n"
+    assert [file.name for file in tmp_path.iterdir()] == ["told"]
 
 
 @pytest.mark.parametrize(
     ("command", "message"),
     [
         ("'open", "on_finish: no closing quotation in"),
-        ("echo $FEDVSR_RUN", "on_finish: $FEDVSR_RUN is not set; did you mean 'FEDVSR_RUN_ID'?"),
+        ("sh -c 'x $FEDVSR_RUN'", "$FEDVSR_RUN is not set; did you mean 'FEDVSR_RUN_ID'?"),
+        (
+            'notify-send "${FEDVSR_RUN_ID} ended"',
+            "no shell reads it, so $FEDVSR_RUN_ID stays as it is; write {run_id}, or call a shell",
+        ),
         (
             "echo ${FEDVSR_X}",
             "$FEDVSR_X is not set; did you mean 'FEDVSR_KIND'? (there are: FEDVSR_KIND, ",
@@ -94,7 +114,7 @@ def test_a_command_that_fails_is_one_warning(
 
 @pytest.fixture
 def command(tmp_path: Path) -> str:
-    return "on_finish=" + json.dumps(telling(tmp_path / "told", "$FEDVSR_STATUS"))
+    return "on_finish=" + json.dumps(telling(tmp_path / "told", "{status}"))
 
 
 def test_a_run_calls_it_once_at_each_end(
@@ -156,7 +176,7 @@ def test_a_missing_command_is_named_at_the_start(
 def test_a_sweep_calls_it_once(statuses: list[str], expected: str, tmp_path: Path) -> None:
     folder = killed_sweep(tmp_path, {f"r{i}": status for i, status in enumerate(statuses)})
     sweep, path = load_sweep(tmp_path / "s.yaml"), tmp_path / "told"
-    with noticed(sweep, telling(path, "$FEDVSR_KIND", "$FEDVSR_STATUS"), folder):
+    with noticed(sweep, telling(path, "{kind}", "{status}"), folder):
         pass
     ((words, facts),) = told(path)
     assert words == ["sweep", expected]
@@ -164,7 +184,7 @@ def test_a_sweep_calls_it_once(statuses: list[str], expected: str, tmp_path: Pat
     assert facts["FEDVSR_FOLDER"] == str(folder)
     with (
         pytest.raises(KeyboardInterrupt),
-        noticed(sweep, telling(path, "$FEDVSR_STATUS"), folder),
+        noticed(sweep, telling(path, "{status}"), folder),
     ):
         raise KeyboardInterrupt
     assert told(path)[-1][0] == ["interrupted"]
