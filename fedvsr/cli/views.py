@@ -22,8 +22,9 @@ from fedvsr.metrics import METRICS
 from fedvsr.runs.events import Event, RoundRecorded, RunStarted
 
 _ROWS_SHOWN = 12
+_REASONS_SHOWN = 3
 # The heading of how many clients are in the sum of a round that lacks some.
-_SHORT = "aggregated"
+_SHORT = "in sum"
 # Seconds between two lines on a clip's progress outside a terminal.
 _LINE_EVERY_S = 10.0
 # HTML of a notebook's output. It sets no colours, so the notebook's theme applies.
@@ -268,12 +269,17 @@ class _RunView:
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("round", justify="right")
         names = ["clients", "loss", "test set", "RGB PSNR", "over bicubic", "SSIM", "seconds"]
-        if any(event.num_aggregated < event.num_wanted for event in self._rounds[-_ROWS_SHOWN:]):
+        shown = self._rounds[-_ROWS_SHOWN:]
+        lacking = [event for event in shown if event.num_aggregated < event.num_wanted]
+        if lacking:
             names.insert(1, _SHORT)
         for name in names:
             table.add_column(name, justify="right")
-        for event in self._rounds[-_ROWS_SHOWN:]:
+        for event in shown:
             cells = _cells(event)
+            if _SHORT in cells:
+                # The reasons stand below: a terminal may be narrow.
+                cells[_SHORT] = f"{event.num_aggregated} of {event.num_wanted}"
             table.add_row(
                 str(event.round_idx), *(cells.get(str(c.header), "") for c in table.columns[1:])
             )
@@ -296,7 +302,8 @@ class _RunView:
             current=min(done + 1, total),
             detail="" if done == total else detail,
         )
-        return Group(self._title(), *self._started.notes, table, bar)
+        reasons = (f"round {e.round_idx}: {_aggregated(e)}" for e in lacking[-_REASONS_SHOWN:])
+        return Group(self._title(), *self._started.notes, table, *reasons, bar)
 
     def _title(self) -> str:
         assert self._started is not None
@@ -324,19 +331,24 @@ def _fault_line(fault: Fault) -> str:
     return f"{fault.kind}: {fault.message}; {consequence}"
 
 
+def _aggregated(event: RoundRecorded) -> str:
+    """How many of a round's clients are in its sum, and why not all."""
+    counts = {
+        "offline": event.num_absent,
+        "failed": event.num_failed,
+        "not finite": event.num_rejected,
+        "lost": event.num_upload_failures,
+    }
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
+    return f"{event.num_aggregated} of {event.num_wanted} clients ({reasons})"
+
+
 def _cells(event: RoundRecorded) -> dict[str, str]:
     cells = dict[str, str]()
     if event.client_ids:
         cells["clients"] = ",".join(map(str, event.client_ids[:8]))
     if event.num_aggregated < event.num_wanted:
-        counts = {
-            "offline": event.num_absent,
-            "failed": event.num_failed,
-            "not finite": event.num_rejected,
-            "lost": event.num_upload_failures,
-        }
-        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
-        cells[_SHORT] = f"{event.num_aggregated} of {event.num_wanted} clients ({reasons})"
+        cells[_SHORT] = _aggregated(event)
     if event.loss is not None:
         cells["loss"] = f"{event.loss:.4f}"
     if event.scores:
