@@ -392,7 +392,9 @@ def _read_stored(folder: Path, name: str) -> tuple[pa.Table, int]:
     """
     path, schema = folder / f"{name}.parquet", SCHEMAS[name]
     if not path.exists():
-        return schema.empty_table(), 0
+        # Not `schema.empty_table()`, for which pyarrow loads pandas.
+        arrays = [pa.nulls(0, field.type) for field in schema]
+        return pa.Table.from_arrays(arrays, schema=schema), 0
     table = read_parquet(path)
     metadata = table.schema.metadata or {}
     version = int(metadata.get(b"schema_version", b"0"))

@@ -142,8 +142,10 @@ def _require_runs(infos: Sequence[zipfile.ZipInfo], path: Path) -> list[str]:
     """
     names = [info.filename for info in infos]
     for info in infos:
-        if not is_plain_file(info) or "/" not in info.filename:
-            raise FileError(path, f"holds {info.filename[:80]!r}, which is not a file of a run")
+        name = info.filename
+        # A terminal would follow an escape sequence in a name.
+        if not is_plain_file(info) or "/" not in name or not name.isprintable():
+            raise FileError(path, f"holds {name[:80]!r}, which is not a file of a run")
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
             raise FileError(path, "is packed by another program; nothing is imported")
     known = set(names)

@@ -138,6 +138,8 @@ QUICK = [
 
 def test_quick_commands_load_no_heavy_library(tmp_path: Path) -> None:
     write_run(tmp_path, "one", clips=["a", "b"])
+    # A run that failed before its first scores.
+    (write_run(tmp_path, "two", done=0) / "evaluations.parquet").unlink()
     code = """if True:
         import os, sys, json
         from fedvsr.cli import app, main

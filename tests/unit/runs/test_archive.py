@@ -180,7 +180,10 @@ NO_FILE = "which is not a file of a run"
 
 @pytest.mark.parametrize(
     "name",
-    ["/etc/x", "../x", "run/../../x", "run/./x", "run//x", "run\\..\\x", ".x/a", "x", "run/sub/"],
+    [
+        *("/etc/x", "../x", "run/../../x", "run/./x", "run//x", "run\\..\\x", ".x/a", "x"),
+        *("run/sub/", "run/\x1b[2J"),
+    ],
 )
 def test_names_that_lead_elsewhere_are_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
