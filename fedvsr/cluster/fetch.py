@@ -110,8 +110,8 @@ def _require_earlier_copy(target: Path, fetched: Path) -> None:
 
 def _keep_rest(target: Path, aside: Path) -> None:
     """Take the files of `target` that `aside` lacks over into it, and the labels given here."""
-    if (target / LABELS).is_file():
-        (aside / LABELS).unlink(missing_ok=True)
+    for labels in target.rglob(LABELS):
+        (aside / labels.relative_to(target)).unlink(missing_ok=True)
 
     def fetched(folder: str, names: list[str]) -> list[str]:
         twins = {name: aside / Path(folder, name).relative_to(target) for name in names}
