@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from fedvsr import stream
 from fedvsr.checksum import EMPTY
 from fedvsr.cli import app
 from fedvsr.errors import UserError
@@ -20,7 +21,9 @@ from fedvsr.labels import add_tags
 from fedvsr.records import run_folders
 from fedvsr.run_names import find_folder
 from fedvsr.runs import archive
+from fedvsr.runs.events import RoundRecorded
 from fedvsr.runs.run import locked
+from tests.integration.equality import assert_equal_runs
 from tests.unit.report.synthetic import write_run
 
 Change = Callable[[bytes], bytes]
@@ -259,3 +262,19 @@ def test_a_run_on_its_way_here_is_not_seen(
     monkeypatch.undo()
     assert len(archive.read_archive(file, out)) == 2
     assert sorted(path.name for path in out.iterdir()) == ["first", "second"]
+
+
+@pytest.mark.full
+def test_a_run_with_its_checkpoints_continues_elsewhere(
+    small_yaml: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for event in stream(small_yaml, executor="serial", out=here):
+        if isinstance(event, RoundRecorded) and event.round_idx == 1:
+            break
+    (folder,) = here.iterdir()
+    archive.write_archive([folder], tmp_path / "a.zip", checkpoints=True)
+    archive.read_archive(tmp_path / "a.zip", there)
+    rest = list(stream(small_yaml, executor="serial", out=there, resume=True))
+    assert [e.round_idx for e in rest if isinstance(e, RoundRecorded)][-2:] == [2, 3]
+    assert_equal_runs(undisturbed, there / folder.name)
