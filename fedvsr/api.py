@@ -69,6 +69,7 @@ def run(
     """
     from fedvsr.cli.common import plain_console
     from fedvsr.cli.views import follow
+    from fedvsr.runs.watch import recorded
 
     config, found = _chosen(source, settings, Path(out), resume)
     split = _prepared(config, progress)
@@ -76,7 +77,7 @@ def run(
         events = launch(started, split, executor, address)
         with closing(_told(events, on_event)) as told:
             if progress:
-                follow(told, plain_console())
+                follow(told, plain_console(), recorded(found.folder) if found else ())
             else:
                 for _ in told:
                     pass

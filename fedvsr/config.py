@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from fedvsr import yaml12
 from fedvsr.algorithms import build
@@ -22,6 +22,7 @@ from fedvsr.federation.privacy import require_private
 from fedvsr.federation.sampling import FederationConfig
 from fedvsr.inference.config import EvaluationConfig
 from fedvsr.lookup import did_you_mean, load, names
+from fedvsr.notice import require_command
 from fedvsr.section import NAME, Section, Unused, short, show
 from fedvsr.training.config import LocalConfig
 from fedvsr.training.requirements import require_features, require_flow, require_sample
@@ -67,6 +68,7 @@ _NO_NUMBER: dict[str, Any] = {
     "description": True,
     "checkpoint": True,
     "cluster": True,
+    "on_finish": True,
     "data": {"cache_dir": True},
     "local": {"num_workers": True, "cuda_graphs": True, "deterministic": True},
     "evaluation": {"metric_weights": True},
@@ -96,6 +98,11 @@ class ExperimentConfig(Section):
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="Scoring.")
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="Saving the state.")
     cluster: ClusterConfig = Field(ClusterConfig(), description="Where clients run.")
+    on_finish: Annotated[str, AfterValidator(require_command)] = Field(
+        "",
+        description="Command to call when the run, or its sweep, ends in whatever way, e.g. "
+        'notify-send "{run_id} {status}".',
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -118,11 +118,12 @@ def remove_temporaries(folder: Path) -> None:
     """
     for path in folder.rglob(".*.tmp"):
         pid = path.suffixes[-2].removeprefix(".") if len(path.suffixes) > 1 else ""
-        if path.is_file() and pid.isdecimal() and not _is_other_process(int(pid)):
+        if path.is_file() and pid.isdecimal() and not is_other_process(int(pid)):
             path.unlink(missing_ok=True)
 
 
-def _is_other_process(pid: int) -> bool:
+def is_other_process(pid: int) -> bool:
+    """Whether another process of this machine, alive, has a number."""
     if pid == os.getpid():
         # A container numbers its processes from 1, so that of a killed one comes again.
         return False

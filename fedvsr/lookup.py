@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterable
 from functools import lru_cache
+from importlib.util import find_spec
 from types import ModuleType
 
 from fedvsr.errors import UserError
@@ -24,8 +25,10 @@ def names(package: str) -> list[str]:
 
 @lru_cache
 def _names(package: str) -> tuple[str, ...]:
-    path = importlib.import_module(package).__path__
-    found = (module.name for module in pkgutil.iter_modules(path))
+    # The package itself is not imported: a shell that completes a name does not wait for it.
+    spec = find_spec(package)
+    assert spec
+    found = (module.name for module in pkgutil.iter_modules(spec.submodule_search_locations))
     return tuple(sorted(n for n in found if n not in _SHARED and not n.startswith("_")))
 
 

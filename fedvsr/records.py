@@ -276,7 +276,8 @@ def run_folders(folder: Path) -> list[Path]:
     """The folders at or below `folder` that hold the tables of a run.
 
     A folder with the tables of several runs, such as results/study-small, counts only if it is
-    `folder` itself. A folder below whose `runs.parquet` is damaged is skipped, and named.
+    `folder` itself. Hidden folders hold runs on their way here and do not count. A folder below
+    whose `runs.parquet` is damaged is skipped, and named.
 
     Raises:
         UserError: the folder is missing.
@@ -287,6 +288,8 @@ def run_folders(folder: Path) -> list[Path]:
     for path in sorted(folder.rglob("runs.parquet")):
         if path.parent == folder:
             folders.append(folder)
+            continue
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
         with skipping(path.parent):
             if len(checked_table(path.parent, "runs")) == 1:
@@ -389,7 +392,9 @@ def _read_stored(folder: Path, name: str) -> tuple[pa.Table, int]:
     """
     path, schema = folder / f"{name}.parquet", SCHEMAS[name]
     if not path.exists():
-        return schema.empty_table(), 0
+        # Not `schema.empty_table()`, for which pyarrow loads pandas.
+        arrays = [pa.nulls(0, field.type) for field in schema]
+        return pa.Table.from_arrays(arrays, schema=schema), 0
     table = read_parquet(path)
     metadata = table.schema.metadata or {}
     version = int(metadata.get(b"schema_version", b"0"))

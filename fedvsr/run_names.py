@@ -29,11 +29,11 @@ def find_folder(name: str, results: Path) -> Path:
     for folder in (Path(name).expanduser(), results / name):
         if _is_run(folder):
             return folder
-    folders = {path.name: path for path in _children(results) if _is_run(path)}
+    folders = run_ids(results)
     if not folders:
         raise NoRunError(f"there is no run {name}: {results}/ holds none; `fedvsr run` makes one")
     if name == LATEST:
-        return max(folders.values(), key=_created)
+        return max(folders.values(), key=created)
     fitting = sorted(run_id for run_id in folders if run_id.startswith(name))
     if len(fitting) == 1:
         return folders[fitting[0]]
@@ -46,15 +46,20 @@ def find_folder(name: str, results: Path) -> Path:
     )
 
 
+def run_ids(results: Path) -> dict[str, Path]:
+    """The folders of the runs in a folder of results, by id; trials of sweeps are not among them.
+
+    A hidden folder holds a run that is on its way here and is left out.
+    """
+    children = results.iterdir() if results.is_dir() else ()
+    return {path.name: path for path in children if path.name[0] != "." and _is_run(path)}
+
+
 def _is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("config.yaml", "runs.parquet"))
 
 
-def _children(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-
-
-def _created(folder: Path) -> tuple[int, str]:
-    """When a run was made: its configuration is written once, at its start."""
+def created(folder: Path) -> tuple[int, str]:
+    """When a run was made, for sorting: its configuration is written once, at its start."""
     config = folder / "config.yaml"
     return (config if config.exists() else folder / "runs.parquet").stat().st_mtime_ns, folder.name

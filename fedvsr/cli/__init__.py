@@ -12,10 +12,12 @@ import typer
 
 from fedvsr import __version__
 from fedvsr.cli import (
+    archive,
     data,
     doctor,
     frames,
     jobs,
+    labels,
     listing,
     report,
     reproduce,
@@ -49,7 +51,6 @@ app = typer.Typer(
     name="fedvsr",
     help="Federated video super-resolution experiments on a Ray cluster.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -87,6 +88,10 @@ app.command("config")(settings.show_config)
 app.command()(results.show)
 app.command("list")(listing.list_runs)
 app.command("rm")(listing.remove)
+app.command()(archive.archive)
+app.command("import")(archive.import_runs)
+app.command()(labels.tag)
+app.command()(labels.note)
 app.command()(results.compare)
 
 
@@ -100,7 +105,8 @@ def main() -> None:
     debug = "--debug" in sys.argv
     err = plain_console(stderr=True)
     try:
-        app([argument for argument in sys.argv[1:] if argument != "--debug"])
+        # The name also for `python -m fedvsr`: a shell asks for completions by it.
+        app([argument for argument in sys.argv[1:] if argument != "--debug"], prog_name="fedvsr")
     except Exception as error:
         # Every error ends here, and is printed: a mistake in one line, a fault of the program too.
         if debug:

@@ -18,6 +18,8 @@ from rich.progress import TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from fedvsr.cli import completion
+
 _PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
 """A console's settings for text as it is: no markup such as [bold], no :emoji:, no highlighting.
 
@@ -47,11 +49,19 @@ _UNLIMITED = 100_000
 
 SourceArgument = Annotated[
     str,
-    typer.Argument(metavar="PRESET_OR_YAML", help="A preset (`fedvsr presets`) or a YAML file."),
+    typer.Argument(
+        metavar="PRESET_OR_YAML",
+        help="A preset (`fedvsr presets`) or a YAML file.",
+        autocompletion=completion.sources,
+    ),
 ]
 RunArgument = Annotated[
     str,
-    typer.Argument(metavar="RUN", help="A run's id, the start of its id, its folder, or `latest`."),
+    typer.Argument(
+        metavar="RUN",
+        help="A run's id, the start of its id, its folder, or `latest`.",
+        autocompletion=completion.runs,
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -62,7 +72,10 @@ SetOption = Annotated[
 ModelOption = Annotated[
     str | None,
     typer.Option(
-        "--model", metavar="NAME", help="Network of a weights file that does not name its network."
+        "--model",
+        metavar="NAME",
+        help="Network of a weights file that does not name its network.",
+        autocompletion=completion.models,
     ),
 ]
 ModelSetOption = Annotated[

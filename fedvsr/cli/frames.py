@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from fedvsr.cli import completion
 from fedvsr.cli.common import (
     ModelOption,
     ModelSetOption,
@@ -67,7 +68,8 @@ def upscale(
         typer.Option(
             "--checkpoint",
             metavar="RUN_OR_FILE",
-            help="A run by id or folder, `latest`, or a file.",
+            help="A run's id, the start of its id, its folder, `latest`, or a file of weights.",
+            autocompletion=completion.runs,
         ),
     ],
     out: Annotated[
@@ -151,7 +153,11 @@ def upscale(
 def evaluate(
     checkpoint: Annotated[
         str,
-        typer.Argument(metavar="CHECKPOINT", help="A run by id or folder, `latest`, or a file."),
+        typer.Argument(
+            metavar="RUN_OR_FILE",
+            help="A run's id, the start of its id, its folder, `latest`, or a file of weights.",
+            autocompletion=completion.runs,
+        ),
     ],
     gt: Annotated[
         list[str] | None,

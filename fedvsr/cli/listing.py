@@ -16,6 +16,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from fedvsr.cli import completion
 from fedvsr.cli.common import OutOption, print_wide, say
 from fedvsr.errors import UserError, skipping
 from fedvsr.run_names import find_folder
@@ -41,6 +42,8 @@ _KEYS = (
     "bicubic_psnr_db",
     "started_at",
     "updated_at",
+    "tags",
+    "note",
 )
 
 
@@ -49,10 +52,28 @@ def list_runs(
         Status | None, typer.Option("--status", help="Only runs with this status.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", metavar="NAME", help="Only runs of this network.")
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help="Only runs of this network.",
+            autocompletion=completion.models,
+        ),
     ] = None,
     algorithm: Annotated[
-        str | None, typer.Option("--algorithm", metavar="NAME", help="Only runs of this algorithm.")
+        str | None,
+        typer.Option(
+            "--algorithm",
+            metavar="NAME",
+            help="Only runs of this algorithm.",
+            autocompletion=completion.algorithms,
+        ),
+    ] = None,
+    tags: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tag", metavar="TAG", help="Only runs with this tag; repeatable: with all of them."
+        ),
     ] = None,
     since: Annotated[
         str | None,
@@ -84,6 +105,7 @@ def list_runs(
     chosen = {"status": status, "model": model, "algorithm": algorithm}
     for key, value in chosen.items():
         runs = [run for run in runs if value is None or run[key] == value]
+    runs = [run for run in runs if {*(tags or ())} <= {*run["tags"]}]
     runs = [run for run in runs if not begin or (run["started_at"] and run["started_at"] >= begin)]
     # Runs without the number come first.
     runs.sort(key=lambda run: (run[_SORTED[sort]] is not None, run[_SORTED[sort]]))
@@ -99,7 +121,10 @@ _SORTED = {"started": "started_at", "psnr": "psnr_db", "gain": "gain_db"}
 
 
 def remove(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs to delete.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="Runs to delete.", autocompletion=completion.runs),
+    ],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     out: OutOption = Path("results"),
 ) -> None:
@@ -160,6 +185,9 @@ def _print(runs: list[Row], trials: bool) -> None:
     table.add_column("test set", no_wrap=True)
     for name in ("RGB PSNR dB", "gain dB"):
         table.add_column(name, justify="right")
+    any_tags = any(run["tags"] for run in runs if trials or not run["sweep"])
+    if any_tags:
+        table.add_column("tags", no_wrap=True)
     sweeps = dict[str, list[Row]]()
     for run in runs:
         if run["sweep"] and not trials:
@@ -175,6 +203,7 @@ def _print(runs: list[Row], trials: bool) -> None:
             Text(str(run["test_set"] or "")),
             _number(run["psnr_db"]),
             _number(run["gain_db"], "+"),
+            *([Text(", ".join(run["tags"]))] if any_tags else []),
         )
     if table.rows:
         print_wide(table)
@@ -199,11 +228,14 @@ def _rows(folder: Path, out: Path) -> list[Row]:
     """The rows of a folder's runs, each with its `last_round`, `status` and last known scores."""
     import pyarrow.compute as pc
 
+    from fedvsr.labels import FILE, Labels, read_labels
     from fedvsr.records import checked_table, read_runs
     from fedvsr.runs.run import run_status
 
     rounds, evaluations = (checked_table(folder, name) for name in ("rounds", "evaluations"))
-    rows = read_runs(folder)
+    rows, labels = read_runs(folder), Labels()
+    with skipping(folder / FILE):
+        labels = read_labels(folder)
     run_ids = checked_table(folder, "runs")["run_id"]
     # pyarrow loads pandas to compare with a Python value, so the values stay pyarrow's.
     for row, run_id in zip(rows, run_ids, strict=True):
@@ -214,6 +246,7 @@ def _rows(folder: Path, out: Path) -> list[Row]:
         is_scored = psnr_db is not None and bicubic_psnr_db is not None
         row["gain_db"] = psnr_db - bicubic_psnr_db if is_scored else None
         row |= {"folder": str(folder), "sweep": _sweep_of(folder, out)}
+        row |= {"tags": list(labels.tags), "note": labels.note}
         if len(rows) == 1:
             # Collected tables of several runs have no process behind them.
             row["status"] = run_status(folder)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from fedvsr.cli import completion
 from fedvsr.cli.common import (
     ModelOption,
     ModelSetOption,
@@ -19,7 +21,7 @@ from fedvsr.cli.common import (
 )
 from fedvsr.errors import UserError
 from fedvsr.files import require_folder
-from fedvsr.run_names import find_folder
+from fedvsr.run_names import NoRunError, find_folder
 
 if TYPE_CHECKING:
     from fedvsr.report.crops import Crop
@@ -29,7 +31,12 @@ if TYPE_CHECKING:
 
 def report(
     results: Annotated[
-        Path, typer.Argument(metavar="RESULTS", help="Folder of runs, or of one run.")
+        Path,
+        typer.Argument(
+            metavar="RESULTS",
+            help="Folder of runs, or a run in results/: its id, the start of it, or `latest`.",
+            autocompletion=completion.runs,
+        ),
     ] = Path("results"),
     out: Annotated[
         Path | None,
@@ -93,6 +100,10 @@ def report(
             f"--format {formats!r}: {unknown[0] if unknown else 'nothing'} is not a format; give "
             f"some of {','.join(FORMATS)}"
         )
+    if not results.is_dir():
+        with suppress(NoRunError):
+            # Without such a run either, what reads the folder says that it is missing.
+            results = find_folder(str(results), Path("results"))
     target = out if out is not None else results / "report"
     if results.is_dir():
         require_folder(target)
@@ -166,7 +177,12 @@ def watch(
 
 def export(
     checkpoint: Annotated[
-        str, typer.Argument(metavar="RUN_OR_FILE", help="A run, its folder, or a file of weights.")
+        str,
+        typer.Argument(
+            metavar="RUN_OR_FILE",
+            help="A run's id, the start of its id, its folder, `latest`, or a file of weights.",
+            autocompletion=completion.runs,
+        ),
     ],
     to: Annotated[
         Literal["safetensors", "torch", "onnx"], typer.Option("--to", help="Format to write.")

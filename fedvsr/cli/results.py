@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
+from fedvsr.cli import completion
 from fedvsr.cli.common import OutOption, RunArgument, console, print_wide, say
-from fedvsr.errors import UserError
+from fedvsr.cli.labels import lines
+from fedvsr.errors import UserError, skipping
 from fedvsr.run_names import find_folder
-
-if TYPE_CHECKING:
-    pass
 
 # pyarrow is imported by the commands: `--help` stays quick.
 
@@ -28,7 +27,11 @@ def show(run_id: RunArgument, out: OutOption = Path("results")) -> None:
 def compare(
     runs: Annotated[
         list[str],
-        typer.Argument(metavar="RUN...", help="Two runs or more, the reference first."),
+        typer.Argument(
+            metavar="RUN...",
+            help="Two runs or more, the reference first.",
+            autocompletion=completion.runs,
+        ),
     ],
     picture: Annotated[
         Path | None,
@@ -78,7 +81,7 @@ def compare(
     say(f"\nmeans of {len(found.clip_ids)} test clips: {', '.join(found.clip_ids)}")
     if picture is not None:
         save(found.plot(), picture)
-        say(str(picture))
+        say(f"open {picture}")
 
 
 def summary(folder: Path) -> None:
@@ -87,6 +90,7 @@ def summary(folder: Path) -> None:
 
     from fedvsr.cli.scores import scores_table
     from fedvsr.inference.scores import ClipScore, scored_part
+    from fedvsr.labels import FILE, read_labels
     from fedvsr.means import by_test_set, groups, last_evaluation, mean_scores
     from fedvsr.records import checked_table, read_runs
     from fedvsr.runs.run import run_status
@@ -111,6 +115,9 @@ def summary(folder: Path) -> None:
     )
     if run["error"]:
         say(f"error: {run['error']}")
+    with skipping(folder / FILE):
+        for line in lines(read_labels(folder)):
+            say(line)
     evaluations = last_evaluation(checked_table(folder, "evaluations"))
     scores = [
         # If each client has a network, a clip's row is the mean of theirs.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -39,17 +40,24 @@ def run(
             "another. Default: RAY_ADDRESS, or else local.",
         ),
     ] = None,
+    tags: Annotated[
+        list[str] | None,
+        typer.Option("--tag", metavar="TAG", help="Tag to give the run; repeatable."),
+    ] = None,
     out: OutOption = Path("results"),
 ) -> None:
     """Run an experiment and write its tables, network and pictures to DIR/<run id>/."""
     from fedvsr.cli.views import PreparationView, follow
     from fedvsr.config import load_config
+    from fedvsr.labels import add_tags, checked_tags
     from fedvsr.report import figures
     from fedvsr.runs.launch import launch, prepare_data, require_weights
     from fedvsr.runs.run import begun, find_run
+    from fedvsr.runs.watch import recorded
 
     config = load_config(source, settings or ())
     require_folder(out)
+    checked_tags(tags or ())
     run = found = find_run(config, out) if resume else None
     if not found:
         # A run that is resumed starts from its checkpoint.
@@ -59,8 +67,12 @@ def run(
             with PreparationView(console) as preparation:
                 split = prepare_data(config, preparation)
             with begun(config, out, found) as run:
+                if tags:
+                    add_tags(run.folder, tags)
                 say(f"run folder: {run.folder}")
-                follow(launch(run, split, executor, address), console)
+                before = recorded(run.folder) if found else ()
+                with closing(launch(run, split, executor, address)) as events:
+                    follow(events, console, before)
     except KeyboardInterrupt:
         command = ["fedvsr", "run", source]
         for setting in settings or ():

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from fedvsr.cli import completion
 from fedvsr.cli.common import (
     MaxConcurrentOption,
     OutOption,
@@ -143,12 +144,13 @@ def run_to_end(
     from fedvsr.federation.connection import connected
     from fedvsr.runs.launch import object_store_bytes
     from fedvsr.tuning.estimate import fits_here
+    from fedvsr.tuning.finish import noticed
     from fedvsr.tuning.progress import TrialMonitor, best_of, write_best
     from fedvsr.tuning.runner import opened, run_sweep
 
-    with opened(sweep, folder, resume):
+    largest = _representative(sweep, trials)
+    with opened(sweep, folder, resume), noticed(sweep, largest.on_finish, folder):
         record_folder(folder.parent.parent, f"{SWEEPS}/{sweep.name}")
-        largest = _representative(sweep, trials)
         _prepare([trial.config for trial in trials] if trials else [largest], resume)
         limits = [fits_here(largest), *([max_concurrent] if max_concurrent else [])]
         at_once = min(*limits, len(trials)) if trials else min(limits)
@@ -335,7 +337,14 @@ def _swept(sweep: SweepConfig) -> list[str]:
 
 
 def report(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a sweep, or its folder.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="Name of a sweep, or its folder.",
+            autocompletion=completion.sweeps,
+        ),
+    ],
     out: OutOption = Path("results"),
 ) -> None:
     """Print the best trials of a sweep, and draw its pictures."""
@@ -360,3 +369,5 @@ def report(
     table = pd.DataFrame(rows)
     drawn = pictures.draw(table, _swept(sweep), column_of(sweep.metric), sweep.mode, folder)
     say(f"{folder}/: {', '.join(path.name for path in drawn) or 'too few trials for a picture'}")
+    if drawn:
+        say(f"open {drawn[0]}")

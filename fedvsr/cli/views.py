@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from statistics import fmean
 
@@ -21,8 +22,9 @@ from fedvsr.metrics import METRICS
 from fedvsr.runs.events import Event, RoundRecorded, RunStarted
 
 _ROWS_SHOWN = 12
-# The heading of the clients whose uploads were lost.
-_LOST = "uploads lost"
+_REASONS_SHOWN = 3
+# The heading of how many clients are in the sum of a round that lacks some.
+_SHORT = "in sum"
 # Seconds between two lines on a clip's progress outside a terminal.
 _LINE_EVERY_S = 10.0
 # HTML of a notebook's output. It sets no colours, so the notebook's theme applies.
@@ -160,9 +162,15 @@ class FramesView:
         self._bar.stop()
 
 
-def follow(events: Iterable[Event], console: Console) -> None:
-    """Show a run's events until it ends."""
-    view = _RunView(console)
+def follow(events: Iterable[Event], console: Console, before: Sequence[RoundRecorded] = ()) -> None:
+    """Show a run's events until it ends.
+
+    Args:
+        events: the events.
+        console: where to show them.
+        before: the rounds of a run that is resumed, shown first.
+    """
+    view = _RunView(console, before)
     if console.is_jupyter:
         _follow_in_notebook(events, view)
         return
@@ -204,51 +212,74 @@ def _follow_in_notebook(events: Iterable[Event], view: _RunView) -> None:
 class _RunView:
     """The state of the display, fed by events."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, before: Sequence[RoundRecorded]) -> None:
         self._console = console
         self._started: RunStarted | None = None
-        self._rounds = list[RoundRecorded]()
+        self._rounds = [*before]
+        self._restarted = False
         self._finished_clients = self._sampled_clients = 0
         self._round_started_s = time.monotonic()
 
     def update(self, event: Event) -> None:
         if isinstance(event, RunStarted):
+            self._restarted = self._started is not None
             self._started = event
+            # Later rounds are repeated: the run, or its driver, died after the checkpoint.
+            self._rounds = [e for e in self._rounds if e.round_idx <= event.round_idx]
         elif isinstance(event, ClientFinished):
             self._finished_clients = event.num_finished
             self._sampled_clients = event.num_sampled
         elif isinstance(event, RoundRecorded):
-            self._rounds.append(event)
+            self._add(event)
             self._finished_clients = 0
         if not isinstance(event, ClientFinished | Fault):
             self._round_started_s = time.monotonic()
 
+    def _add(self, event: RoundRecorded) -> None:
+        if self._rounds and self._rounds[-1].round_idx == event.round_idx:
+            # A resumed run has only made the missing scores of the round before.
+            self._rounds[-1] = replace(self._rounds[-1], scores=event.scores)
+        else:
+            self._rounds.append(event)
+
     def lines(self, event: Event) -> list[str]:
         if isinstance(event, RunStarted):
-            lines = [self._title()]
+            lines = [self._title(), *([] if self._restarted else self._earlier())]
             if event.round_idx:
                 lines.append(f"resuming after round {event.round_idx}")
             return [*lines, *event.notes]
         if isinstance(event, Fault):
             return [_fault_line(event)]
         if isinstance(event, RoundRecorded):
-            assert self._started is not None
-            cells = [f"{name} {cell}" for name, cell in _cells(event).items() if cell]
-            if event.round_idx:
-                cells.append(f"left {self._time_left()}")
-            return [f"round {event.round_idx}/{self._started.num_rounds}  {'  '.join(cells)}"]
+            line = self._line(self._rounds[-1])
+            return [f"{line}  left {self._time_left()}" if event.round_idx else line]
         return []
+
+    def _earlier(self) -> list[str]:
+        hidden, shown = self._rounds[:-_ROWS_SHOWN], self._rounds[-_ROWS_SHOWN:]
+        note = [f"{len(hidden)} earlier rounds are not shown"] if hidden else []
+        return [*note, *map(self._line, shown)]
+
+    def _line(self, event: RoundRecorded) -> str:
+        assert self._started is not None
+        cells = [f"{name} {cell}" for name, cell in _cells(event).items() if cell]
+        return f"round {event.round_idx}/{self._started.num_rounds}  {'  '.join(cells)}"
 
     def render(self) -> Group:
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("round", justify="right")
         names = ["clients", "loss", "test set", "RGB PSNR", "over bicubic", "SSIM", "seconds"]
-        if any(event.num_upload_failures for event in self._rounds):
-            names.insert(1, _LOST)
+        shown = self._rounds[-_ROWS_SHOWN:]
+        lacking = [event for event in shown if event.num_aggregated < event.num_wanted]
+        if lacking:
+            names.insert(1, _SHORT)
         for name in names:
             table.add_column(name, justify="right")
-        for event in self._rounds[-_ROWS_SHOWN:]:
+        for event in shown:
             cells = _cells(event)
+            if _SHORT in cells:
+                # The reasons stand below: a terminal may be narrow.
+                cells[_SHORT] = f"{event.num_aggregated} of {event.num_wanted}"
             table.add_row(
                 str(event.round_idx), *(cells.get(str(c.header), "") for c in table.columns[1:])
             )
@@ -271,7 +302,8 @@ class _RunView:
             current=min(done + 1, total),
             detail="" if done == total else detail,
         )
-        return Group(self._title(), *self._started.notes, table, bar)
+        reasons = (f"round {e.round_idx}: {_aggregated(e)}" for e in lacking[-_REASONS_SHOWN:])
+        return Group(self._title(), *self._started.notes, table, *reasons, bar)
 
     def _title(self) -> str:
         assert self._started is not None
@@ -299,15 +331,24 @@ def _fault_line(fault: Fault) -> str:
     return f"{fault.kind}: {fault.message}; {consequence}"
 
 
+def _aggregated(event: RoundRecorded) -> str:
+    """How many of a round's clients are in its sum, and why not all."""
+    counts = {
+        "offline": event.num_absent,
+        "failed": event.num_failed,
+        "not finite": event.num_rejected,
+        "lost": event.num_upload_failures,
+    }
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
+    return f"{event.num_aggregated} of {event.num_wanted} clients ({reasons})"
+
+
 def _cells(event: RoundRecorded) -> dict[str, str]:
     cells = dict[str, str]()
     if event.client_ids:
         cells["clients"] = ",".join(map(str, event.client_ids[:8]))
-    if event.num_upload_failures:
-        num_clients = len(event.client_ids)
-        all_lost = event.num_upload_failures == num_clients
-        cells[_LOST] = f"{event.num_upload_failures} of {num_clients}"
-        cells[_LOST] += ", nothing to aggregate" if all_lost else ""
+    if event.num_aggregated < event.num_wanted:
+        cells[_SHORT] = _aggregated(event)
     if event.loss is not None:
         cells["loss"] = f"{event.loss:.4f}"
     if event.scores:

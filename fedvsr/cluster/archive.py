@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import stat
 import sys
 import zipfile
 from dataclasses import dataclass
@@ -60,6 +61,12 @@ def is_folder(text: object) -> bool:
     return all(map(is_name, parts)) and (len(parts) == 1 or parts[:-1] == [SWEEPS])
 
 
+def is_plain_file(info: zipfile.ZipInfo) -> bool:
+    """Whether an entry of a zip file is a visible file: no link, device, folder or outer path."""
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    return kind in (0, stat.S_IFREG) and all(map(is_name, info.filename.split("/")))
+
+
 def sha256_of(folder: object) -> str:
     """The checksum that stands beside a folder in the record of a job.
 
@@ -80,7 +87,7 @@ def lines(out: Path, job_id: str, checkpoints: bool) -> Iterator[str]:
     """
     try:
         name, folder = _folder(out, job_id)
-        files = _files(folder, checkpoints)
+        files = run_files(folder, checkpoints)
     except NoRunError as error:
         yield NO_RUN + json.dumps(str(error))
         return
@@ -161,8 +168,12 @@ def _folder(out: Path, job_id: str) -> tuple[str, Path]:
     return name, folder
 
 
-def _files(folder: Path, checkpoints: bool) -> list[Path]:
-    """The files to send, sorted.
+def run_files(folder: Path, checkpoints: bool) -> list[Path]:
+    """The files of the folder of a run or sweep, sorted, without hidden ones.
+
+    Args:
+        folder: the folder.
+        checkpoints: whether those below `checkpoints/` count.
 
     Raises:
         ValueError: one of them is a link, which could show a file of another folder.
@@ -180,7 +191,7 @@ def _files(folder: Path, checkpoints: bool) -> list[Path]:
         if parts[2 if is_sweep else 0 :][:1] == ("checkpoints",) and not checkpoints:
             continue
         if path.is_symlink():
-            raise ValueError(f"{path} on the head is a link; replace it by the file itself")
+            raise ValueError(f"{path} is a link; replace it by the file itself")
         if path.is_file():
             files.append(path)
     return files

@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import stat
 import zipfile
 from pathlib import Path
 from typing import IO
 
-from fedvsr.cluster.archive import JOBS, SWEEP_FILE, is_folder, is_name, sha256_of
+from fedvsr.cluster.archive import (
+    JOBS,
+    SWEEP_FILE,
+    is_folder,
+    is_name,
+    is_plain_file,
+    sha256_of,
+)
 from fedvsr.errors import UserError
 from fedvsr.files import replacing, replacing_folder
+from fedvsr.labels import FILE as LABELS
 
 # Environment variable in which `fedvsr submit` tells `fedvsr run` the job's id.
 JOB_VARIABLE = "FEDVSR_JOB"
@@ -55,7 +62,8 @@ def _record(out: Path) -> Path | None:
 def unpack(file: IO[bytes], folder: str, out: Path) -> Path:
     """Unpack the folder of a run or sweep to `<out>/<folder>`, and return that path.
 
-    An earlier copy of the same is updated: its files that the archive lacks stay.
+    An earlier copy of the same is updated: its files that the archive lacks stay, and so do a run's
+    tags and its note.
 
     Args:
         file: a zip file of the folder's files.
@@ -76,8 +84,7 @@ def unpack(file: IO[bytes], folder: str, out: Path) -> Path:
     with replacing_folder(target) as aside:
         with zipfile.ZipFile(file) as zipped:
             for info in zipped.infolist():
-                is_link = stat.S_ISLNK(info.external_attr >> 16)
-                if is_link or not all(map(is_name, info.filename.split("/"))):
+                if not is_plain_file(info):
                     raise UserError(
                         f"the head sent {info.filename!r}, which is not a file of such a folder; "
                         "nothing was written"
@@ -131,7 +138,9 @@ def _require_same_sweep(target: Path, fetched: Path) -> None:
 
 
 def _keep_rest(target: Path, aside: Path) -> None:
-    """Take the files of `target` that `aside` lacks over into it."""
+    """Take the files of `target` that `aside` lacks over into it, and the labels given here."""
+    for labels in target.rglob(LABELS):
+        (aside / labels.relative_to(target)).unlink(missing_ok=True)
 
     def fetched(folder: str, names: list[str]) -> list[str]:
         twins = {name: aside / Path(folder, name).relative_to(target) for name in names}

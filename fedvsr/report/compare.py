@@ -110,6 +110,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
         if run_id in settings:
             raise UserError(f"{run_id} is named twice; name different runs")
         settings[run_id] = {"seed": runs[0]["seed"], **flat_settings(runs[0]["config"])}
+        settings[run_id].pop("on_finish", None)
         evaluations = checked_table(folder, "evaluations").to_pandas()
         if evaluations.empty:
             raise UserError(f"{run_id} has no score yet; the first follows the start of a run")

@@ -72,6 +72,7 @@ _NO_NUMBER = (
     "description",
     "checkpoint",
     "cluster",
+    "on_finish",
     "data.cache_dir",
     "local.num_workers",
     "evaluation.metric_weights",

@@ -42,6 +42,22 @@ class RoundRecorded:
     """Share of the training time in which the slots that were used trained; None without slots."""
     num_upload_failures: int = 0
     """Clients whose upload was lost."""
+    num_rejected: int = 0
+    """Clients whose update was not finite."""
+    num_failed: int = 0
+    """Clients that gave no update; they are not in `client_ids`, but the others are."""
+    num_absent: int = 0
+    """Clients that the round lacked from the start, because too few were online."""
+
+    @property
+    def num_wanted(self) -> int:
+        """Clients that the round was to have."""
+        return len(self.client_ids) + self.num_failed + self.num_absent
+
+    @property
+    def num_aggregated(self) -> int:
+        """Clients whose updates are in the round's sum."""
+        return len(self.client_ids) - self.num_rejected - self.num_upload_failures
 
 
 Event = RunStarted | ClientFinished | Fault | RoundRecorded

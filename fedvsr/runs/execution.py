@@ -330,6 +330,7 @@ class Execution:
                 scores were lost.
         """
         round_idx, due = state.round_idx, self._is_scored(state.round_idx)
+        federation = self.run.config.federation.model_dump()
         if finished is None:
             self.records.begin_round(round_idx, self._epsilon(round_idx))
         event = RoundRecorded(
@@ -343,7 +344,7 @@ class Execution:
             if finished
             else 0.0,
             rows.slot_utilisation(finished) if finished else None,
-            finished.num_upload_failures if finished else 0,
+            **(rows.shortfall(finished, federation, len(self.clients.clips)) if finished else {}),
         )
         self.unscored = _Unscored(event, self._score(state) if due else [])
 

@@ -18,6 +18,7 @@ from fedvsr.limits import ClusterGoneError
 from fedvsr.params import ParamTable
 from fedvsr.runs.events import Event, measure
 from fedvsr.runs.execution import execute
+from fedvsr.runs.finish import noticed
 from fedvsr.runs.run import Run
 from fedvsr.training.requirements import require_room
 
@@ -92,6 +93,12 @@ def launch(
     Raises:
         UserError: no such cluster answers, it lacks what the run asks for, or see `execute`.
     """
+    # In this process, not in the driver's: it is the user's, with the user's desktop.
+    with noticed(run):
+        yield from _launch(run, split, executor, address)
+
+
+def _launch(run: Run, split: Split, executor: str, address: str | None) -> Iterator[Event]:
     if executor == "serial":
         yield from execute(run, split, SerialExecutor)
         return

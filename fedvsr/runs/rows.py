@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -104,6 +105,32 @@ def first_step_s(finished: RoundFinished) -> float:
     """Seconds from a round's first task to its first step."""
     starts = (report.started_at - finished.started_at for report in finished.reports)
     return min(starts, default=0.0)
+
+
+def num_absent(federation: Mapping[str, Any], num_clients: int, num_online: int) -> int:
+    """Clients that a round lacked from the start: fewer were online than were to be sampled.
+
+    Args:
+        federation: the section of that name, as in the column `config` of `runs`.
+        num_clients: registered clients.
+        num_online: those that could be reached.
+    """
+    # Poisson sampling aims at no number.
+    poisson = federation.get("sampling") == "poisson"
+    wanted = 0 if poisson else min(federation.get("clients_per_round", 0), num_clients)
+    return max(0, wanted - num_online)
+
+
+def shortfall(
+    finished: RoundFinished, federation: Mapping[str, Any], num_clients: int
+) -> dict[str, int]:
+    """How many clients a round lacks in its sum, by the fields of `RoundRecorded`; see above."""
+    return {
+        "num_upload_failures": finished.num_upload_failures,
+        "num_rejected": sum(not report.finite for report in finished.reports),
+        "num_failed": finished.num_failed,
+        "num_absent": num_absent(federation, num_clients, finished.num_online),
+    }
 
 
 def client_rows(finished: RoundFinished) -> list[Row]:

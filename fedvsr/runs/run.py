@@ -18,8 +18,10 @@ from fedvsr.checked_text import read_yaml, write_yaml
 from fedvsr.cluster.fetch import forget_folder, record_folder
 from fedvsr.errors import DamagedError, FileError, UserError, skipping
 from fedvsr.files import missing_folders, remove_folders, remove_temporaries
+from fedvsr.labels import add_tags, read_labels, write_note
 from fedvsr.lookup import did_you_mean
 from fedvsr.records import read_run
+from fedvsr.run_names import created
 
 # `run_status` serves `fedvsr list` and `show`, which load no network.
 if TYPE_CHECKING:
@@ -50,6 +52,27 @@ class Run:
     def status(self) -> str:
         """Its status now, see `run_status`."""
         return run_status(self.folder)
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Its tags now, sorted."""
+        return read_labels(self.folder).tags
+
+    @property
+    def note(self) -> str:
+        """Its note now; empty if it has none."""
+        return read_labels(self.folder).note
+
+    def label(self, *tags: str, note: str | None = None) -> None:
+        """Give it tags besides those that it has, and a note unless that is None.
+
+        Raises:
+            UserError: a text is no tag, the note is too long, or the folder is not writable.
+        """
+        if tags:
+            add_tags(self.folder, tags)
+        if note is not None:
+            write_note(self.folder, note)
 
     def table(self, name: str) -> pd.DataFrame:
         """One of its tables.
@@ -171,8 +194,8 @@ def find_run(config: ExperimentConfig, out: Path) -> Run:
         UserError: there is none.
     """
     wanted, finished = config.config_hash(), list[str]()
-    folders = (path.parent for path in out.glob("*/config.yaml"))
-    for folder in sorted(folders, key=lambda path: path.stat().st_ctime, reverse=True):
+    folders = (path.parent for path in out.glob("[!.]*/config.yaml"))
+    for folder in sorted(folders, key=created, reverse=True):
         with skipping(folder):
             if stored_config(folder).config_hash() == wanted:
                 if not _is_finished(folder):

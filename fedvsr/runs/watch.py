@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,7 +17,7 @@ from fedvsr.inference.scores import ClipScore
 from fedvsr.metrics import columns
 from fedvsr.records import Results, load_results
 from fedvsr.runs.events import Event, RoundRecorded, RunStarted
-from fedvsr.runs.rows import round_s
+from fedvsr.runs.rows import num_absent, round_s
 from fedvsr.runs.run import run_status
 
 # A run is considered dead if its lock is free and its tables have not changed for this long. Locks
@@ -24,6 +25,8 @@ from fedvsr.runs.run import run_status
 _SILENT_ROUNDS, _SILENT_S = 5, 60.0
 # The same before the first round, when videos are cut and client processes start.
 _STARTING_S = 600.0
+# Columns of `rounds` that say why fewer clients are in the sum than were sampled.
+_SHORT = ("num_upload_failures", "num_rejected", "num_failed")
 
 
 def watch(
@@ -70,6 +73,16 @@ def watch(
         if status == "running" and _is_dead(folder, results):
             return
         sleep(poll_s)
+
+
+def recorded(folder: Path) -> list[RoundRecorded]:
+    """The rounds in a run's tables, in order; none if these cannot be read."""
+    try:
+        results = load_results(folder)
+    except (UserError, OSError):
+        return []
+    # As a resumed run sees them: it sets a damaged table aside.
+    return [_round(results, round_idx) for round_idx in sorted(results.rounds["round_idx"])]
 
 
 def ending(folder: Path) -> tuple[str, str | None]:
@@ -140,8 +153,17 @@ def _round(results: Results, round_idx: int) -> RoundRecorded:
         None if pd.isna(row["loss"]) else float(row["loss"]),
         scores,
         float(_walls(results)[round_idx]),
-        num_upload_failures=0 if pd.isna(lost := row["num_upload_failures"]) else int(lost),
+        num_absent=_num_absent(results, row["num_online"]),
+        **{name: 0 if pd.isna(row[name]) else int(row[name]) for name in _SHORT},
     )
+
+
+def _num_absent(results: Results, num_online: float) -> int:
+    run = results.runs.iloc[0]
+    if pd.isna(num_online) or not run["config"]:
+        return 0
+    federation = json.loads(run["config"]).get("federation", {})
+    return num_absent(federation, int(run["num_clients"]), int(num_online))
 
 
 def _walls(results: Results) -> pd.Series[float]:

@@ -13,6 +13,7 @@ from fedvsr.config import load_config
 from fedvsr.runs.events import Event, RoundRecorded, RunStarted
 from fedvsr.runs.run import create_run
 from tests.integration.equality import assert_equal_runs
+from tests.unit.cli.test_cli import fedvsr as command
 
 
 def test_a_run_is_executed_and_shown(
@@ -55,7 +56,11 @@ def test_a_quiet_run_prints_nothing(
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
 def test_a_run_that_is_interrupted_is_saved_and_continues(
-    error: type[BaseException], small_yaml: Path, undisturbed: Path, tmp_path: Path
+    error: type[BaseException],
+    small_yaml: Path,
+    undisturbed: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Wherever the interrupt arrives: here it does in the user's own function."""
 
@@ -67,9 +72,15 @@ def test_a_run_that_is_interrupted_is_saved_and_continues(
         fedvsr.run(small_yaml, executor="serial", out=tmp_path, on_event=stop, progress=False)
     stopped = fedvsr.load_run(results=tmp_path)
     assert stopped.status == "interrupted"
-    run = fedvsr.run(small_yaml, executor="serial", out=tmp_path, resume=True, progress=False)
-    assert run.id == stopped.id
-    assert_equal_runs(undisturbed, run.folder)
+    if error is KeyboardInterrupt:
+        run = fedvsr.run(small_yaml, executor="serial", out=tmp_path, resume=True)
+        assert run.id == stopped.id
+    else:
+        words = ["run", str(small_yaml), "--executor", "serial", "--out", str(tmp_path)]
+        assert command(*words, "--resume") == 0
+    assert_equal_runs(undisturbed, stopped.folder)
+    printed = capsys.readouterr().out
+    assert 0 < printed.index("\nround 0/3 ") < printed.index("\nresuming after round 1\n")
 
 
 def test_a_stream_that_is_left_is_saved_and_continues(
@@ -188,3 +199,12 @@ def test_public_names() -> None:
     assert not {*PUBLIC} - {*dir(fedvsr)}
     with pytest.raises(AttributeError, match="no attribute 'runn'"):
         _ = fedvsr.runn
+
+
+def test_a_run_has_labels(three_runs: list[str], tmp_path: Path) -> None:
+    run = fedvsr.load_run("b", tmp_path)
+    assert (run.tags, run.note) == ((), "")
+    run.label("paper", "table-2", note="the reference")
+    run.label("old")
+    assert fedvsr.load_run("b", tmp_path).tags == ("old", "paper", "table-2")
+    assert run.note == "the reference"

@@ -247,7 +247,7 @@ def test_hash_covers_what_changes_numbers_and_nothing_else(small_yaml: Path) -> 
         return load_config(str(small_yaml), overrides).config_hash()
 
     same = ["name=other", "cluster.slots=1", "checkpoint.every_rounds=3", "data.cache_dir=/x"]
-    same += ["local.num_workers=0"]
+    same += ["local.num_workers=0", "on_finish=notify-send done"]
     assert all(hash_of(override) == hash_of() for override in same)
     different = ["seed=4", "local.num_threads=2", "algorithm.alpha=2", "data.num_clients=3"]
     assert len({hash_of(override) for override in [*different, "seed=3"]}) == 5

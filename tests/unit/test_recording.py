@@ -128,4 +128,4 @@ def test_a_copy_of_a_running_run_takes_the_journal_first(tmp_path: Path) -> None
     record(never(tmp_path), 1)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "round-0001.safetensors").touch()
-    assert archive._files(tmp_path, checkpoints=True)[0].name == NAME
+    assert archive.run_files(tmp_path, checkpoints=True)[0].name == NAME

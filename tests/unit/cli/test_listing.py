@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -144,3 +145,15 @@ def test_one_unknown_name_deletes_nothing(results: Path) -> None:
     with pytest.raises(UserError, match="there is no run nothing"):
         removed(results, "avg", "nothing", "--yes")
     assert (results / "avg").exists()
+
+
+def test_a_run_is_reported_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("first", "second"):
+        config = write_run(tmp_path / "results", name) / "config.yaml"
+        config.touch()
+        os.utime(config, (1_700_000_000, 1_700_000_000 + len(name)))
+    done = CliRunner().invoke(app, ["report", "latest", "--format", "md"])
+    assert done.stdout.splitlines()[-1] == "open results/second/report/report.md"
+    done = CliRunner().invoke(app, ["report", "third", "--format", "md"])
+    assert "there is no folder third" in str(done.exception)

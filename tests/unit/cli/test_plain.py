@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import io
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from fedvsr.cli import common
 from fedvsr.cli.common import plain_console, say
 from fedvsr.cli.views import FramesView, PreparationView, follow
 from fedvsr.federation.executors import Fault
-from fedvsr.runs.events import RoundRecorded, RunStarted
+from fedvsr.runs.events import Event, RoundRecorded, RunStarted
 from tests.conftest import moving_texture
 from tests.unit.cli.test_cli import fedvsr
 from tests.unit.data.clips import write_store
@@ -86,19 +88,68 @@ def test_lines_tables_and_bars_show_names_as_they_are(
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_lost_uploads_are_shown_in_the_round_that_lost_them(terminal: bool) -> None:
+def test_a_round_that_lacks_clients_says_how_many_and_why(terminal: bool) -> None:
+    lacking = [
+        RoundRecorded(1, [3, 1, 2], 0.1, [], 1.0),
+        RoundRecorded(2, [3, 1, 2], 0.1, [], 1.0, num_upload_failures=1),
+        RoundRecorded(3, [3, 1, 2], None, [], 1.0, num_upload_failures=3),
+        RoundRecorded(4, [3], 0.1, [], 1.0, num_failed=2),
+        RoundRecorded(5, [3, 1], 0.1, [], 1.0, num_rejected=1, num_absent=1),
+    ]
+    text = followed([RunStarted("a", 0, 5, 1, 4, "CPU", ()), *lacking], terminal)
+    assert text.count("in sum") == (1 if terminal else 4)
+    for words in (
+        *(["2 of 3 clients (1 lost)"] if not terminal else []),
+        "0 of 3 clients (3 lost)",
+        "1 of 3 clients (2 failed)",
+        "1 of 3 clients (1 offline, 1 not finite)",
+    ):
+        assert text.count(words) == 1, words
+    # In a table, the counts of all rounds, and the reasons of the last three.
+    cells = re.findall(r"^ +\d +[\d,]+ +(\d of \d) ", text, flags=re.M)
+    assert cells == (["2 of 3", "0 of 3", "1 of 3", "1 of 3"] if terminal else [])
+    assert "in sum" not in followed([RunStarted("a", 0, 5, 1, 4, "CPU", ()), lacking[0]])
+
+
+def followed(
+    events: list[Event], terminal: bool = False, before: Sequence[RoundRecorded] = ()
+) -> str:
+    """What is shown of events at their end."""
     console = plain_console(width=200)
     console.file, console._force_terminal = io.StringIO(), terminal
-    lost = [
-        RoundRecorded(i, [3, 1, 2], None if n == 3 else 0.1, [], 1.0, num_upload_failures=n)
-        for i, n in enumerate((0, 2, 3), 1)
-    ]
-    follow([RunStarted("a", 0, 3, 1, 4, "CPU", ()), *lost], console)
-    text = console.file.getvalue()
-    assert text.count("uploads lost") == (1 if terminal else 2)
-    assert text.count("2 of 3") == 1
-    assert text.count("3 of 3, nothing to aggregate") == 1
-    assert "0 of 3" not in text
+    follow(events, console, before)
+    return console.file.getvalue()
+
+
+def numbered(*rounds: int, loss: float = 0.1) -> list[RoundRecorded]:
+    return [RoundRecorded(i, [3, 1], loss, [], 1.0) for i in rounds]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_resumed_run_shows_its_earlier_rounds(terminal: bool) -> None:
+    # Round 4 was trained after the newest checkpoint, and is repeated.
+    before = numbered(0, 1, 2, 3, 4, loss=0.25)
+    started = RunStarted("a", 3, 5, 1, 4, "CPU", ())
+    # The scores of round 3 were missing: its event brings them, and nothing else.
+    scored = RoundRecorded(3, [], None, [], 0.5)
+    text = followed([started, scored, *numbered(4, 5, loss=0.5)], terminal, before)
+    assert text.count("0.2500") == (4 if terminal else 5), "rounds 0 to 3; as a line, 3 twice"
+    assert text.count("0.5000") == 2
+    assert terminal or text.index("0.2500") < text.index("resuming after round 3")
+
+
+def test_few_of_many_earlier_rounds_are_lines() -> None:
+    text = followed([RunStarted("a", 99, 200, 1, 4, "CPU", ())], before=numbered(*range(100)))
+    assert "\n88 earlier rounds are not shown\nround 88/200 " in text
+    assert text.count("round ") == 12 + 1
+
+
+def test_a_driver_that_died_repeats_rounds_without_showing_all_again() -> None:
+    started = RunStarted("a", 1, 3, 1, 4, "CPU", ())
+    events = [RunStarted("a", 0, 3, 1, 4, "CPU", ()), *numbered(1, 2), started, *numbered(2, 3)]
+    assert followed(events).count("round 1/3") == 1
+    rows = re.findall(r"^ +(\d) +3,1 ", followed(events, terminal=True), flags=re.M)
+    assert rows == ["1", "2", "3"]
 
 
 def test_commands_show_names_of_runs_clips_and_labels_as_they_are(

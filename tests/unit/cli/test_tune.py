@@ -160,6 +160,7 @@ def test_a_report_prints_the_best_and_draws(
     for name in ("heat_map.png", "parallel.png"):
         assert (folder / name).stat().st_size > 5000
         assert name in printed
+    assert printed.endswith(f"\nopen {folder / 'heat_map.png'}\n")
     assert not (folder / "curve.png").exists(), "two free settings make no curve"
     assert fedvsr("tune-report", "nothing", "--out", str(tmp_path)) == 2
     assert "there is no sweep at" in capsys.readouterr().err

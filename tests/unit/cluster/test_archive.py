@@ -111,7 +111,7 @@ def test_a_job_without_a_run_is_told_from_a_folder_that_cannot_be_sent(out: Path
 def test_a_link_is_not_sent(out: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
     (out / "run-1" / "frames" / "link.png").symlink_to(tmp_path / "secret")
-    assert "link.png on the head is a link" in refusal(out)
+    assert "link.png is a link" in refusal(out)
 
 
 def test_the_reason_for_an_empty_log_is_its_last_lines() -> None:

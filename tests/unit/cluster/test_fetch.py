@@ -18,6 +18,7 @@ import pytest
 
 from fedvsr.cluster import archive, fetch, jobs
 from fedvsr.errors import UserError
+from fedvsr.labels import add_tags, read_labels
 from fedvsr.records import SCHEMAS
 from fedvsr.runs import launch
 from tests.unit.cli.test_cli import fedvsr
@@ -295,3 +296,19 @@ def test_a_sweep_of_this_machine_is_not_replaced(
     with pytest.raises(UserError, match=message):
         head.fetch(tmp_path / "here")
     assert contents(mine) == {"sweep.yaml": text}
+
+
+def test_a_fetch_keeps_the_labels_given_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far, here = tmp_path / "far", tmp_path / "here"
+    run = make_run(far / "run-1", {})
+    monkeypatch.setenv(fetch.JOB_VARIABLE, JOB)
+    fetch.record_folder(far, "run-1")
+    add_tags(run, ["far"])
+    here.mkdir()
+    head = Head(monkeypatch, far)
+    assert read_labels(head.fetch(here)).tags == ("far",)
+    add_tags(here / "run-1", ["here"])
+    add_tags(run, ["new"])
+    assert read_labels(head.fetch(here)).tags == ("far", "here")

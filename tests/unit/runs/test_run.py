@@ -267,3 +267,12 @@ def test_a_run_whose_own_row_is_damaged_can_be_resumed(
     run = create_run(small, tmp_path)
     (run.folder / "runs.parquet").write_bytes(b"PAR1")
     assert find_run(small, tmp_path).folder == run.folder
+
+
+def test_the_run_to_resume_is_the_one_that_began_last(
+    small: ExperimentConfig, tmp_path: Path
+) -> None:
+    """Not the one whose folder was changed last: tags and reports are written into any."""
+    older, newer = (create_run(small, tmp_path) for _ in range(2))
+    older.label("paper")
+    assert find_run(small, tmp_path).run_id == newer.run_id

@@ -18,7 +18,7 @@ from fedvsr.runs.events import Event, RoundRecorded, RunStarted
 from fedvsr.runs.execution import execute
 from fedvsr.runs.launch import prepare_data
 from fedvsr.runs.run import create_run
-from fedvsr.runs.watch import watch
+from fedvsr.runs.watch import recorded, watch
 from tests.unit.cli.test_cli import fedvsr
 from tests.unit.report.synthetic import write_run
 
@@ -26,6 +26,9 @@ from tests.unit.report.synthetic import write_run
 def test_what_is_watched_is_what_the_run_itself_says(
     small: ExperimentConfig, tmp_path: Path
 ) -> None:
+    lossy = {"offline_probability": 0.6, "upload_failure_probability": 0.3, "num_rounds": 3}
+    federation = small.federation.model_copy(update=lossy)
+    small = small.model_copy(update={"federation": federation})
     run = create_run(small, tmp_path)
     seen = list[Event]()
     watcher = threading.Thread(target=lambda: seen.extend(watch(run.folder, poll_s=0.02)))
@@ -48,6 +51,8 @@ def test_what_is_watched_is_what_the_run_itself_says(
         assert told.loss == said.loss
         assert told.scores == said.scores
         assert told.wall_s == said.wall_s > 0, "both show the same seconds"
+        assert told == replace(said, slot_utilisation=None)
+    assert recorded(run.folder) == rounds
 
 
 def test_the_command_prints_rounds_and_the_end(
