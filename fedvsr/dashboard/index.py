@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from fedvsr.records import checked_table, read_runs
 from fedvsr.runs.pace import STARTING_S, patience_s, silence_s
 from fedvsr.runs.run import run_status
 
+Json = dict[str, Any]
+
 Signature = tuple[tuple[str, int, int], ...]
 """Name, time of change in ns and size of files: equal signatures mean equal contents."""
 
@@ -36,8 +39,9 @@ _OWN = frozenset({"checkpoints", "clients", "frames", "report"})
 class _Known:
     """What was read of a run, and of which state of its files."""
 
-    signature: Signature
-    line: dict[str, Any] | None
+    signature: Signature | None
+    """None if it is still to be read."""
+    line: Json | None
     """None for a folder with the tables of several runs."""
 
 
@@ -47,24 +51,33 @@ class Index:
     Args:
         root: the folder.
         only: a run's folder, if it alone is to be shown.
+        budget_s: seconds for which a call reads tables.
     """
 
-    def __init__(self, root: Path, only: Path | None = None) -> None:
-        self.root, self.only = root, only
+    def __init__(self, root: Path, only: Path | None = None, budget_s: float = 1.0) -> None:
+        self.root, self.only, self._budget_s = root, only, budget_s
         self._known = dict[str, _Known]()
         self._lock = Lock()
 
-    def lines(self) -> list[dict[str, Any]]:
-        """A dictionary of JSON values per run, the newest first; a damaged run has its `error`."""
+    def lines(self) -> list[Json]:
+        """A dictionary of JSON values per run, the newest first; a damaged run has its `error`.
+
+        What is new is read for `budget_s`: in a first call, later runs have the status `reading`.
+        """
         with self._lock:
-            known = dict[str, _Known]()
-            for run_id, folder, signature in self._folders():
-                before = self._known.get(run_id)
-                if before is None or before.signature != signature:
-                    before = _Known(signature, _line(run_id, folder))
-                known[run_id] = before
-            self._known = known
-            lines = [k.line for k in known.values() if k.line]
+            end = time.monotonic() + self._budget_s
+            before, self._known = self._known, {}
+            # Those that changed last first.
+            for run_id, folder, found in sorted(self._folders(), key=_age, reverse=True):
+                known = before.get(run_id)
+                if known is None or known.signature != found:
+                    if time.monotonic() < end:
+                        known = _Known(found, _line(run_id, folder))
+                    elif known is None:
+                        # Listed now, and read by a later call.
+                        known = _Known(None, {**_name(run_id, folder), "status": "reading"})
+                self._known[run_id] = known
+            lines = [known.line for known in self._known.values() if known.line]
         lines = [{**line, "status": self._status(line)} for line in lines]
         shown = [line for line in lines if line["status"] != ""]
         shown.sort(key=lambda line: (line["started_at"], line["id"]), reverse=True)
@@ -78,7 +91,7 @@ class Index:
         for _ in range(2):
             with self._lock:
                 known = self._known.get(run_id)
-            if known and known.line:
+            if known:
                 return self._path(run_id)
             # It may be new.
             self.lines()
@@ -87,7 +100,7 @@ class Index:
     def _path(self, run_id: str) -> Path:
         return self.only if self.only is not None else self.root / run_id
 
-    def _status(self, line: dict[str, Any]) -> str:
+    def _status(self, line: Json) -> str:
         """A run's status now: a run may die without any change of its files. Empty if no run."""
         if line["status"] in ("running", "starting"):
             return live_status(self._path(line["id"]), line["status"], line["slowest_s"])
@@ -162,10 +175,8 @@ def _entries(folder: Path) -> tuple[dict[str, os.DirEntry[str]], list[str]]:
     return files, folders
 
 
-def _line(run_id: str, folder: Path) -> dict[str, Any] | None:
-    line = {"id": run_id, "name": folder.name, "sweep": _sweep_of(run_id, folder)}
-    # Of a run whose own row cannot be read, or is not written yet.
-    line["started_at"] = _changed_at(folder)
+def _line(run_id: str, folder: Path) -> Json | None:
+    line = _name(run_id, folder)
     try:
         runs = read_runs(folder)
         if not runs:
@@ -174,6 +185,20 @@ def _line(run_id: str, folder: Path) -> dict[str, Any] | None:
     except Exception as error:
         # Whatever a run's tables hold, the other runs are shown.
         return {**line, "status": "damaged", "error": shortened(error, folder)}
+
+
+def _name(run_id: str, folder: Path) -> Json:
+    """What is known of a run without its tables."""
+    line: Json = {"id": run_id, "name": folder.name, "sweep": _sweep_of(run_id, folder)}
+    # Until its own row is read.
+    line["started_at"] = _changed_at(folder)
+    return line
+
+
+def _age(found: tuple[str, Path, Signature]) -> tuple[int, str]:
+    """When a run's files last changed, and its id."""
+    run_id, _, files = found
+    return max((changed_ns for _, changed_ns, _ in files), default=0), run_id
 
 
 def _sweep_of(run_id: str, folder: Path) -> str | None:
@@ -193,7 +218,7 @@ def _changed_at(folder: Path) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat()
 
 
-def _of_row(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
+def _of_row(folder: Path, row: Json) -> Json:
     line = {name: row[name] for name in ("status", "model", "algorithm", "seed", "num_rounds")}
     if row["started_at"]:
         line["started_at"] = row["started_at"].isoformat()
@@ -216,7 +241,7 @@ def _slowest_s(rounds: pa.Table) -> float | None:
     return max(took_s, default=None)
 
 
-def last_scores(rounds: pa.Table, evaluations: pa.Table) -> dict[str, Any]:
+def last_scores(rounds: pa.Table, evaluations: pa.Table) -> Json:
     """The first test set, its RGB PSNR in the last scored round, and the gain over bicubic."""
     scored = rounds.filter(pc.is_finite(rounds["psnr_db"]))
     last = pc.max(scored["round_idx"])
@@ -225,7 +250,7 @@ def last_scores(rounds: pa.Table, evaluations: pa.Table) -> dict[str, Any]:
     return scores_of(headline(evaluations.filter(pc.equal(evaluations["round_idx"], last))))
 
 
-def scores_of(row: dict[str, Any]) -> dict[str, Any]:
+def scores_of(row: Json) -> Json:
     """The scores of a line, of a run's row or of means."""
     psnr_db, bicubic_db = (finite(row.get(name)) for name in ("psnr_db", "bicubic_psnr_db"))
     known = psnr_db is not None and bicubic_db is not None

@@ -121,7 +121,7 @@ class Site:
         if origin and urlsplit(origin).netloc != request.headers.get("Host"):
             return "asked by a page of another site"
         given = request.path.split("/")[1]
-        if not secrets.compare_digest(given.encode(), self._token.encode()):
+        if not secrets.compare_digest(given.encode(errors="replace"), self._token.encode()):
             return "wrong token; use the whole address that the command has printed"
         return ""
 

@@ -108,7 +108,7 @@
     );
     byId("sweep-label").hidden = !sweeps.length;
     draw();
-    return runs.some((run) => run.status === "running" || run.status === "starting");
+    return runs.some((run) => ["running", "starting", "reading"].includes(run.status));
   }
 
   byId("filter").addEventListener("input", draw);
