@@ -49,5 +49,5 @@ def show_page(root: Path, only: Path | None, host: str, port: int) -> None:
     def ready(address: str) -> None:
         say(f"{address}  (Ctrl-C ends it)")
 
-    serve(root.resolve(), only.resolve() if only else None, host, port, ready)
+    serve(root, only.resolve() if only else None, host, port, ready)
     say("\nthe page is closed; no run is affected")

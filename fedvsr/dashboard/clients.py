@@ -84,8 +84,10 @@ def drawn(round_idx: int, config: Json, partition: pa.Table, num_clients: int) -
         return None
 
 
-def slots(rounds: Sequence[Json], clients: pa.Table) -> Json | None:
-    """Who trained where in the last recorded round; None before the first."""
+def slots(
+    rounds: Sequence[Json], clients: pa.Table, config: Json, partition: pa.Table, num_clients: int
+) -> Json | None:
+    """Who trained where in the last recorded round, and who did not; None before the first."""
     trained = [row for row in rounds if row["round_idx"]]
     if not trained:
         return None
@@ -97,11 +99,14 @@ def slots(rounds: Sequence[Json], clients: pa.Table) -> Json | None:
     bars = own.select([*names, "rejected", "upload_failed"]).to_pylist()
     if not last.is_valid or last.as_py() != row["round_idx"]:
         bars = []
+    reported = {bar["client_id"] for bar in bars}
+    cohort = drawn(row["round_idx"], config, partition, num_clients) or () if bars else ()
     counts = ("num_sampled", "num_online", "num_failed", "num_rejected", "num_upload_failures")
     return {
         "round_idx": row["round_idx"],
         "train_s": finite(row["train_s"]),
         **{name: row[name] for name in counts},
+        "absent": [client_id for client_id in cohort if client_id not in reported],
         "bars": [{k: finite(v) for k, v in bar.items()} for bar in bars[:_MOST_CLIENTS]],
     }
 

@@ -23,13 +23,11 @@ def last_events(folder: Path) -> list[Event]:
     """
     try:
         with (folder / NAME).open("rb") as file:
-            start = max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES)
-            file.seek(start)
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
             text = file.read(_TAIL_BYTES)
     except FileNotFoundError:
         return []
-    lines = text.split(b"\n")
-    return list(_parsed(lines[1:] if start else lines))
+    return list(_parsed(text.split(b"\n")))
 
 
 def _parsed(lines: Iterable[bytes]) -> Iterator[Event]:

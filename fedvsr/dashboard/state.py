@@ -93,10 +93,10 @@ class RunReader:
         config = attempt(partial(_config, row), Json())
         last_round = rounds[-1]["round_idx"] if rounds else 0
         status = row.get("status") or ("damaged" if errors else "starting")
+        drawing = config, tables["partition"], row.get("num_clients") or 0
         now = None
         if row and last_round < row["num_rounds"]:
-            parts = config, tables["partition"], row["num_clients"] or 0, events
-            now = clients.under_way(last_round + 1, *parts)
+            now = clients.under_way(last_round + 1, *drawing, events)
         scored = last_scores(tables["rounds"], tables["evaluations"])
         return {
             "id": self._run_id,
@@ -108,7 +108,7 @@ class RunReader:
             "walls_s": list(walls_s.values())[-_RECENT:],
             "charts": curves.charts(rounds, walls_s, tables["evaluations"]),
             "now": now,
-            "last": clients.slots(rounds, tables["clients"]),
+            "last": clients.slots(rounds, tables["clients"], *drawing),
             "clients": clients.overview(tables["clients"], tables["faults"]),
             "faults": _faults(tables["faults"]),
             "frames": attempt(self._scenes, list[Json]()),

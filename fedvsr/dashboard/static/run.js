@@ -96,6 +96,7 @@
     for (const [name, what] of [["num_failed", "gave no update"], ["num_rejected", "rejected"], ["num_upload_failures", "lost their upload"]]) {
       if (last[name]) counts.push(`${last[name]} ${what}`);
     }
+    if (last.absent.length) counts.push(`no report from client ${last.absent.join(", ")}`);
     if (bars.some(remark)) counts.push("brown: see the remark in the table");
     const rows = bars.map((bar) => [
       bar.client_id, bar.slot ?? "", (bar.node || "").slice(0, 8), number(bar.started_s, 1), number(bar.train_s, 1),

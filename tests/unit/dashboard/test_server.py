@@ -192,10 +192,12 @@ def test_what_it_cannot_serve_is_one_line(
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
+        line = f"error: --port {port} is in use; choose another, or leave it out for a free one\n"
         assert fedvsr("dashboard", str(results), "--port", str(port)) == 2
-    assert capsys.readouterr().err == (
-        f"error: --port {port} is in use; choose another, or leave it out for a free one\n"
-    )
+        assert capsys.readouterr().err == line
+        run = str(results / "run")
+        assert fedvsr("watch", run, "--serve", "--port", str(port)) == 2
+        assert capsys.readouterr().err == line
     # An address that is kept for documentation.
     assert fedvsr("dashboard", str(results), "--host", "192.0.2.1") == 2
     line = capsys.readouterr().err

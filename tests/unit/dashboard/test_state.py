@@ -32,6 +32,8 @@ CLIENTS = [
     for r in (1, 2) for c in (0, r)
 ]  # fmt: skip
 
+_COUNTS = ("num_sampled", "num_online", "num_failed", "num_rejected", "num_upload_failures")
+
 
 def test_a_run_while_it_trains(small: ExperimentConfig, tmp_path: Path) -> None:
     run = create_run(small, tmp_path)
@@ -56,6 +58,7 @@ def test_a_run_while_it_trains(small: ExperimentConfig, tmp_path: Path) -> None:
             )
             if event.round_idx:
                 assert [bar["client_id"] for bar in now["last"]["bars"]] == event.client_ids
+                assert now["last"]["absent"] == []
                 assert set(cohorts[event.round_idx]) == set(event.client_ids), (
                     "drawn as the run does"
                 )
@@ -63,6 +66,18 @@ def test_a_run_while_it_trains(small: ExperimentConfig, tmp_path: Path) -> None:
         elif isinstance(event, RunStarted):
             assert now["status"] == "running"
     assert seen == [0, 1, 2, 3]
+    # The same round, had one of its clients failed for good.
+    table = pq.read_table(run.folder / "clients.parquet")
+    client_id = table["client_id"][-1].as_py()
+    others = clients.slots(
+        [{**dict.fromkeys(_COUNTS), "round_idx": 3, "train_s": 1.0}],
+        table.slice(0, len(table) - 1),
+        json.loads(small.model_dump_json()),
+        pq.read_table(run.folder / "partition.parquet"),
+        4,
+    )
+    assert others is not None
+    assert others["absent"] == [client_id]
     done = reader.state()
     assert (done["status"], done["now"], len(done["frames"])) == ("finished", None, 1)
     (panel,) = [p for p in done["charts"]["panels"] if p["metric"] == "psnr_db"]
@@ -114,6 +129,7 @@ def test_clients_slots_and_faults(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert (rows[0]["mean_s"], rows[0]["loss"], rows[1]["loss"]) == (1.5, 0.5, 1.0)
     assert shown["faults"]["num"] == 3
+    assert shown["last"]["absent"] == [], "nobody knows, without a configuration"
     assert [row["kind"] for row in shown["faults"]["rows"]] == ["driver", "died", "died"]
 
 
