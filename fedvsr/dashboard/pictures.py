@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from fedvsr.dashboard.values import finite
+from fedvsr.metrics.psnr import psnr
 from fedvsr.report.saved_frames import SavedFrame, saved_frames
 
 _NAMES = {"bicubic": "LQ (bicubic)", "sr": "Network", "gt": "Ground truth"}
@@ -36,9 +37,6 @@ def scenes(folder: Path, run_id: str) -> list[dict[str, Any]]:
 
 
 def _scene(key: tuple[str, int], kinds: dict[str, SavedFrame], run_id: str) -> dict[str, Any]:
-    # It imports torch, which the other parts of the page do without.
-    from fedvsr.metrics.fidelity import psnr
-
     read = {kind: np.asarray(Image.open(s.path).convert("RGB")) for kind, s in kinds.items()}
     gt = read["gt"]
     pictures = [

@@ -89,6 +89,7 @@ class Site:
             "run": self._run,
             "runs.json": self._lines,
             "run.json": self._state,
+            "frames.json": self._frames,
             "frame": self._frame,
             "static/{name}": self._file,
         }
@@ -158,12 +159,20 @@ class Site:
         return _json(request, {"runs": lines})
 
     async def _state(self, request: web.Request) -> web.StreamResponse:
+        reader = await self._reader(request)
+        return _json(request, await asyncio.to_thread(reader.state))
+
+    async def _frames(self, request: web.Request) -> web.StreamResponse:
+        reader = await self._reader(request)
+        return _json(request, await asyncio.to_thread(reader.frames))
+
+    async def _reader(self, request: web.Request) -> RunReader:
         run_id, folder = await self._asked(request)
         reader = self._readers.setdefault(run_id, RunReader(run_id, folder))
         self._readers.move_to_end(run_id)
         while len(self._readers) > _MOST_READERS:
             self._readers.popitem(last=False)
-        return _json(request, await asyncio.to_thread(reader.state))
+        return reader
 
     async def _frame(self, request: web.Request) -> web.StreamResponse:
         _, folder = await self._asked(request)

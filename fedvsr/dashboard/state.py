@@ -41,7 +41,8 @@ class RunReader:
         self._lock = Lock()
         self._signature: Signature | None = None
         self._state: Json = {}
-        self._frames: tuple[Signature, list[Json]] = ((), [])
+        self._frames_lock = Lock()
+        self._frames: tuple[Signature, Json] = ((), {"frames": [], "errors": []})
 
     def state(self) -> Json:
         """The state now. What cannot be read is a line in `errors`, and the rest is shown."""
@@ -58,6 +59,22 @@ class RunReader:
             if status != "running":
                 shown["now"] = None
             return shown
+
+    def frames(self) -> Json:
+        """The frames that the run has saved (`frames`), and what cannot be read (`errors`).
+
+        They are not part of the state, because their pictures are read for the PSNR.
+        """
+        with self._frames_lock:
+            found = self._pictures()
+            if found != self._frames[0]:
+                try:
+                    shown: Json = {"frames": pictures.scenes(self._folder, self._run_id)}
+                except (OSError, ValueError) as error:
+                    # Pictures are written one after another, and may be damaged.
+                    shown = {"frames": [], "errors": [shortened(error, self._folder)]}
+                self._frames = found, {"errors": [], **shown}
+            return self._frames[1]
 
     def _whole(self) -> Json:
         try:
@@ -111,20 +128,16 @@ class RunReader:
             "last": clients.slots(rounds, tables["clients"], *drawing),
             "clients": clients.overview(tables["clients"], tables["faults"]),
             "faults": _faults(tables["faults"]),
-            "frames": attempt(self._scenes, list[Json]()),
+            "num_frames": len(self._pictures()),
             "log": eventlog.log(events),
             "config": attempt(partial(_config_text, self._folder), ""),
             # Last: reading the parts above may have added some.
             "errors": errors,
         }
 
-    def _scenes(self) -> list[Json]:
+    def _pictures(self) -> Signature:
         folder = self._folder / "frames"
-        names = tuple(sorted(path.name for path in folder.glob("*.png")))
-        found = signature(folder, names)
-        if found != self._frames[0]:
-            self._frames = found, pictures.scenes(self._folder, self._run_id)
-        return self._frames[1]
+        return signature(folder, tuple(sorted(path.name for path in folder.glob("*.png"))))
 
 
 def _rounds(table: pa.Table) -> list[Json]:

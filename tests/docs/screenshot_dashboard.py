@@ -7,7 +7,6 @@ Two demonstrations are run to their end, and a third is photographed while it tr
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +16,10 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
+
+from tests.unit.browser import find_browser, resize, start_browser
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 FEDVSR = [sys.executable, "-m", "fedvsr"]
@@ -46,13 +46,9 @@ def serving(results: Path) -> Iterator[str]:
 @contextmanager
 def photographer() -> Iterator[Callable[[str, int, Path], None]]:
     """A function that writes the picture of a page at a width, from its address."""
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or "chromium"
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService("chromedriver"))
+    programs = find_browser()
+    assert programs, "apt-get install chromium chromium-driver"
+    browser = start_browser(*programs)
 
     def shoot(address: str, width: int, path: Path) -> None:
         resize(browser, width, 900)
@@ -69,11 +65,6 @@ def photographer() -> Iterator[Callable[[str, int, Path], None]]:
         yield shoot
     finally:
         browser.quit()
-
-
-def resize(browser: Any, width: int, height: int) -> None:
-    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 
 def run(algorithm: str, folder: Path) -> subprocess.Popen[bytes]:

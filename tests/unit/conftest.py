@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+from tests.unit.browser import find_browser, start_browser
 
 
 @pytest.fixture
@@ -19,17 +20,11 @@ def browser(started_browser: Any) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def started_browser() -> Iterator[Any]:
-    """Debian's `chromium` with `chromium-driver`; tests are skipped without them."""
-    selenium = pytest.importorskip("selenium.webdriver", reason="needs selenium (extra test)")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    driver = shutil.which("chromedriver")
-    if not chromium or not driver:
+    """Tests are skipped where no browser is installed."""
+    pytest.importorskip("selenium.webdriver", reason="needs selenium (extra test)")
+    programs = find_browser()
+    if not programs:
         pytest.skip("needs a browser: apt-get install chromium chromium-driver")
-    options = selenium.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    started = selenium.Chrome(options=options, service=selenium.ChromeService(driver))
+    started = start_browser(*programs)
     yield started
     started.quit()

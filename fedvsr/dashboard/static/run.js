@@ -3,6 +3,7 @@
   const { byId, element } = parts;
   const { follow, badge, duration, number, signed, time } = live;
   const id = new URLSearchParams(location.search).get("id");
+  const ask = (name) => (id === null ? name : `${name}?id=${encodeURIComponent(id)}`);
   const drawn = new Map();
   let state = null, changedAt = 0;
 
@@ -142,7 +143,27 @@
     byId("errors").replaceChildren(...errors.map((text) => element("p", { className: "banner", textContent: text })));
   }
 
+  // The server reads each picture for its PSNR, so they are asked for alone.
+  async function askFrames(count) {
+    let scenes = [], text = "There are no pictures yet: a run saves one frame of each test clip when it finishes.";
+    if (count) {
+      try {
+        const response = await fetch(ask("frames.json"), { signal: AbortSignal.timeout(120000) });
+        const { frames, errors } = await response.json();
+        scenes = frames;
+        if (errors.length) text = errors[0];
+      } catch (error) {
+        text = "The pictures could not be loaded; load the page again.";
+      }
+    }
+    byId("frames").classList.toggle("without", !scenes.length);
+    byId("no-frames").hidden = Boolean(scenes.length);
+    byId("no-frames").textContent = text;
+    if (scenes.length) part("frames", scenes, parts.frames);
+  }
+
   function show(newer) {
+    byId("main").hidden = false;
     if (!state || newer.last_round !== state.last_round) changedAt = Date.now();
     state = newer;
     document.title = state.num_rounds == null ? state.name : `${state.last_round}/${state.num_rounds} ${state.name}`;
@@ -165,15 +186,12 @@
     part("last", state.last || null, drawLast);
     part("all", state.clients || { num: 0 }, drawAll);
     part("faults", state.faults || { num: 0 }, drawFaults);
-    const scenes = state.frames || [];
-    byId("frames").classList.toggle("without", !scenes.length);
-    byId("no-frames").hidden = Boolean(scenes.length);
-    if (scenes.length) part("frames", scenes, parts.frames);
+    part("pictures", state.num_frames || 0, askFrames);
     part("log", state.log || [], drawLog);
     part("config", state.config || "", (text) => { byId("config").textContent = text; });
     return state.status === "running" || state.status === "starting";
   }
 
   setInterval(() => { if (state && state.status === "running") numbers(); }, 1000);
-  follow(id === null ? "run.json" : `run.json?id=${encodeURIComponent(id)}`, show);
+  follow(ask("run.json"), show);
 })();

@@ -77,7 +77,8 @@ def test_the_pages_and_what_they_load(results: Path) -> None:
         }
         state = await (await ask("run.json?id=run")).json()
         assert state["psnr_db"] == 32.0
-        picture = await ask(state["frames"][0]["pictures"][0]["url"])
+        (scene,) = (await (await ask("frames.json?id=run")).json())["frames"]
+        picture = await ask(scene["pictures"][0]["url"])
         assert (picture.status, picture.content_type) == (200, "image/png")
         assert (await picture.read())[1:4] == b"PNG"
         broken = await (await ask("run.json?id=broken")).json()
@@ -126,6 +127,7 @@ OUTSIDE = [
     "..%2fsecret.txt",
     "run.json?id=../results/run",
     "run.json?id=..",
+    "frames.json?id=../results/run",
     "run.json?id=%00",
     "run.json",
     "frame?id=run&name=../../../secret.txt",

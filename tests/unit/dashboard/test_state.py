@@ -79,7 +79,8 @@ def test_a_run_while_it_trains(small: ExperimentConfig, tmp_path: Path) -> None:
     assert others is not None
     assert others["absent"] == [client_id]
     done = reader.state()
-    assert (done["status"], done["now"], len(done["frames"])) == ("finished", None, 1)
+    assert (done["status"], done["now"]) == ("finished", None)
+    assert done["num_frames"] == 3 * len(reader.frames()["frames"]) == 3
     (panel,) = [p for p in done["charts"]["panels"] if p["metric"] == "psnr_db"]
     assert panel["rounds"] == [0, 1, 2, 3]
     seconds = next(p for p in done["charts"]["panels"] if p["metric"] == "seconds")
@@ -153,12 +154,18 @@ def test_frames_with_their_psnr(tmp_path: Path) -> None:
     gt = moving_texture(1, 48, 64)[0]
     write_frames(folder, "b", np.clip(gt.astype(int) + 5, 0, 255).astype(np.uint8), gt)
     (folder / "frames" / "a_002_sr.png").write_bytes(b"still being copied")
-    (scene,) = RunReader("r/1", folder).state()["frames"]
+    reader = RunReader("r/1", folder)
+    (scene,) = reader.frames()["frames"]
     assert (scene["name"], scene["width"], scene["height"]) == ("b, frame 2", 64, 48)
     bicubic, network, truth = scene["pictures"]
     assert network["psnr_db"] > 33 > bicubic["psnr_db"]
     assert truth["psnr_db"] is None
     assert network["url"] == "frame?id=r%2F1&name=b_002_sr.png"
+    for kind in ("bicubic", "gt"):
+        (folder / "frames" / f"a_002_{kind}.png").write_bytes(b"no picture")
+    shown = reader.frames()
+    assert shown["frames"] == []
+    assert "cannot identify image file" in shown["errors"][0]
 
 
 @pytest.mark.parametrize("name", ["clients", "evaluations", "rounds", "runs"])
