@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -187,7 +189,16 @@ def test_one_run_alone(results: Path) -> None:
     asked(results / "run", questions, only=results / "run")
 
 
-def test_what_it_cannot_serve_is_one_line(
+def test_the_server_loads_no_heavy_library() -> None:
+    code = (
+        "import sys, fedvsr.dashboard.server\n"
+        "print({'torch', 'ray', 'matplotlib', 'pandas'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_what_cannot_be_served_is_one_line(
     results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.socket() as taken:
