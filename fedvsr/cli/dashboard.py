@@ -38,8 +38,16 @@ def dashboard(
     """
     if not results.is_dir():
         raise UserError(f"there is no folder {results}; `fedvsr run` writes to results/")
-    is_run = (results / "config.yaml").is_file() or (results / "rounds.parquet").is_file()
-    show_page(results, results if is_run else None, host, port)
+    show_page(results, results if _is_run(results) else None, host, port)
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder is a run's own; one with collected tables of several runs is none."""
+    from fedvsr.records import read_runs
+
+    if (folder / "config.yaml").is_file():
+        return True
+    return (folder / "runs.parquet").is_file() and len(read_runs(folder)) == 1
 
 
 def show_page(root: Path, only: Path | None, host: str, port: int) -> None:

@@ -53,7 +53,7 @@ class RunReader:
                 self._state, self._signature = self._whole(), found
             status = self._state["status"]
             if status in ("running", "starting"):
-                slowest_s = max(self._state["walls_s"], default=None)
+                slowest_s = self._state["slowest_s"]
                 status = live_status(self._folder, status, slowest_s) or "stopped"
             shown = {**self._state, "status": status}
             if status != "running":
@@ -123,6 +123,7 @@ class RunReader:
             **(scored if scored["psnr_db"] is not None else scores_of(row)),
             "last_round": last_round,
             "walls_s": list(walls_s.values())[-_RECENT:],
+            "slowest_s": max(walls_s.values(), default=None),
             "charts": curves.charts(rounds, walls_s, tables["evaluations"]),
             "now": now,
             "last": clients.slots(rounds, tables["clients"], *drawing),

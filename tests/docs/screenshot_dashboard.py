@@ -44,22 +44,22 @@ def serving(results: Path) -> Iterator[str]:
 
 
 @contextmanager
-def photographer() -> Iterator[Callable[[str, int, Path], None]]:
-    """A function that writes the picture of a page at a width, from its address."""
+def photographer() -> Iterator[Callable[[str, int, int, Path], None]]:
+    """A function that writes the picture of a page at a width, as far as a height."""
     programs = find_browser()
     assert programs, "apt-get install chromium chromium-driver"
     browser = start_browser(*programs)
 
-    def shoot(address: str, width: int, path: Path) -> None:
+    def shoot(address: str, width: int, most_high: int, path: Path) -> None:
         resize(browser, width, 900)
         browser.get(address)
         # Until the page has its first values and has drawn them.
         time.sleep(4)
-        resize(browser, width, browser.execute_script("return document.body.scrollHeight") + 16)
+        height = browser.execute_script("return document.body.scrollHeight") + 16
+        resize(browser, width, min(height, most_high))
         time.sleep(1)
         browser.save_screenshot(str(path))
-        # Few colours are enough for a page, and keep the file small.
-        Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
+        Image.open(path).convert("RGB").save(path, optimize=True)
 
     try:
         yield shoot
@@ -72,6 +72,7 @@ def run(algorithm: str, folder: Path) -> subprocess.Popen[bytes]:
     preset = "demo" if algorithm == "fedvsr" else "demo_fedavg"
     settings = (
         f"federation.num_rounds={ROUNDS}",
+        "local.steps=6",
         f"algorithm.name={algorithm}",
         f"name={algorithm}",
     )
@@ -105,9 +106,9 @@ def main() -> None:
         ):
             try:
                 run_id = wait_for(address, "fedprox")
-                shoot(address, WIDTH, IMAGES / "dashboard.png")
-                shoot(f"{address}run?id={run_id}", WIDTH, IMAGES / "dashboard-run.png")
-                shoot(f"{address}run?id={finished}", PHONE, IMAGES / "dashboard-phone.png")
+                shoot(address, WIDTH, 900, IMAGES / "dashboard.png")
+                shoot(f"{address}run?id={run_id}", WIDTH, 1600, IMAGES / "dashboard-run.png")
+                shoot(f"{address}run?id={finished}", PHONE, 1000, IMAGES / "dashboard-phone.png")
             finally:
                 running.send_signal(signal.SIGINT)
                 running.wait(timeout=120)

@@ -81,7 +81,7 @@
     const total = runs.length === 1 ? "1 run" : `${runs.length} runs`;
     const part = shown.length < runs.length ? `${shown.length} of ` : "";
     byId("count").textContent = runs.length
-      ? `${part}${total}: ${states}.` : "There are no runs yet; `fedvsr run` makes one.";
+      ? `${part}${total}: ${states}.` : "There are no runs here yet; `fedvsr run` makes one.";
     byId("runs").hidden = !shown.length;
   }
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fedvsr.dashboard import index as module
@@ -45,6 +47,10 @@ def test_a_line_says_what_the_tables_say(tmp_path: Path) -> None:
     write_run(sweep / "runs", "trial")
     (sweep / "sweep.yaml").touch()
     (tmp_path / "notes").mkdir()
+    collected = tmp_path / "collected"
+    collected.mkdir()
+    rows = [pq.read_table(path) for path in tmp_path.rglob("runs.parquet")]
+    pq.write_table(pa.concat_tables(rows), collected / "runs.parquet")
     lines = {line["id"]: line for line in Index(tmp_path).lines()}
     assert set(lines) == {"new", "sweep/runs/trial"}
     new, trial = lines["new"], lines["sweep/runs/trial"]
