@@ -13,6 +13,7 @@ import typer
 from fedvsr import __version__
 from fedvsr.cli import (
     archive,
+    dashboard,
     data,
     doctor,
     frames,
@@ -74,6 +75,7 @@ app.command("tune-report")(tune.report)
 app.command()(reproduce.reproduce)
 app.command()(report.report)
 app.command()(report.watch)
+app.command()(dashboard.dashboard)
 app.command()(report.export)
 app.add_typer(data.app, name="data", no_args_is_help=True)
 app.command()(jobs.submit)

@@ -19,6 +19,7 @@ from fedvsr.cli.common import (
     console,
     say,
 )
+from fedvsr.cli.dashboard import LOOPBACK, HostOption, PortOption, show_page
 from fedvsr.errors import UserError
 from fedvsr.files import require_folder
 from fedvsr.run_names import NoRunError, find_folder
@@ -152,11 +153,22 @@ def watch(
     every: Annotated[
         float, typer.Option("--every", min=0.1, max=3600, help="Seconds between two reads.")
     ] = 1.0,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Show it on a page in the browser instead.")
+    ] = False,
+    host: HostOption = LOOPBACK,
+    port: PortOption = 0,
 ) -> None:
-    """Follow a run from another terminal until it ends.
+    """Follow a run from another terminal until it ends, or with --serve in a browser.
 
-    The run may be on another machine whose folder this one can read: only its tables are read.
+    The run may be on another machine whose folder this one can read: only its files are read.
     """
+    if serve:
+        folder = find_folder(run, out)
+        show_page(folder, folder, host, port)
+        return
+    if port or host != LOOPBACK:
+        raise UserError("--host and --port go with --serve")
     from fedvsr.cli.views import follow
     from fedvsr.runs.watch import ending
     from fedvsr.runs.watch import watch as events

@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Frames = npt.NDArray[np.uint8]
-PerFrame = npt.NDArray[np.float64]
+from fedvsr.metrics.psnr import Frames as Frames
+from fedvsr.metrics.psnr import decibels
+from fedvsr.metrics.psnr import psnr as psnr
+from fedvsr.metrics.psnr import require_frames as require_frames
 
 MIN_SIDE = 11
 """Pixels a side that SSIM's window needs."""
@@ -27,25 +29,6 @@ _STRIPE = 32
 _BLOCK = 64
 _LUMA = torch.tensor([65.481, 128.553, 24.966], dtype=torch.float64) / 255
 _LUMA_OFFSET = 16.0
-
-
-def psnr(sr: Frames, gt: Frames) -> PerFrame:
-    """Compute the peak signal-to-noise ratio of RGB in dB, peak 255, for each frame.
-
-    Args:
-        sr: uint8 RGB `(..., H, W, 3)`.
-        gt: the same shape.
-
-    Returns:
-        float64 `(...)`, infinite for equal frames.
-
-    Raises:
-        ValueError: shapes differ, or the frames are not uint8 with 3 channels.
-    """
-    require_frames(sr, gt)
-    difference = np.subtract(sr, gt, dtype=np.int16)
-    mse = np.square(difference, dtype=np.int32).mean(axis=(-3, -2, -1), dtype=np.float64)
-    return _decibels(mse)
 
 
 def fidelity(sr: Frames, gt: Frames) -> dict[str, float]:
@@ -81,7 +64,7 @@ def fidelity(sr: Frames, gt: Frames) -> dict[str, float]:
         similarity += _similarity_sums(x, y)
     pixels = height * width
     mse = [float(squares[:3].sum()) / (3 * pixels), float(squares[3]) / pixels]
-    psnr_db = _decibels(np.array(mse))
+    psnr_db = decibels(np.array(mse))
     similarity /= num_rows * num_columns
     return {
         "psnr_db": float(psnr_db[0]),
@@ -94,25 +77,6 @@ def fidelity(sr: Frames, gt: Frames) -> dict[str, float]:
 def luma(frame: Frames) -> npt.NDArray[np.float64]:
     """BT.601 studio-range Y (H, W) of a frame, 16 to 235, not rounded."""
     return np.asarray(_planes(frame)[3].numpy())
-
-
-def require_frames(sr: Frames, gt: Frames) -> None:
-    """Check that two arrays are uint8 RGB frames `(..., H, W, 3)` of one shape.
-
-    Raises:
-        ValueError: they are not.
-    """
-    if sr.shape != gt.shape:
-        raise ValueError(f"frames have different shapes: {sr.shape} and {gt.shape}")
-    if gt.ndim < 3 or gt.shape[-1] != 3 or sr.dtype != np.uint8 or gt.dtype != np.uint8:
-        raise ValueError(
-            f"frames must be uint8 (..., H, W, 3), not {sr.dtype} and {gt.dtype} {gt.shape}"
-        )
-
-
-def _decibels(mse: PerFrame) -> PerFrame:
-    with np.errstate(divide="ignore"):
-        return np.asarray(10 * np.log10(255.0**2 / mse))
 
 
 def _planes(frame: Frames) -> Tensor:

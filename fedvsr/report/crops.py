@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,8 @@ from fedvsr.errors import UserError
 from fedvsr.metrics.fidelity import psnr
 from fedvsr.report.figures import Picture, box_sums, read_picture
 from fedvsr.report.gather import GROUP, Gathered, method_order, ordered, setting_name
+from fedvsr.report.saved_frames import saved_frames
 
-_FILE = re.compile(r"(?P<clip>.+)_(?P<frame>\d+)_(?P<kind>bicubic|sr|gt)\.png")
 _COLUMNS = 4
 # Characters in a line above a crop.
 _TITLE_WIDTH = 26
@@ -181,7 +180,6 @@ def _keys(table: pd.DataFrame) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _pictures(folder: Path, clip_id: str) -> Iterator[dict[str, object]]:
-    for path in sorted((folder / "frames").glob("*.png")):
-        match = _FILE.fullmatch(path.name)
-        if match and match["clip"] == clip_id:
-            yield {"frame": int(match["frame"]), "kind": match["kind"], "path": path}
+    for saved in saved_frames(folder):
+        if saved.clip_id == clip_id:
+            yield {"frame": saved.frame_idx, "kind": saved.kind, "path": saved.path}

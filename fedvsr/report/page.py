@@ -6,16 +6,15 @@ import base64
 import io
 import json
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 
 from fedvsr.metrics import METRICS
 from fedvsr.metrics.fidelity import psnr
+from fedvsr.report.assets import environment, static
 from fedvsr.report.clients import draw_clients, title_of
 from fedvsr.report.content import Report
 from fedvsr.report.crops import Frame
@@ -38,15 +37,10 @@ _QUALITY = 90
 
 def page(report: Report) -> str:
     """The page as HTML."""
-    environment = Environment(
-        loader=PackageLoader("fedvsr.report", "static"),
-        autoescape=select_autoescape(["j2"]),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     scenes, note = _scenes(report.frames)
     runs = report.gathered.runs
-    return environment.get_template("page.html.j2").render(
+    template = environment().get_template("page.html.j2")
+    return template.render(
         sections=sections(report, "html"),
         num_runs=len(runs),
         num_finished=int((runs["status"] == "finished").sum()),
@@ -56,10 +50,11 @@ def page(report: Report) -> str:
         has_scenes=bool(scenes),
         scenes_note=note,
         data=_json({"charts": _charts(report), "scenes": scenes}),
-        plot_script=_static("uPlot.iife.min.js"),
-        plot_style=_static("uPlot.min.css"),
-        script=_static("page.js"),
-        style=_static("page.css"),
+        plot_script=static("uPlot.iife.min.js"),
+        plot_style=static("uPlot.min.css"),
+        parts_script=static("parts.js"),
+        script=static("page.js"),
+        style=static("page.css"),
     )
 
 
@@ -202,7 +197,3 @@ def _as_url(kind: str, content: bytes) -> str:
 def _json(data: object) -> str:
     # `</script>` in a name must not end the script element.
     return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-
-
-def _static(name: str) -> str:
-    return (resources.files("fedvsr.report") / "static" / name).read_text(encoding="utf-8")

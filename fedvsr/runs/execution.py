@@ -38,6 +38,7 @@ from fedvsr.runs import rows
 from fedvsr.runs.audit import missing_rows, set_aside_damaged
 from fedvsr.runs.events import Event, EventLog, RoundRecorded, RunStarted
 from fedvsr.runs.notes import notes_of
+from fedvsr.runs.pace import round_s
 from fedvsr.runs.run import Run, locked
 from fedvsr.seeding import derive_seed
 from fedvsr.training import checkpoint
@@ -340,7 +341,7 @@ class Execution:
             if finished
             else None,
             [],
-            rows.round_s(finished.gap_s, finished.train_s, rows.first_step_s(finished))
+            round_s(finished.gap_s, finished.train_s, rows.first_step_s(finished))
             if finished
             else 0.0,
             rows.slot_utilisation(finished) if finished else None,

@@ -88,19 +88,6 @@ def _weights_row(finished: RoundFinished) -> Row:
     }
 
 
-def round_s(gap_s: float | None, train_s: float, first_step_s: float) -> float:
-    """Seconds of a round: from the previous round's last update to its own last update.
-
-    `fedvsr run` and `fedvsr watch` show it, from what is recorded.
-
-    Args:
-        gap_s: column `gap_s` of `rounds`; None for the first round of a process.
-        train_s: column `train_s` of `rounds`.
-        first_step_s: lowest `started_s` of the round's clients, which the gap covers too.
-    """
-    return train_s if gap_s is None else gap_s + train_s - first_step_s
-
-
 def first_step_s(finished: RoundFinished) -> float:
     """Seconds from a round's first task to its first step."""
     starts = (report.started_at - finished.started_at for report in finished.reports)

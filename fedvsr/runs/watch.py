@@ -5,26 +5,20 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from fedvsr import journal
 from fedvsr.errors import UserError
 from fedvsr.inference.scores import ClipScore
 from fedvsr.metrics import columns
 from fedvsr.records import Results, load_results
 from fedvsr.runs.events import Event, RoundRecorded, RunStarted
-from fedvsr.runs.rows import num_absent, round_s
+from fedvsr.runs.pace import STARTING_S, patience_s, round_s, silence_s
+from fedvsr.runs.rows import num_absent
 from fedvsr.runs.run import run_status
 
-# A run is considered dead if its lock is free and its tables have not changed for this long. Locks
-# do not work over every shared file system, so a free lock alone proves nothing.
-_SILENT_ROUNDS, _SILENT_S = 5, 60.0
-# The same before the first round, when videos are cut and client processes start.
-_STARTING_S = 600.0
 # Columns of `rounds` that say why fewer clients are in the sum than were sampled.
 _SHORT = ("num_upload_failures", "num_rejected", "num_failed")
 
@@ -97,7 +91,7 @@ def ending(folder: Path) -> tuple[str, str | None]:
 def _status(folder: Path) -> str:
     results = _read(folder)
     if results is None or results.runs.empty:
-        return "starting" if _silence_s(folder) < _STARTING_S else "stopped"
+        return "starting" if silence_s(folder) < STARTING_S else "stopped"
     return str(results.runs["status"].iloc[0])
 
 
@@ -111,19 +105,7 @@ def _read(folder: Path) -> Results | None:
 
 def _is_dead(folder: Path, results: Results | None) -> bool:
     walls = [] if results is None else _walls(results).tolist()[1:]
-    patience_s = max(_SILENT_S, _SILENT_ROUNDS * max(walls)) if walls else _STARTING_S
-    return _silence_s(folder) > patience_s and run_status(folder) == "stopped"
-
-
-def _silence_s(folder: Path) -> float:
-    """Seconds since a table or the folder itself last changed."""
-    paths = [folder, folder / journal.NAME, *folder.glob("*.parquet")]
-    times = list[float]()
-    for path in paths:
-        # Files are replaced and removed meanwhile.
-        with suppress(FileNotFoundError):
-            times.append(path.stat().st_mtime)
-    return time.time() - max(times)
+    return silence_s(folder) > patience_s(walls) and run_status(folder) == "stopped"
 
 
 def _start(row: dict[Any, Any]) -> RunStarted:

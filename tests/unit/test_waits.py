@@ -16,6 +16,7 @@ PACKAGE = Path(fedvsr.__file__).parent
 # how long it may take.
 UNLIMITED = {
     ("cluster/stream.py", "piece.result()"): "the task is done",
+    ("dashboard/server.py", "stop.wait()"): "the server runs until Ctrl-C",
     (
         "data/loader.py",
         "self._work.get()",

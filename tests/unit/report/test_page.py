@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import pytest
 from fedvsr.report.content import read
 from fedvsr.report.page import page
 from tests.conftest import moving_texture
+from tests.unit.browser import resize, until, widths
 from tests.unit.report.synthetic import write_frames, write_run
 from tests.unit.report.test_figures import client
 
@@ -65,37 +63,10 @@ def test_the_page_loads_no_other_file(html: Path) -> None:
     assert shown == [f"{m}, FedVSR, less heterogeneous, seed 1" for m in ("VRT", "RVRT")]
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    selenium = pytest.importorskip("selenium.webdriver", reason="needs selenium (extra test)")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    driver = shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("needs a browser: apt-get install chromium chromium-driver")
-    options = selenium.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    started = selenium.Chrome(options=options, service=selenium.ChromeService(driver))
-    yield started
-    started.quit()
-
-
 def open_page(browser: Any, html: Path, width: int, height: int = 900) -> None:
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
-    )
+    resize(browser, width, height)
     browser.get(html.as_uri())
     until(lambda: browser.execute_script("return document.querySelectorAll('canvas').length") > 0)
-
-
-def until(condition: Any, seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "the condition did not become true in time"
-        time.sleep(0.05)
 
 
 def colours(browser: Any) -> list[int]:
@@ -206,9 +177,7 @@ def test_the_slider_moves_by_mouse_and_keyboard(browser: Any, html: Path) -> Non
 def test_no_width_makes_the_page_scroll_sideways(browser: Any, html: Path, width: int) -> None:
     open_page(browser, html, width)
     browser.execute_script("document.querySelectorAll('details').forEach((d) => d.open = true)")
-    inner, scrolled = browser.execute_script(
-        "return [document.documentElement.clientWidth, document.documentElement.scrollWidth]"
-    )
+    inner, scrolled = widths(browser)
     assert width - 20 <= inner <= width, "up to the width of a scroll bar"
     assert scrolled <= inner
     # Readable: nothing smaller than 12 pixels, and the canvas within the page.

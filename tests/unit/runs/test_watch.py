@@ -88,7 +88,7 @@ def test_a_silent_run_is_waited_for_while_its_lock_or_its_pace_says_so(
 ) -> None:
     folder = write_run(tmp_path, "slow", status="running", done=2, num_rounds=9)
     monkeypatch.setattr(module, "run_status", lambda folder: "running")
-    monkeypatch.setattr(module, "_silence_s", lambda folder: 1e6)
+    monkeypatch.setattr(module, "silence_s", lambda folder: 1e6)
     waits = list[float]()
 
     def sleep(seconds: float) -> None:
@@ -100,9 +100,9 @@ def test_a_silent_run_is_waited_for_while_its_lock_or_its_pace_says_so(
     assert waits == [7.0] * 3
     assert [e.round_idx for e in events if isinstance(e, RoundRecorded)] == [0, 1, 2]
     # A round takes 2 s here, so a minute of silence is what it takes, not less.
-    monkeypatch.setattr(module, "_silence_s", lambda folder: 59.0)
+    monkeypatch.setattr(module, "silence_s", lambda folder: 59.0)
     assert not module._is_dead(folder, module.load_results(folder))
-    monkeypatch.setattr(module, "_silence_s", lambda folder: 61.0)
+    monkeypatch.setattr(module, "silence_s", lambda folder: 61.0)
     assert module._is_dead(folder, module.load_results(folder))
 
 

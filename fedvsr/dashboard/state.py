@@ -1,0 +1,181 @@
+"""All that the page of one run shows, as JSON values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from fedvsr import journal
+from fedvsr.dashboard import clients, curves, eventlog, pictures
+from fedvsr.dashboard.index import Signature, last_scores, live_status, scores_of, signature
+from fedvsr.dashboard.values import finite, shortened
+from fedvsr.errors import UserError
+from fedvsr.records import SCHEMAS, checked_table, read_runs
+
+Json = dict[str, Any]
+_Found = TypeVar("_Found")
+
+_FILES = (*(f"{name}.parquet" for name in SCHEMAS), journal.NAME, eventlog.NAME, "config.yaml")
+_MOST_FAULTS = 100
+_MOST_CONFIG_BYTES = 200_000
+# Rounds whose seconds say how long the rest will take.
+_RECENT = 5
+
+
+class RunReader:
+    """Reads a run's state, again only if one of its files has changed.
+
+    Args:
+        run_id: the run's id in the index.
+        folder: its folder.
+    """
+
+    def __init__(self, run_id: str, folder: Path) -> None:
+        self._run_id, self._folder = run_id, folder
+        self._lock = Lock()
+        self._signature: Signature | None = None
+        self._state: Json = {}
+        self._frames_lock = Lock()
+        self._frames: tuple[Signature, Json] = ((), {"frames": [], "errors": []})
+
+    def state(self) -> Json:
+        """The state now. What cannot be read is a line in `errors`, and the rest is shown."""
+        with self._lock:
+            found = signature(self._folder, _FILES)
+            if found != self._signature:
+                # Read after its signature: what changes in between is read again next time.
+                self._state, self._signature = self._whole(), found
+            status = self._state["status"]
+            if status in ("running", "starting"):
+                slowest_s = self._state["slowest_s"]
+                status = live_status(self._folder, status, slowest_s) or "stopped"
+            shown = {**self._state, "status": status}
+            if status != "running":
+                shown["now"] = None
+            return shown
+
+    def frames(self) -> Json:
+        """The frames that the run has saved (`frames`), and what cannot be read (`errors`).
+
+        They are not part of the state, because their pictures are read for the PSNR.
+        """
+        with self._frames_lock:
+            found = self._pictures()
+            if found != self._frames[0]:
+                try:
+                    shown: Json = {"frames": pictures.scenes(self._folder, self._run_id)}
+                except (OSError, ValueError) as error:
+                    # Pictures are written one after another, and may be damaged.
+                    shown = {"frames": [], "errors": [shortened(error, self._folder)]}
+                self._frames = found, {"errors": [], **shown}
+            return self._frames[1]
+
+    def _whole(self) -> Json:
+        try:
+            return self._read()
+        except Exception as error:
+            # Tables may hold what no version writes. The page says so, and other runs are shown.
+            message = f"its tables cannot be shown: {shortened(error, self._folder)}"
+            return {"id": self._run_id, "name": self._folder.name, "status": "damaged"} | {
+                "walls_s": [],
+                "errors": [message],
+            }
+
+    def _read(self) -> Json:
+        errors = list[str]()
+
+        def attempt(read: Callable[[], _Found], otherwise: _Found) -> _Found:
+            try:
+                return read()
+            except (UserError, OSError, ValueError, pa.ArrowException) as error:
+                errors.append(shortened(error, self._folder))
+                return otherwise
+
+        rows = attempt(partial(read_runs, self._folder), list[Json]())
+        row = rows[0] if rows else {}
+        tables = {
+            name: attempt(partial(checked_table, self._folder, name), schema.empty_table())
+            for name, schema in SCHEMAS.items()
+            if name != "runs"
+        }
+        events = attempt(partial(eventlog.last_events, self._folder), list[Json]())
+        rounds = _rounds(tables["rounds"])
+        walls_s = curves.walls(rounds, tables["clients"])
+        config = attempt(partial(_config, row), Json())
+        last_round = rounds[-1]["round_idx"] if rounds else 0
+        status = row.get("status") or ("damaged" if errors else "starting")
+        drawing = config, tables["partition"], row.get("num_clients") or 0
+        now = None
+        if row and last_round < row["num_rounds"]:
+            now = clients.under_way(last_round + 1, *drawing, events)
+        scored = last_scores(tables["rounds"], tables["evaluations"])
+        return {
+            "id": self._run_id,
+            "name": self._folder.name,
+            "status": status,
+            **_facts(row),
+            **(scored if scored["psnr_db"] is not None else scores_of(row)),
+            "last_round": last_round,
+            "walls_s": list(walls_s.values())[-_RECENT:],
+            "slowest_s": max(walls_s.values(), default=None),
+            "charts": curves.charts(rounds, walls_s, tables["evaluations"]),
+            "now": now,
+            "last": clients.slots(rounds, tables["clients"], *drawing),
+            "clients": clients.overview(tables["clients"], tables["faults"]),
+            "faults": _faults(tables["faults"]),
+            "num_frames": len(self._pictures()),
+            "log": eventlog.log(events),
+            "config": attempt(partial(_config_text, self._folder), ""),
+            # Last: reading the parts above may have added some.
+            "errors": errors,
+        }
+
+    def _pictures(self) -> Signature:
+        folder = self._folder / "frames"
+        return signature(folder, tuple(sorted(path.name for path in folder.glob("*.png"))))
+
+
+def _rounds(table: pa.Table) -> list[Json]:
+    """The rows of `rounds` that the page needs, in their order."""
+    names = ["round_idx", "loss", "vsr_loss", "gap_s", "train_s", "evaluate_s"]
+    names += ["num_sampled", "num_online", "num_failed", "num_rejected", "num_upload_failures"]
+    rows: list[Json] = table.select(names).to_pylist()
+    return sorted(rows, key=lambda row: row["round_idx"])
+
+
+def _facts(row: Json) -> Json:
+    """Settings and counts of a run's own row; all None before it is written."""
+    names = ["model", "algorithm", "seed", "executor", "device", "error", "num_params"]
+    names += ["num_rounds", "num_clients", "num_train_clips", "num_test_clips"]
+    facts = {name: finite(row.get(name)) for name in names}
+    for name in ("started_at", "updated_at"):
+        facts[name] = row[name].isoformat() if row.get(name) else None
+    return facts
+
+
+def _faults(table: pa.Table) -> Json:
+    """The number of faults, and the newest ones first."""
+    names = ["round_idx", "client_id", "attempt", "kind", "final", "node", "message", "lost_s"]
+    rows = table.slice(max(0, len(table) - _MOST_FAULTS)).select(names).to_pylist()
+    newest = [{k: finite(v) for k, v in row.items()} for row in reversed(rows)]
+    return {"num": len(table), "rows": newest}
+
+
+def _config(row: Json) -> Json:
+    config = json.loads(row.get("config") or "{}")
+    return config if isinstance(config, dict) else {}
+
+
+def _config_text(folder: Path) -> str:
+    """The text of `config.yaml`; empty if the run has none."""
+    try:
+        with (folder / "config.yaml").open("rb") as file:
+            return file.read(_MOST_CONFIG_BYTES).decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""
