@@ -11,15 +11,18 @@ import inspect
 
 from fedvsr.algorithms.base import AlgorithmConfig, FedAvg
 from fedvsr.lookup import load, names
+from fedvsr.plugins import Kind, module_of
 from fedvsr.section import NamedSection
 
+KIND = Kind("algorithm", __name__, __name__, {"Config": AlgorithmConfig, "Algorithm": FedAvg})
+"""What an algorithm that is a plug-in must have."""
 COLUMNS = ("algorithm", "client keeps", "server keeps", "down", "up", "extra compute", "source")
 """Columns of `rows`; `down` and `up` count vectors of the parameters' size, a client and round."""
 
 
 def build(config: NamedSection) -> FedAvg:
-    """The algorithm that a section of `algorithms/<name>.py` configures."""
-    algorithm: FedAvg = load(__name__, config.name).Algorithm(config)
+    """The algorithm that a section of `algorithms/<name>.py`, or of a plug-in, configures."""
+    algorithm: FedAvg = module_of(KIND, config).Algorithm(config)
     return algorithm
 
 

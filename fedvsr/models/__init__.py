@@ -23,9 +23,13 @@ from pydantic import ValidationError
 from fedvsr.errors import FileError, UserError
 from fedvsr.lookup import load, names
 from fedvsr.models.spec import FlowModelConfig, ModelConfig
+from fedvsr.plugins import SHA256, Kind, find, module_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+KIND = Kind("model", __name__, __name__, {"Config": ModelConfig}, ("spec",), ("Model",))
+"""What a network that is a plug-in must have."""
 
 
 def build(name: str, **config: object) -> nn.Module:
@@ -45,7 +49,7 @@ def build(name: str, **config: object) -> nn.Module:
 
 def build_fresh(config: ModelConfig) -> nn.Module:
     """Build the network of a section with fresh weights, without reading files."""
-    module = load(__name__, config.name)
+    module = module_of(KIND, config)
     if not hasattr(module, "Model"):
         module = import_module(f"{module.__name__}.network")
     network: nn.Module = module.Model(config)
@@ -115,7 +119,14 @@ def packaged(name: str) -> Iterator[ModelConfig]:
 
 
 def _section(name: str, settings: Mapping[str, object]) -> ModelConfig:
-    section: ModelConfig = load(__name__, name).Config(**settings)
+    section: ModelConfig
+    if SHA256 in settings:
+        # Whoever wrote them must not choose what is executed.
+        plugin = find(KIND, settings, load=False)
+        assert plugin is not None
+        section = plugin.module().Config(**{k: v for k, v in settings.items() if k != SHA256})
+    else:
+        section = load(__name__, name).Config(**settings)
     return section
 
 
