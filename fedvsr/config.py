@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, Union
 
 from pydantic import (
     Field,
@@ -262,12 +262,17 @@ def load_config(source: str, overrides: Iterable[str] = ()) -> ExperimentConfig:
 
 
 def load_effective(
-    source: str, overrides: Iterable[str] = ()
+    source: str, overrides: Iterable[str] = (), pins: Mapping[str, Pinned] | None = None
 ) -> tuple[ExperimentConfig, tuple[str, ...]]:
     """Load as `load_config` does, but reset settings without effect to their defaults.
 
     This is for settings that were not chosen for one experiment: a sweep's, or those that an older
     version of the program recorded.
+
+    Args:
+        source: see `load_config`.
+        overrides: see `load_config`.
+        pins: files to read instead of plug-ins' own, by `kind/name.py`.
 
     Returns:
         The configuration, and the dotted keys of the file's and overrides' settings that were
@@ -276,7 +281,7 @@ def load_effective(
     Raises:
         UserError: a setting is missing, unknown, misspelt or out of bounds.
     """
-    config, unused = _load(source, overrides)
+    config, unused = _load(source, overrides, pins or {})
     return config, tuple(setting.key for setting in unused)
 
 
@@ -293,6 +298,27 @@ def load_model_section(name: str, overrides: Iterable[str] = ()) -> ModelConfig:
         return _ModelAlone.model_validate({"model": settings}).model
     except ValidationError as error:
         raise UserError(explain(error)) from None
+
+
+class Pinned(Protocol):
+    """A file to read instead of a plug-in's own, and the SHA-256 that it must have."""
+
+    @property
+    def file(self) -> str:
+        """Its path."""
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of its content."""
+
+
+def extended(source: str) -> dict[str, Any]:
+    """The settings of a preset or file, merged over those that it extends, as they are written.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    return _extended(source)[0]
 
 
 def presets() -> dict[str, str]:
@@ -359,7 +385,9 @@ def _and_more(errors: Sized) -> str:
     return f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
 
 
-def _load(source: str, overrides: Iterable[str]) -> tuple[ExperimentConfig, list[Unused]]:
+def _load(
+    source: str, overrides: Iterable[str], pins: Mapping[str, Pinned] | None = None
+) -> tuple[ExperimentConfig, list[Unused]]:
     """The configuration, in which settings without effect have their defaults.
 
     Returns:
@@ -372,6 +400,11 @@ def _load(source: str, overrides: Iterable[str]) -> tuple[ExperimentConfig, list
         change = anchored(_nested(*parse_override(override)), Path.cwd())
         settings = _merge(settings, change)
         explicit |= set(_keys(change))
+    for name, pin in (pins or {}).items():
+        kind, file = name.split("/")
+        section = settings.get(kind)
+        if isinstance(section, Mapping) and Path(str(section.get("name"))).name == file:
+            settings[kind] = {**section, "name": pin.file, SHA256: pin.sha256}
     config = _validated(settings)
     unused = config.without_effect()
     if unused:

@@ -181,7 +181,7 @@ def find_run(config: ExperimentConfig, out: Path) -> Run:
     folders = (path.parent for path in out.glob("*/config.yaml"))
     for folder in sorted(folders, key=lambda path: path.stat().st_ctime, reverse=True):
         with skipping(folder):
-            settings = read_yaml(folder / "config.yaml")
+            settings = _settings(folder)
             if not plugins.are_of(settings, config.plugins()):
                 changed += _changed_plugin(settings, config, folder)
             elif _validated(folder, settings, LOADED_ONLY).config_hash() == wanted:
@@ -206,7 +206,12 @@ def stored_config(folder: Path) -> ExperimentConfig:
     Raises:
         FileError: it is damaged, edited, foreign or of another version.
     """
-    return _validated(folder, read_yaml(folder / "config.yaml"))
+    return _validated(folder, _settings(folder))
+
+
+def _settings(folder: Path) -> dict[str, object]:
+    with _explained(folder):
+        return read_yaml(folder / "config.yaml")
 
 
 def _validated(
@@ -215,8 +220,14 @@ def _validated(
     """The configuration of a run's settings; with `config.LOADED_ONLY`, no plug-in is executed."""
     from fedvsr.config import ExperimentConfig, anchored
 
-    try:
+    with _explained(folder):
         return ExperimentConfig.model_validate(anchored(settings, folder), context=context)
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except DamagedError:
         raise
     except (ValueError, RecursionError) as error:
