@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fedvsr.errors import FileError, UserError
+from fedvsr.errors import FileError, UserError, skipping
 from fedvsr.files import replacing
 from fedvsr.lookup import load, names
 
@@ -62,6 +62,19 @@ class Kind:
         found = (entry for entry in entry_points(group=self.group) if entry.name not in packaged)
         return sorted(found, key=lambda entry: entry.name)
 
+    def modules(self) -> dict[str, ModuleType]:
+        """The packaged ones and those of entry points, by name; broken ones are named and left out.
+
+        The names of entry points are followed by `(plug-in)`.
+        """
+        modules = {name: load(self.package, name) for name in names(self.package)}
+        for entry in self.entry_points():
+            with skipping(Path(f"the entry point {entry.name} ({entry.value})")):
+                plugin = find(self, {"name": entry.name})
+                assert plugin is not None
+                modules[f"{entry.name} (plug-in)"] = plugin.module()
+        return modules
+
 
 @dataclass(frozen=True)
 class Plugin:
@@ -100,11 +113,16 @@ class Plugin:
         module = _imported(self.kind, self.module_name)
         if (sha256 := _digest(module)) != self.sha256:
             raise UserError(
-                f"{self.kind}.name = {self.reference}: the module {self.module_name} differs on "
-                f"{socket.gethostname()} (SHA-256 {shown(sha256)}, not {shown(self.sha256)}); "
+                f"{setting(self.kind)} = {self.reference}: the module {self.module_name} differs "
+                f"on {socket.gethostname()} (SHA-256 {shown(sha256)}, not {shown(self.sha256)}); "
                 "install the same version there"
             )
         return module
+
+
+def setting(kind: str) -> str:
+    """What names a plug-in of a kind, for messages."""
+    return "data source" if kind == "source" else f"{kind}.name"
 
 
 # By kind, name and SHA-256: a configuration that records these needs no file in this process.
@@ -131,14 +149,14 @@ def stem(name: str) -> str:
     return Path(name).stem if is_file(name) else name.rpartition(".")[2]
 
 
-def find(kind: Kind, settings: Mapping[str, Any], load: bool = True) -> Plugin | None:
+def find(kind: Kind, settings: Mapping[str, Any], execute: bool = True) -> Plugin | None:
     """The plug-in that a section names, loaded; None if it names a packaged one, or nothing known.
 
     Args:
         kind: of plug-in.
         settings: the section.
-        load: whether a plug-in may be executed that this process has not loaded yet. Settings that
-            anybody may have written must not choose what is executed.
+        execute: whether a plug-in may be executed that this process has not loaded yet. Settings
+            that anybody may have written must not choose what is executed.
 
     Raises:
         UserError: it cannot be loaded, lacks what its kind must have, or has another SHA-256 than
@@ -149,23 +167,35 @@ def find(kind: Kind, settings: Mapping[str, Any], load: bool = True) -> Plugin |
         return None
     if known := _loaded.get((kind.name, stem(name), str(sha256))):
         return known
-    plugin = _named(kind, name) if load else None
+    plugin = _named(kind, name) if execute else None
     if plugin is None:
-        if load and sha256 is None:
+        if execute and sha256 is None:
             return None
         raise UserError(
-            f"{kind.name}.name = {name} is of a plug-in, which is not loaded here; name its file "
-            "or module"
+            f"{setting(kind.name)} = {name} is of a plug-in, which is not loaded here; name its "
+            "file or module"
         )
     if sha256 is not None and sha256 != plugin.sha256:
         raise UserError(
-            f"{kind.name}.name = {plugin.reference}: it has changed since (SHA-256 "
+            f"{setting(kind.name)} = {plugin.reference}: it has changed since (SHA-256 "
             f"{shown(plugin.sha256)}, recorded was {shown(str(sha256))}); restore it, or leave "
             f"{kind.name}.{SHA256} out to use it as it is"
         )
     _require(kind, plugin)
     mark(plugin)
     return plugin
+
+
+def section_class(kind: Kind, name: str) -> Any:
+    """The `Config` of a packaged one or of a plug-in; None if nothing has the name.
+
+    Raises:
+        UserError: see `find`.
+    """
+    if name in names(kind.package):
+        return load(kind.package, name).Config
+    plugin = find(kind, {"name": name})
+    return plugin and plugin.module().Config
 
 
 def mark(plugin: Plugin) -> Any:
@@ -218,9 +248,9 @@ def read(kind: str, path: Path) -> Plugin:
     try:
         source = path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{kind}.name: there is no file {path}; correct the path") from None
+        raise UserError(f"{setting(kind)}: there is no file {path}; correct the path") from None
     except OSError as error:
-        raise UserError(f"{kind}.name: cannot read {path}: {error.strerror}") from None
+        raise UserError(f"{setting(kind)}: cannot read {path}: {error.strerror}") from None
     sha256 = hashlib.sha256(source).hexdigest()
     return Plugin(kind, path.stem, str(path), sha256, source=source)
 
@@ -233,7 +263,7 @@ def _named(kind: Kind, name: str) -> Plugin | None:
         if entry.name == name:
             if entry.attr:
                 raise UserError(
-                    f"{kind.name}.name = {name}: the entry point {entry.value} must be a module"
+                    f"{setting(kind.name)} = {name}: the entry point {entry.value} must be a module"
                 )
             module_name = entry.module
     if not module_name:
@@ -244,7 +274,7 @@ def _named(kind: Kind, name: str) -> Plugin | None:
 
 def _require(kind: Kind, plugin: Plugin) -> None:
     """Check that a plug-in has what its kind must have."""
-    module, where = plugin.module(), f"{kind.name}.name = {plugin.reference}"
+    module, where = plugin.module(), f"{setting(kind.name)} = {plugin.reference}"
     if plugin.name in names(kind.package):
         raise UserError(f"{where} has the name of a packaged {kind.name}; rename it")
     for name, base in kind.classes.items():
@@ -319,7 +349,7 @@ def _imported(kind: str, name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
             raise UserError(
-                f"{kind}.name = {name}: Python finds no module {error.name} on "
+                f"{setting(kind)} = {name}: Python finds no module {error.name} on "
                 f"{socket.gethostname()}; install it there, or put its folder into PYTHONPATH"
             ) from None
         raise _refusal(kind, name, error, "") from error
@@ -330,7 +360,7 @@ def _imported(kind: str, name: str) -> ModuleType:
 
 def _refusal(kind: str, reference: str, error: BaseException, filename: str) -> UserError:
     """What a plug-in that cannot be imported tells its user."""
-    where, reason = f"{kind}.name = {reference}", f"{type(error).__name__}: {error}"
+    where, reason = f"{setting(kind)} = {reference}", f"{type(error).__name__}: {error}"
     if isinstance(error, SyntaxError):
         return UserError(f"{where}: line {error.lineno} is not Python: {error.msg}")
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == filename]

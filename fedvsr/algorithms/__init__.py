@@ -26,9 +26,14 @@ def build(config: NamedSection) -> FedAvg:
     return algorithm
 
 
-def rows() -> list[tuple[str, ...]]:
-    """What each algorithm sends, keeps and computes, in `COLUMNS`."""
-    kinds = {name: load(__name__, name).Algorithm for name in names(__name__)}
+def rows(entry_points: bool = True) -> list[tuple[str, ...]]:
+    """What each algorithm sends, keeps and computes, in `COLUMNS`.
+
+    Args:
+        entry_points: whether those of other installed packages are listed too.
+    """
+    modules = KIND.modules() if entry_points else {n: load(__name__, n) for n in names(__name__)}
+    kinds = {name: module.Algorithm for name, module in modules.items()}
     return [
         (
             name,
@@ -54,7 +59,7 @@ def reference() -> str:
         "",
         _row(COLUMNS),
         _row(["---"] * len(COLUMNS)),
-        *(_row(row) for row in rows()),
+        *(_row(row) for row in rows(entry_points=False)),
         "",
         "## Settings of all algorithms",
         "",

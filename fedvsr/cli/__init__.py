@@ -12,11 +12,13 @@ import typer
 
 from fedvsr import __version__
 from fedvsr.cli import (
+    check,
     data,
     doctor,
     frames,
     jobs,
     listing,
+    new,
     report,
     reproduce,
     results,
@@ -81,7 +83,10 @@ app.command()(jobs.logs)
 app.command()(jobs.stop)
 app.command()(jobs.fetch)
 app.command()(doctor.doctor)
+app.add_typer(new.app, name="new", no_args_is_help=True)
+app.command()(check.check)
 app.command()(settings.algorithms)
+app.command()(settings.models)
 app.command()(settings.presets)
 app.command("config")(settings.show_config)
 app.command()(results.show)

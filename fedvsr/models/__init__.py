@@ -111,6 +111,22 @@ def load_checkpoint(path: str | Path, config: ModelConfig | None = None) -> nn.M
     return network.eval()
 
 
+COLUMNS = ("network", "sizes", "enlarges", "frames", "pixels", "can be contrasted")
+"""Columns of `rows`; `frames` and `pixels` are those that a training sample needs at least."""
+
+
+def rows() -> list[tuple[str, ...]]:
+    """What each network takes, in `COLUMNS`, those of other installed packages included."""
+    table = list[tuple[str, ...]]()
+    for name, module in KIND.modules().items():
+        config = module.Config()
+        rules = module.spec(config)
+        features = "yes" if rules.features else "no"
+        least = str(rules.min_frames), str(rules.min_size)
+        table.append((name, ", ".join(config.sizes), f"x{rules.scale}", *least, features))
+    return table
+
+
 def packaged(name: str) -> Iterator[ModelConfig]:
     """The packaged configurations of a network."""
     module = load(__name__, name)
@@ -122,7 +138,7 @@ def _section(name: str, settings: Mapping[str, object]) -> ModelConfig:
     section: ModelConfig
     if SHA256 in settings:
         # Whoever wrote them must not choose what is executed.
-        plugin = find(KIND, settings, load=False)
+        plugin = find(KIND, settings, execute=False)
         assert plugin is not None
         section = plugin.module().Config(**{k: v for k, v in settings.items() if k != SHA256})
     else:
