@@ -165,7 +165,7 @@ def find(kind: Kind, settings: Mapping[str, Any], execute: bool = True) -> Plugi
     name, sha256 = settings.get("name"), settings.get(SHA256)
     if not isinstance(name, str) or name in names(kind.package):
         return None
-    if known := _loaded.get((kind.name, stem(name), str(sha256))):
+    if known := find_loaded(kind, settings):
         return known
     plugin = _named(kind, name) if execute else None
     if plugin is None:
@@ -184,6 +184,11 @@ def find(kind: Kind, settings: Mapping[str, Any], execute: bool = True) -> Plugi
     _require(kind, plugin)
     mark(plugin)
     return plugin
+
+
+def find_loaded(kind: Kind, settings: Mapping[str, Any]) -> Plugin | None:
+    """The plug-in of a section that records its SHA-256, if this process has loaded it already."""
+    return _loaded.get((kind.name, stem(str(settings.get("name"))), str(settings.get(SHA256))))
 
 
 def section_class(kind: Kind, name: str) -> Any:
@@ -288,8 +293,10 @@ def _require(kind: Kind, plugin: Plugin) -> None:
     for name in kind.functions:
         if not callable(getattr(module, name, None)):
             raise UserError(f"{where} has no {name}; give it one ({_start(kind)})")
+    inside = f"{module.__name__}.network"
+    has_network = hasattr(module, "__path__") and importlib.util.find_spec(inside) is not None
     for name in kind.in_network:
-        if not hasattr(module, name) and not hasattr(module, "__path__"):
+        if not hasattr(module, name) and not has_network:
             raise UserError(f"{where} has no class {name}; give it one ({_start(kind)})")
     if "Config" in kind.classes:
         own = module.Config.model_fields["name"].default
@@ -301,7 +308,9 @@ def _require(kind: Kind, plugin: Plugin) -> None:
 
 
 def _start(kind: Kind) -> str:
-    return f"the page on adding one, and `fedvsr new`, show a whole {kind.name}"
+    if kind.name == "source":
+        return "the page on preparing data shows a whole one"
+    return "`fedvsr new` writes a whole one"
 
 
 def _executed(plugin: Plugin) -> ModuleType:

@@ -42,7 +42,7 @@ def rows(entry_points: bool = True) -> list[tuple[str, ...]]:
             f"{len(kind.broadcast)}x",
             f"{len(kind.upload)}x",
             kind.extra_compute,
-            kind.source,
+            getattr(kind, "source", "-"),
         )
         for name, kind in kinds.items()
     ]

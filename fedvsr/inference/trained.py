@@ -94,9 +94,7 @@ def _from_run(folder: Path) -> Trained:
             f"files, such as {checkpoint.client_file(folder, 0)}"
         )
     if finished.is_file():
-        # The file does not hold the source of a plug-in, as the folder does.
-        section = config.model if config.model.plugin else None
-        network = models.load_checkpoint(finished, section)
+        network = models.load_checkpoint(finished)
         origin, source = f"run {name}, finished", source_of(finished)
     else:
         network = models.build_fresh(config.model).eval()

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from fedvsr.errors import FileError, UserError
 from fedvsr.lookup import load, names
 from fedvsr.models.spec import FlowModelConfig, ModelConfig
-from fedvsr.plugins import SHA256, Kind, find, module_of
+from fedvsr.plugins import SHA256, Kind, find_loaded, module_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -138,8 +138,11 @@ def _section(name: str, settings: Mapping[str, object]) -> ModelConfig:
     section: ModelConfig
     if SHA256 in settings:
         # Whoever wrote them must not choose what is executed.
-        plugin = find(KIND, settings, execute=False)
-        assert plugin is not None
+        plugin = find_loaded(KIND, settings)
+        if plugin is None:
+            raise UserError(
+                f"{name} is a plug-in; give the run's folder, or the network's file by --model"
+            )
         section = plugin.module().Config(**{k: v for k, v in settings.items() if k != SHA256})
     else:
         section = load(__name__, name).Config(**settings)

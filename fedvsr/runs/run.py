@@ -240,9 +240,14 @@ def _changed_plugin(
 ) -> Iterator[str]:
     """Why an unfinished run cannot be resumed, if its settings differ only in a plug-in's file."""
     own = config.model_dump(mode="json")
-    then = {plugin.kind: settings.get(plugin.kind, {}) for plugin in config.plugins()}
-    others = [key for key in _SECTIONS if key not in then]
-    if any(settings.get(key) != own[key] for key in others) or _is_finished(folder):
+    sections = {plugin.kind: settings.get(plugin.kind) for plugin in config.plugins()}
+    then = {kind: one for kind, one in sections.items() if isinstance(one, Mapping)}
+    others = [key for key in _SECTIONS if key not in sections]
+    if (
+        len(then) < len(sections)
+        or any(settings.get(key) != own[key] for key in others)
+        or _is_finished(folder)
+    ):
         return
     for plugin in config.plugins():
         before = then[plugin.kind].get(plugins.SHA256)

@@ -192,7 +192,7 @@ def test_a_run_keeps_its_plugins_and_is_whole_without_their_files(
         path.unlink()
         forget(path.stem)
     # Its weights alone do not say what the network is.
-    with pytest.raises(UserError, match="plain is of a plug-in, which is not loaded here"):
+    with pytest.raises(UserError, match="plain is a plug-in; give the run's folder, or the"):
         models.load_checkpoint(folder / "model.safetensors")
     run = load_run(str(folder))
     assert run.config.config_hash() == config.config_hash()
@@ -270,6 +270,6 @@ def test_settings_of_others_execute_nothing(tmp_path: Path) -> None:
         settings = load_config("demo").model_dump(mode="json") | {"model": model}
         with pytest.raises(ValueError, match="is of a plug-in, which is not loaded here"):
             ExperimentConfig.model_validate(settings, context=LOADED_ONLY)
-        with pytest.raises(UserError, match="is of a plug-in, which is not loaded here"):
+        with pytest.raises(UserError, match="is a plug-in; give the run's folder, or the network"):
             models._recorded(model, tmp_path / "model.safetensors")
     assert not mark.exists()

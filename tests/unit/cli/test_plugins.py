@@ -121,10 +121,14 @@ def test_lists_name_those_of_installed_packages(
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: listed_methods\nVersion: 1\n")
     (info / "entry_points.txt").write_text(
         "[fedvsr.algorithms]\nlisted = listed_methods.listed\ngone = listed_methods.gone\n"
+        "krum = listed_methods.listed\n"
     )
     importlib.invalidate_caches()
     assert fedvsr("algorithms") == 0
-    assert "listed (plug-in)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "listed (plug-in)" in out
+    assert out.count("(plug-in)") == 1
+    assert caplog.text.count("skipped") == 1
     assert "skipped the entry point gone (listed_methods.gone): algorithm.name = " in caplog.text
     assert fedvsr("models") == 0
     assert "tiny" in capsys.readouterr().out
