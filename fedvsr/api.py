@@ -151,7 +151,7 @@ def tune(
 
 
 def load_run(name: str = "latest", results: str | Path = "results") -> Run:
-    """A run that exists, finished or not.
+    """A run that exists, finished or not. The plug-ins that its folder keeps are executed.
 
     Args:
         name: its id, the start of its id if only one run has it, its folder, or `latest`: the run

@@ -9,11 +9,21 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, Union
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializeAsAny,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
-from fedvsr import yaml12
+from fedvsr import algorithms, models, plugins, yaml12
 from fedvsr.algorithms import build
 from fedvsr.data.config import DataConfig
 from fedvsr.errors import UserError
@@ -23,10 +33,14 @@ from fedvsr.federation.sampling import FederationConfig
 from fedvsr.inference.config import EvaluationConfig
 from fedvsr.lookup import did_you_mean, load, names
 from fedvsr.notice import require_command
+from fedvsr.plugins import SHA256, Kind, Plugin
 from fedvsr.section import NAME, Section, Unused, short, show
 from fedvsr.training.config import LocalConfig
 from fedvsr.training.requirements import require_features, require_flow, require_sample
 from fedvsr.training.updates import UpdateConfig
+
+LOADED_ONLY = {"plugins": "loaded"}
+"""Context of a validation that executes no plug-in, for settings that anybody may have written."""
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -36,18 +50,30 @@ if TYPE_CHECKING:
 
 else:
 
-    def _one_of(package: str) -> Any:
-        """The union of the `Config`s of a package's modules; `name` chooses one."""
-        configs = tuple(load(package, name).Config for name in names(package))
-        if len(configs) == 1:
-            return configs[0]
-        return Annotated[Union[configs], Field(discriminator="name")]  # noqa: UP007
+    def _one_of(kind: Kind) -> Any:
+        """The union of the `Config`s of a package's modules and plug-ins; `name` chooses one."""
+        configs = tuple(load(kind.package, name).Config for name in names(kind.package))
 
-    ModelConfig = _one_of("fedvsr.models")
-    AlgorithmConfig = _one_of("fedvsr.algorithms")
+        def validated(
+            value: object, packaged: ValidatorFunctionWrapHandler, info: ValidationInfo
+        ) -> object:
+            if getattr(value, "plugin", None) is not None:
+                return value
+            may_load = info.context != LOADED_ONLY
+            if isinstance(value, Mapping) and (found := plugins.find(kind, value, may_load)):
+                settings = {k: v for k, v in value.items() if k != SHA256}
+                return found.module().Config.model_validate({**settings, "name": found.name})
+            return packaged(value)
+
+        packaged = Field(discriminator="name")
+        return Annotated[Union[configs], packaged, WrapValidator(validated), SerializeAsAny()]  # noqa: UP007
+
+    ModelConfig = _one_of(models.KIND)
+    AlgorithmConfig = _one_of(algorithms.KIND)
 
 _ModelSection: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
 
+_KINDS = {kind.name: kind for kind in (models.KIND, algorithms.KIND)}
 # Sections whose keys depend on their `name`, except for the shared ones.
 _NAMED = ("model", "algorithm")
 _SHARED = ("size",)
@@ -106,12 +132,12 @@ class ExperimentConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _follow_recipe(cls, values: Any) -> Any:
+    def _follow_recipe(cls, values: Any, info: ValidationInfo) -> Any:
         """Fill in what sections leave out from the network's recipe."""
         if not isinstance(values, Mapping):
             return values
         try:
-            model = _ModelSection.validate_python(values.get("model"))
+            model = _ModelSection.validate_python(values.get("model"), context=info.context)
         except ValidationError:
             # The section's own validation reports the mistake.
             return values
@@ -192,7 +218,22 @@ class ExperimentConfig(Section):
 
     def to_yaml(self) -> str:
         """The configuration as YAML that `load_config` reads."""
-        return yaml12.dump(self.model_dump(mode="json"))
+        settings = self.model_dump(mode="json")
+        for plugin in self.plugins():
+            settings[plugin.kind] = {**settings[plugin.kind], "name": plugin.reference}
+            del settings[plugin.kind][SHA256]
+        return yaml12.dump(settings)
+
+    def kept_yaml(self) -> str:
+        """The configuration as YAML beside which `plugins.keep` writes the files of plug-ins."""
+        settings = self.model_dump(mode="json")
+        for plugin in self.plugins():
+            settings[plugin.kind] = {**settings[plugin.kind], "name": plugin.kept_reference}
+        return yaml12.dump(settings)
+
+    def plugins(self) -> list[Plugin]:
+        """The plug-ins that it names."""
+        return [one.plugin for one in (self.model, self.algorithm) if one.plugin is not None]
 
 
 def _require_any_cohort(algorithm: FedAvg) -> None:
@@ -229,12 +270,17 @@ def load_config(source: str, overrides: Iterable[str] = ()) -> ExperimentConfig:
 
 
 def load_effective(
-    source: str, overrides: Iterable[str] = ()
+    source: str, overrides: Iterable[str] = (), pins: Mapping[str, Pinned] | None = None
 ) -> tuple[ExperimentConfig, tuple[str, ...]]:
     """Load as `load_config` does, but reset settings without effect to their defaults.
 
     This is for settings that were not chosen for one experiment: a sweep's, or those that an older
     version of the program recorded.
+
+    Args:
+        source: see `load_config`.
+        overrides: see `load_config`.
+        pins: files to read instead of plug-ins' own, by `kind/name.py`.
 
     Returns:
         The configuration, and the dotted keys of the file's and overrides' settings that were
@@ -243,7 +289,7 @@ def load_effective(
     Raises:
         UserError: a setting is missing, unknown, misspelt or out of bounds.
     """
-    config, unused = _load(source, overrides)
+    config, unused = _load(source, overrides, pins or {})
     return config, tuple(setting.key for setting in unused)
 
 
@@ -260,6 +306,27 @@ def load_model_section(name: str, overrides: Iterable[str] = ()) -> ModelConfig:
         return _ModelAlone.model_validate({"model": settings}).model
     except ValidationError as error:
         raise UserError(explain(error)) from None
+
+
+class Pinned(Protocol):
+    """A file to read instead of a plug-in's own, and the SHA-256 that it must have."""
+
+    @property
+    def file(self) -> str:
+        """Its path."""
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of its content."""
+
+
+def extended(source: str) -> dict[str, Any]:
+    """The settings of a preset or file, merged over those that it extends, as they are written.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    return _extended(source)[0]
 
 
 def presets() -> dict[str, str]:
@@ -280,13 +347,13 @@ def explain(error: ValidationError, has_overrides: bool = True) -> str:
     if first["type"] in ("unknown_setting", "not_a_number"):
         text = f"{path}.{message}" if path else message
     elif first["type"] == "union_tag_invalid":
-        tag, known = short(first["ctx"]["tag"], quoted=False), names(f"fedvsr.{path}s")
+        tag, known = short(first["ctx"]["tag"], quoted=False), _KINDS[path].known()
         text = (
             f"{path}.name = {tag} is not one of the {path}s{did_you_mean(tag, known)} "
             f"(there are: {', '.join(known)})"
         )
     elif first["type"] == "union_tag_not_found":
-        text = f"{path}.name is missing (there are: {', '.join(names(f'fedvsr.{path}s'))})"
+        text = f"{path}.name is missing (there are: {', '.join(_KINDS[path].known())})"
     elif first["type"] == "missing":
         text = f"{path} is missing: give it in the file"
         text += f", or by --set {path}=..." if has_overrides else ""
@@ -326,7 +393,9 @@ def _and_more(errors: Sized) -> str:
     return f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
 
 
-def _load(source: str, overrides: Iterable[str]) -> tuple[ExperimentConfig, list[Unused]]:
+def _load(
+    source: str, overrides: Iterable[str], pins: Mapping[str, Pinned] | None = None
+) -> tuple[ExperimentConfig, list[Unused]]:
     """The configuration, in which settings without effect have their defaults.
 
     Returns:
@@ -336,9 +405,14 @@ def _load(source: str, overrides: Iterable[str]) -> tuple[ExperimentConfig, list
     """
     settings, explicit = _extended(source)
     for override in overrides:
-        change = _nested(*parse_override(override))
+        change = anchored(_nested(*parse_override(override)), Path.cwd())
         settings = _merge(settings, change)
         explicit |= set(_keys(change))
+    for name, pin in (pins or {}).items():
+        kind, file = name.split("/")
+        section = settings.get(kind)
+        if isinstance(section, Mapping) and Path(str(section.get("name"))).name == file:
+            settings[kind] = {**section, "name": pin.file, SHA256: pin.sha256}
     config = _validated(settings)
     unused = config.without_effect()
     if unused:
@@ -431,7 +505,7 @@ def _is_file(source: str) -> bool:
 def _read(source: str) -> dict[str, Any]:
     """The settings of a preset or file as they are written."""
     if _is_file(source):
-        return yaml12.load_file(Path(source))
+        return anchored(yaml12.load_file(Path(source)), Path(source).parent)
     known = _preset_names()
     if source not in known:
         raise UserError(
@@ -440,6 +514,16 @@ def _read(source: str) -> dict[str, Any]:
         )
     with resources.as_file(resources.files("fedvsr.presets") / f"{source}.yaml") as path:
         return yaml12.load_file(path)
+
+
+def anchored(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Settings in which files of plug-ins, named relative to a folder, have absolute paths."""
+    for key in _NAMED:
+        section = settings.get(key)
+        name = section.get("name") if isinstance(section, Mapping) else None
+        if isinstance(section, Mapping) and isinstance(name, str) and plugins.is_file(name):
+            settings = {**settings, key: {**section, "name": plugins.beside(folder, name)}}
+    return settings
 
 
 def _preset_names() -> list[str]:

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, get_args
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
+from fedvsr import plugins
 from fedvsr.lookup import did_you_mean
 
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
@@ -123,7 +130,22 @@ class Section(BaseModel):
 class NamedSection(Section):
     """The section of one network or algorithm, which `name` chooses."""
 
+    plugin: ClassVar[plugins.Plugin | None] = None
+    """The plug-in that defines this section; None for those that travel with fedvsr."""
+
     name: str
+
+    @model_serializer(mode="wrap")
+    def _with_digest(self, settings_of: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The settings; those of a plug-in with its SHA-256, which decides numbers as they do."""
+        settings: dict[str, Any] = settings_of(self)
+        return settings | ({plugins.SHA256: self.plugin.sha256} if self.plugin else {})
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle with the source of the plug-in, which other processes lack."""
+        if self.plugin is None:
+            return super().__reduce_ex__(protocol)
+        return plugins.blank, (self.plugin,), self.__getstate__()
 
 
 def _kinds(annotation: Any) -> set[Any]:

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
 import pytest
 import yaml
 from filelock import FileLock
@@ -21,31 +19,10 @@ let_threads_sleep()
 os.environ.pop("COLUMNS", None)
 
 from fedvsr.config import ExperimentConfig, load_config  # noqa: E402 (after the line above)
-from fedvsr.data.clips import Frames  # noqa: E402
-from fedvsr.data.degrade import bicubic_upscale  # noqa: E402
+from fedvsr.contracts.samples import moving_texture, write_video  # noqa: E402
 
+__all__ = ["moving_texture", "write_video"]
 TESTS = Path(__file__).parent
-
-
-def moving_texture(num_frames: int, height: int, width: int, seed: int = 0) -> Frames:
-    """Soft-edged blobs that drift: frames with something to sharpen, and neighbours alike."""
-    rng = np.random.default_rng(seed)
-    size = height + num_frames, width + num_frames
-    coarse = rng.random((-(-size[0] // 8), -(-size[1] // 8), 3))
-    blobs = 1 / (1 + np.exp(-10 * (bicubic_upscale(coarse, 8) - 0.5)))
-    frames = [blobs[t : t + height, t : t + width] for t in range(num_frames)]
-    return (np.stack(frames) * 255).astype(np.uint8)
-
-
-def write_video(path: Path, frames: Frames) -> None:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=25)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.bit_rate = 4_000_000
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
 
 
 # Modules whose tests share nothing: each starts a cluster, or a command, of its own.

@@ -11,21 +11,29 @@ import inspect
 
 from fedvsr.algorithms.base import AlgorithmConfig, FedAvg
 from fedvsr.lookup import load, names
+from fedvsr.plugins import Kind, module_of
 from fedvsr.section import NamedSection
 
+KIND = Kind("algorithm", __name__, __name__, {"Config": AlgorithmConfig, "Algorithm": FedAvg})
+"""What an algorithm that is a plug-in must have."""
 COLUMNS = ("algorithm", "client keeps", "server keeps", "down", "up", "extra compute", "source")
 """Columns of `rows`; `down` and `up` count vectors of the parameters' size, a client and round."""
 
 
 def build(config: NamedSection) -> FedAvg:
-    """The algorithm that a section of `algorithms/<name>.py` configures."""
-    algorithm: FedAvg = load(__name__, config.name).Algorithm(config)
+    """The algorithm that a section of `algorithms/<name>.py`, or of a plug-in, configures."""
+    algorithm: FedAvg = module_of(KIND, config).Algorithm(config)
     return algorithm
 
 
-def rows() -> list[tuple[str, ...]]:
-    """What each algorithm sends, keeps and computes, in `COLUMNS`."""
-    kinds = {name: load(__name__, name).Algorithm for name in names(__name__)}
+def rows(entry_points: bool = True) -> list[tuple[str, ...]]:
+    """What each algorithm sends, keeps and computes, in `COLUMNS`.
+
+    Args:
+        entry_points: whether those of other installed packages are listed too.
+    """
+    modules = KIND.modules() if entry_points else {n: load(__name__, n) for n in names(__name__)}
+    kinds = {name: module.Algorithm for name, module in modules.items()}
     return [
         (
             name,
@@ -34,7 +42,7 @@ def rows() -> list[tuple[str, ...]]:
             f"{len(kind.broadcast)}x",
             f"{len(kind.upload)}x",
             kind.extra_compute,
-            kind.source,
+            getattr(kind, "source", "-"),
         )
         for name, kind in kinds.items()
     ]
@@ -51,7 +59,7 @@ def reference() -> str:
         "",
         _row(COLUMNS),
         _row(["---"] * len(COLUMNS)),
-        *(_row(row) for row in rows()),
+        *(_row(row) for row in rows(entry_points=False)),
         "",
         "## Settings of all algorithms",
         "",

@@ -13,6 +13,7 @@ import typer
 from fedvsr import __version__
 from fedvsr.cli import (
     archive,
+    check,
     dashboard,
     data,
     doctor,
@@ -20,6 +21,7 @@ from fedvsr.cli import (
     jobs,
     labels,
     listing,
+    new,
     report,
     reproduce,
     results,
@@ -84,7 +86,10 @@ app.command()(jobs.logs)
 app.command()(jobs.stop)
 app.command()(jobs.fetch)
 app.command()(doctor.doctor)
+app.add_typer(new.app, name="new", no_args_is_help=True)
+app.command()(check.check)
 app.command()(settings.algorithms)
+app.command()(settings.models)
 app.command()(settings.presets)
 app.command("config")(settings.show_config)
 app.command()(results.show)

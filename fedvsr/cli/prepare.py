@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+import typer.core
 from rich.filesize import decimal
 from rich.table import Table
 
@@ -25,7 +26,18 @@ if TYPE_CHECKING:
 
 # Modules that load torch are imported inside the commands, so that `--help` is quick.
 
-app = typer.Typer(help="Make a clip store of a data set.")
+
+class _Sources(typer.core.TyperGroup):
+    """The packaged sources; what is none of them is one of the user's own."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command of a source, and the rest of the arguments."""
+        if args and args[0] not in self.commands and _is_own(args[0]):
+            args = ["own", *args]
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(help="Make a clip store of a data set.", cls=_Sources)
 _LINES_SHOWN = 20
 
 SourceOption = Annotated[
@@ -247,6 +259,53 @@ def folder(
         lambda: folder.recordings(source, clip_frames=clip_frames, min_frames=min_frames),
         workers,
     )
+
+
+@app.command()
+def own(
+    plugin: Annotated[
+        str, typer.Argument(metavar="FILE", help="A file (./mine.py) or an installed module.")
+    ],
+    source: SourceOption,
+    out: OutOption,
+    scale: ScaleOption = 4,
+    degradation: DegradationOption = "bi",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="An argument of `recordings`; repeatable."),
+    ] = None,
+    overwrite: OverwriteOption = False,
+    workers: WorkersOption = None,
+) -> None:
+    """Prepare a data set by code of your own; `own` may be left out: prepare ./mine.py."""
+    import inspect
+
+    from fedvsr import plugins
+    from fedvsr.config import parse_override
+    from fedvsr.data.request import Request
+    from fedvsr.data.sources import KIND
+
+    source, out = _paths(source, out)
+    found = plugins.find(KIND, {"name": plugins.beside(Path.cwd(), plugin)})
+    if found is None:
+        raise UserError(f"{plugin} is no data source (there are: {', '.join(KIND.known())})")
+    recordings = found.module().recordings
+    given = dict(parse_override(setting) for setting in settings or ())
+    common = {"scale": scale, "degradation": degradation}
+    try:
+        inspect.signature(recordings).bind(source, **common, **given)
+    except TypeError as error:
+        raise UserError(f"{plugin}: recordings() {error}; see --set") from None
+    recorded = {"directory": str(source), plugins.SHA256: found.sha256, **given}
+    request = Request(out, found.name, scale, degradation, recorded, (), overwrite)
+    _prepare(request, lambda: recordings(source, **common, **given), workers)
+
+
+def _is_own(name: str) -> bool:
+    from fedvsr import plugins
+    from fedvsr.data.sources import KIND
+
+    return plugins.is_file(name) or "." in name or name in KIND.known()
 
 
 def _prepare(

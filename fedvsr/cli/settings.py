@@ -1,8 +1,9 @@
-"""Commands that list what can be configured: `algorithms`, `presets` and `config`."""
+"""Commands that list what can be configured: `algorithms`, `models`, `presets` and `config`."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 import typer
@@ -23,9 +24,20 @@ def algorithms(
     if markdown:
         sys.stdout.write(reference())
         return
-    table = Table(*COLUMNS, box=None, pad_edge=False)
+    _print(COLUMNS, rows())
+
+
+def models() -> None:
+    """List the networks, and what their training samples must have."""
+    from fedvsr.models import COLUMNS, rows
+
+    _print(COLUMNS, rows())
+
+
+def _print(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    table = Table(*columns, box=None, pad_edge=False)
     table.columns[0].no_wrap = True
-    for row in rows():
+    for row in rows:
         table.add_row(*row)
     console.print(table)
 

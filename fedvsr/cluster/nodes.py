@@ -14,6 +14,7 @@ from fedvsr.config import ExperimentConfig
 from fedvsr.data.clips import default_cache_dir
 from fedvsr.errors import UserError
 from fedvsr.federation.config import GPU_LABEL
+from fedvsr.plugins import Plugin
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -83,6 +84,47 @@ def require_readable(config: ExperimentConfig) -> None:
             f"node {problems[0]}{more}; put the data where every node reads it under the same path;"
             " `fedvsr doctor` checks every node"
         )
+
+
+def require_plugins(config: ExperimentConfig) -> None:
+    """Check that the nodes of the connected cluster have the modules that are plug-ins.
+
+    Files of plug-ins need no check, because they travel.
+
+    Raises:
+        UserError: a node lacks one, or has another version of it.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from fedvsr.federation.placement import alive_nodes
+
+    installed = [plugin for plugin in config.plugins() if plugin.source is None]
+    if not installed:
+        return
+    ask: Any = ray.remote(num_cpus=0, max_retries=1)(_why_missing)
+    nodes = [node for node in alive_nodes().values() if node["Resources"].get("CPU")]
+    places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    answers = [ask.options(scheduling_strategy=place).remote(installed) for place in places]
+    ready, late = ray.wait(answers, num_returns=len(answers), timeout=_ANSWER_S)
+    for reason in ray.get(ready, timeout=_ANSWER_S):
+        if reason:
+            raise UserError(reason)
+    if late:
+        raise UserError(
+            f"{len(late)} of {len(nodes)} nodes did not say within {_ANSWER_S} s whether they have "
+            f"{installed[0].reference}; `fedvsr doctor` checks every node"
+        )
+
+
+def _why_missing(plugins: Sequence[Plugin]) -> str | None:
+    """Why a process on this node cannot use these plug-ins; None if it can."""
+    try:
+        for plugin in plugins:
+            plugin.module()
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def ask_nodes(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
+from fedvsr import plugins
 from fedvsr.config import ExperimentConfig
 from fedvsr.environment import COMMIT_FILE, git_commit
 from fedvsr.errors import UserError
@@ -39,7 +40,8 @@ def build(
 
     Args:
         folder: becomes the job's working directory on every node; must not exist.
-        config: written as `run.yaml`; None for a job that runs no experiment.
+        config: written as `run.yaml`, with the files of its plug-ins; None for a job that runs no
+            experiment.
         include: files and folders to ship too, each under the last part of its path.
         source: ship fedvsr's source; without it, the nodes must have fedvsr installed.
 
@@ -51,7 +53,7 @@ def build(
     for path, name in zip(include, names, strict=True):
         if not path.exists():
             raise UserError(f"--include {path}: there is no such file or folder")
-        if name in {"fedvsr", CONFIG} or names.count(name) > 1:
+        if name in {"fedvsr", CONFIG, plugins.KEPT} or names.count(name) > 1:
             raise UserError(f"--include {path}: the job has another {name} already; rename it")
     if config is not None:
         _require_absolute(config, names)
@@ -69,7 +71,8 @@ def build(
         if commit := git_commit():
             (folder / "fedvsr" / COMMIT_FILE).write_text(commit + "\n")
     if config is not None:
-        (folder / CONFIG).write_text(config.to_yaml())
+        (folder / CONFIG).write_text(config.kept_yaml())
+        plugins.keep(config.plugins(), folder)
     for path, name in zip(include, names, strict=True):
         if path.is_dir():
             shutil.copytree(path, folder / name)

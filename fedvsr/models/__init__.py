@@ -23,9 +23,13 @@ from pydantic import ValidationError
 from fedvsr.errors import FileError, UserError
 from fedvsr.lookup import load, names
 from fedvsr.models.spec import FlowModelConfig, ModelConfig
+from fedvsr.plugins import SHA256, Kind, find_loaded, module_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+KIND = Kind("model", __name__, __name__, {"Config": ModelConfig}, ("spec",), ("Model",))
+"""What a network that is a plug-in must have."""
 
 
 def build(name: str, **config: object) -> nn.Module:
@@ -45,7 +49,7 @@ def build(name: str, **config: object) -> nn.Module:
 
 def build_fresh(config: ModelConfig) -> nn.Module:
     """Build the network of a section with fresh weights, without reading files."""
-    module = load(__name__, config.name)
+    module = module_of(KIND, config)
     if not hasattr(module, "Model"):
         module = import_module(f"{module.__name__}.network")
     network: nn.Module = module.Model(config)
@@ -107,6 +111,22 @@ def load_checkpoint(path: str | Path, config: ModelConfig | None = None) -> nn.M
     return network.eval()
 
 
+COLUMNS = ("network", "sizes", "enlarges", "frames", "pixels", "can be contrasted")
+"""Columns of `rows`; `frames` and `pixels` are those that a training sample needs at least."""
+
+
+def rows() -> list[tuple[str, ...]]:
+    """What each network takes, in `COLUMNS`, those of other installed packages included."""
+    table = list[tuple[str, ...]]()
+    for name, module in KIND.modules().items():
+        config = module.Config()
+        rules = module.spec(config)
+        features = "yes" if rules.features else "no"
+        least = str(rules.min_frames), str(rules.min_size)
+        table.append((name, ", ".join(config.sizes), f"x{rules.scale}", *least, features))
+    return table
+
+
 def packaged(name: str) -> Iterator[ModelConfig]:
     """The packaged configurations of a network."""
     module = load(__name__, name)
@@ -115,7 +135,17 @@ def packaged(name: str) -> Iterator[ModelConfig]:
 
 
 def _section(name: str, settings: Mapping[str, object]) -> ModelConfig:
-    section: ModelConfig = load(__name__, name).Config(**settings)
+    section: ModelConfig
+    if SHA256 in settings:
+        # Whoever wrote them must not choose what is executed.
+        plugin = find_loaded(KIND, settings)
+        if plugin is None:
+            raise UserError(
+                f"{name} is a plug-in; give the run's folder, or the network's file by --model"
+            )
+        section = plugin.module().Config(**{k: v for k, v in settings.items() if k != SHA256})
+    else:
+        section = load(__name__, name).Config(**settings)
     return section
 
 

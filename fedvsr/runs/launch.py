@@ -136,10 +136,11 @@ def on_cluster(
 def _on_cluster(
     run: Run, split: Split, make_executor: Callable[..., Executor] | None
 ) -> Iterator[Event]:
-    from fedvsr.cluster.nodes import require_readable
+    from fedvsr.cluster.nodes import require_plugins, require_readable
     from fedvsr.federation import connection, driver, placement
 
     config = run.config
+    require_plugins(config)
     require_readable(config)
     wanted = placement.ask(
         config.cluster, config.local.num_threads, config.federation.clients_per_round

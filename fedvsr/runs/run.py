@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 
+from fedvsr import plugins
 from fedvsr.checked_text import read_yaml, write_yaml
 from fedvsr.cluster.fetch import forget_folder, record_folder
 from fedvsr.errors import DamagedError, FileError, UserError, skipping
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from fedvsr.report.compare import Comparison
 
 _LOCK = ".lock"
+# Sections of the configuration that decide numbers.
+_SECTIONS = ("seed", "data", "model", "algorithm", "federation", "local", "update", "evaluation")
 
 
 @dataclass(frozen=True)
@@ -178,10 +181,11 @@ def create_run(config: ExperimentConfig, out: Path) -> Run:
 
 
 def open_run(config: ExperimentConfig, folder: Path) -> Run:
-    """The run in a folder. The folder and its `config.yaml` are made if they are missing."""
+    """The run in a folder, which is made with its configuration and plug-ins if it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "config.yaml").exists():
-        write_yaml(folder / "config.yaml", config.to_yaml())
+        plugins.keep(config.plugins(), folder)
+        write_yaml(folder / "config.yaml", config.kept_yaml())
     return Run(folder.name, folder.resolve(), config)
 
 
@@ -189,18 +193,26 @@ def find_run(config: ExperimentConfig, out: Path) -> Run:
     """The newest unfinished run of a configuration under `out`.
 
     A folder whose `config.yaml` is foreign, broken or of another version is skipped, and named.
+    Plug-ins of other runs are not executed.
 
     Raises:
         UserError: there is none.
     """
-    wanted, finished = config.config_hash(), list[str]()
+    from fedvsr.config import LOADED_ONLY
+
+    wanted, finished, changed = config.config_hash(), list[str](), list[str]()
     folders = (path.parent for path in out.glob("[!.]*/config.yaml"))
     for folder in sorted(folders, key=created, reverse=True):
         with skipping(folder):
-            if stored_config(folder).config_hash() == wanted:
+            settings = _settings(folder)
+            if not plugins.are_of(settings, config.plugins()):
+                changed += _changed_plugin(settings, config, folder)
+            elif _validated(folder, settings, LOADED_ONLY).config_hash() == wanted:
                 if not _is_finished(folder):
                     return Run(folder.name, folder.resolve(), config)
                 finished.append(folder.name)
+    if changed:
+        raise UserError(changed[0])
     if finished:
         raise UserError(
             f"the run {finished[0]} of this configuration has finished; leave --resume out to "
@@ -212,20 +224,65 @@ def find_run(config: ExperimentConfig, out: Path) -> Run:
 
 
 def stored_config(folder: Path) -> ExperimentConfig:
-    """The configuration in a run's folder.
+    """The configuration in a run's folder. The plug-ins that the folder keeps are executed.
 
     Raises:
         FileError: it is damaged, edited, foreign or of another version.
     """
-    from fedvsr.config import ExperimentConfig
+    return _validated(folder, _settings(folder))
 
-    path = folder / "config.yaml"
+
+def _settings(folder: Path) -> dict[str, object]:
+    with _explained(folder):
+        return read_yaml(folder / "config.yaml")
+
+
+def _validated(
+    folder: Path, settings: dict[str, object], context: Mapping[str, str] | None = None
+) -> ExperimentConfig:
+    """The configuration of a run's settings; with `config.LOADED_ONLY`, no plug-in is executed."""
+    from fedvsr.config import ExperimentConfig, anchored
+
+    with _explained(folder):
+        return ExperimentConfig.model_validate(anchored(settings, folder), context=context)
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
     try:
-        return ExperimentConfig.model_validate(read_yaml(path))
+        yield
     except DamagedError:
         raise
     except (ValueError, RecursionError) as error:
+        path = folder / "config.yaml"
         raise FileError(path, "is no configuration of this version of fedvsr") from error
+
+
+def _changed_plugin(
+    settings: Mapping[str, Any], config: ExperimentConfig, folder: Path
+) -> Iterator[str]:
+    """Why an unfinished run cannot be resumed, if its settings differ only in a plug-in's file."""
+    own = config.model_dump(mode="json")
+    sections = {plugin.kind: settings.get(plugin.kind) for plugin in config.plugins()}
+    then = {kind: one for kind, one in sections.items() if isinstance(one, Mapping)}
+    others = [key for key in _SECTIONS if key not in sections]
+    if (
+        len(then) < len(sections)
+        or any(settings.get(key) != own[key] for key in others)
+        or _is_finished(folder)
+    ):
+        return
+    for plugin in config.plugins():
+        before = then[plugin.kind].get(plugins.SHA256)
+        same = plugins.stem(str(then[plugin.kind].get("name"))) == plugin.name
+        if same and before not in (None, plugin.sha256):
+            kept = f"--set {plugin.kind}.name={folder / plugin.file}"
+            way_out = f"give {kept}" if plugin.source else "install the earlier version"
+            yield (
+                f"{plugin.reference} has changed since {folder.name} was started (SHA-256 "
+                f"{plugins.shown(plugin.sha256)}, then {plugins.shown(str(before))}): to resume "
+                f"with what it was, {way_out}; to start a new run, leave --resume out"
+            )
 
 
 def _is_finished(folder: Path) -> bool:

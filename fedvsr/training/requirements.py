@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from fedvsr import algorithms
 from fedvsr.errors import UserError
-from fedvsr.lookup import load
-from fedvsr.models import flow_from_scratch
+from fedvsr.models import KIND, flow_from_scratch
 from fedvsr.models.spec import RELEASED_FLOW
+from fedvsr.plugins import module_of
 
 # In the names of all parameters of SpyNet.
 _FLOW_PARAM = "spynet"
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def model_spec(model: ModelConfig) -> ModelSpec:
     """The size rules of the network that a `models/<name>` section configures."""
-    spec: ModelSpec = load("fedvsr.models", model.name).spec(model)
+    spec: ModelSpec = module_of(KIND, model).spec(model)
     return spec
 
 

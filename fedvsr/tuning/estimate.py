@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from fedvsr.config import ExperimentConfig
+from fedvsr.config import LOADED_ONLY, ExperimentConfig
 from fedvsr.data.videos import resolve
 from fedvsr.errors import UserError
 from fedvsr.records import load_results
@@ -144,7 +144,7 @@ def _recorded(results: Path) -> dict[str, float]:
     for row in tables.runs.to_dict("records"):
         # A run of another version may have settings that this one does not know.
         with suppress(ValueError):
-            config = ExperimentConfig.model_validate(json.loads(row["config"]))
+            config = ExperimentConfig.model_validate(json.loads(row["config"]), context=LOADED_ONLY)
             work[row["run_id"]] = _work(config)
     medians = medians[medians.index.isin(work)]
     by_work = medians.groupby(medians.index.map(work)).median()

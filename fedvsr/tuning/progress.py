@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedvsr import journal
-from fedvsr.config import ExperimentConfig
-from fedvsr.errors import UserError, skipping
+from fedvsr import journal, plugins
+from fedvsr.checked_text import read_yaml
+from fedvsr.errors import FileError, UserError, skipping
 from fedvsr.files import replacing
 from fedvsr.runs.run import run_status, stored_config
 from fedvsr.tuning.space import Value
@@ -120,18 +120,19 @@ class TrialMonitor:
         if self._trials is None or self._sweep.scheduler.name == "pbt":
             trials = _started_trials(runs)
         else:
-            trials = [(t.index, t.values, t.config, runs / t.run_id) for t in self._trials]
+            trials = [
+                (t.index, t.values, t.config.federation.num_rounds, runs / t.run_id)
+                for t in self._trials
+            ]
         self._rows = [self._row(*trial) for trial in trials]
 
-    def _row(
-        self, index: int, values: Mapping[str, Value], config: ExperimentConfig, folder: Path
-    ) -> Row:
+    def _row(self, index: int, values: Mapping[str, Value], num_rounds: int, folder: Path) -> Row:
         """A trial's row, which is read again only after a file or the status has changed."""
         names = ("trial.json", "runs.parquet", "rounds.parquet", journal.NAME)
         times = [_changed_at(folder / name) for name in names]
         state = (times, _status(folder) if times[0] else "")
         if self._known.get(folder, (None,))[0] != state:
-            self._known[folder] = state, row_of(self._sweep.name, index, values, config, folder)
+            self._known[folder] = state, row_of(self._sweep.name, index, values, num_rounds, folder)
         return {**self._known[folder][1]}
 
     def _write(self) -> None:
@@ -157,7 +158,7 @@ def current_rows(folder: Path) -> list[Row]:
         if row["status"] in ("running", "interrupted", "pending") and run.is_dir():
             row["status"] = "interrupted"
             with skipping(run):
-                row |= row_of(row["sweep"], row["trial"], {}, stored_config(run), run)
+                row |= row_of(row["sweep"], row["trial"], {}, _num_rounds(run), run)
         rows.append(row)
     return rows
 
@@ -181,20 +182,35 @@ def write_best(sweep: SweepConfig, row: Row, folder: Path) -> Path:
         f"# Trial {row['trial']} ({row['run_id']}) of the sweep {sweep.name}, with "
         f"{column} = {row[column]:.4f} after {row['round_idx']} rounds.\n"
     )
+    best = config.model_copy(update={"name": f"{sweep.name}-best"})
+    plugins.keep(best.plugins(), folder)
     with replacing(folder / "best.yaml") as aside:
-        aside.write_text(text + config.model_copy(update={"name": f"{sweep.name}-best"}).to_yaml())
+        aside.write_text(text + best.kept_yaml())
     return folder / "best.yaml"
 
 
-def _started_trials(runs: Path) -> list[tuple[int, Mapping[str, Value], ExperimentConfig, Path]]:
-    """Number, values, configuration and run of each trial that has started, in that order."""
-    trials = list[tuple[int, Mapping[str, Value], ExperimentConfig, Path]]()
+def _started_trials(runs: Path) -> list[tuple[int, Mapping[str, Value], int, Path]]:
+    """Number, values, rounds and run of each trial that has started, in that order."""
+    trials = list[tuple[int, Mapping[str, Value], int, Path]]()
     for index, folder in enumerate(newest_runs(runs).values()):
         with skipping(folder):
             note = Note.read(folder)
             assert note is not None
-            trials.append((index, note.values, stored_config(folder), folder))
+            trials.append((index, note.values, _num_rounds(folder), folder))
     return trials
+
+
+def _num_rounds(run: Path) -> int:
+    """Rounds of a run, by its configuration, of which no plug-in is executed.
+
+    Raises:
+        FileError: the configuration is damaged or foreign.
+    """
+    federation = read_yaml(run / "config.yaml").get("federation")
+    num_rounds = federation.get("num_rounds") if isinstance(federation, dict) else None
+    if not isinstance(num_rounds, int):
+        raise FileError(run / "config.yaml", "is no configuration of fedvsr")
+    return num_rounds
 
 
 def _note(folder: Path) -> Note | None:

@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,9 +22,11 @@ from ray.tune.search import BasicVariantGenerator, Searcher, create_searcher
 from fedvsr.checked_text import read_json, write_json
 from fedvsr.errors import DamagedError, FileError, UserError
 from fedvsr.files import missing_folders, remove_folders, remove_temporaries
+from fedvsr.plugins import KEPT
 from fedvsr.runs.run import run_status
 from fedvsr.tuning.expressions import tidy
 from fedvsr.tuning.past import Asha, Median, Past, ResumedSearcher, read_past
+from fedvsr.tuning.pins import keep, require_same
 from fedvsr.tuning.progress import Outcome
 from fedvsr.tuning.space import Dimension
 from fedvsr.tuning.sweep import SweepConfig, Trial, describe, save_sweep, saved_sweep
@@ -60,8 +63,11 @@ def opened(sweep: SweepConfig, folder: Path, resume: bool) -> Iterator[None]:
                 f"{folder} holds a sweep of this name; --resume resumes it, --name starts one of "
                 "another name"
             )
+        before = saved_sweep(path)
+        require_same(before.plugins, sweep.plugins, folder)
         # Compared as text, because the order of keys numbers the trials.
-        if saved_sweep(path).model_dump_json() != sweep.model_dump_json():
+        texts = [one.model_dump_json(exclude={"plugins"}) for one in (before, sweep)]
+        if texts[0] != texts[1] or before.plugins.keys() != sweep.plugins.keys():
             raise UserError(
                 f"{path} is another sweep: the file or --set has changed; give what it was started "
                 "with, or start a new sweep by --name"
@@ -76,13 +82,15 @@ def opened(sweep: SweepConfig, folder: Path, resume: bool) -> Iterator[None]:
     try:
         remove_temporaries(folder)
         if not path.exists():
-            save_sweep(sweep, path)
+            kept = keep(sweep.plugins, folder)
+            save_sweep(sweep.model_copy(update={"plugins": kept}), path)
         yield
     except Exception:
         # Whatever refused it before it began, for example data that is missing.
         if not resume and not (folder / _TUNE).exists():
             for made in (path, folder / _LIMIT, folder / ".lock"):
                 made.unlink(missing_ok=True)
+            shutil.rmtree(folder / KEPT, ignore_errors=True)
             remove_folders(new)
         raise
     finally:

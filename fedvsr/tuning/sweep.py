@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from fedvsr import yaml12
+from fedvsr import plugins, yaml12
 from fedvsr.checked_text import require_yaml, write_yaml
 from fedvsr.config import ExperimentConfig, explain, load_effective, parse_override
 from fedvsr.errors import UserError
@@ -21,12 +21,13 @@ from fedvsr.metrics import METRICS
 from fedvsr.section import NAME, Section, short
 from fedvsr.seeding import generator
 from fedvsr.tuning.expressions import evaluate, names_in
+from fedvsr.tuning.pins import Pin, Pins
 from fedvsr.tuning.space import MAX_TRIALS, Dimension, Value, flat, nested
 from fedvsr.tuning.table import require_scored
 
 # Draws without a new trial, after which the space counts as exhausted.
 _MAX_REDRAWS = 100
-_BASE, _SEED = "base", "seed"
+_BASE, _SEED, _PLUGINS = "base", "seed", "plugins"
 # Sections whose settings population-based training may change in the middle of a run.
 _CHANGEABLE = ("algorithm", "local", "update")
 
@@ -139,6 +140,10 @@ class SweepConfig(Section):
         SchedulerConfig(), description="Which trials are stopped early."
     )
     searcher: SearcherConfig = Field(SearcherConfig(), description="How trials are chosen.")
+    plugins: dict[str, Pin] = Field(
+        {},
+        description="Files of plug-ins by kind and name, and their SHA-256; filled in by fedvsr.",
+    )
     executor: Literal["ray", "serial"] = Field(
         "ray",
         description="ray: a trial's clients are actors in its slots. serial: they train one by one "
@@ -289,6 +294,7 @@ def load_sweep(path: Path, overrides: Iterable[str] = (), name: str | None = Non
     space = settings.get("space")
     if isinstance(space, dict) and isinstance(space.get(_BASE), dict):
         space[_BASE] = {how: _beside(path, given) for how, given in space[_BASE].items()}
+    pins = _pin(settings, path.parent)
     try:
         config = SweepConfig.model_validate(settings)
     except ValidationError as error:
@@ -296,12 +302,35 @@ def load_sweep(path: Path, overrides: Iterable[str] = (), name: str | None = Non
         raise UserError(f"{path}: {explain(error, has_overrides=False)}") from None
     changes: dict[str, Any] = {}
     for override in overrides:
-        changes |= flat(dict([parse_override(override)]))
+        changes |= flat(pins.settings(dict([parse_override(override)]), Path.cwd()))
     swept = [*config.swept, *config.constraints, *([_SEED] if config.seeds else [])]
     for key in changes:
         if key in swept:
             raise UserError(f"--set {key}: it is swept by {path}; change it there")
-    return config.model_copy(update={"set": flat(config.set) | changes})
+    changed = {"set": flat(config.set) | changes, "plugins": {**config.plugins, **pins.pins}}
+    return config.model_copy(update=changed)
+
+
+def _pin(settings: dict[str, Any], folder: Path) -> Pins:
+    """Pin the files of plug-ins that a sweep file's settings name; they then hold only names."""
+    pins = Pins()
+    if saved := settings.get(_PLUGINS):
+        for pin in saved.values() if isinstance(saved, dict) else ():
+            if isinstance(pin, dict) and plugins.is_file(pin.get("file")):
+                pin["file"] = plugins.beside(folder, pin["file"])
+    if _PLUGINS not in settings:
+        for key in ("set", "space"):
+            if key in settings:
+                settings[key] = pins.settings(settings[key], folder)
+        space = settings.get("space")
+        swept = space.get(_BASE) if isinstance(space, dict) else None
+        lists = swept.values() if isinstance(swept, dict) else ()
+        pins.bases([settings.get(_BASE), *(one for bases in lists for one in _as_list(bases))])
+    return pins
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def save_sweep(config: SweepConfig, path: Path) -> None:
@@ -372,7 +401,7 @@ def make_trial(sweep: SweepConfig, index: int, point: Mapping[str, Value]) -> Tr
         changes = [*as_overrides(sweep.set), *as_overrides(settings), f"name={sweep.name}"]
         if sweep.executor == "serial":
             changes += ["cluster.slots=1", "cluster.gpu_share=0"]
-        config, unused = load_effective(base, changes)
+        config, unused = load_effective(base, changes, sweep.plugins)
         require_scored(sweep.metric, config)
         own = {*flat(sweep.set), *flat(settings)}
         return Trial(index, values, config, tuple(key for key in unused if key in own))

@@ -214,7 +214,7 @@ def _means(evaluations: pa.Table) -> dict[str, dict[str, float]]:
 
 
 def row_of(
-    sweep: str, index: int, values: Mapping[str, Value], config: ExperimentConfig, folder: Path
+    sweep: str, index: int, values: Mapping[str, Value], num_rounds: int, folder: Path
 ) -> dict[str, Any]:
     """A trial's row of `trials.parquet`, read from its run's folder, which may be missing.
 
@@ -225,7 +225,7 @@ def row_of(
         "trial": index,
         "run_id": folder.name,
         "status": "pending",
-        "num_rounds": config.federation.num_rounds,
+        "num_rounds": num_rounds,
         "round_idx": 0,
         "attempts": 0,
         **values,

@@ -69,7 +69,7 @@ def test_documented_commands_and_settings_exist(where: str, words: list[str]) ->
             settings, source = given.get("settings"), given.get("source")
             if name == "run" and source and not source.endswith(".yaml"):
                 assert source in presets(), f"{where}: no preset {source}"
-            examples = {"algorithm.name=fedexp", "model.name=conv3d"}
+            examples = {"algorithm.name=./fedexp.py", "model.name=./conv3d.py"}
             if settings and source in presets() and not examples & set(settings):
                 load_config(source, settings)
 

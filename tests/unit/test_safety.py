@@ -14,6 +14,8 @@ import pytest
 import torch
 
 import fedvsr as package
+from fedvsr import plugins, yaml12
+from fedvsr.checked_text import read_yaml, write_yaml
 from fedvsr.cluster import archive
 from fedvsr.cluster.fetch import JOB_VARIABLE, record_run
 from fedvsr.errors import UserError
@@ -204,6 +206,46 @@ def test_no_command_unpickles_what_lies_in_its_folders(
         # Only the files that are bombs themselves are refused, and a sweep without trials.
         bombs = {command for command in COMMANDS if "planted" in "".join(command)}
         assert refused - {TUNE_REPORT} == bombs
+
+
+READ = [
+    ("list", "--out", "{out}"),
+    ("show", "{run}"),
+    ("watch", "{run}"),
+    ("report", "{out}", "--format", "md", "--out", "{out}/report"),
+    # It has no score yet.
+    ("tune-report", "{sweep}"),
+    # Of another configuration.
+    ("run", "{small}", "--executor", "serial", "--out", "{out}", "--resume"),
+]
+
+
+def test_reading_results_executes_no_plugin_that_they_keep(
+    undisturbed: Path, small_yaml: Path, tmp_path: Path
+) -> None:
+    mark, out = tmp_path / "executed", tmp_path / "out"
+    run = Path(shutil.copytree(undisturbed, out / undisturbed.name))
+    sweep = out / "sweeps" / "s"
+    shutil.copytree(undisturbed, sweep / "runs" / "one")
+    for folder in (run, sweep / "runs" / "one"):
+        path = folder / "plugins" / "algorithm" / "bomb.py"
+        path.parent.mkdir(parents=True)
+        path.write_text(f"open({str(mark)!r}, 'w').close()\n")
+        settings = read_yaml(folder / "config.yaml")
+        sha256 = plugins.read("algorithm", path).sha256
+        settings["algorithm"] = {"name": "plugins/algorithm/bomb.py", "sha256": sha256}
+        write_yaml(folder / "config.yaml", yaml12.dump(settings))
+    row = {"sweep": "s", "trial": 0, "run_id": "one", "status": "running", "num_rounds": 3}
+    write_trials(sweep / "trials.parquet", [row | {"round_idx": 0, "attempts": 1}], [])
+    saved = "name: s\nbase: demo\nspace: {seed: {grid: [1, 2]}}\nplugins: {}\n"
+    write_yaml(sweep / "sweep.yaml", saved)
+    known = {"out": out, "run": run, "sweep": sweep, "small": small_yaml}
+    codes = [fedvsr(*(part.format(**known) for part in command)) for command in READ]
+    assert not mark.exists()
+    assert codes == [0, 0, 0, 0, 2, 2]
+    # What uses the network executes it, as the page on plug-ins says.
+    assert fedvsr("export", str(run), "--to", "torch", "--out", str(out / "x.pth")) == 2
+    assert mark.exists()
 
 
 def test_no_secret_of_the_environment_is_recorded(

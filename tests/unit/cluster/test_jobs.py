@@ -15,6 +15,7 @@ from fedvsr.cluster import job_server, jobs
 from fedvsr.cluster import package as job_package
 from fedvsr.errors import UserError
 from tests.unit.cli.test_cli import fedvsr
+from tests.unit.test_plugins import forget, write
 
 
 def test_a_package_runs_from_its_own_folder(small_yaml: Path, tmp_path: Path) -> None:
@@ -47,6 +48,17 @@ def test_an_installed_source_is_not_shipped(small_yaml: Path, tmp_path: Path) ->
     experiment = config.load_config(str(small_yaml))
     built = job_package.build(tmp_path / "package", experiment, [], source=False)
     assert set(built.sizes) == {"run.yaml"}
+
+
+def test_a_plugins_file_is_in_the_package(small_yaml: Path, tmp_path: Path) -> None:
+    path = write(tmp_path, "mean")
+    experiment = config.load_config(str(small_yaml), [f"algorithm.name={path}"])
+    built = job_package.build(tmp_path / "package", experiment, [], source=False)
+    assert set(built.sizes) == {"run.yaml", "plugins"}
+    path.unlink()
+    forget("mean")
+    inside = config.load_config(str(built.folder / "run.yaml"))
+    assert inside.config_hash() == experiment.config_hash()
 
 
 def test_a_package_that_is_too_large_names_its_largest_files(

@@ -64,7 +64,7 @@ def test_finished_and_stopped_trials_are_not_started_again(
     assert points == [{"trial": 2, "local.lr": 0.3}, {"trial": 3, "local.lr": 0.4}]
     assert num_new == 0
     stopped = trials[1]
-    row = row_of("s", 1, stopped.values, stopped.config, tmp_path / stopped.run_id)
+    row = row_of("s", 1, stopped.values, 3, tmp_path / stopped.run_id)
     assert row["status"] == STOPPED_EARLY
     # A searcher proposes what it was asked for, minus what has started.
     searched = sweep_of(Path(sweep.base), searcher={"name": "optuna", "num_samples": 5})

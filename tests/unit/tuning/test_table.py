@@ -35,8 +35,7 @@ def finished(small_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_a_finished_trials_row_has_the_scores_of_its_run(finished: Path) -> None:
     run = read_run(finished)
     assert run is not None
-    config = load_config(str(finished / "config.yaml"))
-    row = row_of("s", 3, {"algorithm.name": "fedavg"}, config, finished)
+    row = row_of("s", 3, {"algorithm.name": "fedavg"}, 3, finished)
     scores = (
         pd.read_parquet(finished / "evaluations.parquet").groupby("round_idx")["psnr_db"].mean()
     )
@@ -73,15 +72,14 @@ def test_no_mean_mixes_two_test_sets(finished: Path, tmp_path: Path) -> None:
 
 
 def test_a_trial_that_has_not_started_is_pending(small_yaml: Path, tmp_path: Path) -> None:
-    row = row_of("s", 0, {"a": 1}, load_config(str(small_yaml)), tmp_path / "none")
+    row = row_of("s", 0, {"a": 1}, 3, tmp_path / "none")
     assert (row["status"], row["round_idx"], row["a"]) == ("pending", 0, 1)
 
 
 def test_every_column_is_described_and_typed(finished: Path, tmp_path: Path) -> None:
-    config = load_config(str(finished / "config.yaml"))
     rows = [
-        row_of("s", 0, {"x": 1, "y": 0.5, "z": "w", "m": 1}, config, finished),
-        row_of("s", 1, {"x": 2, "y": 1, "z": "v", "m": "reds4"}, config, tmp_path / "pending"),
+        row_of("s", 0, {"x": 1, "y": 0.5, "z": "w", "m": 1}, 3, finished),
+        row_of("s", 1, {"x": 2, "y": 1, "z": "v", "m": "reds4"}, 3, tmp_path / "pending"),
     ]
     path = tmp_path / "trials.parquet"
     write_trials(path, rows, ["x", "y", "z", "m"])

@@ -1,0 +1,238 @@
+"""The contract of every algorithm, in parts; each takes the algorithm and a folder for clips."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedvsr import algorithms
+from fedvsr.algorithms.base import Batch, FedAvg, LocalRound, start
+from fedvsr.contracts import require, require_close, samples
+from fedvsr.data.clips import Clip
+from fedvsr.losses import charbonnier, high_frequency
+from fedvsr.messages import ClientReport, ClientTask, Round
+from fedvsr.models import tiny
+from fedvsr.params import FloatVector, ParamTable, flatten, load_flat
+from fedvsr.training.config import LocalConfig
+from fedvsr.training.local import LocalTrainer
+from fedvsr.training.updates import incoming
+
+# Not the first round, and two tensors.
+_ROUND = Round(2, 10, num_clients=8, num_sampled=6, tensors=(slice(0, 30), slice(30, 100)))
+_MODEL = tiny.Config(channels=4, blocks=1)
+_LOCAL = LocalConfig(steps=3, batch_size=2, num_frames=3, crop=32, lr=2e-3)
+
+
+def settings_can_be_sent(algorithm: FedAvg, _: Path) -> None:
+    """Its settings can be pickled, by which they reach the clients."""
+    require(bool(pickle.dumps(algorithm.config)), "its settings cannot be pickled")
+
+
+def names_its_source_and_its_vectors(algorithm: FedAvg, _: Path) -> None:
+    """It says where it is published, and sends only vectors that the server has."""
+    require(bool(getattr(algorithm, "source", "")), "Algorithm.source is empty")
+    require(bool(type(algorithm).__doc__), "Algorithm has no docstring")
+    has = {"params", *algorithm.server_state}
+    require(
+        set(algorithm.broadcast) <= has,
+        f"broadcast = {algorithm.broadcast} names vectors that server_state does not",
+    )
+
+
+def weights_follow_their_client(algorithm: FedAvg, _: Path) -> None:
+    """A client's weight does not depend on its place in the round; weights sum to 1 at most."""
+    reports = [_report(0, 0.3, 4), _report(1, 0.1, 8), _report(2, 0.2, 2)]
+    weights = algorithm.weights(reports, 10)
+    require(0 < sum(weights) <= 1 + 1e-9, f"the weights sum to {sum(weights):g}, not to 0 to 1")
+    turned = algorithm.weights(reports[::-1], 10)
+    require_close(turned, weights[::-1], "weights in another order", rtol=1e-6, atol=1e-12)
+
+
+def equal_clients_weigh_the_same_and_give_their_own_vector(algorithm: FedAvg, _: Path) -> None:
+    """Six equal uploads aggregate to that upload, times the sum of the weights."""
+    weights = algorithm.weights([_report(i, 0.2) for i in range(6)], 10)
+    require_close(weights, [weights[0]] * 6, "weights of equal clients", rtol=1e-6, atol=1e-12)
+    random = np.random.default_rng(0)
+    upload = {name: random.random(100).astype(np.float32) for name in algorithm.upload}
+    server = start(algorithm, np.zeros(100, np.float32))
+    result = algorithm.aggregate([upload] * 6, weights, server, _ROUND).vectors
+    # What the weights lack to 1 is the share of the global network, here zeros.
+    own = np.zeros(100) if algorithm.personal else upload["params"]
+    expected = sum(weights) * own
+    require_close(result["params"], expected, "the mean of equal uploads", rtol=1e-5)
+
+
+def the_server_changes_no_argument_and_stays_if_no_client_moved(algorithm: FedAvg, _: Path) -> None:
+    """Vectors are read-only on the server; it keeps its parameters if the clients do."""
+    params = np.random.default_rng(1).standard_normal(100).astype(np.float32)
+    server = start(algorithm, params)
+    upload = server | dict.fromkeys(set(algorithm.upload) - {"params"}, np.zeros_like(params))
+    for vector in (*server.values(), *upload.values()):
+        vector.flags.writeable = False
+    weights = algorithm.weights([_report(i, 0.2) for i in range(6)], 10)
+    aggregated = algorithm.aggregate(iter([upload] * 6), weights, server, _ROUND)
+    after = algorithm.server_step(
+        server, aggregated.vectors, Round(1, 10, 8, 6, (slice(0, 60), slice(60, 100)))
+    )
+    require(set(after) == set(server), f"the server has {sorted(after)}, not {sorted(server)}")
+    # Adaptive servers divide rounding errors by tau.
+    require_close(after["params"], params, "parameters after no client moved", atol=1e-5)
+
+
+def order_of_clients_does_not_matter(algorithm: FedAvg, _: Path) -> None:
+    """The aggregate is the same in any order of clients, up to rounding."""
+    random = np.random.default_rng(2)
+    uploads = [
+        {name: random.random(100).astype(np.float32) for name in algorithm.upload} for _ in range(6)
+    ]
+    reports = [_report(i, 0.1 + 0.1 * i, 1 + i) for i in range(6)]
+    server = start(algorithm, np.zeros(100, np.float32))
+
+    def outcome(order: list[int]) -> FloatVector:
+        weights = algorithm.weights([reports[i] for i in order], 10)
+        chosen = [uploads[i] for i in order]
+        return algorithm.aggregate(chosen, weights, server, _ROUND).vectors["params"]
+
+    turned, straight = outcome([3, 1, 0, 5, 4, 2]), outcome([*range(6)])
+    require_close(turned, straight, "aggregates in two orders", rtol=1e-7, atol=1e-6)
+
+
+def descending_the_local_loss_lowers_it(algorithm: FedAvg, _: Path) -> None:
+    """A step against the gradient of the local loss lowers it."""
+    generator = torch.Generator().manual_seed(0)
+    gt = torch.rand(1, 2, 3, 8, 8, generator=generator)
+    sr = torch.rand(1, 2, 3, 8, 8, generator=generator).requires_grad_()
+
+    def loss() -> torch.Tensor:
+        return algorithm.local_loss(Batch(charbonnier(sr, gt), sr, gt))
+
+    before = loss()
+    (slope,) = torch.autograd.grad(before, sr)
+    with torch.no_grad():
+        sr -= 5 * slope
+    after = loss()
+    require(bool(after < before), f"from {before.item():g} to {after.item():g}")
+
+
+def takes_the_detail_loss_and_the_proximal_term(algorithm: FedAvg, _: Path) -> None:
+    """`lambda_hifr` and `mu` have their effect, unless the method leaves no choice of them."""
+    settings = {"lambda_hifr": 0.5, "mu": 0.25}
+    both = algorithms.build(type(algorithm.config)(**settings))
+    generator = torch.Generator().manual_seed(0)
+    sr, gt = (torch.rand(1, 2, 3, 8, 8, generator=generator) for _ in range(2))
+    loss = both.local_loss(Batch(charbonnier(sr, gt), sr, gt)).item()
+    expected = charbonnier(sr, gt) + 0.5 * high_frequency(sr, gt, both.config.dwt)
+    require_close(loss, expected.item(), "the loss with lambda_hifr = 0.5", rtol=1e-6)
+    # w = (3, 1), w_t = (1, 1): the pull is mu (2, 0) and the penalty mu / 2 * 4.
+    parameter = torch.nn.Parameter(torch.tensor([3.0, 1.0]))
+    parameter.grad = torch.zeros(2)
+    shared = {name: [torch.zeros(2)] for name in both.broadcast} | {"params": [torch.ones(2)]}
+    penalty = both.correct_gradients(LocalRound([parameter], shared, {}, {}, 1, 1), 0)
+    require_close(penalty, 0.5, "the penalty with mu = 0.25", rtol=1e-6)
+    require_close(parameter.grad.tolist(), [0.5, 0.0], "the pull with mu = 0.25")
+
+
+def a_round_of_training_is_whole_and_repeats(algorithm: FedAvg, folder: Path) -> None:
+    """A client sends and remembers what is declared, and the same task gives the same bits."""
+    clips = _clips(folder)[:2]
+    trainer = LocalTrainer(_MODEL, algorithm.config, _LOCAL)
+    server = start(algorithm, flatten(trainer.network))
+    shared = {name: server[name] for name in algorithm.broadcast}
+    task = ClientTask(client_id=0, round_idx=1, num_rounds=2, seed=5)
+    report, update = trainer.train(task, shared, {}, clips)
+    for what, got, declared in (
+        ("sends", update.upload, algorithm.upload),
+        ("remembers", update.state, algorithm.client_state),
+    ):
+        require(set(got) == set(declared), f"{what} {sorted(got)}, declared {sorted(declared)}")
+    sent = sum(vector.nbytes for vector in update.upload.values())
+    require(report.upload_bytes == sent, f"upload_bytes is {report.upload_bytes}, not {sent}")
+    require(report.update_norm > 0, "the client has not moved")
+    # A second round, twice, with what the client remembers.
+    later = dataclasses.replace(task, round_idx=2)
+    _, one = trainer.train(later, shared, update.state, clips)
+    _, two = trainer.train(later, shared, update.state, clips)
+    for name, vector in one.upload.items():
+        same = np.asarray(vector).tobytes() == np.asarray(two.upload[name]).tobytes()
+        require(same, f"the same task gave two different vectors {name}")
+
+
+def a_round_lowers_the_loss(algorithm: FedAvg, folder: Path) -> None:
+    """Six clients of one clip each, from a network whose last layer is off by noise.
+
+    FedAvg lowers it by 20 %. Server optimisers start slowly by design, but a method that hardly
+    moves has wrong settings.
+    """
+    clips = _clips(folder)
+    local = _LOCAL.model_copy(update={"steps": 8})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        trainer = LocalTrainer(_MODEL, algorithm.config, local)
+        last = trainer.network.get_parameter("to_pixels.bias")
+        torch.nn.init.normal_(last, std=0.05)
+    server = start(algorithm, flatten(trainer.network))
+    shared = {name: server[name] for name in algorithm.broadcast}
+    reports, updates = [], []
+    for i, clip in enumerate(clips):
+        task = ClientTask(client_id=i, round_idx=1, num_rounds=5, seed=i)
+        client_report, update = trainer.train(task, shared, {}, [clip])
+        reports.append(client_report)
+        updates.append(update)
+    before = _loss_on(trainer, server["params"], clips)
+    if algorithm.personal:
+        losses = [
+            _loss_on(trainer, u.state["params"], [c]) for u, c in zip(updates, clips, strict=True)
+        ]
+        after = sum(losses) / len(losses)
+    else:
+        weights = algorithm.weights(reports, 5)
+        uploads = [{n: incoming(v, server["params"]) for n, v in u.upload.items()} for u in updates]
+        round_info = Round(1, 5, 6, 6, ParamTable.of(trainer.network).slices())
+        aggregated = algorithm.aggregate(uploads, weights, server, round_info)
+        moved = algorithm.server_step(server, aggregated.vectors, round_info)
+        after = _loss_on(trainer, moved["params"], clips)
+    part = 0.98 if "second_moment" in algorithm.server_state else 0.9
+    require(after < part * before, f"from {before:.4f} to {after:.4f}, not below {part:g} of it")
+
+
+CONTRACTS: tuple[Callable[[FedAvg, Path], None], ...] = (
+    settings_can_be_sent,
+    names_its_source_and_its_vectors,
+    weights_follow_their_client,
+    equal_clients_weigh_the_same_and_give_their_own_vector,
+    the_server_changes_no_argument_and_stays_if_no_client_moved,
+    order_of_clients_does_not_matter,
+    descending_the_local_loss_lowers_it,
+    takes_the_detail_loss_and_the_proximal_term,
+    a_round_of_training_is_whole_and_repeats,
+    a_round_lowers_the_loss,
+)
+
+
+def _report(client_id: int, loss: float, num_samples: int = 4) -> ClientReport:
+    return ClientReport(
+        client_id, 1, num_samples, 2, loss, loss, 0.1, loss, 0.1, 2.0, lipschitz=1, update_norm=1
+    )
+
+
+def _clips(folder: Path) -> list[Clip]:
+    return samples.clips(folder, num_clips=6, clip_frames=4, height=48, width=64)
+
+
+def _loss_on(trainer: LocalTrainer, params: FloatVector, clips: Sequence[Clip]) -> float:
+    """Mean L_VSR over whole clips."""
+    load_flat(trainer.network, params)
+    losses = []
+    for clip in clips:
+        lq, gt = (
+            torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2)[None] / 255
+            for frames in (clip.lq(), clip.gt())
+        )
+        with torch.no_grad():
+            losses.append(charbonnier(trainer.network(lq), gt).item())
+    return sum(losses) / len(losses)
