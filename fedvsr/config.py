@@ -21,6 +21,7 @@ from fedvsr.federation.config import ClusterConfig
 from fedvsr.federation.privacy import require_private
 from fedvsr.federation.sampling import FederationConfig
 from fedvsr.inference.config import EvaluationConfig
+from fedvsr.loggers.config import LoggingConfig
 from fedvsr.lookup import did_you_mean, load, names
 from fedvsr.section import NAME, Section, Unused, short, show
 from fedvsr.training.config import LocalConfig
@@ -67,6 +68,7 @@ _NO_NUMBER: dict[str, Any] = {
     "description": True,
     "checkpoint": True,
     "cluster": True,
+    "logging": True,
     "data": {"cache_dir": True},
     "local": {"num_workers": True, "cuda_graphs": True, "deterministic": True},
     "evaluation": {"metric_weights": True},
@@ -96,6 +98,7 @@ class ExperimentConfig(Section):
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="Scoring.")
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="Saving the state.")
     cluster: ClusterConfig = Field(ClusterConfig(), description="Where clients run.")
+    logging: LoggingConfig = Field(LoggingConfig(), description="TensorBoard, MLflow, W&B.")
 
     @model_validator(mode="before")
     @classmethod
