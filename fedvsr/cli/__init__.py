@@ -12,6 +12,7 @@ import typer
 
 from fedvsr import __version__
 from fedvsr.cli import (
+    cluster,
     data,
     doctor,
     frames,
@@ -75,6 +76,7 @@ app.command()(report.report)
 app.command()(report.watch)
 app.command()(report.export)
 app.add_typer(data.app, name="data", no_args_is_help=True)
+app.add_typer(cluster.app, name="cluster", no_args_is_help=True)
 app.command()(jobs.submit)
 app.command()(jobs.jobs)
 app.command()(jobs.logs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 from typing import Literal
 
@@ -77,3 +78,18 @@ def require_packages(config: LoggingConfig) -> None:
             raise UserError(
                 f"logging.{name} needs the package {_PACKAGES[name]}: pip install 'fedvsr[{name}]'"
             )
+
+
+def require_lasting(config: LoggingConfig) -> None:
+    """Check that a job, whose own folder is removed, leaves what it logs.
+
+    Raises:
+        UserError: MLflow's files would be in that folder.
+    """
+    uri = config.mlflow.tracking_uri if config.mlflow else None
+    path = re.sub(r"^(sqlite:///|file:(//)?)", "", uri or "/")
+    if not path.startswith("/") and "://" not in path:
+        raise UserError(
+            f"logging.mlflow.tracking_uri = {uri} is relative, and a job runs in its own folder; "
+            "give the absolute path on the cluster, or leave it out"
+        )

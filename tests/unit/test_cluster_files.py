@@ -106,7 +106,7 @@ KUBERAY = {
         "template",
     ),
 }
-# What the operator refuses with SidecarMode, and with a token (controllers/ray/utils/validation.go).
+# What the operator refuses with SidecarMode (ray-operator/controllers/ray/utils/validation.go).
 NOT_WITH_SIDECAR = {"clusterSelector", "submitterConfig", "submitterPodTemplate"}
 
 
