@@ -30,7 +30,6 @@ from fedvsr.errors import DamagedError, UserError
 from fedvsr.limits import ANSWER_S
 
 HOST = "127.0.0.1"
-PREFERRED_PORT = 8265
 # Seconds that a head may take to start, and its processes to end when they are asked to.
 _START_S, _END_S, _POLL_S = 90.0, 30.0, 0.2
 _STATE, _TOKEN, _LOG, _LOCK = "head.json", "token", "head.log", ".lock"
@@ -268,14 +267,11 @@ def _wait(address: str, process: subprocess.Popen[bytes]) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that are free now, the first of them the usual one of a job server if it is."""
+    """Ports that are free now."""
     sockets = [socket.socket() for _ in range(count)]
     try:
-        for number, opened in enumerate(sockets):
-            try:
-                opened.bind((HOST, 0 if number else PREFERRED_PORT))
-            except OSError:
-                opened.bind((HOST, 0))
+        for opened in sockets:
+            opened.bind((HOST, 0))
         return [int(opened.getsockname()[1]) for opened in sockets]
     finally:
         for opened in sockets:
