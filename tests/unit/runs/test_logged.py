@@ -18,6 +18,7 @@ from fedvsr.loggers.tensorboard import read
 from fedvsr.records import load_results, read_run
 from fedvsr.runs.events import Event, RoundRecorded
 from fedvsr.runs.launch import launch, prepare_data
+from fedvsr.runs.logged import _past
 from fedvsr.runs.run import Run, create_run
 from tests.integration.equality import assert_equal_runs
 from tests.integration.running import split_of
@@ -96,6 +97,20 @@ def test_a_stopped_run_continues_its_curves(
 
     assert_equal_runs(undisturbed, run.folder)
     assert read_run(run.folder)["config_hash"] == small.config_hash()  # type: ignore[index]
+
+
+def test_rounds_of_the_tables_are_those_of_the_events(undisturbed: Path) -> None:
+    rounds = load_results(undisturbed).rounds.set_index("round_idx")
+    # A checkpoint of round 2: later rounds are repeated, and come as events.
+    past = list(_past(undisturbed, until=2, after=0))
+    assert [finished.round_idx for finished in past] == [1, 2]
+    for finished in past:
+        row = rounds.loc[finished.round_idx]
+        assert finished.values["train/loss"] == row["loss"]
+        assert finished.values["test/held-out/psnr_db"] == pytest.approx(row["psnr_db"])
+        assert finished.values["seconds/train_s"] == row["train_s"]
+    assert [finished.round_idx for finished in _past(undisturbed, until=0, after=-1)] == [0]
+    assert list(_past(undisturbed, until=2, after=2)) == []
 
 
 def test_a_logger_that_fails_is_told_and_changes_nothing(
