@@ -31,6 +31,7 @@ from fedvsr.federation.config import ClusterConfig
 from fedvsr.federation.privacy import require_private
 from fedvsr.federation.sampling import FederationConfig
 from fedvsr.inference.config import EvaluationConfig
+from fedvsr.loggers.config import LoggingConfig
 from fedvsr.lookup import did_you_mean, load, names
 from fedvsr.notice import require_command
 from fedvsr.plugins import SHA256, Kind, Plugin
@@ -95,6 +96,7 @@ _NO_NUMBER: dict[str, Any] = {
     "checkpoint": True,
     "cluster": True,
     "on_finish": True,
+    "logging": True,
     "data": {"cache_dir": True},
     "local": {"num_workers": True, "cuda_graphs": True, "deterministic": True},
     "evaluation": {"metric_weights": True},
@@ -129,6 +131,7 @@ class ExperimentConfig(Section):
         description="Command to call when the run, or its sweep, ends in whatever way, e.g. "
         'notify-send "{run_id} {status}".',
     )
+    logging: LoggingConfig = Field(LoggingConfig(), description="TensorBoard, MLflow, W&B.")
 
     @model_validator(mode="before")
     @classmethod

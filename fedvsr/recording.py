@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -89,6 +90,10 @@ class RunRecords:
         done = bool(rows) and all(row.get("evaluate_s") is not None for row in rows)
         # The file of scores may have been deleted.
         return done and (not due or bool(self._tables["evaluations"].of_round(round_idx)))
+
+    def of_round(self, name: str, round_idx: int) -> list[dict[str, Any]]:
+        """The rows of a round in a table that grows by rounds."""
+        return self._tables[name].of_round(round_idx)
 
     def add_fault(self, row: Row) -> None:
         """Add a failure. Failures stay when their round is repeated, because they happened."""

@@ -14,6 +14,7 @@ from fedvsr import __version__
 from fedvsr.cli import (
     archive,
     check,
+    cluster,
     dashboard,
     data,
     doctor,
@@ -80,6 +81,7 @@ app.command()(report.watch)
 app.command()(dashboard.dashboard)
 app.command()(report.export)
 app.add_typer(data.app, name="data", no_args_is_help=True)
+app.add_typer(cluster.app, name="cluster", no_args_is_help=True)
 app.command()(jobs.submit)
 app.command()(jobs.jobs)
 app.command()(jobs.logs)

@@ -36,16 +36,19 @@ def doctor(
         typer.Option(
             metavar="auto|HOST:PORT|http://HEAD:8265",
             help="Cluster to check: the one this machine belongs to, or another by its job server. "
-            "Default: RAY_ADDRESS, else only this machine.",
+            "Default: RAY_ADDRESS, or that of `fedvsr cluster up`, else only this machine.",
         ),
     ] = None,
 ) -> None:
     """Check this machine, or every node of a cluster; exit with 1 if a check fails."""
     from fedvsr.cluster import doctor as checks
+    from fedvsr.cluster import local_head
     from fedvsr.config import load_config
 
     config = load_config(source, settings or ()) if source else None
     address = address or os.environ.get("RAY_ADDRESS")
+    if address is None and (head := local_head.find()):
+        address = head.address
     if address and address.startswith("http"):
         _check_by_job(config, address)
     if address:

@@ -27,11 +27,16 @@ AddressOption = Annotated[
     typer.Option(
         "--address",
         metavar="http://HEAD:8265",
-        help="Job server of the cluster's head. Default: RAY_API_SERVER_ADDRESS, else this "
-        "machine's.",
+        help="Job server of the cluster's head. Default: RAY_API_SERVER_ADDRESS, or that of "
+        "`fedvsr cluster up`, else this machine's.",
     ),
 ]
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's id (`fedvsr jobs`).")]
+JobArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="JOB", help="A job's id (`fedvsr jobs`), or `latest`: the last experiment's."
+    ),
+]
 PythonOption = Annotated[
     str, typer.Option("--python", metavar="PATH", help="Python interpreter on the head.")
 ]
@@ -78,10 +83,12 @@ def submit(
     from fedvsr.cluster import job_server, jobs
     from fedvsr.cluster import package as job_package
     from fedvsr.config import load_config
+    from fedvsr.loggers.config import require_lasting
 
     if not out.startswith(("/", "~/")):
         raise UserError(f"--out {out}: give an absolute path on the cluster, or one from ~/")
     config = load_config(source, settings or ())
+    require_lasting(config.logging)
     # Connect first: without a cluster, building the package is wasted work.
     server = None if dry_run else jobs.Jobs(address)
     arguments = [python, "-m", "fedvsr", "run", job_package.CONFIG, "--out", out]
@@ -140,6 +147,7 @@ def logs(
     from fedvsr.cluster.jobs import Jobs
 
     server = Jobs(address)
+    job = server.named(job)
     if follow:
         follow_job(server, job)
     _print_text(server.logs(job))
@@ -150,6 +158,7 @@ def stop(job: JobArgument, address: AddressOption = None) -> None:
     from fedvsr.cluster.jobs import Jobs
 
     server = Jobs(address)
+    job = server.named(job)
     before = server.get(job)
     if before.exit_code is not None:
         say(f"{job} had ended already: {before.status}, exit code {before.exit_code}")
@@ -176,7 +185,8 @@ def fetch(
     """Copy the folder of a job's run or sweep to this machine."""
     from fedvsr.cluster.jobs import Jobs
 
-    folder, num_files = Jobs(address).fetch(job, out, checkpoints, python)
+    server = Jobs(address)
+    folder, num_files = server.fetch(server.named(job), out, checkpoints, python)
     look = "show" if (folder / "config.yaml").is_file() else "report"
     say(f"{folder}/: {num_files} files, checksum correct; `fedvsr {look} {folder}`")
 

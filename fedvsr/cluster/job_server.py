@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
+from fedvsr.cluster import local_head
 from fedvsr.errors import UserError
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -27,18 +28,25 @@ class NoAnswerError(UserError):
 def resolve(address: str | None) -> str:
     """The address of the job server: the one given, or the environment's, or this machine's.
 
+    This machine's is that of `fedvsr cluster up`, whose token the process then has.
+
     Raises:
-        UserError: it is not the address of a job server.
+        UserError: it is not the address of a job server, or this machine's head has died.
     """
     for_ray = os.environ.get("RAY_ADDRESS", "")
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS")
-    address = address or (for_ray if for_ray.startswith("http") else DEFAULT_ADDRESS)
+    address = address or (for_ray if for_ray.startswith("http") else None)
+    if address is None:
+        head = local_head.find()
+        address = head.address if head else DEFAULT_ADDRESS
     parts = urlsplit(address)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise UserError(
             f"--address {address}: jobs go to the job server of the cluster's head: http://HEAD:8265"
         )
-    return address.rstrip("/")
+    address = address.rstrip("/")
+    local_head.show_token(address)
+    return address
 
 
 def require_answer(address: str) -> None:

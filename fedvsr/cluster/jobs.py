@@ -122,6 +122,19 @@ class Jobs:
         ours = [job for job in jobs if job.submission_id and _NAME in (job.metadata or {})]
         return [_job(details) for details in sorted(ours, key=lambda job: job.start_time or 0)]
 
+    def named(self, name: str) -> str:
+        """The id of a job: the name itself, or for `latest` that of the last experiment's job.
+
+        Raises:
+            UserError: there is no experiment's job.
+        """
+        if name != "latest":
+            return name
+        jobs = [job for job in self.list() if job.out is not None]
+        if not jobs:
+            raise UserError(f"no experiment was submitted to {self.address} yet")
+        return jobs[-1].job_id
+
     def get(self, job_id: str) -> Job:
         """The job of an id.
 

@@ -121,6 +121,7 @@ def connect(
             "~/.ray/auth_token, RAY_AUTH_TOKEN_PATH"
         )
         options = {"address": address}
+    _keep_environment()
     # Ray 2.50 gives each user a tip about GPUs of actors without a share, which are hidden here.
     warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)
     _start(lambda: ray.init(**options, **common), refusal, limit_s)
@@ -252,6 +253,18 @@ def _set_up_workers() -> None:
     # By default Ray lowers its workers' priority, which starves clients on a busy machine.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def _keep_environment() -> None:
+    """Keep Ray from building an environment for its workers if `uv run` has started this process.
+
+    Ray would send the current folder to them, with all videos and results in it, and refuses more
+    than 500 MB. Its workers use the nodes' own environment in any case.
+    """
+    if "RAY_ENABLE_UV_RUN_RUNTIME_ENV" not in os.environ:
+        # Ray has read the variable when it was imported.
+        constants: Any = ray._private.ray_constants
+        constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
 
 
 def _mute() -> None:

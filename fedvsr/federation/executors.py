@@ -35,6 +35,7 @@ FaultKind = Literal[
     "driver",
     "checkpoint",
     "table",
+    "logger",
 ]
 
 

@@ -37,6 +37,7 @@ from fedvsr.records import read_run
 from fedvsr.runs import rows
 from fedvsr.runs.audit import missing_rows, set_aside_damaged
 from fedvsr.runs.events import Event, EventLog, RoundRecorded, RunStarted
+from fedvsr.runs.logged import RunLoggers
 from fedvsr.runs.notes import notes_of
 from fedvsr.runs.pace import round_s
 from fedvsr.runs.run import Run, locked
@@ -67,14 +68,20 @@ def execute(
     """
     with locked(run.folder, patience_s):
         execution = Execution(run, split, make_executor)
+        loggers = RunLoggers(run, execution.records)
         try:
             with EventLog(run.folder / "events.jsonl", run.run_id) as log:
                 for event in execution.events():
                     log.write(event)
+                    loggers.tell(event)
                     yield event
+                    for fault in loggers.faults():
+                        log.write(execution.record_fault(fault))
+                        yield fault
         except (GeneratorExit, KeyboardInterrupt):
             execution.save()
             execution.write_run("interrupted")
+            loggers.end("interrupted")
             raise
         except BaseException as error:
             # Whatever ends a run is recorded with it.
@@ -83,12 +90,20 @@ def execute(
             with suppress(OSError):
                 execution.save()
                 execution.write_run("failed", error=str(error))
+            loggers.end("failed")
             if full:
                 raise UserError(
                     f"no space left on the disk of {run.folder}; free some, then give the same "
                     "command with --resume"
                 ) from error
             raise
+        # The run has finished: Ctrl-C ends only the wait for its loggers.
+        with suppress(KeyboardInterrupt):
+            loggers.end("finished")
+        for fault in loggers.faults():
+            execution.record_fault(fault)
+            execution.write_run("finished")
+            yield fault
 
 
 @dataclass(frozen=True)
@@ -197,7 +212,7 @@ class Execution:
                 (*saved.damaged, *lost, *notes),
             )
             for fault in self._faults_before(state.round_idx, saved.damaged, lost):
-                yield self._record_fault(fault)
+                yield self.record_fault(fault)
             if not self.records.has_scores(state.round_idx, self._is_scored(state.round_idx)):
                 self._begin_scoring(state)
             yield from self._rounds(state, executor)
@@ -231,7 +246,7 @@ class Execution:
         for event in run_rounds(state, setup, executor, self.states):
             yield from self._settle_if_ready()
             if isinstance(event, Fault):
-                yield self._record_fault(event)
+                yield self.record_fault(event)
             elif isinstance(event, ClientFinished):
                 yield event
             else:
@@ -313,7 +328,7 @@ class Execution:
             message = f"the process that executed this run died; resumed after round {round_idx}"
             yield Fault(round_idx + 1, None, "driver", message)
 
-    def _record_fault(self, fault: Fault) -> Fault:
+    def record_fault(self, fault: Fault) -> Fault:
         """Write a fault's row, and return the fault as an event."""
         row = {f.name: getattr(fault, f.name) for f in fields(fault) if f.name != "error"}
         self.records.add_fault(row)
@@ -367,7 +382,7 @@ class Execution:
         event = unscored.event
         results = [(client_id, *pending.result()) for client_id, pending in unscored.pending]
         for kind, message in self.scorer.take_faults():
-            yield self._record_fault(Fault(event.round_idx, None, kind, message))
+            yield self.record_fault(Fault(event.round_idx, None, kind, message))
         scores = [(client_id, score) for client_id, clips, _ in results for score in clips]
         score_rows = [{"client_id": client_id, **score.row()} for client_id, score in scores]
         evaluate_s = sum(wall_s for _, _, wall_s in results)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
@@ -15,6 +16,7 @@ from fedvsr.data.videos import Progress
 from fedvsr.errors import UserError
 from fedvsr.federation.executors import Executor, SerialExecutor
 from fedvsr.limits import ClusterGoneError
+from fedvsr.loggers.config import require_packages
 from fedvsr.params import ParamTable
 from fedvsr.runs.events import Event, measure
 from fedvsr.runs.execution import execute
@@ -32,9 +34,13 @@ _LOCK_S = 30.0
 def prepare_data(config: ExperimentConfig, progress: Progress) -> Split:
     """Cut the videos, unless that has been done, and check that the training crop fits into them.
 
+    What the run's loggers need is checked before.
+
     Raises:
-        UserError: see `fedvsr.data.split.prepare` and `require_room`.
+        UserError: a logger's package is missing; see `fedvsr.data.split.prepare` and
+            `require_room` for the others.
     """
+    require_packages(config.logging)
     split = prepare(config.data, config.seed, progress)
     require_room(split.train, config.local)
     return split
@@ -149,13 +155,25 @@ def _on_cluster(
     gone = False
     try:
         start = partial(_start, run, split, placed, make_executor)
-        yield from driver.drive(start, placed, measure, run.run_id, config.cluster.max_retries)
+        here = partial(_start_in, Path.cwd(), start)
+        yield from driver.drive(here, placed, measure, run.run_id, config.cluster.max_retries)
     except ClusterGoneError:
         gone = True
         raise
     finally:
         if not gone:
             placed.release()
+
+
+def _start_in(
+    folder: Path, start: Callable[[threading.Event], Iterator[Event]], stop: threading.Event
+) -> Iterator[Event]:
+    """Inside the driver actor, which is on the command's machine: go to the command's folder.
+
+    Relative paths of loggers begin there.
+    """
+    os.chdir(folder)
+    return start(stop)
 
 
 def _start(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import re
@@ -22,6 +21,7 @@ from ray.tune.search import BasicVariantGenerator, Searcher, create_searcher
 from fedvsr.checked_text import read_json, write_json
 from fedvsr.errors import DamagedError, FileError, UserError
 from fedvsr.files import missing_folders, remove_folders, remove_temporaries
+from fedvsr.loggers.config import require_packages
 from fedvsr.plugins import KEPT
 from fedvsr.runs.run import run_status
 from fedvsr.tuning.expressions import tidy
@@ -29,7 +29,7 @@ from fedvsr.tuning.past import Asha, Median, Past, ResumedSearcher, read_past
 from fedvsr.tuning.pins import keep, require_same
 from fedvsr.tuning.progress import Outcome
 from fedvsr.tuning.space import Dimension
-from fedvsr.tuning.sweep import SweepConfig, Trial, describe, save_sweep, saved_sweep
+from fedvsr.tuning.sweep import SweepConfig, Trial, any_trial, describe, save_sweep, saved_sweep
 from fedvsr.tuning.table import RUNS, STOPPED_EARLY, SWEEP_FILE, Note
 from fedvsr.tuning.trial import RESUMES, bundles_of, run_of, run_trial, trial_of
 
@@ -115,6 +115,9 @@ def run_sweep(
 
     Returns:
         What Tune knows about each trial, including those that have not started.
+
+    Raises:
+        UserError: the package of a logger or of the searcher is not installed.
     """
     folder = folder.resolve()
     os.environ.update({k: v for k, v in _ENVIRONMENT.items() if k not in os.environ})
@@ -122,6 +125,7 @@ def run_sweep(
         logging.getLogger(name).setLevel(logging.ERROR)
     for name in ("ray.tune.tune", "ray.tune.execution.tune_controller"):
         logging.getLogger(name).addFilter(_is_no_failed_trial)
+    require_packages(any_trial(sweep).config.logging)
     past = read_past(sweep, folder / RUNS)
     points, num_new = _to_start(sweep, trials, past, folder / RUNS)
     if not points and not num_new:
@@ -158,7 +162,7 @@ def run_sweep(
         checkpoint_config=tune.CheckpointConfig(
             num_to_keep=None if sweep.scheduler.name == "pbt" else 1
         ),
-        callbacks=[outcomes, *_loggers(sweep)],
+        callbacks=[outcomes],
         raise_on_failed_trial=False,
         verbose=0,
     )
@@ -337,32 +341,3 @@ def _within(sweep: SweepConfig, settings: dict[str, Any]) -> dict[str, Any]:
         if bounds := dimension.uniform or dimension.loguniform:
             settings[key] = tidy(min(max(settings[key], bounds[0]), bounds[1]))
     return settings
-
-
-def _loggers(sweep: SweepConfig) -> list[tune.Callback]:
-    """Ray Tune's callbacks for the sweep's loggers; Tune adds TensorBoard's by itself.
-
-    Raises:
-        UserError: a package is not installed.
-    """
-    callbacks = list[tune.Callback]()
-    if sweep.loggers.mlflow is not None:
-        _require("mlflow", "mlflow")
-        from ray.air.integrations.mlflow import MLflowLoggerCallback
-
-        callbacks.append(
-            MLflowLoggerCallback(tracking_uri=sweep.loggers.mlflow, experiment_name=sweep.name)
-        )
-    if sweep.loggers.wandb is not None:
-        _require("wandb", "wandb")
-        from ray.air.integrations.wandb import WandbLoggerCallback
-
-        callbacks.append(WandbLoggerCallback(project=sweep.loggers.wandb, group=sweep.name))
-    return callbacks
-
-
-def _require(package: str, key: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise UserError(
-            f"loggers.{key} needs the package {package}: pip install 'fedvsr[{package}]'"
-        )

@@ -98,12 +98,27 @@ class EstimateConfig(Section):
 
 
 class LoggersConfig(Section):
-    """Where Tune sends metrics in addition to TensorBoard."""
+    """Short for the section `logging` of every trial, whose other settings `set` can give."""
 
     mlflow: str | None = Field(
-        None, description="Tracking URI of MLflow (extra `mlflow`), e.g. sqlite:///mlflow.db."
+        None, description="`logging.mlflow.tracking_uri`; the experiment is the sweep's name."
     )
-    wandb: str | None = Field(None, description="Project in Weights & Biases (extra `wandb`).")
+    wandb: str | None = Field(
+        None, description="`logging.wandb.project`; the group is the sweep's name."
+    )
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """The settings of a trial that this is short for.
+
+        Args:
+            name: the sweep's.
+        """
+        of_mlflow = {"tracking_uri": self.mlflow, "experiment": name}
+        of_wandb = {"project": self.wandb, "group": name}
+        return {
+            **(flat({"logging.mlflow": of_mlflow}) if self.mlflow else {}),
+            **(flat({"logging.wandb": of_wandb}) if self.wandb else {}),
+        }
 
 
 class SweepConfig(Section):
@@ -154,7 +169,7 @@ class SweepConfig(Section):
         2, ge=0, description="Times that a failed trial is resumed from its checkpoint."
     )
     estimate: EstimateConfig | None = Field(None, description="Expected cost of a trial.")
-    loggers: LoggersConfig = Field(LoggersConfig(), description="Other experiment trackers.")
+    loggers: LoggersConfig = Field(LoggersConfig(), description="Where trials log.")
 
     @model_validator(mode="before")
     @classmethod
@@ -398,7 +413,8 @@ def make_trial(sweep: SweepConfig, index: int, point: Mapping[str, Value]) -> Tr
             values[key] = settings[key] = evaluate(expression, settings)
         where = f"trial {index} ({describe(values)})"
         base = str(settings.pop(_BASE, sweep.base))
-        changes = [*as_overrides(sweep.set), *as_overrides(settings), f"name={sweep.name}"]
+        changes = as_overrides({**sweep.loggers.settings(sweep.name), **flat(sweep.set)})
+        changes += [*as_overrides(settings), f"name={sweep.name}"]
         if sweep.executor == "serial":
             changes += ["cluster.slots=1", "cluster.gpu_share=0"]
         config, unused = load_effective(base, changes, sweep.plugins)

@@ -137,7 +137,17 @@ def _config() -> str:
             title = f"`{key}`" if name is None else f"`{key}`, `name: {name}`"
             lines += ["", f"## {title}", "", section.get("description", "").split("\n\n")[0], ""]
             lines += _table(section)
+            lines += _inner(schema, key, section)
     return "\n".join(lines) + "\n"
+
+
+def _inner(schema: Mapping[str, Any], key: str, section: Mapping[str, Any]) -> Iterator[str]:
+    """The sections that a section may hold."""
+    for name, field in section["properties"].items():
+        for reference in (one["$ref"] for one in field.get("anyOf", []) if "$ref" in one):
+            inner = _resolved(schema, reference)
+            yield from ("", f"### `{key}.{name}`", "", inner["description"].split("\n\n")[0], "")
+            yield from _table(inner)
 
 
 def _sweep() -> str:

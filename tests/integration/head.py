@@ -1,16 +1,16 @@
-"""A Ray head for tests: with its own ports, folder and token, and ended by its process id."""
+"""A Ray head for tests, as `fedvsr cluster up` starts it: with its own ports, folder and token."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,16 +28,28 @@ class Head:
     port: int
     """Port of its control store."""
     environment: dict[str, str]
-    """Environment of a command that connects to it; it holds the token."""
+    """Environment of a command that connects to it; it names the file of its token."""
+    bare_environment: dict[str, str]
+    """Environment of a user who has set nothing."""
     token: str
     folder: Path
+    """The user's home."""
+    ray_folder: Path
 
     def fedvsr(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run `fedvsr` as a user would, and wait for its end."""
+        """Run `fedvsr` as a user would, and wait for its end.
+
+        Args:
+            arguments: of the command.
+            environment: variables besides those of `environment`; without `--address` and without
+                any, the command has to find the head by itself.
+        """
         command = [sys.executable, "-m", "fedvsr", *arguments]
+        by_itself = "--address" not in arguments and not environment
+        given = self.bare_environment if by_itself else self.environment
         return subprocess.run(
             command,
-            env={**self.environment, **environment},
+            env={**given, **environment},
             capture_output=True,
             text=True,
             timeout=120,
@@ -46,48 +58,50 @@ class Head:
 
 
 @contextmanager
-def ray_head(token: str = "") -> Iterator[Head]:
-    """Start a head on this machine's loopback address, and end it after the test."""
-    # It holds sockets, whose paths must be short.
+def local_head() -> Iterator[Head]:
+    """Start a head by `fedvsr cluster up`, and end it by `down` after the test."""
     folder = Path(tempfile.mkdtemp(prefix="fh-"))
-    plain = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k != "COLUMNS"}
-    plain |= {
-        "PYTHONPATH": str(REPOSITORY),
-        "PATH": f"{Path(sys.executable).parent}:{plain['PATH']}",
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "HOME": str(folder),
-    }
-    if token:
-        (folder / "token").write_text(token)
-        plain |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
-    control, dashboard, agent, client = free_ports(4)
-    command = [
-        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
-        *("--node-ip-address", "127.0.0.1", "--port", str(control)),
-        *("--include-dashboard", "true", "--dashboard-host", "127.0.0.1"),
-        *("--dashboard-port", str(dashboard), "--dashboard-agent-listen-port", str(agent)),
-        *("--ray-client-server-port", str(client), "--temp-dir", str(folder / "r")),
-        *("--num-cpus", "2", "--object-store-memory", str(150 << 20), "--disable-usage-stats"),
-    ]
-    log = (folder / "head.log").open("w")
+    own = ("RAY_", "COLUMNS", "PYTHONPATH")
+    plain = {k: v for k, v in os.environ.items() if not k.startswith(own)}
+    plain |= {"OMP_WAIT_POLICY": "PASSIVE", "HOME": str(folder)}
+    command = [sys.executable, "-m", "fedvsr", "cluster"]
     # Only the tests' commands need the source on the path; a job brings its own.
-    started = {k: v for k, v in plain.items() if k != "PYTHONPATH"}
-    process = subprocess.Popen(
-        command, env=started | {"RAY_worker_niceness": "0"}, stdout=log, stderr=log, cwd=folder
-    )
-    address = f"http://127.0.0.1:{dashboard}"
+    how = {"env": plain, "capture_output": True, "text": True, "timeout": 120, "cwd": REPOSITORY}
     try:
-        wait_for(address, process, token)
-        yield Head(address, control, plain, token, folder)
+        started = subprocess.run([*command, "up", "--num-cpus", "2"], **how)  # type: ignore[call-overload]
+        assert started.returncode == 0, started.stdout + started.stderr
+        state = json.loads((folder / ".fedvsr" / "cluster" / "head.json").read_text())
+        exported = re.search(r"^export (.*)$", started.stdout, re.MULTILINE)
+        assert exported
+        variables = dict(word.split("=", 1) for word in shlex.split(exported[1]))
+        port = int(variables.pop("RAY_ADDRESS").rpartition(":")[2])
+        bare = plain | {"PYTHONPATH": str(REPOSITORY)}
+        variables["PATH"] = f"{Path(sys.executable).parent}:{plain['PATH']}"
+        yield Head(
+            address=state["address"],
+            port=port,
+            environment=bare | variables,
+            bare_environment=bare,
+            token=Path(variables["RAY_AUTH_TOKEN_PATH"]).read_text(),
+            folder=folder,
+            ray_folder=Path(state["ray_folder"]),
+        )
+        ended = subprocess.run([*command, "down"], **how)  # type: ignore[call-overload]
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        left = [entry["pid"] for entry in state["processes"] if is_alive(entry["pid"])]
+        assert left == [], "processes of the head"
+        assert not Path(state["ray_folder"]).exists()
     finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        log.close()
+        subprocess.run([*command, "down"], **how)  # type: ignore[call-overload]
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs, and is none that only waits to be noticed."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -131,30 +145,3 @@ def can_hide_folders() -> bool:
     except OSError:
         return False
     return done.returncode == 0
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago."""
-    sockets = [socket.socket() for _ in range(count)]
-    for opened in sockets:
-        opened.bind(("127.0.0.1", 0))
-    ports = [int(opened.getsockname()[1]) for opened in sockets]
-    for opened in sockets:
-        opened.close()
-    return ports
-
-
-def wait_for(address: str, process: subprocess.Popen[bytes], token: str) -> None:
-    """Wait until the job server answers."""
-    request = urllib.request.Request(
-        f"{address}/api/version", headers={"Authorization": f"Bearer {token}"} if token else {}
-    )
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "the head ended while it started"
-        try:
-            with urllib.request.urlopen(request, timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.3)
-    raise AssertionError("the head does not answer")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 import signal
 import subprocess
 import sys
@@ -18,11 +17,12 @@ import yaml
 
 from fedvsr.config import load_config
 from fedvsr.environment import git_commit
-from fedvsr.records import read_run
+from fedvsr.records import read_run, read_table
 from tests.integration.commands import heed_ctrl_c
 from tests.integration.equality import assert_equal_runs
-from tests.integration.head import Head, can_hide_folders, node_without, ray_head
+from tests.integration.head import Head, can_hide_folders, local_head, node_without
 from tests.integration.running import run_serially
+from tests.unit.runs.test_logged import in_tensorboard
 
 pytestmark = [
     pytest.mark.ray,
@@ -36,7 +36,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    with ray_head(token=secrets.token_hex(32)) as running:
+    with local_head() as running:
         yield running
 
 
@@ -49,12 +49,13 @@ class Submitted:
 
 @pytest.fixture(scope="module")
 def finished(head: Head, small_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Submitted:
-    """A whole experiment, submitted and followed to its end."""
+    """A whole experiment, submitted and followed to its end, to the head that is found."""
     source = tmp_path_factory.mktemp("job") / "quick.yaml"
     settings = yaml.safe_load(small_yaml.read_text())
     settings["federation"]["num_rounds"] = 2
+    settings["logging"] = {"tensorboard": True}
     source.write_text(yaml.safe_dump(settings))
-    done = head.fedvsr("submit", str(source), "--address", head.address, "--follow")
+    done = head.fedvsr("submit", str(source), "--follow")
     return Submitted(job_id_of(done.stdout), source, done)
 
 
@@ -81,9 +82,7 @@ def test_a_jobs_results_equal_those_of_a_local_run(
     head: Head, finished: Submitted, tmp_path: Path
 ) -> None:
     out = tmp_path / "results"
-    fetched = head.fedvsr(
-        "fetch", finished.job_id, "--address", head.address, "--out", str(out), "--checkpoints"
-    )
+    fetched = head.fedvsr("fetch", "latest", "--out", str(out), "--checkpoints")
     assert fetched.returncode == 0, fetched.stderr
     (folder,) = out.iterdir()
     there = head.folder / "fedvsr-results" / folder.name
@@ -96,6 +95,10 @@ def test_a_jobs_results_equal_those_of_a_local_run(
 
     config = load_config(str(finished.source))
     assert_equal_runs(run_serially(config, tmp_path / "serial"), folder)
+    psnr_db = read_table(folder, "rounds")["psnr_db"].to_pylist()
+    curve = in_tensorboard(folder)["test/held-out/psnr_db"]
+    assert [round_idx for round_idx, _ in curve] == [0, 1, 2]
+    assert [value for _, value in curve] == pytest.approx(psnr_db)
     commit = read_run(folder)["git_commit"]  # type: ignore[index]
     assert commit == git_commit(), "the source was shipped without its history"
 
@@ -107,7 +110,7 @@ def test_the_token_is_in_no_file_and_no_output(
     printed = finished.done.stdout + finished.done.stderr + done.stdout
     assert "ray job submit" in printed
     assert head.token not in printed
-    folders = [head.folder / "fedvsr-results", *(head.folder / "r").glob("session_*/logs")]
+    folders = [head.folder / "fedvsr-results", *head.ray_folder.glob("session_*/logs")]
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     assert any(path.name == "config.yaml" for path in files)
     assert any(path.name.startswith("job-driver-") for path in files)
@@ -218,6 +221,12 @@ def test_the_address_option_overrides_the_environment(head: Head) -> None:
     assert "no Ray job server answers at http://127.0.0.1:1 " in done.stderr
 
 
+def test_a_second_head_is_refused(head: Head) -> None:
+    again = head.fedvsr("cluster", "up")
+    assert again.returncode == 2
+    assert f"a head runs already, at {head.address}; `fedvsr cluster down` ends it" in again.stderr
+
+
 def test_the_head_listens_only_on_loopback(head: Head) -> None:
     port = int(head.address.rpartition(":")[2])
     listening = [
@@ -235,10 +244,12 @@ def test_a_node_that_cannot_read_the_data_is_found(
     arguments = [str(small_yaml), "--address", head.address]
     arguments += ["--set", f"data.cache_dir={tmp_path}"]
     with node_without(head, tmp_path):
-        checked = head.fedvsr("doctor", *arguments)
+        checked = head.fedvsr("doctor", *(arguments[:1] + arguments[3:]))
         assert checked.returncode == 1, checked.stdout
         lines = [line for line in checked.stdout.splitlines() if line.startswith("data ")]
-        (line,) = [line for line in lines if "FAIL" in line]
+        failed = [line for line in lines if "FAIL" in line]
+        assert len(failed) == 1, checked.stdout + checked.stderr
+        (line,) = failed
         assert f"data.cache_dir ({tmp_path}): No such file or directory" in line
         refused = head.fedvsr("submit", *arguments, "--follow")
         assert refused.returncode == 2

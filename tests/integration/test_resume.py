@@ -22,6 +22,7 @@ from tests.integration.commands import (
     wait_until_stopped,
 )
 from tests.integration.equality import assert_equal_runs
+from tests.unit.runs.test_logged import in_tensorboard
 
 SERIAL = ("--executor", "serial")
 
@@ -61,12 +62,15 @@ def test_a_serial_run_killed_twice_and_resumed_ends_in_the_same_bits(
 def test_a_run_killed_on_ray_and_resumed_ends_in_the_same_bits(
     small_yaml: Path, tmp_path: Path, undisturbed_long: Path
 ) -> None:
-    kill_after(small_yaml, tmp_path, 2, 0.1)
+    logged = ("--set", "logging.tensorboard=true")
+    kill_after(small_yaml, tmp_path, 2, 0.1, *logged)
     (folder,) = tmp_path.iterdir()
     wait_until_stopped(folder)
     assert run_status(folder) == "stopped"
-    assert run_to_end(small_yaml, tmp_path, "--resume") == folder
+    assert run_to_end(small_yaml, tmp_path, *logged, "--resume") == folder
     assert_equal_runs(undisturbed_long, folder)
+    # In another process, which is killed too and resumes: each round once.
+    assert [i for i, _ in in_tensorboard(folder)["test/held-out/ssim"]] == list(range(6))
 
 
 def test_two_processes_never_write_one_run(small_yaml: Path, tmp_path: Path) -> None:

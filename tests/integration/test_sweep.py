@@ -336,7 +336,7 @@ def test_metrics_reach_mlflow(small_yaml: Path, tmp_path: Path) -> None:
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name("s")
     runs = client.search_runs([experiment.experiment_id])
-    logged = sorted(run.data.metrics["psnr_db"] for run in runs)
+    logged = sorted(run.data.metrics["test/held-out/psnr_db"] for run in runs)
     assert logged == pytest.approx(sorted(trials(tmp_path)["psnr_db"]))
     assert {run.data.params["algorithm.lambda_hifr"] for run in runs} == {"0.0", "1.0"}
 
@@ -349,6 +349,7 @@ def test_metrics_reach_weights_and_biases(
     for name, value in {"MODE": "offline", "API_KEY": "x" * 40, "DIR": str(tmp_path)}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     tune(sweep_file(small_yaml, tmp_path, loggers={"wandb": "p"}, executor="serial"), tmp_path)
-    logs = list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    runs = tmp_path / "sweeps" / "s" / "runs"
+    logs = list(runs.glob("*/wandb/offline-run-*/*.wandb"))
     assert len(logs) == 2
     assert all(b"psnr_db" in path.read_bytes() for path in logs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import mmap
 import re
 import shlex
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 import jsonschema
 import pytest
+import ray
 import typer
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -76,7 +78,36 @@ def test_the_slurm_script_parses_and_ray_knows_its_options() -> None:
 
 
 # The part of KubeRay's ray.io/v1 that our files use. The files were checked once, strictly, against
-# the custom resource definitions themselves (cluster/README.md).
+# the custom resource definitions themselves (cluster/README.md). The names of fields are those of
+# KubeRay 1.7.0: ray-operator/apis/ray/v1/{rayjob,raycluster}_types.go.
+
+KUBERAY = {
+    "spec of a RayJob": (
+        *("activeDeadlineSeconds", "backoffLimit", "clusterSelector", "deletionStrategy"),
+        *("entrypoint", "entrypointNumCpus", "entrypointNumGpus", "entrypointResources", "jobId"),
+        *("managedBy", "metadata", "preRunningDeadlineSeconds", "rayClusterSpec"),
+        *("runtimeEnvYAML", "shutdownAfterJobFinishes", "submissionMode", "submitterConfig"),
+        *("submitterPodTemplate", "suspend", "ttlSecondsAfterFinished"),
+    ),
+    "spec of a RayCluster": (
+        *("authOptions", "autoscalerOptions", "enableInTreeAutoscaling", "headGroupSpec"),
+        *("gcsFaultToleranceOptions", "headServiceAnnotations", "historyServerOptions"),
+        *("managedBy", "networkPolicy", "rayVersion", "suspend", "tlsOptions", "upgradeStrategy"),
+        "workerGroupSpecs",
+    ),
+    "authOptions": ("enableK8sTokenAuth", "mode", "secretName"),
+    "headGroupSpec": (
+        *("enableIngress", "headService", "ingressOptions", "labels", "rayStartParams"),
+        *("resources", "serviceType", "template"),
+    ),
+    "workerGroupSpecs": (
+        *("groupName", "idleTimeoutSeconds", "labels", "maxReplicas", "minReplicas", "numOfHosts"),
+        *("priority", "rayStartParams", "replicas", "resources", "scaleStrategy", "suspend"),
+        "template",
+    ),
+}
+# What the operator refuses with SidecarMode (ray-operator/controllers/ray/utils/validation.go).
+NOT_WITH_SIDECAR = {"clusterSelector", "submitterConfig", "submitterPodTemplate"}
 
 
 class Strict(BaseModel):
@@ -213,6 +244,30 @@ def test_the_kubernetes_files_fit_kuberay() -> None:
         RayJob.model_validate(typo)
 
 
+def test_kuberay_knows_every_field_of_the_files() -> None:
+    job = read("kuberay/rayjob.yaml")["spec"]
+    for cluster in (read("kuberay/raycluster.yaml")["spec"], job["rayClusterSpec"]):
+        assert cluster.keys() <= set(KUBERAY["spec of a RayCluster"])
+        assert cluster["authOptions"].keys() <= set(KUBERAY["authOptions"])
+        assert cluster["headGroupSpec"].keys() <= set(KUBERAY["headGroupSpec"])
+        for group in cluster["workerGroupSpecs"]:
+            assert group.keys() <= set(KUBERAY["workerGroupSpecs"])
+        # Else the operator refuses a RayJob: it supports no other kind of token there.
+        assert "enableK8sTokenAuth" not in cluster["authOptions"]
+    assert job.keys() <= set(KUBERAY["spec of a RayJob"])
+
+
+def test_the_kubernetes_job_may_be_submitted_from_the_heads_pod() -> None:
+    job = read("kuberay/rayjob.yaml")
+    job["spec"]["submissionMode"] = "SidecarMode"
+    RayJob.model_validate(job)
+    assert not job["spec"].keys() & NOT_WITH_SIDECAR
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    assert head.get("restartPolicy", "Never") == "Never"
+    text = (CLUSTER / "kuberay" / "rayjob.yaml").read_text()
+    assert "SidecarMode" in text, "the file says when to use it"
+
+
 def test_the_command_of_the_kubernetes_job_parses() -> None:
     words = shlex.split(read("kuberay/rayjob.yaml")["spec"]["entrypoint"])
     assert words[:4] == ["python", "-m", "fedvsr", "run"]
@@ -279,6 +334,21 @@ def test_commands_in_the_documents_parse(document: str) -> None:
     assert ours or document == "cluster/monitoring.md"
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / document).parent.joinpath(target).exists(), target
+
+
+def test_every_cluster_asks_for_a_token_in_rays_own_words() -> None:
+    texts = {path: path.read_text() for path in CLUSTER.rglob("*") if path.is_file()}
+    assert (
+        "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token" in texts[CLUSTER / "slurm.sbatch"]
+    )
+    texts |= {path: path.read_text() for path in (ROOT / "docs" / "how-to").glob("*.md")}
+    named = {name for text in texts.values() for name in re.findall(r"\bRAY_AUTH_\w+", text)}
+    assert named == {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
+    with open(ray._raylet.__file__, "rb") as file:
+        library = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if library.find(b"RAY_AUTH_MODE") < 0:
+        pytest.skip("this release of Ray has no token authentication")
+    assert all(library.find(name.encode() + b"\0") >= 0 for name in named)
 
 
 def test_no_server_listens_on_every_address() -> None:

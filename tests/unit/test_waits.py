@@ -30,6 +30,7 @@ UNLIMITED = {
     ("federation/driver.py", "stopped.result()"): "inside `within`",
     ("federation/ray_scorer.py", "call.result()"): "`_Call.result` itself waits with limits",
     ("federation/ray_scorer.py", "super().result()"): "`_Call.result` itself waits with limits",
+    ("loggers/feed.py", "self._inbox.get()"): "a thread that lives until the run ends",
     ("metrics/vmaf.py", "self._process.communicate()"): "a computation, whose input has ended",
     ("runs/execution.py", "pending.result()"): "`Pending.result` itself waits with limits",
     ("tuning/progress.py", "self._thread.join()"): "the thread reads tables, which this one would",

@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 
 from fedvsr.errors import UserError
-from fedvsr.federation.connection import connect, require_temporary_folder
+from fedvsr.federation.connection import (
+    _keep_environment,
+    connect,
+    require_temporary_folder,
+)
 
 
 @pytest.fixture
@@ -96,3 +100,19 @@ def test_a_temporary_folder_that_is_missing_is_made(
     finally:
         (short / "ray").rmdir()
         short.rmdir()
+
+
+@pytest.mark.parametrize("wanted", [None, "1"])
+def test_uv_run_makes_no_environment_for_workers(
+    monkeypatch: pytest.MonkeyPatch, wanted: str | None
+) -> None:
+    import ray
+
+    # What `ray.init` looks at; true by default, and missing in old releases.
+    constants = ray._private.ray_constants
+    monkeypatch.setattr(constants, "RAY_ENABLE_UV_RUN_RUNTIME_ENV", True, raising=False)
+    monkeypatch.delenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", raising=False)
+    if wanted:
+        monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", wanted)
+    _keep_environment()
+    assert bool(wanted) == constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV

@@ -1,0 +1,1 @@
+"""Where a run's curves go besides its tables: TensorBoard, MLflow, Weights & Biases."""
