@@ -14,7 +14,7 @@ import torch
 from fedvsr.models._flow import SpyNet
 from fedvsr.models.spec import RELEASED_FLOW
 from tests.golden import recipe
-from tests.integration.head import ray_head
+from tests.integration.head import local_head
 from tests.unit.data import trees
 
 pytestmark = [pytest.mark.ray, pytest.mark.full, pytest.mark.timeout(900)]
@@ -66,7 +66,7 @@ def test_from_published_data_sets_to_the_report(tmp_path: Path) -> None:
     recipe.fill(flow)
     torch.save({"params": dict(flow.named_parameters())}, data / RELEASED_FLOW)
 
-    with ray_head() as head:
+    with local_head() as head:
         submit = [*words, "--out", str(there), "--submit", head.address]
         lines = run(*submit, environment=head.environment).splitlines()
         follow, fetch = (shlex.split(line)[1:] for line in lines[-2:])

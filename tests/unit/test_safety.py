@@ -17,7 +17,7 @@ import fedvsr as package
 from fedvsr import plugins, yaml12
 from fedvsr.checked_text import read_yaml, write_yaml
 from fedvsr.cluster import archive
-from fedvsr.cluster.fetch import JOB_VARIABLE, record_run
+from fedvsr.cluster.fetch import JOB_VARIABLE, record_folder
 from fedvsr.errors import UserError
 from fedvsr.models import load_checkpoint
 from fedvsr.tuning.table import write_trials
@@ -192,7 +192,7 @@ def test_no_command_unpickles_what_lies_in_its_folders(
     known["done"] = sweep / "runs" / "one"
     with monkeypatch.context() as patch:
         patch.setenv(JOB_VARIABLE, JOB)
-        record_run(out, run.name)
+        record_folder(out, run.name)
     sent = "".join(f"{line}\n" for line in archive.lines(out, JOB, checkpoints=True))
     server.out, server.logs = str(out), [(sent, True)] * 2
     known["server"] = server.address

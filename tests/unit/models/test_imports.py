@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from types import ModuleType
 
 import pytest
 import torch
-from torch import nn
 
-from fedvsr import models
 from fedvsr.lookup import names
-from fedvsr.models import tiny
 from fedvsr.models._triton import constant_in_graphs
 
 
@@ -43,10 +39,3 @@ def test_constants_are_marked_as_torch_marks_them() -> None:
     def torchs() -> None: ...
 
     assert vars(constant_in_graphs(ours)) == vars(torch.compiler.assume_constant_result(torchs))
-
-
-def test_a_network_may_be_a_single_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    single = ModuleType("fedvsr.models.single")
-    monkeypatch.setattr(single, "Model", lambda config: nn.Identity(config), raising=False)
-    monkeypatch.setattr(models, "load", lambda package, name: single)
-    assert isinstance(models.build_fresh(tiny.Config()), nn.Identity)
