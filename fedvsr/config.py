@@ -1,13 +1,10 @@
-"""The configuration of an experiment: presets, YAML files, overrides, and clear refusals."""
+"""The configuration of an experiment, validated."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sized
-from importlib import resources
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, Union
 
@@ -32,10 +29,12 @@ from fedvsr.federation.privacy import require_private
 from fedvsr.federation.sampling import FederationConfig
 from fedvsr.inference.config import EvaluationConfig
 from fedvsr.loggers.config import LoggingConfig
-from fedvsr.lookup import did_you_mean, load, names
+from fedvsr.lookup import load, names
 from fedvsr.notice import require_command
 from fedvsr.plugins import SHA256, Kind, Plugin
-from fedvsr.section import NAME, Section, Unused, short, show
+from fedvsr.refusals import and_more, explain
+from fedvsr.section import NAME, Section, Unused, show
+from fedvsr.settings import anchored, extended, keys, merge, nested, parse_override
 from fedvsr.training.config import LocalConfig
 from fedvsr.training.requirements import require_features, require_flow, require_sample
 from fedvsr.training.updates import UpdateConfig
@@ -44,8 +43,6 @@ LOADED_ONLY = {"plugins": "loaded"}
 """Context of a validation that executes no plug-in, for settings that anybody may have written."""
 
 if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
-
     from fedvsr.algorithms.base import AlgorithmConfig, FedAvg
     from fedvsr.models.spec import ModelConfig
 
@@ -74,21 +71,11 @@ else:
 
 _ModelSection: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
 
-_KINDS = {kind.name: kind for kind in (models.KIND, algorithms.KIND)}
-# Sections whose keys depend on their `name`, except for the shared ones.
-_NAMED = ("model", "algorithm")
-_SHARED = ("size",)
 # Settings of `federation` about several clients; pooled training has one.
 _OF_COHORTS = (
     *("sampling", "num_candidates", "offline_probability", "upload_failure_probability"),
     "min_updates",
 )
-_TYPE = re.compile(r"bool|int|float|str|.*\[.*\]")
-_MAX_EXTENDED = 20
-# Characters of a dotted key; the longest one has 40.
-_MAX_KEY = 200
-
-
 # Settings that change no number.
 _NO_NUMBER: dict[str, Any] = {
     "name": True,
@@ -268,7 +255,7 @@ def load_config(source: str, overrides: Iterable[str] = ()) -> ExperimentConfig:
     """
     config, refused = _load(source, overrides)
     if refused:
-        raise UserError(refused[0].reason + _and_more(refused))
+        raise UserError(refused[0].reason + and_more(refused))
     return config
 
 
@@ -304,7 +291,7 @@ def load_model_section(name: str, overrides: Iterable[str] = ()) -> ModelConfig:
     """
     settings: dict[str, Any] = {"name": name}
     for override in overrides:
-        settings = _merge(settings, _nested(*parse_override(override)))
+        settings = merge(settings, nested(*parse_override(override)))
     try:
         return _ModelAlone.model_validate({"model": settings}).model
     except ValidationError as error:
@@ -323,79 +310,6 @@ class Pinned(Protocol):
         """The SHA-256 of its content."""
 
 
-def extended(source: str) -> dict[str, Any]:
-    """The settings of a preset or file, merged over those that it extends, as they are written.
-
-    Raises:
-        UserError: a file cannot be read.
-    """
-    return _extended(source)[0]
-
-
-def presets() -> dict[str, str]:
-    """The packaged presets and their one-line descriptions."""
-    return {name: str(_extended(name)[0].get("description", "")) for name in _preset_names()}
-
-
-def explain(error: ValidationError, has_overrides: bool = True) -> str:
-    """The first error of a validation, as one line that names the setting and what to do.
-
-    Args:
-        error: the validation's error.
-        has_overrides: whether `--set` can give these settings.
-    """
-    errors = error.errors()
-    first, path = errors[0], _path(errors[0])
-    message = first["msg"]
-    if first["type"] in ("unknown_setting", "not_a_number"):
-        text = f"{path}.{message}" if path else message
-    elif first["type"] == "union_tag_invalid":
-        tag, known = short(first["ctx"]["tag"], quoted=False), _KINDS[path].known()
-        text = (
-            f"{path}.name = {tag} is not one of the {path}s{did_you_mean(tag, known)} "
-            f"(there are: {', '.join(known)})"
-        )
-    elif first["type"] == "union_tag_not_found":
-        text = f"{path}.name is missing (there are: {', '.join(_KINDS[path].known())})"
-    elif first["type"] == "missing":
-        text = f"{path} is missing: give it in the file"
-        text += f", or by --set {path}=..." if has_overrides else ""
-    elif first["type"] == "value_error":
-        message = message.removeprefix("Value error, ")
-        text = message if message.startswith(path) or not path else f"{path}: {message}"
-    else:
-        # A field of several types has an error for each.
-        reasons = dict.fromkeys(_reason(error) for error in errors if _path(error) == path)
-        text = f"{path} = {short(first['input'])}: {' or '.join(reasons)}"
-    return text + _and_more({_path(error): error for error in errors})
-
-
-def _path(error: ErrorDetails) -> str:
-    """The dotted key of the setting that an error is about."""
-    loc = [str(part) for part in error["loc"]]
-    if len(loc) > 1 and loc[0] in _NAMED and loc[1] in names(f"fedvsr.{loc[0]}s"):
-        # pydantic puts the chosen name between a section and its key.
-        del loc[1]
-    # For a field with several types, it adds the type that did not fit.
-    return ".".join(part for part in loc if not _TYPE.fullmatch(part))
-
-
-def _reason(error: ErrorDetails) -> str:
-    """What is wrong with a value."""
-    if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] == NAME:
-        return "give letters, digits, _, . and -, the first of them a letter, a digit or _"
-    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
-        return "give settings in it, as {key: value}"
-    message = error["msg"]
-    if error["type"] == "string_type" and isinstance(error["input"], int | float):
-        message += "; write it in quotes"
-    return f"{message[:1].lower()}{message[1:]}"
-
-
-def _and_more(errors: Sized) -> str:
-    return f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-
-
 def _load(
     source: str, overrides: Iterable[str], pins: Mapping[str, Pinned] | None = None
 ) -> tuple[ExperimentConfig, list[Unused]]:
@@ -406,11 +320,11 @@ def _load(
         of an extended file, a preset or a recipe are not among them: a change may have taken their
         effect.
     """
-    settings, explicit = _extended(source)
+    settings, explicit = extended(source)
     for override in overrides:
-        change = anchored(_nested(*parse_override(override)), Path.cwd())
-        settings = _merge(settings, change)
-        explicit |= set(_keys(change))
+        change = anchored(nested(*parse_override(override)), Path.cwd())
+        settings = merge(settings, change)
+        explicit |= set(keys(change))
     for name, pin in (pins or {}).items():
         kind, file = name.split("/")
         section = settings.get(kind)
@@ -434,7 +348,7 @@ def _reset(settings: Mapping[str, Any], unused: Iterable[Unused]) -> dict[str, A
     """Settings with the defaults of those without effect."""
     reset = dict(settings)
     for setting in unused:
-        reset = _merge(reset, _nested(setting.key, setting.default))
+        reset = merge(reset, nested(setting.key, setting.default))
     return reset
 
 
@@ -445,119 +359,3 @@ def _without(settings: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str,
         for key, value in settings.items()
         if names.get(key) is not True
     }
-
-
-def _keys(settings: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    """The dotted keys of nested settings."""
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _keys(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}"
-
-
-def _nested(key: str, value: object) -> dict[str, Any]:
-    """A dotted key and its value as nested settings."""
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    assert isinstance(value, dict)
-    return value
-
-
-def _extended(source: str) -> tuple[dict[str, Any], set[str]]:
-    """The settings of a preset or file, merged over those that it extends.
-
-    Returns:
-        The settings, and the dotted keys that the file itself sets; none for a preset.
-    """
-    chain, layers = [source], [_read(source)]
-    while (base := layers[-1].pop("extends", None)) is not None:
-        if not isinstance(base, str):
-            raise UserError(f"{chain[-1]}: extends = {short(base)} is not a preset or a .yaml file")
-        chain.append(_beside(chain[-1], base))
-        if _same_file(chain[-1], chain[:-1]):
-            raise UserError(f"{source} extends itself: {' -> '.join(chain)}; break the circle")
-        if len(chain) > _MAX_EXTENDED:
-            raise UserError(f"{source} extends {_MAX_EXTENDED} files in a row; join some of them")
-        layers.append(_read(chain[-1]))
-    explicit = set(_keys(layers[0])) if _is_file(source) else set[str]()
-    settings = layers.pop()
-    for changes in reversed(layers):
-        settings = _merge(settings, changes)
-    return settings, explicit
-
-
-def _beside(file: str, source: str) -> str:
-    """What a file extends: a YAML file is searched beside it, wherever the command runs."""
-    return os.path.join(os.path.dirname(file), source) if _is_file(source) else source
-
-
-def _same_file(source: str, others: Iterable[str]) -> bool:
-    """Whether a source is one of others, also by another name of the same file."""
-
-    def place(name: str) -> str:
-        return os.path.abspath(name) if _is_file(name) else name
-
-    return place(source) in map(place, others)
-
-
-def _is_file(source: str) -> bool:
-    return Path(source).suffix in {".yaml", ".yml"}
-
-
-def _read(source: str) -> dict[str, Any]:
-    """The settings of a preset or file as they are written."""
-    if _is_file(source):
-        return anchored(yaml12.load_file(Path(source)), Path(source).parent)
-    known = _preset_names()
-    if source not in known:
-        raise UserError(
-            f"{short(source)} is neither a preset nor a .yaml file{did_you_mean(source, known)} "
-            f"(presets: {', '.join(known)})"
-        )
-    with resources.as_file(resources.files("fedvsr.presets") / f"{source}.yaml") as path:
-        return yaml12.load_file(path)
-
-
-def anchored(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Settings in which files of plug-ins, named relative to a folder, have absolute paths."""
-    for key in _NAMED:
-        section = settings.get(key)
-        name = section.get("name") if isinstance(section, Mapping) else None
-        if isinstance(section, Mapping) and isinstance(name, str) and plugins.is_file(name):
-            settings = {**settings, key: {**section, "name": plugins.beside(folder, name)}}
-    return settings
-
-
-def _preset_names() -> list[str]:
-    files = (Path(file.name) for file in resources.files("fedvsr.presets").iterdir())
-    return sorted(file.stem for file in files if file.suffix == ".yaml")
-
-
-def parse_override(override: str) -> tuple[str, Any]:
-    """The dotted key and the value of an override such as `local.lr=1e-3`.
-
-    Raises:
-        UserError: it has another form, or the value is not YAML.
-    """
-    key, equals, text = override.partition("=")
-    if not equals or not key or len(key) > _MAX_KEY:
-        raise UserError(f"--set {short(override)} is not of the form section.key=value")
-    return key, yaml12.load(text, f"--set {short(override, quoted=False)}")
-
-
-def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes over base, section by section.
-
-    A change of network or algorithm drops the settings of the old one, except for the size.
-    """
-    merged = dict(base)
-    for key, value in changes.items():
-        old = merged.get(key)
-        if not isinstance(old, Mapping) or not isinstance(value, Mapping):
-            merged[key] = value
-        elif key in _NAMED and value.get("name", old.get("name")) != old.get("name"):
-            merged[key] = {k: old[k] for k in _SHARED if k in old} | dict(value)
-        else:
-            merged[key] = _merge(old, value)
-    return merged

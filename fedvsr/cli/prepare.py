@@ -281,9 +281,9 @@ def own(
     import inspect
 
     from fedvsr import plugins
-    from fedvsr.config import parse_override
     from fedvsr.data.request import Request
     from fedvsr.data.sources import KIND
+    from fedvsr.settings import parse_override
 
     source, out = _paths(source, out)
     found = plugins.find(KIND, {"name": plugins.beside(Path.cwd(), plugin)})

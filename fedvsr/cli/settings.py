@@ -44,7 +44,7 @@ def _print(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def presets() -> None:
     """List the packaged experiments."""
-    from fedvsr.config import presets as packaged
+    from fedvsr.settings import presets as packaged
 
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, description in packaged().items():

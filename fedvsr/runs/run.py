@@ -241,7 +241,8 @@ def _validated(
     folder: Path, settings: dict[str, object], context: Mapping[str, str] | None = None
 ) -> ExperimentConfig:
     """The configuration of a run's settings; with `config.LOADED_ONLY`, no plug-in is executed."""
-    from fedvsr.config import ExperimentConfig, anchored
+    from fedvsr.config import ExperimentConfig
+    from fedvsr.settings import anchored
 
     with _explained(folder):
         return ExperimentConfig.model_validate(anchored(settings, folder), context=context)

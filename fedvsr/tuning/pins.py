@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import Field
 
 from fedvsr import plugins
-from fedvsr.config import extended
 from fedvsr.errors import UserError
 from fedvsr.section import Section
+from fedvsr.settings import extended
 
 _NAMES = {"algorithm.name": "algorithm", "model.name": "model"}
 
@@ -59,7 +59,7 @@ class Pins:
         """
         for base in bases:
             try:
-                settings = extended(base) if isinstance(base, str) else {}
+                settings = extended(base)[0] if isinstance(base, str) else {}
             except UserError:
                 # The sweep's first trial reports it.
                 continue

@@ -14,12 +14,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from fedvsr.config import ExperimentConfig, parse_override
+from fedvsr.config import ExperimentConfig
 from fedvsr.data.clips import open_store
 from fedvsr.errors import UserError
 from fedvsr.lookup import did_you_mean
 from fedvsr.metrics import OPTIONAL
 from fedvsr.models.spec import RELEASED_FLOW
+from fedvsr.settings import parse_override
 from fedvsr.tuning.space import flat
 from fedvsr.tuning.sweep import SweepConfig, Trial, expand, load_sweep
 

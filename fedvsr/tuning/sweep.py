@@ -14,12 +14,14 @@ from pydantic import Field, ValidationError, model_validator
 
 from fedvsr import plugins, yaml12
 from fedvsr.checked_text import require_yaml, write_yaml
-from fedvsr.config import ExperimentConfig, explain, load_effective, parse_override
+from fedvsr.config import ExperimentConfig, load_effective
 from fedvsr.errors import UserError
 from fedvsr.lookup import did_you_mean
 from fedvsr.metrics import METRICS
+from fedvsr.refusals import explain
 from fedvsr.section import NAME, Section, short
 from fedvsr.seeding import generator
+from fedvsr.settings import parse_override
 from fedvsr.tuning.expressions import evaluate, names_in
 from fedvsr.tuning.pins import Pin, Pins
 from fedvsr.tuning.space import MAX_TRIALS, Dimension, Value, flat, nested

@@ -14,7 +14,8 @@ import pytest
 import typer
 
 from fedvsr.cli import app
-from fedvsr.config import load_config, presets
+from fedvsr.config import load_config
+from fedvsr.settings import presets
 from fedvsr.tuning.sweep import expand, load_sweep
 
 ROOT = Path(__file__).parents[2]

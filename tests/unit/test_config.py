@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedvsr.config import ExperimentConfig, load_config, load_effective, presets
+from fedvsr.config import ExperimentConfig, load_config, load_effective
 from fedvsr.errors import UserError
 from fedvsr.models.spec import RELEASED_FLOW
+from fedvsr.settings import presets
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ HEAVY = {"torch", "torchvision", "ray", "pandas", "av", "matplotlib", "pywt"}
 @pytest.mark.parametrize(
     ("program", "absent"),
     [
-        ("from fedvsr.config import *; load_config('demo'); presets()", HEAVY),
+        ("from fedvsr.config import *; load_config('demo')", HEAVY),
+        ("from fedvsr.settings import *; presets()", HEAVY),
         ("from fedvsr.algorithms import reference; reference()", HEAVY),
         ("from fedvsr.cli.settings import algorithms; algorithms(markdown=True)", HEAVY),
     ],

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from fedvsr.config import ExperimentConfig, load_config, presets
+from fedvsr.config import ExperimentConfig, load_config
 from fedvsr.data.config import REDS4, DataConfig
 from fedvsr.data.split import Split, prepare
 from fedvsr.errors import UserError
@@ -17,6 +17,7 @@ from fedvsr.runs.events import RunStarted
 from fedvsr.runs.execution import execute
 from fedvsr.runs.launch import prepare_data
 from fedvsr.runs.run import create_run
+from fedvsr.settings import presets
 from tests.conftest import moving_texture, write_video
 from tests.unit.cli.test_cli import fedvsr
 from tests.unit.data.clips import write_store
