@@ -32,9 +32,10 @@ from fedvsr.limits import ClusterGoneError
 if TYPE_CHECKING:
     from fedvsr.config import ExperimentConfig
     from fedvsr.data.split import Split
+    from fedvsr.tuning.config import SweepConfig
     from fedvsr.tuning.estimate import Cost
     from fedvsr.tuning.progress import Row
-    from fedvsr.tuning.sweep import SweepConfig, Trial
+    from fedvsr.tuning.sweep import Trial
 
 
 _BEST_SHOWN = 5

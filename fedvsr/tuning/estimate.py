@@ -18,9 +18,10 @@ from fedvsr.config import LOADED_ONLY, ExperimentConfig
 from fedvsr.data.videos import resolve
 from fedvsr.errors import UserError
 from fedvsr.records import load_results
+from fedvsr.tuning.config import SweepConfig
 from fedvsr.tuning.expressions import evaluate
 from fedvsr.tuning.space import flat
-from fedvsr.tuning.sweep import SweepConfig, Trial
+from fedvsr.tuning.sweep import Trial
 
 # 30 years.
 _MAX_ROUND_S = 1e9

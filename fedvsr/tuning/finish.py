@@ -10,8 +10,8 @@ from pathlib import Path
 from fedvsr.errors import UserError
 from fedvsr.notice import notify, warn_if_missing
 from fedvsr.runs.finish import psnr_text
+from fedvsr.tuning.config import SweepConfig
 from fedvsr.tuning.progress import best_of, current_rows
-from fedvsr.tuning.sweep import SweepConfig
 
 _UNFINISHED = ("running", "interrupted", "pending")
 

@@ -16,8 +16,8 @@ from ray.tune import schedulers
 from ray.tune.search import Searcher
 
 from fedvsr.runs.run import run_status
+from fedvsr.tuning.config import SweepConfig
 from fedvsr.tuning.space import Value
-from fedvsr.tuning.sweep import SweepConfig
 from fedvsr.tuning.table import STOPPED_EARLY, Note, Scores, history, newest_runs, reported
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from fedvsr.checked_text import read_yaml
 from fedvsr.errors import FileError, UserError, skipping
 from fedvsr.files import replacing
 from fedvsr.runs.run import run_status, stored_config
+from fedvsr.tuning.config import SweepConfig
 from fedvsr.tuning.space import Value
-from fedvsr.tuning.sweep import SweepConfig, Trial
+from fedvsr.tuning.sweep import Trial
 from fedvsr.tuning.table import (
     RUNS,
     STOPPED_EARLY,

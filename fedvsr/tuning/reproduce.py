@@ -21,8 +21,9 @@ from fedvsr.lookup import did_you_mean
 from fedvsr.metrics import OPTIONAL
 from fedvsr.models.spec import RELEASED_FLOW
 from fedvsr.settings import parse_override
+from fedvsr.tuning.config import SweepConfig
 from fedvsr.tuning.space import flat
-from fedvsr.tuning.sweep import SweepConfig, Trial, expand, load_sweep
+from fedvsr.tuning.sweep import Trial, expand, load_sweep
 
 Size = Literal["paper", "demo"]
 # The sweep without data sets, which is an example.

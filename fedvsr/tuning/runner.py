@@ -24,12 +24,13 @@ from fedvsr.files import missing_folders, remove_folders, remove_temporaries
 from fedvsr.loggers.config import require_packages
 from fedvsr.plugins import KEPT
 from fedvsr.runs.run import run_status
+from fedvsr.tuning.config import SweepConfig
 from fedvsr.tuning.expressions import tidy
 from fedvsr.tuning.past import Asha, Median, Past, ResumedSearcher, read_past
 from fedvsr.tuning.pins import keep, require_same
 from fedvsr.tuning.progress import Outcome
 from fedvsr.tuning.space import Dimension
-from fedvsr.tuning.sweep import SweepConfig, Trial, any_trial, describe, save_sweep, saved_sweep
+from fedvsr.tuning.sweep import Trial, any_trial, describe, save_sweep, saved_sweep
 from fedvsr.tuning.table import RUNS, STOPPED_EARLY, SWEEP_FILE, Note
 from fedvsr.tuning.trial import RESUMES, bundles_of, run_of, run_trial, trial_of
 

@@ -25,9 +25,10 @@ from fedvsr.runs.events import RoundRecorded
 from fedvsr.runs.execution import execute
 from fedvsr.runs.launch import prepare_data
 from fedvsr.runs.run import Run, open_run, run_status
+from fedvsr.tuning.config import SweepConfig
 from fedvsr.tuning.population import fork, pack
 from fedvsr.tuning.space import Value
-from fedvsr.tuning.sweep import SweepConfig, Trial, make_trial, saved_sweep
+from fedvsr.tuning.sweep import Trial, make_trial, saved_sweep
 from fedvsr.tuning.table import (
     RUNS,
     SWEEP_FILE,

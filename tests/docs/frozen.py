@@ -14,7 +14,7 @@ from typing import Any
 
 import fedvsr
 from fedvsr.config import ExperimentConfig
-from fedvsr.tuning.sweep import SweepConfig
+from fedvsr.tuning.config import SweepConfig
 
 FOLDER = Path(__file__).parents[1] / "unit"
 

@@ -19,7 +19,7 @@ from fedvsr import models
 from fedvsr.cli import app
 from fedvsr.config import ExperimentConfig
 from fedvsr.lookup import load, names
-from fedvsr.tuning.sweep import SweepConfig
+from fedvsr.tuning.config import SweepConfig
 from tests.docs import frozen
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"

@@ -8,8 +8,9 @@ import yaml
 from fedvsr.config import load_config
 from fedvsr.errors import UserError
 from fedvsr.records import load_results
+from fedvsr.tuning.config import SweepConfig
 from fedvsr.tuning.estimate import cost, fits, fits_here
-from fedvsr.tuning.sweep import SweepConfig, expand
+from fedvsr.tuning.sweep import expand
 from tests.integration.running import run_serially
 
 

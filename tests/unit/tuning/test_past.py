@@ -13,9 +13,10 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from fedvsr.errors import FileError
+from fedvsr.tuning.config import SweepConfig
 from fedvsr.tuning.past import Asha, Median, Past, ResumedSearcher, read_past
 from fedvsr.tuning.runner import _limit, _reason, _to_start
-from fedvsr.tuning.sweep import SweepConfig, expand
+from fedvsr.tuning.sweep import expand
 from fedvsr.tuning.table import STOPPED_EARLY, Note, newest_runs, row_of
 from tests.unit.tuning.test_progress import as_running
 

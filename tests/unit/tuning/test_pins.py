@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from fedvsr.errors import UserError
+from fedvsr.tuning.config import SweepConfig
 from fedvsr.tuning.runner import opened
-from fedvsr.tuning.sweep import SweepConfig, expand, load_sweep, saved_sweep
+from fedvsr.tuning.sweep import expand, load_sweep, saved_sweep
 from tests.unit.test_plugins import forget, write
 
 SWEEP = """

@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 
 from fedvsr.config import load_config
 from fedvsr.runs.run import locked
+from fedvsr.tuning.config import SweepConfig
 from fedvsr.tuning.progress import Outcome, TrialMonitor, best_of
-from fedvsr.tuning.sweep import SweepConfig, expand
+from fedvsr.tuning.sweep import expand
 from fedvsr.tuning.table import Note, newest_runs
 from tests.integration.running import run_serially
 from tests.unit.report.synthetic import write_run

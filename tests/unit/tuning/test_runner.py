@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from fedvsr.errors import UserError
+from fedvsr.tuning.config import SweepConfig
 from fedvsr.tuning.runner import opened
-from fedvsr.tuning.sweep import SweepConfig, load_sweep
+from fedvsr.tuning.sweep import load_sweep
 
 SWEEP = SweepConfig.model_validate(
     {"name": "s", "base": "demo", "space": {"local.lr": {"grid": [0.1, 0.2]}}}

@@ -8,7 +8,8 @@ import yaml
 
 from fedvsr.config import load_config
 from fedvsr.errors import UserError
-from fedvsr.tuning.sweep import SweepConfig, expand, load_sweep, save_sweep
+from fedvsr.tuning.config import SweepConfig
+from fedvsr.tuning.sweep import expand, load_sweep, save_sweep
 
 LAMBDAS: dict[str, Any] = {
     "name": "t",

@@ -10,8 +10,8 @@ import pytest
 from fedvsr.config import load_config
 from fedvsr.errors import UserError
 from fedvsr.records import read_run
+from fedvsr.tuning.config import SweepConfig
 from fedvsr.tuning.progress import best_of, write_best
-from fedvsr.tuning.sweep import SweepConfig
 from fedvsr.tuning.table import (
     Note,
     column_of,

@@ -13,7 +13,8 @@ import pytest
 
 from fedvsr import records
 from fedvsr.tuning import trial
-from fedvsr.tuning.sweep import SweepConfig, expand, save_sweep
+from fedvsr.tuning.config import SweepConfig
+from fedvsr.tuning.sweep import expand, save_sweep
 from fedvsr.tuning.table import RUNS, history, reported
 
 
