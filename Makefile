@@ -126,6 +126,7 @@ notebooks: $(VENV)/.demo $(VENV)/.test
 # `make screenshots ARGS="--work DIR run.svg"` keeps the runs in DIR, and makes one picture.
 screenshots: $(VENV)/.demo $(VENV)/.test
 	$(BIN)/python -m tests.docs.screenshots $(ARGS)
+	$(if $(ARGS),,$(BIN)/python -m tests.docs.screenshot_dashboard)
 
 # dist/*.whl and dist/*.tar.gz.
 dist: $(VENV)/.test

@@ -203,7 +203,7 @@ PICTURES: dict[str, Callable[[Work], str | Path | Image.Image]] = {
     "upscaled.webp": lambda work: work.upscaled(),
 }
 # Made by modules of their own.
-ELSEWHERE = {"dashboard.png"}
+ELSEWHERE = {"dashboard-run.png"}
 
 
 def printed(work: Work, preset: str) -> str:
