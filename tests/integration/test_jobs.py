@@ -23,6 +23,7 @@ from tests.integration.equality import assert_equal_runs
 from tests.integration.head import Head, can_hide_folders, local_head, node_without
 from tests.integration.running import run_serially
 from tests.unit.runs.test_logged import in_tensorboard
+from tests.unit.test_plugins import write
 
 pytestmark = [
     pytest.mark.ray,
@@ -49,9 +50,11 @@ class Submitted:
 
 @pytest.fixture(scope="module")
 def finished(head: Head, small_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Submitted:
-    """A whole experiment, submitted and followed to its end, to the head that is found."""
+    """An experiment with a method of one's own, submitted to the head that is found, to its end."""
     source = tmp_path_factory.mktemp("job") / "quick.yaml"
     settings = yaml.safe_load(small_yaml.read_text())
+    write(source.parent, "mean")
+    settings["algorithm"] = {"name": "./mean.py"}
     settings["federation"]["num_rounds"] = 2
     settings["logging"] = {"tensorboard": True}
     source.write_text(yaml.safe_dump(settings))
@@ -93,6 +96,7 @@ def test_a_jobs_results_equal_those_of_a_local_run(
         assert (folder / name).read_bytes() == (there / name).read_bytes(), name
     assert f"{len(files)} files" in fetched.stdout
 
+    assert (folder / "plugins" / "algorithm" / "mean.py").is_file()
     config = load_config(str(finished.source))
     assert_equal_runs(run_serially(config, tmp_path / "serial"), folder)
     psnr_db = read_table(folder, "rounds")["psnr_db"].to_pylist()
