@@ -22,12 +22,15 @@ class Waiting:
     attempts: int = 0
     shunned: str | None = None
     """Node on which its last process was lost; the node itself may be dying."""
+    alone: bool = False
+    """Whether it needs its place for itself: memory ran out there."""
 
 
 @dataclass
 class _Held:
     client_id: int
     place: Place
+    alone: bool
     began: float | None = None
 
 
@@ -101,17 +104,23 @@ class Dispatch:
             if not free or not self._waiting:
                 continue
             num_kept = 1 if place in taken_s else 0
-            while len(free) > num_kept:
+            while len(free) > num_kept and not self._has_one_alone(place):
                 if slow is None and place not in self._queues:
                     slow = self._slow(now, taken_s)
                 if not (found := self._next_for(place, slow or ())):
                     break
+                if found[1].alone and (num_kept or self._running.get(place)):
+                    # Nothing starts there until it can: others would keep it waiting.
+                    break
                 item = self._leave_queue(*found)
                 slot = free.pop(num_kept)
-                self._held[slot] = _Held(item.task.client_id, place)
+                self._held[slot] = _Held(item.task.client_id, place, item.alone)
                 self._running.setdefault(place, set()).add(slot)
                 self.slot_of[item.task.client_id] = slot
                 yield item, place, slot
+
+    def _has_one_alone(self, place: Place) -> bool:
+        return any(self._held[slot].alone for slot in self._running.get(place, ()))
 
     def began(self, slot: int, now: float) -> None:
         """Say that the process of a slot's client is ready, and trains from now on."""
@@ -140,7 +149,11 @@ class Dispatch:
         moved = []
         for other in slow:
             queue = self._queues.get(other, OrderedDict())
-            fits = ((n, i) for n, i in reversed(queue.items()) if i.shunned != place.node_id)
+            fits = (
+                (number, item)
+                for number, item in reversed(queue.items())
+                if item.shunned != place.node_id and not item.alone
+            )
             moved += [last for last in [next(fits, None)] if last]
         # The last in the queue, because the actors of those before it are ready sooner.
         return max(moved, key=lambda numbered: numbered[0], default=None)

@@ -149,6 +149,9 @@ class RayExecutor:
     ) -> None:
         client_id = item.task.client_id
         self._keep_room_for_scorer()
+        if item.alone:
+            # Processes that wait hold memory too.
+            self.pool.leave([place], self._trains)
         actor = self.pool.get(client_id, place, self._trains)
         state = states.get(client_id)
         report, update = actor.handle.train.options(num_returns=2).remote(
@@ -235,6 +238,9 @@ class RayExecutor:
                 others = [p for p in self._places if p.node_id != node]
                 if others:
                     item = replace(item, place=others[0], shunned=node)
+            if kind == "out_of_memory":
+                # Clients that share a GPU, or a node, share its memory.
+                item = replace(item, alone=True)
             self._dispatch.add(item)
         message = f"client {task.client_id} in round {task.round_idx}: {first_line(error)}"
         if final and not isinstance(error, UserError):

@@ -15,9 +15,13 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import torch
+from ray.exceptions import RayTaskError
+
 from fedvsr.federation import ray_executor
 from fedvsr.federation.actors import ActorPool, LiveActor
 from fedvsr.federation.config import ClusterConfig
+from fedvsr.federation.executors import Fault
 from fedvsr.federation.placement import Place
 from fedvsr.federation.ray_executor import RayExecutor
 from fedvsr.messages import ClientTask
@@ -29,16 +33,20 @@ class Cluster:
 
     Args:
         durations: seconds that each client trains.
-        num_slots: slots, one for each GPU.
+        num_slots: slots.
         build_s: seconds to start a client's process.
+        per_gpu: slots of a GPU.
+        hungry: clients for which a GPU's memory is too small while another client trains there.
     """
 
     durations: Sequence[float]
     num_slots: int
     build_s: float = 5.0
+    per_gpu: int = 1
+    hungry: frozenset[int] = frozenset()
     now: float = 0.0
     log: list[tuple[int, int, float, float]] = field(default_factory=list)
-    """Client, slot, and when it was sent and done."""
+    """Client, first slot of its GPU, and when it was sent and done."""
     num_built: int = 0
     _events: list[tuple[float, int, Any]] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=count)
@@ -48,6 +56,10 @@ class Cluster:
         ref = SimpleNamespace(value=value, is_ready=False)
         heapq.heappush(self._events, (when, next(self._numbers), ref))
         return _Ref(ref)
+
+    def is_used(self, slot: int) -> bool:
+        """Whether a client trains on the GPU with that first slot."""
+        return any(gpu == slot and done > self.now for _, gpu, _, done in self.log)
 
     def wait(self, refs: Sequence[Any], num_returns: int, timeout: float) -> tuple[list[Any], Any]:
         """Advance the clock to the first event, or by the time limit."""
@@ -82,8 +94,13 @@ class Pool(ActorPool):
         free = {"at": cluster.now + cluster.build_s}
 
         def train(task: ClientTask, *_: object) -> tuple[Any, Any]:
-            took = cluster.durations[client_id]
-            sent = cluster.now
+            took, sent = cluster.durations[client_id], cluster.now
+            is_shared = any(
+                gpu == place.slots[0] and done > sent for _, gpu, _, done in cluster.log
+            )
+            if client_id in cluster.hungry and is_shared:
+                cause = torch.OutOfMemoryError("CUDA out of memory")
+                return cluster.ready_at(sent + 1, RayTaskError("train", "", cause)), _Ref(None)
             free["at"] = max(free["at"], sent) + took
             cluster.log.append((client_id, place.slots[0], sent, free["at"]))
             return cluster.ready_at(free["at"], SimpleNamespace(train_s=took)), _Ref(None)
@@ -94,7 +111,9 @@ class Pool(ActorPool):
 
 
 def _of(cluster: Cluster, max_live: int) -> RayExecutor:
-    places = [Place(f"node-{i // 8}", "GPU", (i + 1,), (i,)) for i in range(cluster.num_slots)]
+    per_gpu = cluster.per_gpu
+    slots = [tuple(range(i, i + per_gpu)) for i in range(0, cluster.num_slots, per_gpu)]
+    places = [Place(f"node-{i // 8}", "GPU", (i + 1,), own) for i, own in enumerate(slots)]
     placement: Any = SimpleNamespace(
         places=lambda: places, max_live_per_place=10, wanted=SimpleNamespace(gpu_share=0.1)
     )
@@ -120,11 +139,22 @@ def simulated(cluster: Cluster, max_live: int = 8) -> Iterator[RayExecutor]:
 
 
 def _get(ref: Any, timeout: float) -> Any:
-    return ref.state.value if ref.state is not None else None
+    value = ref.state.value if ref.state is not None else None
+    if isinstance(value, Exception):
+        raise value
+    return value
 
 
-def run_rounds(executor: RayExecutor, cohorts: Sequence[Sequence[int]]) -> list[float]:
-    """Train cohorts one after the other; returns the seconds of each on the cluster's clock."""
+def run_rounds(
+    executor: RayExecutor, cohorts: Sequence[Sequence[int]], faults: list[Fault] | None = None
+) -> list[float]:
+    """Train cohorts one after the other; returns the seconds of each on the cluster's clock.
+
+    Args:
+        executor: of `simulated`.
+        cohorts: the clients of each round.
+        faults: takes the faults; by default there must be none.
+    """
     cluster = type(executor).make_pool.cluster  # type: ignore[attr-defined]
     seconds = []
     for round_idx, cohort in enumerate(cohorts, 1):
@@ -133,7 +163,11 @@ def run_rounds(executor: RayExecutor, cohorts: Sequence[Sequence[int]]) -> list[
         upcoming = cohorts[round_idx] if round_idx < len(cohorts) else ()
         states: Any = SimpleNamespace(get=lambda _: {})
         results = list(executor.run_round(tasks, {}, states, upcoming))
-        assert len(results) == len(cohort), "a client was lost"
+        failed = [result for result in results if isinstance(result, Fault)]
+        assert len(results) - len(failed) == len(cohort), "a client was lost"
+        assert not failed or faults is not None, failed
+        if faults is not None:
+            faults += failed
         seconds.append(cluster.now - began)
     return seconds
 

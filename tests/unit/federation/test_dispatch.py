@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from fedvsr.federation.dispatch import Dispatch, Waiting
+from fedvsr.federation.executors import Fault
 from fedvsr.federation.placement import Place
 from fedvsr.federation.schedule import _BUILD_S, Schedule
 from fedvsr.messages import ClientTask
@@ -61,6 +62,19 @@ def test_clients_that_have_a_process_keep_it() -> None:
         seconds = run_rounds(executor, [range(16)] * 4)
     assert cluster.num_built == 16
     assert seconds == [15, 10, 10, 10]
+
+
+def test_a_client_that_runs_out_of_memory_is_retried_alone_on_its_gpu() -> None:
+    cluster = Cluster([30.0 + i for i in range(24)], 8, per_gpu=4, hungry=frozenset({2, 9, 20}))
+    faults = list[Fault]()
+    with simulated(cluster) as executor:
+        run_rounds(executor, [range(24)], faults)
+    assert {fault.kind for fault in faults} == {"out_of_memory"}
+    assert sorted(fault.client_id for fault in faults) == [2, 9, 20], "one attempt each was lost"
+    for client_id, gpu, sent, done in cluster.log:
+        others = [entry for entry in cluster.log if entry[0] != client_id and entry[1] == gpu]
+        is_alone = not any(begun < done and sent < ended for _, _, begun, ended in others)
+        assert is_alone == (client_id in cluster.hungry), client_id
 
 
 def steps_per_client(cohort: int, num_slots: int) -> float:
@@ -186,6 +200,21 @@ def test_a_client_does_not_return_to_the_node_that_lost_it() -> None:
     assert started(dispatch) == [(3, 0)]
     assert dispatch.is_busy(3)
     assert not dispatch.is_busy(5)
+
+
+def test_a_client_that_ran_out_of_memory_has_its_place_for_itself() -> None:
+    dispatch = dispatch_of([5, 4], [], train_s=1.0)
+    assert started(dispatch) == [(5, 0), (4, 1)]
+    dispatch.ended(0)
+    dispatch.add(Waiting(ClientTask(5, 1, 1, seed=5), A, 1, alone=True))
+    dispatch.add(Waiting(ClientTask(3, 1, 1, seed=3), A))
+    assert started(dispatch, A=1.0) == [], "client 4 trains there, and the scorer scores"
+    dispatch.ended(1)
+    assert started(dispatch, A=1.0) == []
+    assert started(dispatch) == [(5, 0)], "and client 3 waits"
+    assert started(dispatch) == []
+    dispatch.ended(0)
+    assert started(dispatch) == [(3, 0)]
 
 
 def test_slots_of_lost_places_are_not_given_away() -> None:
