@@ -36,6 +36,12 @@ def scenes(folder: Path, run_id: str) -> list[dict[str, Any]]:
     return [_scene(key, kinds, run_id) for key, kinds in whole[:_MOST]]
 
 
+def _address(run_id: str, path: Path) -> str:
+    """The address of a picture, which is another one once the file has changed."""
+    changed = format(path.stat().st_mtime_ns, "x")
+    return "frame?" + urlencode({"id": run_id, "name": path.name, "changed": changed})
+
+
 def _scene(key: tuple[str, int], kinds: dict[str, SavedFrame], run_id: str) -> dict[str, Any]:
     read = {kind: np.asarray(Image.open(s.path).convert("RGB")) for kind, s in kinds.items()}
     gt = read["gt"]
@@ -43,7 +49,7 @@ def _scene(key: tuple[str, int], kinds: dict[str, SavedFrame], run_id: str) -> d
         {
             "name": name,
             "psnr_db": None if kind == "gt" else finite(float(psnr(read[kind], gt))),
-            "url": "frame?" + urlencode({"id": run_id, "name": kinds[kind].path.name}),
+            "url": _address(run_id, kinds[kind].path),
         }
         for kind, name in _NAMES.items()
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from functools import partial
@@ -129,7 +130,8 @@ class RunReader:
             "last": clients.slots(rounds, tables["clients"], *drawing),
             "clients": clients.overview(tables["clients"], tables["faults"]),
             "faults": _faults(tables["faults"]),
-            "num_frames": len(self._pictures()),
+            # Differs if a picture does; empty without one.
+            "frames": _tag(self._pictures()),
             "log": eventlog.log(events),
             "config": attempt(partial(_config_text, self._folder), ""),
             # Last: reading the parts above may have added some.
@@ -139,6 +141,10 @@ class RunReader:
     def _pictures(self) -> Signature:
         folder = self._folder / "frames"
         return signature(folder, tuple(sorted(path.name for path in folder.glob("*.png"))))
+
+
+def _tag(pictures: Signature) -> str:
+    return hashlib.sha256(repr(pictures).encode()).hexdigest()[:16] if pictures else ""
 
 
 def _rounds(table: pa.Table) -> list[Json]:

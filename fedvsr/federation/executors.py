@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-from fedvsr.data.clips import Clip, Frames
+from fedvsr.data.clips import Clip
 from fedvsr.errors import UserError
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.inference.evaluate import Evaluator
-from fedvsr.inference.scores import ClipScore
+from fedvsr.inference.scores import Scored
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
 from fedvsr.models.spec import ModelConfig
 from fedvsr.params import FloatVector
@@ -96,16 +96,12 @@ class Scorer(Protocol):
 
     device_name: str
 
-    def score(self, params: FloatVector) -> Pending:
-        """Start to score, and return a handle to the result."""
+    def score(self, params: FloatVector, pictures: bool = True) -> Pending:
+        """Start to score, and return a handle to the result; see `Evaluator.score`."""
         ...
 
     def take_faults(self) -> list[tuple[FaultKind, str]]:
         """Recovered failures since the last call, a line each."""
-        ...
-
-    def pictures(self, params: FloatVector, clip: Clip, frame_idx: int) -> dict[str, Frames]:
-        """See `Evaluator.pictures`."""
         ...
 
 
@@ -116,8 +112,8 @@ class Pending(Protocol):
         """Whether `result` returns at once."""
         ...
 
-    def result(self) -> tuple[list[ClipScore], float]:
-        """Wait for the scores; returns them and the wall seconds that they took."""
+    def result(self) -> Scored:
+        """Wait for the scores."""
         ...
 
 
@@ -231,32 +227,23 @@ class _SerialScorer:
     def __init__(self, evaluator: Evaluator) -> None:
         self._evaluator = evaluator
         self.device_name = evaluator.device_name
-        self.pictures = evaluator.pictures
 
-    def score(self, params: FloatVector) -> Pending:
-        return _Scored(*timed_score(self._evaluator, params))
+    def score(self, params: FloatVector, pictures: bool = True) -> Pending:
+        return _Done(self._evaluator.score(params, pictures))
 
     def take_faults(self) -> list[tuple[FaultKind, str]]:
         return []
 
 
 @dataclass(frozen=True)
-class _Scored:
-    scores: list[ClipScore]
-    wall_s: float
+class _Done:
+    scored: Scored
 
     def ready(self) -> bool:
         return True
 
-    def result(self) -> tuple[list[ClipScore], float]:
-        return self.scores, self.wall_s
-
-
-def timed_score(evaluator: Evaluator, params: FloatVector) -> tuple[list[ClipScore], float]:
-    """The scores of parameters (P,), and the wall seconds that they took."""
-    started = time.perf_counter()
-    scores = evaluator.score(params)
-    return scores, time.perf_counter() - started
+    def result(self) -> Scored:
+        return self.scored
 
 
 def first_line(error: BaseException) -> str:

@@ -12,12 +12,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from fedvsr.data.clips import Clip, Frames
-from fedvsr.federation.executors import FaultKind, Pending, first_line, timed_score
+from fedvsr.federation.executors import FaultKind, Pending, first_line
 from fedvsr.federation.placement import Place, Placement
 from fedvsr.federation.pulse import CONTROL, Pulse, SilentError, end
 from fedvsr.inference.evaluate import Evaluator
-from fedvsr.inference.scores import ClipScore
+from fedvsr.inference.scores import Scored
 from fedvsr.params import FloatVector
 
 # Seconds between two checks of deadlines, of nodes, and of whether to stop.
@@ -47,13 +46,9 @@ class EvaluatorActor:
         """Build the evaluator, while the first clients train."""
         self._build()
 
-    def score(self, params: FloatVector) -> tuple[list[ClipScore], float]:
-        """The scores of parameters (P,), and the wall seconds that they took."""
-        return timed_score(self._build(), params)
-
-    def pictures(self, params: FloatVector, clip: Clip, frame_idx: int) -> dict[str, Frames]:
-        """See `Evaluator.pictures`."""
-        return self._build().pictures(params, clip, frame_idx)
+    def score(self, params: FloatVector, pictures: bool) -> Scored:
+        """See `Evaluator.score`."""
+        return self._build().score(params, pictures)
 
     def _build(self) -> Evaluator:
         # Not in `__init__`: the process answers `ping` only after that.
@@ -94,18 +89,11 @@ class RayScorer:
         lost, self._lost = self._lost, []
         return lost
 
-    def score(self, params: FloatVector) -> Pending:
+    def score(self, params: FloatVector, pictures: bool = True) -> Pending:
         """Start to score; see `Scorer.score`."""
-        pending = _RayPending(self, ray.put(params))
+        pending = _RayPending(self, ray.put(params), pictures)
         self._scoring = [*(p for p in self._scoring if not p.ready()), pending]
         return pending
-
-    def pictures(self, params: FloatVector, clip: Clip, frame_idx: int) -> dict[str, Frames]:
-        """See `Evaluator.pictures`."""
-        params_ref = ray.put(params)
-        call = _Call(self, lambda actor: actor.pictures.remote(params_ref, clip, frame_idx))
-        pictures: dict[str, Frames] = call.result()
-        return pictures
 
     def left_s(self) -> float:
         """Seconds until it is expected to be done, by its last time; infinite before its first."""
@@ -158,25 +146,29 @@ class RayScorer:
         self._pulse = Pulse(self.actor)
 
 
-class _Call:
-    """A call of the scorer's actor, which is sent again if the actor is lost."""
+class _RayPending:
+    """Scores that are being computed; they are asked for again if the scorer's actor is lost."""
 
-    def __init__(self, scorer: RayScorer, send: Callable[[Any], Any]) -> None:
-        self._scorer, self._send = scorer, send
+    def __init__(self, scorer: RayScorer, params_ref: Any, pictures: bool) -> None:
+        self.begun = time.monotonic()
+        self._scorer, self._params_ref, self._pictures = scorer, params_ref, pictures
         self._begin()
 
-    def result(self) -> Any:
-        """Wait for the result.
+    def ready(self) -> bool:
+        return bool(ray.wait([self.ref], timeout=0)[0])
+
+    def result(self) -> Scored:
+        """Wait for the scores.
 
         Raises:
             KeyboardInterrupt: the run is to stop.
-            Exception: what the call raised.
+            Exception: what the evaluator raised.
             RuntimeError: the actor was lost three times.
         """
         for last in (False, False, True):
             try:
                 self._scorer.wait(self.ref)
-                return ray.get(self.ref, timeout=FETCH_S)
+                scored: Scored = ray.get(self.ref, timeout=FETCH_S)
             except RayTaskError as error:
                 raise error.cause from error
             except (RayError, SilentError) as error:
@@ -185,30 +177,13 @@ class _Call:
                     raise RuntimeError(message) from error
                 self._scorer.replace(self._actor, error)
                 self._begin()
+            else:
+                self._scorer.last_s = scored.wall_s
+                # Scores of personal networks are kept for many rounds; their vectors need not be.
+                self._params_ref = None
+                return scored
         raise AssertionError
 
     def _begin(self) -> None:
         self._actor = self._scorer.actor
-        self.ref = self._send(self._actor)
-
-
-class _RayPending(_Call):
-    """Scores that are being computed."""
-
-    def __init__(self, scorer: RayScorer, params_ref: Any) -> None:
-        self.begun = time.monotonic()
-        super().__init__(scorer, lambda actor: actor.score.remote(params_ref))
-
-    def ready(self) -> bool:
-        return bool(ray.wait([self.ref], timeout=0)[0])
-
-    def result(self) -> tuple[list[ClipScore], float]:
-        scores: tuple[list[ClipScore], float] = super().result()
-        self._scorer.last_s = scores[1]
-        # Scores of personal networks are kept for many rounds; their vectors need not be.
-        self._send = _never
-        return scores
-
-
-def _never(_: Any) -> Any:
-    raise AssertionError("the result has been taken")
+        self.ref = self._actor.score.remote(self._params_ref, self._pictures)

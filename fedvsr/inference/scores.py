@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -37,6 +37,18 @@ class ClipScore(Scores):
             "num_frames": self.num_frames,
             **self.values,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What an evaluator gives for one network."""
+
+    scores: Sequence[ClipScore]
+    pictures: Mapping[str, bytes]
+    """PNG files of the middle frame of each clip, by name, `CLIP_FRAME_KIND.png`: `sr`, and for the
+    evaluator's first network also `bicubic` and `gt`, which are the same for all."""
+    wall_s: float
+    """Wall seconds that it took."""
 
 
 def scored_part(crop: int | None) -> str:

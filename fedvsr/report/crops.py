@@ -54,15 +54,17 @@ class Frame:
 
 
 def frames(gathered: Gathered, folders: Mapping[str, Path]) -> Iterator[Frame]:
-    """The test frames of which runs saved pictures, one per network, heterogeneity and clip.
+    """The test frames with pictures of finished runs, one per network, heterogeneity and clip.
 
     All pictures of a frame are of one seed, because runs of one seed share their random draws: the
     seed with most methods, or the lowest of several.
     """
     clips = gathered.scores[["run_id", "clip_id", "testset"]].drop_duplicates()
+    # Others have pictures of an earlier round, which would be compared with the last one's.
+    finished = gathered.runs[gathered.runs["status"] == "finished"]
     pictures = [
         {**row, **picture}
-        for row in clips.merge(gathered.runs, on="run_id").to_dict("records")
+        for row in clips.merge(finished, on="run_id").to_dict("records")
         for picture in _pictures(folders[row["run_id"]], row["clip_id"])
     ]
     if not pictures:

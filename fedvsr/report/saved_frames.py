@@ -1,4 +1,4 @@
-"""The pictures of test frames that a finished run keeps: `frames/CLIP_FRAME_KIND.png`."""
+"""The pictures of test frames that a run keeps: `frames/CLIP_FRAME_KIND.png`."""
 
 from __future__ import annotations
 

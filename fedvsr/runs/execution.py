@@ -9,8 +9,6 @@ from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
-from PIL import Image
-
 from fedvsr import __version__, algorithms, models
 from fedvsr.algorithms.base import start
 from fedvsr.data.split import Split
@@ -30,6 +28,7 @@ from fedvsr.federation.rounds import (
 from fedvsr.federation.sampling import FederationConfig
 from fedvsr.files import DISK_FULL, remove_temporaries, replacing
 from fedvsr.inference.evaluate import Evaluator
+from fedvsr.inference.scores import Scored
 from fedvsr.models.origin import joined, parts, weights_source
 from fedvsr.params import FloatVector, ParamTable, flatten, load_flat
 from fedvsr.recording import RunRecords
@@ -380,12 +379,15 @@ class Execution:
             return
         unscored, self.unscored = self.unscored, None
         event = unscored.event
-        results = [(client_id, *pending.result()) for client_id, pending in unscored.pending]
+        results = [(client_id, pending.result()) for client_id, pending in unscored.pending]
         for kind, message in self.scorer.take_faults():
             yield self.record_fault(Fault(event.round_idx, None, kind, message))
-        scores = [(client_id, score) for client_id, clips, _ in results for score in clips]
+        # Before the scores: a round with scores in the tables is not scored again.
+        for _, scored in results:
+            self._save_pictures(scored)
+        scores = [(client_id, score) for client_id, scored in results for score in scored.scores]
         score_rows = [{"client_id": client_id, **score.row()} for client_id, score in scores]
-        evaluate_s = sum(wall_s for _, _, wall_s in results)
+        evaluate_s = sum(scored.wall_s for _, scored in results)
         means = rows.mean_row([score for _, score in scores])
         self.records.write_scores(event.round_idx, {**means, "evaluate_s": evaluate_s}, score_rows)
         yield replace(event, scores=[s for _, s in scores], wall_s=event.wall_s or evaluate_s)
@@ -402,7 +404,9 @@ class Execution:
             known = self.personal.get(key)
             if known is None or known[0] != (trained_in or 0):
                 params = self._params_of(client_id, state.params)
-                known = self.personal[key] = trained_in or 0, self.scorer.score(params)
+                # The pictures of a personal method are the first client's.
+                pending_scores = self.scorer.score(params, pictures=client_id == 0)
+                known = self.personal[key] = trained_in or 0, pending_scores
             pending.append((client_id, known[1]))
         return pending
 
@@ -420,9 +424,9 @@ class Execution:
         return self.states.get(client_id).get("params", params)
 
     def _finish(self, params: FloatVector) -> None:
-        """Save the trained network and one picture per test clip, then mark the run as finished.
+        """Save the trained network, then mark the run as finished.
 
-        A personal method saves every client's network, and its pictures are the first client's.
+        A personal method saves every client's network.
         """
         if self.algorithm.personal:
             for client_id in reversed(range(len(self.clients.clips))):
@@ -431,14 +435,19 @@ class Execution:
             params = own
         else:
             self._save_network(params, self.run.folder / "model.safetensors")
+        if not any((self.run.folder / "frames").glob("*.png")):
+            # An earlier version of the program has scored it, which kept pictures only now.
+            pending = self.scorer.score(params)
+            self._save_pictures(pending.result())
+        self.write_run("finished")
+
+    def _save_pictures(self, scored: Scored) -> None:
+        """Keep a frame of each test clip as the network that was scored makes it."""
         frames = self.run.folder / "frames"
         frames.mkdir(exist_ok=True)
-        for clip in self.split.test:
-            middle = min(clip.num_frames, self.run.config.evaluation.max_frames or 10**9) // 2
-            for kind, picture in self.scorer.pictures(params, clip, middle).items():
-                with replacing(frames / f"{clip.clip_id}_{middle:03d}_{kind}.png") as aside:
-                    Image.fromarray(picture).save(aside, format="png")
-        self.write_run("finished")
+        for name, content in scored.pictures.items():
+            with replacing(frames / name) as aside:
+                aside.write_bytes(content)
 
     def _save_network(self, params: FloatVector, path: Path) -> None:
         load_flat(self.network, params)

@@ -28,8 +28,6 @@ UNLIMITED = {
     ("federation/connection.py", "self._close.wait()"): "the thread that holds the connection",
     ("federation/driver.py", "event.result()"): "the future is done",
     ("federation/driver.py", "stopped.result()"): "inside `within`",
-    ("federation/ray_scorer.py", "call.result()"): "`_Call.result` itself waits with limits",
-    ("federation/ray_scorer.py", "super().result()"): "`_Call.result` itself waits with limits",
     ("loggers/feed.py", "self._inbox.get()"): "a thread that lives until the run ends",
     ("metrics/vmaf.py", "self._process.communicate()"): "a computation, whose input has ended",
     ("runs/execution.py", "pending.result()"): "`Pending.result` itself waits with limits",

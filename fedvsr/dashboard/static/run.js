@@ -144,9 +144,9 @@
   }
 
   // The server reads each picture for its PSNR, so they are asked for alone.
-  async function askFrames(count) {
-    let scenes = [], text = "There are no pictures yet: a run saves one frame of each test clip when it finishes.";
-    if (count) {
+  async function askFrames(tag) {
+    let scenes = [], text = "There are no pictures yet: a run keeps one frame of each test clip of its last scores.";
+    if (tag) {
       try {
         const response = await fetch(ask("frames.json"), { signal: AbortSignal.timeout(120000) });
         const { frames, errors } = await response.json();
@@ -186,7 +186,7 @@
     part("last", state.last || null, drawLast);
     part("all", state.clients || { num: 0 }, drawAll);
     part("faults", state.faults || { num: 0 }, drawFaults);
-    part("pictures", state.num_frames || 0, askFrames);
+    part("pictures", state.frames || "", askFrames);
     part("log", state.log || [], drawLog);
     part("config", state.config || "", (text) => { byId("config").textContent = text; });
     return state.status === "running" || state.status === "starting";

@@ -95,8 +95,10 @@ def test_local_scores_every_clients_own_network(small: ExperimentConfig, tmp_pat
     for client_id in range(4):
         file = folder / "clients" / f"client-{client_id:05d}.safetensors"
         network = models.load_checkpoint(file)
-        scores = Evaluator(config.model, config.evaluation, split.test, split.test_sets).score(
-            flatten(network)
+        scores = (
+            Evaluator(config.model, config.evaluation, split.test, split.test_sets)
+            .score(flatten(network))
+            .scores
         )
         wanted = last[last["client_id"] == client_id]["psnr_db"].tolist()
         assert [score.values["psnr_db"] for score in scores] == wanted

@@ -17,7 +17,7 @@ def test_crop_scores_only_the_middle(small: ExperimentConfig) -> None:
     evaluation = small.evaluation.model_copy(update={"crop": 24, "max_frames": 2})
     # A fresh network of this kind is bicubic enlargement.
     params = flatten(models.build_fresh(small.model))
-    (score,) = Evaluator(small.model, evaluation, [clip], sets).score(params)
+    (score,) = Evaluator(small.model, evaluation, [clip], sets).score(params).scores
     # Low-resolution frames of 12 x 16: rows 3 to 8, columns 5 to 10.
     lq, gt = clip.lq()[:2, 3:9, 5:11], clip.gt()[:2, 12:36, 20:44]
     wanted = psnr(bicubic(np.asarray(lq), 4), np.asarray(gt)).mean()
@@ -25,5 +25,5 @@ def test_crop_scores_only_the_middle(small: ExperimentConfig) -> None:
     assert score.values["bicubic_psnr_db"] == pytest.approx(wanted, abs=1e-12)
     assert score.test_set == "held-out"
     assert abs(score.values["psnr_db"] - wanted) < 0.05
-    (whole,) = Evaluator(small.model, small.evaluation, [clip], sets).score(params)
+    (whole,) = Evaluator(small.model, small.evaluation, [clip], sets).score(params).scores
     assert whole.values["bicubic_psnr_db"] != pytest.approx(wanted)

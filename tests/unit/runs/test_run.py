@@ -15,6 +15,7 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fedvsr import models
 from fedvsr.config import ExperimentConfig, load_config
@@ -59,12 +60,33 @@ def test_a_run_starts_from_the_weights_it_is_given(small: ExperimentConfig, tmp_
     first = next(events)
     events.close()
     assert isinstance(first, RoundRecorded)
-    wanted = Evaluator(small.model, small.evaluation, split.test, split.test_sets).score(
-        flatten(network)
+    wanted = (
+        Evaluator(small.model, small.evaluation, split.test, split.test_sets)
+        .score(flatten(network))
+        .scores
     )
     assert [score.values for score in first.scores] == [score.values for score in wanted]
     assert np.isfinite(wanted[0].values["psnr_db"])
     assert wanted[0].values["psnr_db"] != wanted[0].values["bicubic_psnr_db"]
+
+
+def test_a_frame_of_each_clip_is_kept_after_every_evaluation(
+    small: ExperimentConfig, tmp_path: Path
+) -> None:
+    split = prepare_data(small, lambda *_: None)
+    run = create_run(small, tmp_path)
+    (clip,) = split.test
+    middle = clip.num_frames // 2
+    made = list[bytes]()
+    for event in execute(run, split, SerialExecutor):
+        if isinstance(event, RoundRecorded):
+            kept = {path.name: path for path in (run.folder / "frames").iterdir()}
+            stem = f"{clip.clip_id}_{middle:03d}"
+            assert kept.keys() == {f"{stem}_{kind}.png" for kind in ("bicubic", "gt", "sr")}
+            assert (np.asarray(Image.open(kept[f"{stem}_gt.png"])) == clip.gt()[middle]).all()
+            made.append(kept[f"{stem}_sr.png"].read_bytes())
+    assert len(set(made)) == len(made) == small.federation.num_rounds + 1
+    assert kept[f"{stem}_sr.png"].read_bytes() == made[-1], "nothing is made again at the end"
 
 
 def notes(config: ExperimentConfig, *overlap: str) -> tuple[str, ...]:
