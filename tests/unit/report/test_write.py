@@ -144,4 +144,6 @@ def test_runs_of_parts_of_fedvsr_alone_have_the_ablations_table(tmp_path: Path) 
     assert {p.name for p in out.glob("table*")} == {"table2.csv", "table2.tex"}
     headings = [line for line in (out / "report.md").read_text().splitlines() if line[:2] == "##"]
     assert headings[0] == "## Ablation", "no empty table of scores"
-    assert "F-HiFr" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "F-HiFr" in page
+    assert 'class="skip" href="#ablation"' in page
