@@ -7,6 +7,7 @@ ended, and the other commands find the head and its token by themselves.
 from __future__ import annotations
 
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -32,6 +33,7 @@ from fedvsr.limits import ANSWER_S
 HOST = "127.0.0.1"
 # Seconds that a head may take to start, and its processes to end when they are asked to.
 _START_S, _END_S, _POLL_S = 90.0, 30.0, 0.2
+_PORTS = range(20_000, 32_768)
 _STATE, _TOKEN, _LOG, _LOCK = "head.json", "token", "head.log", ".lock"
 
 
@@ -267,15 +269,22 @@ def _wait(address: str, process: subprocess.Popen[bytes]) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that are free now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for opened in sockets:
-            opened.bind((HOST, 0))
-        return [int(opened.getsockname()[1]) for opened in sockets]
-    finally:
-        for opened in sockets:
-            opened.close()
+    """Ports that are free now.
+
+    They lie above those of Ray's workers and below those that the system gives to outgoing
+    connections: one of these may be taken before the head listens on it, seconds from now.
+
+    Raises:
+        UserError: there are too few.
+    """
+    found = list[int]()
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with socket.socket() as trial, suppress(OSError):
+            trial.bind((HOST, port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise UserError(f"ports {_PORTS.start} to {_PORTS.stop - 1} of {HOST} are all in use")
 
 
 def _started(pid: int) -> int:

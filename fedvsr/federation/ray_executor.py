@@ -106,9 +106,13 @@ class RayExecutor:
         shared_ref = ray.put(shared)
         plan = self._plan([task.client_id for task in tasks])
         self._dispatch.queue([Waiting(task, plan[task.client_id]) for task in tasks])
-        self._upcoming = self._plan(upcoming)
+        planned_for = None
         while self._dispatch:
-            for item, place, slot in self._dispatch.starting(time.monotonic(), self._taken_s()):
+            taken_s = self._taken_s()
+            if planned_for != taken_s.keys():
+                # Again as the scorer takes or frees a slot, and not after every event.
+                self._upcoming, planned_for = self._plan(upcoming), taken_s.keys()
+            for item, place, slot in self._dispatch.starting(time.monotonic(), taken_s):
                 self._send(item, place, slot, shared_ref, states)
             self._build_ahead()
             for done in self._wait():

@@ -71,7 +71,7 @@ def job_id_of(printed: str) -> str:
 def test_a_job_is_followed_to_its_end(head: Head, finished: Submitted) -> None:
     done = finished.done
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"^package: fedvsr \d+\.\d [kM]B, run.yaml ", done.stdout)
+    assert re.search(r"^package: fedvsr \d+\.\d [kM]B, plugins \d+ bytes, run.yaml ", done.stdout)
     assert re.search(r"^round 2/2  clients \d,\d  loss 0", done.stdout, re.MULTILINE)
     assert done.stderr == ""
     listed = head.fedvsr("jobs", "--address", head.address)
