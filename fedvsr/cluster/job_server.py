@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,6 +71,9 @@ def address_alone() -> Iterator[None]:
         os.environ.update(before)
 
 
+_BROKEN = re.compile("connect|Payload", re.IGNORECASE)
+
+
 @contextmanager
 def explained(address: str, job_id: str | None = None) -> Iterator[None]:
     """Turn what Ray's client raises into a `UserError` of one line.
@@ -91,7 +95,8 @@ def explained(address: str, job_id: str | None = None) -> Iterator[None]:
                 f"the cluster at {address} {problem}: set RAY_AUTH_MODE=token and "
                 "RAY_AUTH_TOKEN_PATH=FILE, a file with the head's token (default ~/.ray/auth_token)"
             ) from None
-        if isinstance(error, ConnectionError) or "Connection" in type(error).__name__:
+        # Also aiohttp's ClientConnectorError, ServerDisconnectedError and ClientPayloadError.
+        if isinstance(error, ConnectionError) or _BROKEN.search(type(error).__name__):
             raise NoAnswerError(address, type(error).__name__) from None
         if "status code 404" in text and job_id is not None:
             raise UserError(

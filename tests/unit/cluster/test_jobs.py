@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import aiohttp
 import pytest
 
 from fedvsr import config, environment
@@ -132,6 +134,21 @@ def test_an_address_without_a_job_server_is_one_error_line(
     err = capsys.readouterr().err
     assert message.format(free=port) in err
     assert err.count("\n") == 1
+
+
+def test_a_head_that_is_gone_while_its_log_is_followed_is_one_line() -> None:
+    async def follow(address: str) -> None:
+        async with aiohttp.ClientSession() as session, session.ws_connect(address):
+            pass
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with (
+        pytest.raises(UserError, match=r"^no Ray job server answers at .*\(ClientConnectorError\)"),
+        job_server.explained(address),
+    ):
+        asyncio.run(follow(address))
 
 
 def test_default_address_of_the_job_server(monkeypatch: pytest.MonkeyPatch) -> None:
