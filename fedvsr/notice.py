@@ -10,8 +10,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 from fedvsr.errors import UserError
 from fedvsr.lookup import did_you_mean
@@ -63,6 +63,38 @@ def warn_if_missing(text: str) -> None:
     words = _words(text)
     if words and shutil.which(words[0]) is None:
         _warn(f"there is no command {words[0]} here")
+
+
+@contextmanager
+def noticed(
+    text: str, facts: Callable[[BaseException | None], Mapping[str, str] | None]
+) -> Iterator[None]:
+    """Do some work inside; however that ends, the command is called once, if there is one.
+
+    Args:
+        text: the command.
+        facts: gives what to tell, from the exception that ended the work, if one did; None if the
+            work had not begun, and nobody is called.
+    """
+    if not text:
+        yield
+        return
+    warn_if_missing(text)
+    ended: BaseException | None = None
+    try:
+        yield
+    except BaseException as error:
+        # Whatever ends the work; it is raised again.
+        ended = error
+        raise
+    finally:
+        try:
+            told = facts(ended)
+        except (UserError, OSError) as reason:
+            _warn(f"not called: {reason}")
+        else:
+            if told is not None:
+                notify(text, told)
 
 
 def notify(text: str, facts: Mapping[str, str]) -> None:

@@ -86,7 +86,7 @@ class Plugin:
     reference: str
     """What names it in a configuration: the file's absolute path, or a name."""
     sha256: str
-    """Of its file; of a package, of all its files."""
+    """SHA-256 of its file, or of all files of a package."""
     module_name: str = ""
     """The module, which must be installed where it is used; empty for a file."""
     source: bytes | None = field(default=None, repr=False)

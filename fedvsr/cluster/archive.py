@@ -41,7 +41,7 @@ class Received:
     """What a complete transfer brought."""
 
     folder: str
-    """Of a run, its id; of a sweep, `sweeps/NAME`."""
+    """The id of a run, or `sweeps/NAME` for a sweep."""
     num_files: int
 
 

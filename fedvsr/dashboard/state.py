@@ -81,7 +81,7 @@ class RunReader:
         try:
             return self._read()
         except Exception as error:
-            # Tables may hold what no version writes. The page says so, and other runs are shown.
+            # Tables may hold what no version writes. The page names the error and shows other runs.
             message = f"its tables cannot be shown: {shortened(error, self._folder)}"
             return {"id": self._run_id, "name": self._folder.name, "status": "damaged"} | {
                 "walls_s": [],

@@ -2,57 +2,38 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 
-from fedvsr.errors import UserError
-from fedvsr.notice import notify, warn_if_missing
+from fedvsr import notice
 from fedvsr.records import read_run
 from fedvsr.runs.run import Run, run_status
 
 
-@contextmanager
-def noticed(run: Run) -> Iterator[None]:
+def noticed(run: Run) -> AbstractContextManager[None]:
     """Execute a run inside; however that ends, `on_finish` is called once.
 
     A run that is refused before it begins has no row, and calls nobody.
     """
-    command = run.config.on_finish
-    if not command:
-        yield
-        return
-    warn_if_missing(command)
-    try:
-        yield
-    except BaseException as error:
-        # Whatever ends the run; it is raised again.
-        _notify(run, str(error))
-        raise
-    _notify(run, "")
+    return notice.noticed(run.config.on_finish, lambda error: _facts(run, error))
 
 
-def _notify(run: Run, error: str) -> None:
-    try:
-        row, status = read_run(run.folder), run_status(run.folder)
-    except (UserError, OSError) as reason:
-        logging.getLogger("fedvsr").warning("on_finish: not called: %s", reason)
-        return
+def _facts(run: Run, error: BaseException | None) -> Mapping[str, str] | None:
+    row, status = read_run(run.folder), run_status(run.folder)
     if row is None:
-        return
+        return None
     # A run whose cluster is gone could not write how it ended.
     status = "stopped" if status == "running" else status
-    psnr_db = row["psnr_db"]
-    facts = {
+    reason = row["error"] or (str(error) if error is not None else "")
+    return {
         "kind": "run",
         "run_id": run.run_id,
         "status": status,
         "folder": str(run.folder),
-        "psnr_db": psnr_text(psnr_db),
-        "error": str(row["error"] or error) if status in ("failed", "stopped") else "",
+        "psnr_db": psnr_text(row["psnr_db"]),
+        "error": str(reason) if status in ("failed", "stopped") else "",
     }
-    notify(run.config.on_finish, facts)
 
 
 def psnr_text(psnr_db: float | None) -> str:

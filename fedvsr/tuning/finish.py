@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from fedvsr.errors import UserError
-from fedvsr.notice import notify, warn_if_missing
+from fedvsr import notice
 from fedvsr.runs.finish import psnr_text
 from fedvsr.tuning.config import SweepConfig
 from fedvsr.tuning.progress import best_of, current_rows
@@ -16,48 +14,34 @@ from fedvsr.tuning.progress import best_of, current_rows
 _UNFINISHED = ("running", "interrupted", "pending")
 
 
-@contextmanager
-def noticed(sweep: SweepConfig, command: str, folder: Path) -> Iterator[None]:
+def noticed(sweep: SweepConfig, command: str, folder: Path) -> AbstractContextManager[None]:
     """Execute a sweep inside; however that ends, its base's `on_finish` is called once.
 
     Its trials do not call it.
     """
-    if not command:
-        yield
-        return
-    warn_if_missing(command)
-    try:
-        yield
-    except BaseException as error:
-        # Whatever ends the sweep; it is raised again.
-        by_user = isinstance(error, KeyboardInterrupt)
-        _notify(sweep, command, folder, "interrupted" if by_user else "failed", str(error))
-        raise
-    _notify(sweep, command, folder)
+    return notice.noticed(command, lambda error: _facts(sweep, folder, error))
 
 
-def _notify(
-    sweep: SweepConfig, command: str, folder: Path, status: str = "", error: str = ""
-) -> None:
+def _facts(
+    sweep: SweepConfig, folder: Path, error: BaseException | None
+) -> Mapping[str, str] | None:
     if not (folder / "trials.parquet").exists():
         # It has not begun.
-        return
-    try:
-        rows = current_rows(folder)
-    except (UserError, OSError) as reason:
-        logging.getLogger("fedvsr").warning("on_finish: not called: %s", reason)
-        return
+        return None
+    rows = current_rows(folder)
     states = {row["status"] for row in rows}
-    if not status:
-        status = "interrupted" if states & {*_UNFINISHED} else "finished"
-        status = "failed" if states == {"failed"} else status
+    if error is not None:
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    elif states & {*_UNFINISHED}:
+        status = "interrupted"
+    else:
+        status = "failed" if states == {"failed"} else "finished"
     best = best_of(rows, sweep)
-    facts = {
+    return {
         "kind": "sweep",
         "run_id": sweep.name,
         "status": status,
         "folder": str(folder.resolve()),
         "psnr_db": psnr_text(best[0].get("psnr_db") if best else None),
-        "error": "" if status == "interrupted" else error,
+        "error": "" if status == "interrupted" or error is None else str(error),
     }
-    notify(command, facts)

@@ -4,7 +4,7 @@ python -m tests.docs.screenshots [--work DIR] [NAME ...]
 
 Two runs of the demo, a small sweep, and their pictures: some minutes on two CPU cores. Pages
 are photographed in Debian's `chromium`, by its `chromium-driver`. `--work` keeps the runs, and uses
-those that are there; names choose pictures.
+existing ones; names choose pictures.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def server(results: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def text_of(browser: Any, selector: str) -> str:
-    # Of one moment: the page may replace an element between two calls.
+    # Read in one call: the page may replace an element between two calls.
     script = "const e = document.querySelector(arguments[0]); return e ? e.innerText : ''"
     text: str = browser.execute_script(script, selector)
     return text
