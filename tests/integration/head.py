@@ -109,11 +109,16 @@ def node_without(head: Head, folder: Path) -> Iterator[None]:
     """Add a node on this machine to the head's cluster; it sees nothing in `folder`.
 
     The node has its own mount namespace; `can_hide_folders` says whether this user may make one.
+    Like a node on a machine of its own it has its own folder for the jobs' packages: Ray's agent
+    unpacks a job's package on every node as the job starts, and two nodes with one folder would
+    replace the files that the job is about to import.
     """
     ray = f"{sys.executable} -m ray.scripts.scripts start --block --num-cpus 1"
     options = f"--object-store-memory {100 << 20} --dashboard-agent-listen-port 0"
     where = f"--address 127.0.0.1:{head.port} --node-ip-address 127.0.0.1"
-    inside = f"mount -t tmpfs none {folder} && exec {ray} {options} {where}"
+    packages = head.ray_folder / "session_latest" / "runtime_resources"
+    mounts = [f"mount -t tmpfs none {hidden}" for hidden in (folder, packages.resolve(strict=True))]
+    inside = " && ".join([*mounts, f"exec {ray} {options} {where}"])
     log = (head.folder / "node.log").open("w")
     process = subprocess.Popen(
         [*HIDING, inside],
