@@ -85,13 +85,15 @@ bench-scheduler: $(VENV)/.test
 soak: $(VENV)/.test
 	$(BIN)/python -m tests.benchmarks.bench_soak $(ARGS)
 
-# Beside other frameworks, each with a PyTorch of its own: 20 GB of disk. Python 3.12 is the only one
-# that all of them support.
+# Beside other frameworks, each with a PyTorch of its own: 20 GB of disk. Flower and pfl-research share
+# Python 3.12 alone, and BlazeFL 3 needs 3.14.
 PEERS := flower pfl blazefl
 PEERS_PYTHON ?= python3.12
+BLAZEFL_PYTHON ?= python3.14
+$(VENV)-peers/blazefl/.installed: PEERS_PYTHON = $(BLAZEFL_PYTHON)
 bench-federation-peers: $(VENV)/.test $(PEERS:%=$(VENV)-peers/%/.installed)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.benchmarks.bench_federation \
-		--only rounds --peers $(VENV)-peers $(ARGS)
+		--only rounds,bits --peers $(VENV)-peers $(ARGS)
 
 $(VENV)-peers/%/.installed: tests/benchmarks/peers/%.txt
 	$(PEERS_PYTHON) -m venv $(@D)

@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20, help="timed rounds of a command")
     parser.add_argument("--turns", type=int, default=1, help="times that all take their turn")
     parser.add_argument("--peers", type=Path, help="folder of the peers' environments")
-    parser.add_argument("--only", default="rounds,cohorts,registered")
+    parser.add_argument("--only", default="rounds,cohorts,registered,bits")
     options = parser.parse_args()
     print(
         f"{os.cpu_count()} CPU cores, load {os.getloadavg()[0]:.1f}; "
@@ -53,6 +53,8 @@ def main() -> None:
         cohorts()
     if "registered" in only:
         registered()
+    if "bits" in only:
+        bits(options)
 
 
 def compare(params: int, options: argparse.Namespace) -> None:
@@ -63,12 +65,8 @@ def compare(params: int, options: argparse.Namespace) -> None:
         "fedvsr, 4 clients": module(OURS, *common, "--clients", 4),
         "fedvsr, 40 clients": module(OURS, "--params", params, "--rounds", 8),
         "bare Ray": module("tests.benchmarks.plasma_rounds", *common),
+        **peers(options, *common),
     }
-    if options.peers:
-        for name, peer in PEERS.items():
-            python = options.peers / peer / "bin" / "python"
-            script = HERE / "peers" / f"{peer}_rounds.py"
-            commands[name] = [str(python), str(script), *map(str, common)]
     seen: dict[str, list[Watched]] = {name: [] for name in commands}
     floors = []
     for _ in range(options.turns):
@@ -96,6 +94,31 @@ def compare(params: int, options: argparse.Namespace) -> None:
                 )
                 print(f"- {name} / {ours}: {wall:.1f} x the time, {cpu:.1f} x the CPU seconds")
     print(flush=True)
+
+
+def peers(options: argparse.Namespace, *arguments: object) -> dict[str, list[str]]:
+    """The commands of the peers that are installed."""
+    if not options.peers:
+        return {}
+    return {
+        name: [
+            str(options.peers / peer / "bin" / "python"),
+            str(HERE / "peers" / f"{peer}_rounds.py"),
+            *map(str, arguments),
+        ]
+        for name, peer in PEERS.items()
+    }
+
+
+def bits(options: argparse.Namespace) -> None:
+    """Who ends with the same bits twice: 40 clients, draws seeded alike."""
+    common = ["--params", 1_000_000, "--rounds", 8]
+    print("8 rounds, 1,000,000 parameters, 40 clients, each command run twice\n")
+    print("| framework | same parameters |\n|---|---|")
+    for name, command in {"fedvsr": module(OURS, *common), **peers(options, *common)}.items():
+        first, second = (watch(command).facts["sha256"] for _ in range(2))
+        print(f"| {name} | {'yes' if first == second else 'no'} |", flush=True)
+    print()
 
 
 def cells(turns: Sequence[Watched], params: int) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ from fedvsr.models import tiny
 from fedvsr.training.config import LocalConfig
 from fedvsr.training.local import LocalTrainer, _Course
 from fedvsr.training.updates import UNCHANGED
-from tests.benchmarks.peers.workload import Rounds, noise, parse, private_bytes, sizes
+from tests.benchmarks.peers.workload import Rounds, digest, noise, parse, private_bytes, sizes
 
 
 class NoiseTrainer(LocalTrainer):
@@ -115,6 +115,7 @@ def rounds_of(
             }
         }
     mean = float(event.state.params.mean(dtype=np.float64))
+    yield {"result": digest([event.state.params])}
     assert abs(mean / expected - 1) < 1e-3, f"the mean is {mean}, not {expected}"
     executor.close()
 
@@ -144,6 +145,8 @@ def main() -> None:
             rounds.base(**event["base"])
         elif "round" in event:
             rounds.ended(**event["round"])
+        elif "result" in event:
+            rounds.result(event["result"])
 
 
 if __name__ == "__main__":

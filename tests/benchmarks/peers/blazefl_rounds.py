@@ -12,7 +12,7 @@ from blazefl.contrib.fedavg import (
     FedAvgUplinkPackage,
 )
 from blazefl.core import deserialize_model, serialize_model
-from workload import Rounds, noise, parse, private_bytes, sizes
+from workload import Rounds, digest, noise, parse, private_bytes, sizes
 
 
 class Network(torch.nn.Module):
@@ -80,11 +80,12 @@ def main() -> None:
         seed=0,
         num_parallels=options.slots,
     )
-    while not server.if_stop():
+    while not server.is_stopped():
         trainer.local_process(server.downlink_package(), server.sample_clients())
         for package in trainer.uplink_package():
             server.load(package)
         rounds.ended()
+    rounds.result(digest([serialize_model(server.model).numpy()]))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
-from workload import Rounds, noise, parse, private_bytes, sizes
+from workload import Rounds, digest, noise, parse, private_bytes, sizes
 
 client_app, server_app = ClientApp(), ServerApp()
 
@@ -59,7 +59,9 @@ def serve(grid: Grid, context: Context) -> None:
         min_available_nodes=options.clients,
     )
     tensors = {f"tensor{i}": torch.zeros(n) for i, n in enumerate(sizes(options.params))}
-    strategy.start(grid=grid, initial_arrays=ArrayRecord(tensors), num_rounds=rounds.num_all)
+    initial = ArrayRecord(tensors)
+    result = strategy.start(grid=grid, initial_arrays=initial, num_rounds=rounds.num_all)
+    rounds.result(digest(array.numpy() for array in result.arrays.values()))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pfl.data.sampling import get_user_sampler
 from pfl.hyperparam import NNEvalHyperParams, NNTrainHyperParams
 from pfl.metrics import Metrics
 from pfl.model.pytorch import PyTorchModel
-from workload import Rounds, noise, parse, private_bytes, sizes
+from workload import Rounds, digest, noise, parse, private_bytes, sizes
 
 
 class Network(torch.nn.Module):
@@ -81,6 +81,7 @@ def main() -> None:
         callbacks=[Reporting(rounds)],
         send_metrics_to_platform=False,
     )
+    rounds.result(digest(parameter.detach().numpy() for parameter in network.parameters()))
 
 
 if __name__ == "__main__":

@@ -6,11 +6,17 @@ Imported in environments that hold a framework and PyTorch, and nothing of this 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
+import random
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 NUM_TENSORS = 300
 # After those that are timed, rounds in which memory is read.
@@ -18,7 +24,10 @@ MEMORY_ROUNDS = 3
 
 
 def parse(**more: int) -> argparse.Namespace:
-    """The arguments of every command."""
+    """The arguments of every command. All draws of the process are seeded alike."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - frameworks draw from it
+    torch.manual_seed(0)
     parser = argparse.ArgumentParser()
     defaults = {"params": 1_000_000, "rounds": 20, "clients": 40, "cohort": 4, "slots": 2}
     for name, default in (defaults | more).items():
@@ -56,6 +65,18 @@ class Rounds:
         _tell("round", at=time.time(), **facts)
         if self._count == self._num_timed:
             _tell("memory")
+
+    def result(self, sha256: str) -> None:
+        """The `digest` of the global parameters at the end, by which two runs are compared."""
+        _tell("result", sha256=sha256)
+
+
+def digest(tensors: Iterable[Any]) -> str:
+    """SHA-256 of arrays, one after the other."""
+    hashed = hashlib.sha256()
+    for tensor in tensors:
+        hashed.update(np.ascontiguousarray(tensor))
+    return hashed.hexdigest()
 
 
 def private_bytes() -> int:
