@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
 
@@ -22,13 +23,28 @@ def scoped_torch(seed: int, num_threads: int, fixed_order: bool = False) -> Iter
         fixed_order: on GPUs, sum in a fixed order, which is slower.
     """
     before = torch.get_num_threads()
-    with torch.random.fork_rng(range(torch.cuda.device_count())), _ordered(fixed_order):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(range(_num_gpus())), _ordered(fixed_order):
+        _seed(seed)
         torch.set_num_threads(num_threads)
         try:
             yield
         finally:
             torch.set_num_threads(before)
+
+
+def _seed(seed: int) -> None:
+    # Without a GPU, `torch.manual_seed` keeps each call, with a stack trace, for the day when one
+    # appears: milliseconds and kilobytes in every task.
+    if _num_gpus():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
+@lru_cache(maxsize=1)
+def _num_gpus() -> int:
+    # Without a GPU, PyTorch looks for a driver at each call.
+    return torch.cuda.device_count()
 
 
 @contextmanager

@@ -89,17 +89,30 @@ def load_flat(module: nn.Module, vector: FloatVector) -> None:
     """
     import torch
 
-    table = ParamTable.of(module)
-    if vector.shape != (table.size,):
-        raise ValueError(f"{vector.shape} values for a network of {table.size} parameters")
-    views = table.views(vector)
+    params = list(module.parameters())
+    sizes = [parameter.numel() for parameter in params]
+    if vector.shape != (sum(sizes),):
+        raise ValueError(f"{vector.shape} values for a network of {sum(sizes)} parameters")
+    start = 0
     with torch.no_grad():
-        for name, parameter in module.named_parameters():
+        for parameter, size in zip(params, sizes, strict=True):
+            part = vector[start : start + size].reshape(parameter.shape)
             # NumPy copies it: torch warns about the object store's read-only memory.
             if parameter.device.type == "cpu":
-                np.copyto(parameter.numpy(), views[name])
+                np.copyto(parameter.numpy(), part)
             else:
-                parameter.copy_(torch.from_numpy(views[name].copy()))
+                parameter.copy_(torch.from_numpy(part.copy()))
+            start += size
+
+
+def wipe(module: nn.Module) -> None:
+    """Set the parameters of `module` to zero, and drop their gradients."""
+    import torch
+
+    module.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
 
 
 def weighted_sum(vectors: Iterable[FloatVector], weights: Sequence[float]) -> FloatVector:

@@ -113,6 +113,9 @@ def summary(folder: Path) -> None:
         f"{run['num_clients']} clients, {last_round or 0}/{run['num_rounds']} "
         f"rounds, seed {run['seed']}, {run['executor']}, {run['device']}"
     )
+    config = json.loads(run["config"]) if run["config"] else {}
+    if config.get("cluster", {}).get("isolation") == "slot":
+        say("clients share processes, one after the other (cluster.isolation = slot)")
     if run["error"]:
         say(f"error: {run['error']}")
     with skipping(folder / FILE):
@@ -130,7 +133,7 @@ def summary(folder: Path) -> None:
         for test_set, of_set in by_test_set(evaluations)
         for clip_id, rows in sorted(groups(of_set, "clip_id"), key=lambda group: str(group[0]))
     ]
-    settings = (json.loads(run["config"]) if run["config"] else {}).get("evaluation", {})
+    settings = config.get("evaluation", {})
     print_wide(scores_table(scores, scored_part(settings.get("crop"))))
     files = ("config.yaml", "model.safetensors", "clients", "curves.png", "comparison.png")
     existing = [name for name in files if (folder / name).exists()]

@@ -10,13 +10,10 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from fedvsr.data.clips import Clip
 from fedvsr.errors import UserError
-from fedvsr.federation.client_states import ClientStates
-from fedvsr.inference.evaluate import Evaluator
-from fedvsr.inference.scores import Scored
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
 from fedvsr.models.spec import ModelConfig
 from fedvsr.params import FloatVector
@@ -24,6 +21,12 @@ from fedvsr.section import NamedSection
 from fedvsr.training.config import LocalConfig
 from fedvsr.training.local import LocalTrainer, count_steps
 from fedvsr.training.updates import UNCHANGED, UpdateConfig
+
+if TYPE_CHECKING:
+    # A client's process imports this module, and needs neither to score nor to keep states.
+    from fedvsr.federation.client_states import ClientStates
+    from fedvsr.inference.evaluate import Evaluator
+    from fedvsr.inference.scores import Scored
 
 FaultKind = Literal[
     "died",

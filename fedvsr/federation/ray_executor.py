@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -24,9 +24,9 @@ from ray.exceptions import (
 )
 
 from fedvsr.errors import UserError
-from fedvsr.federation.actors import ActorPool
+from fedvsr.federation.actors import POOLS, ActorPool
 from fedvsr.federation.client_states import ClientStates
-from fedvsr.federation.config import ClusterConfig
+from fedvsr.federation.config import ClusterConfig, Isolation
 from fedvsr.federation.dispatch import Dispatch, Waiting
 from fedvsr.federation.executors import (
     ClientOutcome,
@@ -71,7 +71,7 @@ class RayExecutor:
     """
 
     name = "ray"
-    make_pool: ClassVar[type[ActorPool]] = ActorPool
+    pools: ClassVar[Mapping[Isolation, type[ActorPool]]] = POOLS
 
     def __init__(
         self,
@@ -83,7 +83,8 @@ class RayExecutor:
         self._clients, self._config, self._placement = clients, config, placement
         self._stop = stop or threading.Event()
         self._schedule = Schedule(partial(_steps, clients))
-        self.pool = self.make_pool(clients, placement, config.max_live_clients)
+        make_pool = self.pools[config.isolation]
+        self.pool = make_pool(clients, placement, config.max_live_clients)
         self._dispatch = Dispatch(self._schedule)
         self._places = list[Place]()
         self._gone = False
@@ -102,7 +103,11 @@ class RayExecutor:
     ) -> Iterator[TrainedClient | Fault]:
         """Train the round's clients; see `Executor.run_round`."""
         self._dispatch, self._running = Dispatch(self._schedule), {}
-        self._look_for_places()
+        if time.monotonic() - self._looked > POLL_S:
+            self._look_for_places()
+        else:
+            # The cluster's head is asked no more often in short rounds than in long ones.
+            self._dispatch.set_places(self._places)
         shared_ref = ray.put(shared)
         plan = self._plan([task.client_id for task in tasks])
         self._dispatch.queue([Waiting(task, plan[task.client_id]) for task in tasks])
@@ -156,10 +161,10 @@ class RayExecutor:
         if item.alone:
             # Processes that wait hold memory too.
             self.pool.leave([place], self._trains)
-        actor = self.pool.get(client_id, place, self._trains)
-        state = states.get(client_id)
+        actor = self.pool.get(client_id, place, slot, self._trains)
+        state, clips = states.get(client_id), self._clients.clips[client_id]
         report, update = actor.handle.train.options(num_returns=2).remote(
-            item.task, shared_ref, state
+            item.task, shared_ref, state, clips
         )
         started = replace(item, place=place, attempts=item.attempts + 1)
         self._running[report] = _Running(started, update, place, slot, actor.pulse)
@@ -183,21 +188,15 @@ class RayExecutor:
             raise KeyboardInterrupt
         for ref in done:
             if ref in building:
-                self._built(building[ref])
+                self._built(ref)
         return [ref for ref in done if ref in self._running]
 
-    def _built(self, client_id: int) -> None:
-        ref = self.pool.built(client_id)
-        try:
-            ray.get(ref, timeout=FETCH_S)
-        except RayError:
-            # If it has a task, the task says why. If it was built ahead, it is built again later.
-            if not self._trains(client_id):
-                self.pool.discard(client_id)
-        if self._trains(client_id):
+    def _built(self, ref: Any) -> None:
+        client_id = self.pool.built(ref, self._trains)
+        if client_id in self._dispatch.slot_of:
             self._dispatch.began(self._dispatch.slot_of[client_id], time.monotonic())
 
-    def _trains(self, client_id: int) -> bool:
+    def _trains(self, client_id: int | None) -> bool:
         return client_id in self._dispatch.slot_of
 
     def _take(self, ref: Any) -> _Running:
@@ -288,7 +287,7 @@ class RayExecutor:
         lost = [place for place in self._places if place not in living]
         self._places = now
         self._dispatch.set_places(now)
-        self.pool.num_slots = sum(len(place.slots) for place in now)
+        self.pool.set_places(now)
         return lost
 
     def _leave(self, lost: Sequence[Place]) -> Iterator[Fault]:
@@ -314,7 +313,7 @@ class RayExecutor:
         self._upcoming = self._plan(list(self._upcoming))
 
     def _plan(self, client_ids: Sequence[int]) -> dict[int, Place]:
-        return self._schedule.plan(client_ids, self._places, self.pool.places(), self._taken_s())
+        return self._schedule.plan(client_ids, self._places, self.pool.homes(), self._taken_s())
 
     def _build_ahead(self) -> None:
         """Build the actors of waiting clients, then the next round's, as far as there is room."""
@@ -324,8 +323,10 @@ class RayExecutor:
         self._keep_room_for_scorer()
         self.pool.build_ahead(chain(waiting, later), self._is_needed)
 
-    def _is_needed(self, client_id: int) -> bool:
-        return client_id in self._upcoming or self._dispatch.is_busy(client_id)
+    def _is_needed(self, client_id: int | None) -> bool:
+        return client_id is not None and (
+            client_id in self._upcoming or self._dispatch.is_busy(client_id)
+        )
 
     def _keep_room_for_scorer(self) -> None:
         self.pool.evaluator_place = self._scorer.place if self._scorer else None

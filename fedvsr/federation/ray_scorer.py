@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from fedvsr.federation.client_actor import keep_to_own_gpus
 from fedvsr.federation.executors import FaultKind, Pending, first_line
 from fedvsr.federation.placement import Place, Placement
 from fedvsr.federation.pulse import CONTROL, Pulse, SilentError, end
@@ -23,12 +23,6 @@ from fedvsr.params import FloatVector
 POLL_S = 1.0
 # Seconds within which a result that is ready must come from its node.
 FETCH_S = 300.0
-
-
-def keep_to_own_gpus() -> None:
-    """Hide all GPUs from an actor that holds no share: Ray shows it every GPU of its node."""
-    if not ray.get_gpu_ids():
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 class EvaluatorActor:

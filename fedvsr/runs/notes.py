@@ -24,6 +24,11 @@ def notes_of(config: ExperimentConfig, split: Split) -> tuple[str, ...]:
             f"clients train on (data.gap_clips = {config.data.gap_clips}): the scores say less "
             "about other videos",
         )
+    if config.cluster.isolation == "slot":
+        notes += (
+            "clients share processes, one after the other (cluster.isolation = slot): a simulation "
+            "in which no client has a process of its own",
+        )
     if config.update.noise_multiplier:
         num_clients = config.data.num_clients
         spent = epsilon(config.update, config.federation, num_clients, config.federation.num_rounds)

@@ -19,7 +19,7 @@ from fedvsr.graphs import Replayed
 from fedvsr.losses import charbonnier
 from fedvsr.messages import Vectors
 from fedvsr.models.spec import ModelConfig
-from fedvsr.params import load_flat
+from fedvsr.params import load_flat, wipe
 from fedvsr.precision import autocast
 from fedvsr.training.config import LocalConfig
 from fedvsr.training.features import with_features
@@ -103,6 +103,12 @@ class Gradients:
             self._network.zero_grad(set_to_none=True)
             self._replayed.release()
             torch.cuda.empty_cache()
+
+    def forget(self) -> None:
+        """Wipe the networks that the last client's was compared with."""
+        self._compared = {}
+        for network in self._references:
+            wipe(network)
 
     def _backward(
         self, compared: Mapping[str, nn.Module], lq: Tensor, gt: Tensor, scale: Tensor

@@ -36,6 +36,7 @@ from fedvsr.params import (
     join_tensors,
     load_flat,
     split_tensors,
+    wipe,
 )
 from fedvsr.precision import products
 from fedvsr.section import NamedSection
@@ -104,10 +105,6 @@ class LocalTrainer:
                 raise UserError(f"local.slow_params: {part!r} is in no parameter of {model.name}")
             self._slow += matches
 
-    def warm_up(self) -> None:
-        """Make PyTorch import what its first optimiser needs, which costs seconds of CPU time."""
-        make_optimiser(self.local, list(self.network.parameters()), self._slow)
-
     @contextmanager
     def on_device(self) -> Iterator[None]:
         """The context of all work on the device: its precision, and its stream."""
@@ -118,6 +115,11 @@ class LocalTrainer:
     def release(self) -> None:
         """Free the GPU memory that only training needs, for others on the same GPU."""
         self.gradients.release()
+
+    def forget(self) -> None:
+        """Wipe what the last client left: its parameters and gradients."""
+        wipe(self.network)
+        self.gradients.forget()
 
     def train(
         self,

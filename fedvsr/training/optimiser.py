@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +15,33 @@ from fedvsr.params import FloatVector, join_tensors
 
 if TYPE_CHECKING:
     from fedvsr.training.config import LocalConfig
+
+
+class _Uncompiled(torch.optim.Optimizer):
+    """An optimiser without what PyTorch needs in order to compile it.
+
+    PyTorch's own methods import `torch._dynamo` at their first call, with SymPy and Triton: a CPU
+    second and 200 MB in every client's process. These are the functions below its decorators, so
+    they give the same bits.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take a step; see `torch.optim.Optimizer.step`."""
+        plain = inspect.unwrap(super().step.__func__)  # type: ignore[attr-defined]
+        with torch.no_grad():
+            return plain(self, closure)
+
+
+class _SGD(_Uncompiled, torch.optim.SGD): ...
+
+
+class _Adam(_Uncompiled, torch.optim.Adam): ...
+
+
+class _AdamW(_Uncompiled, torch.optim.AdamW): ...
 
 
 def make_optimiser(
@@ -34,14 +62,14 @@ def make_optimiser(
     # One kernel for many tensors; on a CPU, the default's bits are kept.
     fused = True if params[0].is_cuda else None
     if local.optimizer == "sgd":
-        return torch.optim.SGD(
+        return _SGD(
             groups,
             lr=local.lr,
             momentum=local.momentum,
             weight_decay=local.weight_decay,
             fused=fused,
         )
-    kind = torch.optim.Adam if local.optimizer == "adam" else torch.optim.AdamW
+    kind = _Adam if local.optimizer == "adam" else _AdamW
     return kind(
         groups, lr=local.lr, betas=local.betas, weight_decay=local.weight_decay, fused=fused
     )

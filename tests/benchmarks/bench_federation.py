@@ -64,6 +64,7 @@ def compare(params: int, options: argparse.Namespace) -> None:
         # Of 4 clients all have a living actor; of 40 most have to be given one, in seconds.
         "fedvsr, 4 clients": module(OURS, *common, "--clients", 4),
         "fedvsr, 40 clients": module(OURS, "--params", params, "--rounds", 8),
+        "fedvsr, 40 clients, isolation slot": module(OURS, *common, "--shared", 1),
         "bare Ray": module("tests.benchmarks.plasma_rounds", *common),
         **peers(options, *common),
     }
@@ -87,7 +88,7 @@ def compare(params: int, options: argparse.Namespace) -> None:
     if options.peers:
         print()
         for name in PEERS:
-            for ours in ("fedvsr, 4 clients", "fedvsr, 40 clients"):
+            for ours in [n for n in commands if n.startswith("fedvsr")]:
                 wall, cpu = (
                     middle(seen[name], what) / middle(seen[ours], what)
                     for what in ("round_s", "cpu_s")

@@ -8,54 +8,25 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from fedvsr.algorithms import fedavg
 from fedvsr.data.clips import Clip
 from fedvsr.federation import connection, driver, placement
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.config import ClusterConfig
-from fedvsr.federation.executors import Clients, Executor, Fault, SerialExecutor
+from fedvsr.federation.executors import Executor, Fault, SerialExecutor
 from fedvsr.federation.ray_executor import RayExecutor
 from fedvsr.federation.rounds import RoundFinished, RoundSetup, RunState, run_rounds
 from fedvsr.federation.sampling import FederationConfig
-from fedvsr.messages import ClientTask
 from fedvsr.models import tiny
 from fedvsr.training.config import LocalConfig
-from fedvsr.training.local import LocalTrainer, _Course
 from fedvsr.training.updates import UNCHANGED
+from tests.benchmarks.noise_clients import NoiseClients
 from tests.benchmarks.peers.workload import Rounds, digest, noise, parse, private_bytes, sizes
-
-
-class NoiseTrainer(LocalTrainer):
-    """All that a client does but to read samples and to take steps."""
-
-    def __init__(self, num_params: int, local: LocalConfig) -> None:
-        super().__init__(tiny.Config(), fedavg.Config(), local)
-        self.network = nn.ParameterList([torch.zeros(count) for count in sizes(num_params)])
-
-    def _loader(self, *_: Any) -> Any:
-        return super()._loader(ClientTask(0, 1, 1, 0), ())
-
-    def _descend(self, task: ClientTask, *_: Any) -> _Course:
-        with torch.no_grad():
-            for parameter in self.network.parameters():
-                parameter.add_(noise(task.client_id))
-        return _Course([1.0], [1.0], [1.0], 1)
-
-
-@dataclass(frozen=True)
-class NoiseClients(Clients):
-    num_params: int = 0
-
-    def make_trainer(self) -> LocalTrainer:
-        return NoiseTrainer(self.num_params, self.local)
 
 
 def clients_of(options: argparse.Namespace) -> NoiseClients:
@@ -125,7 +96,11 @@ def start(options: argparse.Namespace, num_rounds: int) -> Iterator[dict[str, An
     if options.serial:
         yield from rounds_of(options, num_rounds, SerialExecutor)
         return
-    cluster = ClusterConfig(slots=options.slots, max_live_clients=options.live)
+    cluster = ClusterConfig(
+        slots=options.slots,
+        max_live_clients=options.live,
+        isolation="slot" if options.shared else "client",
+    )
     # A round's updates and those of the round before, which go by and by.
     connection.connect("local", max(4 * options.params * (2 * options.cohort + 6), 2**28))
     try:
@@ -138,7 +113,7 @@ def start(options: argparse.Namespace, num_rounds: int) -> Iterator[dict[str, An
 
 
 def main() -> None:
-    options = parse(live=8, serial=0)
+    options = parse(live=8, serial=0, shared=0)
     rounds = Rounds(options.rounds)
     for event in start(options, rounds.num_all):
         if "base" in event:

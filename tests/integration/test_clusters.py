@@ -125,9 +125,6 @@ def test_a_client_out_of_memory_costs_no_bit(
 class SleepingTrainer:
     """Sleeps a second for each clip of the client, instead of training."""
 
-    def warm_up(self) -> None:
-        pass
-
     def release(self) -> None:
         pass
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import _thread
+import dataclasses
+import gc
+import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import ray
+import torch
 
+from fedvsr.algorithms import scaffold
 from fedvsr.config import ExperimentConfig
+from fedvsr.data.clips import Clip
 from fedvsr.federation.actors import ActorPool
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.config import ClusterConfig
@@ -26,6 +34,15 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 # Clips of the video `texture.mp4`; the expression itself does not match.
 CLIP_ID = re.compile(rb"texture-\d{3}")
+
+
+# Each costs a client's process tenths of a second or more, and none is needed to train.
+HEAVY = {
+    *("av", "matplotlib", "pandas", "PIL", "pywt", "rich", "scipy", "sympy", "torchvision"),
+    *("torch._dynamo", "torch._inductor", "triton", "typer", "ray.serve"),
+    *("fedvsr.config", "fedvsr.cli", "fedvsr.federation.rounds", "fedvsr.inference.evaluate"),
+    *("fedvsr.metrics", "fedvsr.records", "ray.data", "ray.train", "ray.tune"),
+}
 
 
 def watch(actor: Any) -> None:
@@ -57,14 +74,14 @@ def look_around(actor: Any) -> tuple[list[str], set[str]]:
 class WatchedPool(ActorPool):
     """Watches every client's process before its first task."""
 
-    def start(self, client_id: int, place: Place) -> Any:
+    def start(self, client_id: int | None, place: Place) -> Any:
         actor = super().start(client_id, place)
         actor.handle.__ray_call__.remote(watch)
         return actor
 
 
 class Watched(RayExecutor):
-    make_pool = WatchedPool
+    pools: ClassVar = {"client": WatchedPool}
 
 
 def test_a_clients_process_opens_and_names_only_its_own_clips(small: ExperimentConfig) -> None:
@@ -90,3 +107,84 @@ def test_a_clients_process_opens_and_names_only_its_own_clips(small: ExperimentC
             )
             num_looked += 1
     assert num_looked == 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Remains:
+    """What is left in a process of the clients that it has trained."""
+
+    pid: int
+    clips: set[str]
+    """Clips that anything refers to, and clip files that are open or mapped."""
+    num_values: int
+    """Values of all tensors and of NumPy's large vectors that are not zero."""
+    num_threads: int
+    """Those that Python has started."""
+
+
+def look_for_remains(actor: Any) -> Remains:
+    """Inside a slot's process, after a task."""
+    gc.collect()
+    # What was there when the process was ready is frozen, and none of it is a client's.
+    objects = gc.get_objects()
+    clips = {clip.clip_id for clip in objects if isinstance(clip, Clip)}
+    opened = [str(path.resolve()) for path in Path("/proc/self/fd").iterdir()]
+    used = "\n".join([Path("/proc/self/maps").read_text(), *opened])
+    clips |= set(re.findall(r"/([^/\s]+)_(?:gt|lq)\.npy", used))
+    parameters = list(actor._trainer.network.parameters())
+    tensors = [
+        *parameters,
+        *(p.grad for p in parameters if p.grad is not None),
+        *(found for found in objects if type(found) is torch.Tensor and found.numel() > 100),
+    ]
+    num_values = sum(int(tensor.count_nonzero()) for tensor in tensors)
+    size = sum(p.numel() for p in parameters)
+    # Arrays of numbers are unknown to the collector, but what holds them is not.
+    held = {
+        id(value): value
+        for owner in objects
+        if isinstance(owner, dict)
+        for value in owner.values()
+        if isinstance(value, np.ndarray) and value.size == size
+    }
+    num_values += sum(int(np.count_nonzero(value)) for value in held.values())
+    return Remains(os.getpid(), clips, num_values, _thread._count())
+
+
+def modules_of_process() -> Any:
+    """A function that travels as its own source: all modules that are loaded."""
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec("import sys\ndef modules(_):\n    return set(sys.modules)", namespace)
+    return namespace["modules"]
+
+
+@pytest.mark.full
+def test_a_slots_process_keeps_nothing_of_the_clients_that_it_trained(
+    small: ExperimentConfig,
+) -> None:
+    settings = clients_of(small, num_workers=2)
+    clients = dataclasses.replace(settings, algorithm=scaffold.Config())
+    params = flatten(build_fresh(small.model))
+    shared = {"params": params, "control": np.ones_like(params)}
+    states = ClientStates()
+    remains = list[Remains]()
+    config = ClusterConfig(slots=1, isolation="slot")
+    with executor_of(clients, config) as executor:
+        for round_idx in (1, 2):
+            tasks = [ClientTask(i, round_idx, num_rounds=2, seed=i) for i in (0, 2, 3)]
+            for client in executor.run_round(tasks, shared, states, (0, 2, 3)):
+                assert isinstance(client, TrainedClient)
+                client_id = client.outcome.report.client_id
+                states.put(client_id, round_idx, client.update.state)
+                handle = executor.pool[client_id].handle
+                if not remains:
+                    # This module imports more itself, so it must not have been there.
+                    loaded = ray.get(handle.__ray_call__.remote(modules_of_process()))
+                    assert set() == HEAVY & loaded, "a process imports what it needs to train"
+                    assert "torch" in loaded
+                remains.append(ray.get(handle.__ray_call__.remote(look_for_remains)))
+    assert len({found.pid for found in remains}) == 1, "one slot, one process"
+    assert len(remains) == 6
+    assert [found.clips for found in remains] == [set()] * 6
+    assert [found.num_values for found in remains] == [0] * 6
+    assert len({found.num_threads for found in remains}) == 1, "readers have ended"

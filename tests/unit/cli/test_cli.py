@@ -279,6 +279,15 @@ def test_a_pipe_cuts_no_name_and_a_narrow_terminal_no_number(
     ]  # fmt: skip
 
 
+def test_show_says_that_clients_share_processes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for isolation, is_said in (("slot", True), ("client", False)):
+        folder = write_run(tmp_path, isolation, settings={"cluster": {"isolation": isolation}})
+        assert fedvsr("show", str(folder)) == 0
+        assert ("cluster.isolation = slot" in capsys.readouterr().out) == is_said
+
+
 def test_show_averages_over_clients_and_clips(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,12 +15,13 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import ray
 import torch
 from ray.exceptions import RayTaskError
 
-from fedvsr.federation import ray_executor
-from fedvsr.federation.actors import ActorPool, LiveActor
-from fedvsr.federation.config import ClusterConfig
+from fedvsr.federation import actors, ray_executor
+from fedvsr.federation.actors import POOLS, ActorPool, LiveActor
+from fedvsr.federation.config import ClusterConfig, Isolation
 from fedvsr.federation.executors import Fault
 from fedvsr.federation.placement import Place
 from fedvsr.federation.ray_executor import RayExecutor
@@ -82,60 +83,71 @@ class _Ref:
         self.state = state
 
 
-class Pool(ActorPool):
-    """Starts actors that exist only as numbers."""
+class Simulated(RayExecutor):
+    """The executor, with its cluster."""
 
     cluster: Cluster
 
-    def start(self, client_id: int, place: Place) -> LiveActor:
-        cluster = self.cluster
+
+def _starts_on(cluster: Cluster) -> Any:
+    """How a pool starts actors that exist only as numbers."""
+
+    def start(self: ActorPool, client_id: int | None, place: Place) -> LiveActor:
         cluster.num_built += 1
         building = cluster.ready_at(cluster.now + cluster.build_s, None)
         free = {"at": cluster.now + cluster.build_s}
 
         def train(task: ClientTask, *_: object) -> tuple[Any, Any]:
-            took, sent = cluster.durations[client_id], cluster.now
+            took, sent = cluster.durations[task.client_id], cluster.now
             is_shared = any(
                 gpu == place.slots[0] and done > sent for _, gpu, _, done in cluster.log
             )
-            if client_id in cluster.hungry and is_shared:
+            if task.client_id in cluster.hungry and is_shared:
                 cause = torch.OutOfMemoryError("CUDA out of memory")
                 return cluster.ready_at(sent + 1, RayTaskError("train", "", cause)), _Ref(None)
             free["at"] = max(free["at"], sent) + took
-            cluster.log.append((client_id, place.slots[0], sent, free["at"]))
+            cluster.log.append((task.client_id, place.slots[0], sent, free["at"]))
             return cluster.ready_at(free["at"], SimpleNamespace(train_s=took)), _Ref(None)
 
         call = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=train))
         pulse: Any = SimpleNamespace(check=lambda: None)
         return LiveActor(SimpleNamespace(train=call), place, building, pulse)
 
+    return start
 
-def _of(cluster: Cluster, max_live: int) -> RayExecutor:
+
+def _of(cluster: Cluster, config: ClusterConfig) -> Simulated:
     per_gpu = cluster.per_gpu
     slots = [tuple(range(i, i + per_gpu)) for i in range(0, cluster.num_slots, per_gpu)]
     places = [Place(f"node-{i // 8}", "GPU", (i + 1,), own) for i, own in enumerate(slots)]
     placement: Any = SimpleNamespace(
         places=lambda: places, max_live_per_place=10, wanted=SimpleNamespace(gpu_share=0.1)
     )
-    clients: Any = SimpleNamespace()
-    pool = type("PoolOfCluster", (Pool,), {"cluster": cluster})
-    kind = type("Simulated", (RayExecutor,), {"make_pool": pool})
-    executor: RayExecutor = kind(clients, ClusterConfig(max_live_clients=max_live), placement)
+    clients: Any = SimpleNamespace(clips=[()] * len(cluster.durations))
+    pools = {
+        isolation: type(kind.__name__, (kind,), {"start": _starts_on(cluster)})
+        for isolation, kind in POOLS.items()
+    }
+    executor = type("Executor", (Simulated,), {"pools": pools})(clients, config, placement)
+    executor.cluster = cluster
     return executor
 
 
 @contextmanager
-def simulated(cluster: Cluster, max_live: int = 8) -> Iterator[RayExecutor]:
+def simulated(
+    cluster: Cluster, max_live: int = 8, isolation: Isolation = "client"
+) -> Iterator[Simulated]:
     """The real executor on a simulated cluster."""
-    ray = SimpleNamespace(put=lambda _: None, get=_get, wait=cluster.wait)
+    fake = SimpleNamespace(put=lambda _: None, get=_get, wait=cluster.wait, remote=ray.remote)
     clock = SimpleNamespace(monotonic=lambda: cluster.now, sleep=lambda _: None)
     with (
-        patch.object(ray_executor, "ray", ray),
+        patch.object(ray_executor, "ray", fake),
+        patch.object(actors, "ray", fake),
         patch.object(ray_executor, "time", clock),
         patch.object(ray_executor, "_steps", lambda *_: 1),
         patch("fedvsr.federation.actors.end", lambda _: None),
     ):
-        yield _of(cluster, max_live)
+        yield _of(cluster, ClusterConfig(max_live_clients=max_live, isolation=isolation))
 
 
 def _get(ref: Any, timeout: float) -> Any:
@@ -146,7 +158,7 @@ def _get(ref: Any, timeout: float) -> Any:
 
 
 def run_rounds(
-    executor: RayExecutor, cohorts: Sequence[Sequence[int]], faults: list[Fault] | None = None
+    executor: Simulated, cohorts: Sequence[Sequence[int]], faults: list[Fault] | None = None
 ) -> list[float]:
     """Train cohorts one after the other; returns the seconds of each on the cluster's clock.
 
@@ -155,7 +167,7 @@ def run_rounds(
         cohorts: the clients of each round.
         faults: takes the faults; by default there must be none.
     """
-    cluster = type(executor).make_pool.cluster  # type: ignore[attr-defined]
+    cluster = executor.cluster
     seconds = []
     for round_idx, cohort in enumerate(cohorts, 1):
         began = cluster.now

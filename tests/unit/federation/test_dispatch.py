@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from fedvsr.federation.config import Isolation
 from fedvsr.federation.dispatch import Dispatch, Waiting
 from fedvsr.federation.executors import Fault
 from fedvsr.federation.placement import Place
@@ -64,10 +65,22 @@ def test_clients_that_have_a_process_keep_it() -> None:
     assert seconds == [15, 10, 10, 10]
 
 
-def test_a_client_that_runs_out_of_memory_is_retried_alone_on_its_gpu() -> None:
+def test_a_process_of_a_slot_takes_one_client_after_the_other() -> None:
+    rng = random.Random(1)
+    cluster = Cluster([rng.uniform(20, 200) for _ in range(128)], 16)
+    cohorts = cohorts_of(128, 64, 4)
+    with simulated(cluster, isolation="slot") as executor:
+        seconds = run_rounds(executor, cohorts)
+    assert cluster.num_built == 16, "once, and in the first round"
+    least = [greedy_s([cluster.durations[i] for i in ids], 16) for ids in cohorts]
+    assert all(s <= 1.05 * g + 5 for s, g in zip(seconds, least, strict=True)), (seconds, least)
+
+
+@pytest.mark.parametrize("isolation", ["client", "slot"])
+def test_a_client_that_runs_out_of_memory_is_retried_alone_on_its_gpu(isolation: Isolation) -> None:
     cluster = Cluster([30.0 + i for i in range(24)], 8, per_gpu=4, hungry=frozenset({2, 9, 20}))
     faults = list[Fault]()
-    with simulated(cluster) as executor:
+    with simulated(cluster, isolation=isolation) as executor:
         run_rounds(executor, [range(24)], faults)
     assert {fault.kind for fault in faults} == {"out_of_memory"}
     assert sorted(fault.client_id for fault in faults) == [2, 9, 20], "one attempt each was lost"
@@ -77,7 +90,18 @@ def test_a_client_that_runs_out_of_memory_is_retried_alone_on_its_gpu() -> None:
         assert is_alone == (client_id in cluster.hungry), client_id
 
 
-def steps_per_client(cohort: int, num_slots: int) -> float:
+def test_short_rounds_do_not_ask_the_cluster_more_often() -> None:
+    cluster, looked = Cluster([0.1] * 4, 2, build_s=0.0), list[float]()
+    with simulated(cluster) as executor:
+        placement: Any = executor._placement
+        places = placement.places
+        placement.places = lambda: looked.append(cluster.now) or places()  # type: ignore[func-returns-value]
+        run_rounds(executor, [range(4)] * 100)
+    assert cluster.now >= 20
+    assert len(looked) <= cluster.now + 1, "once a second, and not for each of 100 rounds"
+
+
+def steps_per_client(cohort: int, num_slots: int, isolation: Isolation = "client") -> float:
     """Lines of Python that the executor, its queues and its pool execute for each client."""
     num_lines = 0
     files = ("dispatch.py", "schedule.py", "ray_executor.py", "actors.py")
@@ -92,7 +116,7 @@ def steps_per_client(cohort: int, num_slots: int) -> float:
     rng = random.Random(1)
     cluster = Cluster([rng.uniform(20, 200) for _ in range(2 * cohort)], num_slots)
     before = sys.gettrace()
-    with simulated(cluster) as executor:
+    with simulated(cluster, isolation=isolation) as executor:
         sys.settrace(trace)
         try:
             run_rounds(executor, cohorts_of(2 * cohort, cohort, 2))
@@ -106,6 +130,7 @@ def test_the_work_for_a_client_does_not_grow_with_the_round() -> None:
     # In a short round, the looks once a second count for more.
     assert many < 1.2 * few, (few, many)
     assert steps_per_client(256, 64) < 1.5 * many, "nor with the slots"
+    assert steps_per_client(256, 64, "slot") < 1.5 * many, "nor if slots have the processes"
 
 
 def planned(

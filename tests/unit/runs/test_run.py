@@ -105,6 +105,12 @@ def test_a_run_says_that_flow_starts_from_scratch() -> None:
     assert notes(load_config("demo")) == ()
 
 
+def test_a_run_says_that_clients_share_processes() -> None:
+    (note,) = notes(load_config("demo", ["cluster.isolation=slot"]))
+    assert "clients share processes" in note
+    assert "cluster.isolation = slot" in note
+
+
 def test_a_run_and_what_comes_of_it_name_the_weights_that_it_started_from(
     small: ExperimentConfig, tmp_path: Path
 ) -> None:

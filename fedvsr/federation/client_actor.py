@@ -1,0 +1,103 @@
+"""What runs in the process of a client, or of a slot that takes one client after the other.
+
+The module itself imports no PyTorch, so that a process answers before it has imported it.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray
+
+if TYPE_CHECKING:
+    from fedvsr.data.clips import Clip
+    from fedvsr.federation.executors import Clients
+    from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
+    from fedvsr.params import FloatVector
+    from fedvsr.training.local import LocalTrainer
+
+# Seconds within which the settings must come from the driver's node.
+_FETCH_S = 300.0
+
+
+def keep_to_own_gpus() -> None:
+    """Hide all GPUs from an actor that holds no share: Ray shows it every GPU of its node."""
+    if not ray.get_gpu_ids():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+class ClientActor:
+    """Trains with a network of its own. It returns a report and an update, no more.
+
+    Args:
+        settings: holds the reference to a `Clients` without clips, which come with each task.
+        client_id: the client whose process this is; None if it takes one after the other, and
+            keeps nothing of the former one.
+    """
+
+    def __init__(self, settings: tuple[Any], client_id: int | None) -> None:
+        keep_to_own_gpus()
+        (self._settings,), self._client_id = settings, client_id
+        self._trainer: LocalTrainer | None = None
+        self._vector: FloatVector | None = None
+
+    def ping(self) -> None:
+        """Answer; see `Pulse`."""
+
+    def ready(self) -> None:
+        """Build the trainer, while another client trains rather than in this one's first task."""
+        self._build()
+
+    def train(
+        self, task: ClientTask, shared: Vectors, state: Vectors, clips: Sequence[Clip]
+    ) -> tuple[ClientReport, ClientUpdate]:
+        """Train one task; see `LocalTrainer.train`.
+
+        Args:
+            task: the work.
+            shared: the server's vectors (P,), in read-only memory that all actors share.
+            state: what the client remembers.
+            clips: the client's clips.
+        """
+        assert self._client_id in (None, task.client_id)
+        out = self._vector
+        if out is None:
+            out = np.empty_like(shared["params"])
+        if self._client_id is not None:
+            self._vector = out
+        trainer = self._build()
+        try:
+            # Ray copies the result to the object store before the next task begins.
+            return trainer.train(task, shared, state, clips, out)
+        finally:
+            # The next client on this GPU needs the memory.
+            trainer.release()
+            if self._client_id is None:
+                trainer.forget()
+
+    def _build(self) -> LocalTrainer:
+        # Not in `__init__`: the process answers `ping` only after that.
+        if self._trainer is None:
+            with _no_collection():
+                clients: Clients = ray.get(self._settings, timeout=_FETCH_S)
+                self._trainer = clients.make_trainer()
+        return self._trainer
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Look for no garbage inside: among what an import makes there is none, and most is kept.
+
+    That saves a sixth of PyTorch's import.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
