@@ -13,7 +13,8 @@ from fedvsr.cluster import probe
 from fedvsr.config import ExperimentConfig
 from fedvsr.data.clips import default_cache_dir
 from fedvsr.data.config import DataConfig, OwnerConfig
-from fedvsr.data.owners import Dealt, Labels, deal_own, has_labels, shown
+from fedvsr.data.owned import Dealt, deal_own
+from fedvsr.data.owners import Labels, has_labels, shown
 from fedvsr.errors import UserError
 from fedvsr.federation.config import GPU_LABEL
 from fedvsr.plugins import Plugin

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 from fedvsr import algorithms, models
 from fedvsr.config import ExperimentConfig
-from fedvsr.data import owners
+from fedvsr.data import owned
+from fedvsr.data.owners import Owners
 from fedvsr.data.split import Split, keys_of, prepare
 from fedvsr.data.videos import Progress
 from fedvsr.errors import UserError
@@ -65,9 +66,9 @@ def with_owners(config: ExperimentConfig, split: Split, on_ray: bool) -> Split:
     if on_ray:
         from fedvsr.cluster.nodes import deal_on_nodes as deal
     else:
-        deal = owners.deal_here
+        deal = owned.deal_here
     dealt = deal(config.data, config.seed, keys_of(split.test))
-    split = owners.with_owners(split, config.data, dealt)
+    split = owned.with_owners(split, config.data, dealt)
     require_room(split.train, config.local)
     return split
 
@@ -180,7 +181,7 @@ def _on_cluster(
         config.cluster,
         config.local.num_threads,
         config.federation.clients_per_round,
-        owners.Owners.in_config(config.data),
+        Owners.in_config(config.data),
         here,
     )
     placed = placement.reserve(wanted, config.cluster.placement_timeout_s, here)

@@ -18,7 +18,8 @@ from ray.cluster_utils import Cluster
 
 from fedvsr.cluster.doctor import look_around
 from fedvsr.config import ExperimentConfig, load_config
-from fedvsr.data.owners import OwnedClip, Owners
+from fedvsr.data.owned import OwnedClip
+from fedvsr.data.owners import Owners
 from fedvsr.errors import UserError
 from fedvsr.federation import connection, placement
 from fedvsr.federation.client_states import ClientStates
@@ -71,17 +72,20 @@ class Nodes:
         wait_until(lambda: node_of(name) is not None)
 
     def end(self, name: str) -> None:
-        """End a node as if its power failed."""
+        """End a node as if its power failed, and wait until the cluster knows."""
+        self._kill(name)
+        wait_until(lambda: node_of(name) is None)
+
+    def _kill(self, name: str) -> None:
         node, pid = self._started.pop(name)
         for process in psutil.Process(pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         node.__exit__(None, None, None)
-        wait_until(lambda: node_of(name) is None)
 
     def end_all(self) -> None:
         for name in list(self._started):
-            self.end(name)
+            self._kill(name)
 
 
 def node_of(name: str) -> str | None:

@@ -11,10 +11,16 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from fedvsr.config import ExperimentConfig
+from fedvsr.dashboard.state import RunReader
 from fedvsr.data.config import DataConfig
-from fedvsr.data.owners import NOBODY, OwnedClip, Owners, deal_here, deal_own, with_owners
+from fedvsr.data.owned import OwnedClip, deal_here, deal_own, with_owners
+from fedvsr.data.owners import NOBODY, Owners
 from fedvsr.data.split import Split, keys_of, prepare
 from fedvsr.errors import UserError
+from fedvsr.records import load_results
+from fedvsr.report.gather import flat_settings
+from tests.unit.cli.test_cli import fedvsr
 from tests.unit.data.test_split import data_set
 
 
@@ -141,3 +147,33 @@ def test_two_owners_draw_by_themselves(stores: dict[str, str]) -> None:
 def test_what_does_not_go_with_owners_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises((UserError, ValidationError), match=message):
         DataConfig(**{"owners": {"a": owner("/store")}, "test": ["/test"], **settings})
+
+
+def test_a_serial_run_names_the_owners_wherever_it_lists_clients(
+    stores: dict[str, str],
+    small: ExperimentConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = small.model_dump() | {
+        "data": {
+            "owners": {"bob": owner(stores["bob"]), "alice": owner(stores["alice"], clients=2)},
+            "test": [stores["test"]],
+        },
+        "federation": {"num_rounds": 1, "clients_per_round": 3},
+    }
+    path = tmp_path / "owned.yaml"
+    path.write_text(ExperimentConfig.model_validate(settings).to_yaml())
+    assert fedvsr("run", str(path), "--executor", "serial", "--out", str(tmp_path / "out")) == 0
+    assert "owners and their clients: alice (0 to 1), bob (client 2)\n" in capsys.readouterr().out
+    (folder,) = (tmp_path / "out").iterdir()
+    results = load_results(folder)
+    labels = results.partition.groupby("client_id")["label"].agg(set)
+    assert labels.tolist() == [{"alice"}, {"alice"}, {"bob"}]
+    page = RunReader(folder.name, folder).state()
+    assert page["errors"] == []
+    assert [own["owner"] for own in page["clients"]["rows"]] == ["alice", "alice", "bob"]
+    flat = flat_settings(results.runs["config"].iloc[0])
+    assert flat["data.owners"]["bob"] == {"train": [stores["bob"]], "clients": 1}
+    assert fedvsr("data", "partition", str(path)) == 0
+    assert "2 of alice" in capsys.readouterr().out
