@@ -63,7 +63,7 @@ def judge(reports: Sequence[NodeReport], paths: Mapping[str, str] | None = None)
 def look_here(config: ExperimentConfig | None) -> list[Finding]:
     """Check this machine alone, without starting Ray."""
     files = config.files() if config else {}
-    owned = files.pop("data.owners", [])
+    owned = dict.fromkeys(files.pop("data.owners", []))
     paths = {path: path for group in files.values() for path in group}
     report = NodeReport(**probe.probe([*paths]))
     findings = judge([report], paths)

@@ -18,6 +18,8 @@ Partition = Literal["less", "more", "by_folder", "dirichlet", "quantity", "motio
 REDS4 = ("000", "011", "015", "020")
 
 _PART = re.compile(r"(.+)-([0-9]{3,})")
+# Settings that choose among the clips of `train` before they are dealt.
+_OF_TRAIN = ("held_out", "gap_clips", "max_train_clips")
 # What Ray takes as a label: no `!` and no `in(...)`, which have a meaning in its selectors.
 _WORD = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 _LabelName = Annotated[str, Field(pattern=rf"^([A-Za-z0-9.-]+/)?{_WORD}$")]
@@ -178,17 +180,17 @@ class DataConfig(Section):
                 "data.held_out"
             )
 
+    def _why_unused(self, name: str, values: Mapping[str, object], path: str) -> str | None:
+        if values["owners"] and name in _OF_TRAIN:
+            return f"{path}owners is set, and {name} chooses among the clips of {path}train"
+        return super()._why_unused(name, values, path)
+
     def _require_owners_alone(self) -> None:
-        """Check what goes with `owners`: nothing that chooses among clips before they are dealt."""
+        """Check what `owners` excludes and needs."""
         if self.videos or self.train:
             raise UserError(
                 "data.owners excludes data.train and data.videos; name the clip stores of each "
                 "owner in data.owners.NAME.train"
-            )
-        if self.held_out or self.gap_clips or self.max_train_clips:
-            raise UserError(
-                "data.held_out, data.gap_clips and data.max_train_clips choose clips before they "
-                "are dealt, and those of data.owners stay with their owners; leave them out"
             )
         if not self.test:
             raise UserError(

@@ -133,7 +133,8 @@ class RayExecutor:
         return self._scorer
 
     def _scorers_place(self) -> Place | None:
-        return self._places[-1] if self._placement.wanted.gpu_share else None
+        has_gpu = self._placement.wanted.gpu_share and self._places
+        return self._places[-1] if has_gpu else None
 
     def close(self) -> None:
         """End the client processes, unless the cluster is gone: they end with it."""

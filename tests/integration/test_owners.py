@@ -78,7 +78,8 @@ class Nodes:
 
     def _kill(self, name: str) -> None:
         node, pid = self._started.pop(name)
-        for process in psutil.Process(pid).children(recursive=True):
+        whole = psutil.Process(pid)
+        for process in [whole, *whole.children(recursive=True)]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         node.__exit__(None, None, None)

@@ -264,6 +264,10 @@ def test_owners_count_in_the_hash_but_for_their_nodes(small_yaml: Path) -> None:
     assert "data.owners" in now.files()
     assert owned("data.owners.a.nodes={site: north}").config_hash() == now.config_hash()
     assert owned("data.owners.a.train=[/b]").config_hash() != now.config_hash()
+    with pytest.raises(
+        UserError, match=r"data.gap_clips = 1 has no effect: data.owners is set, an"
+    ):
+        owned("data.gap_clips=1")
     with pytest.raises(UserError, match="trains on all clips in one place, and those of"):
         owned("algorithm.name=centralized")
 

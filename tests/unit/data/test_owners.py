@@ -137,8 +137,6 @@ def test_two_owners_draw_by_themselves(stores: dict[str, str]) -> None:
     [
         ({"train": ["/x"]}, "data.owners excludes data.train and data.videos"),
         ({"videos": ["x"]}, "data.owners excludes data.train and data.videos"),
-        ({"held_out": ["a"]}, "data.held_out, data.gap_clips and data.max_train_clips choose"),
-        ({"gap_clips": 1}, "data.held_out, data.gap_clips and data.max_train_clips choose"),
         ({"test": []}, "data.owners needs clips to score on"),
         ({"num_clients": 8}, "data.num_clients = 8, but the owners of data.owners have 1"),
         ({"owners": {"a": owner("relative")}}, "relative is relative; give the path on"),
