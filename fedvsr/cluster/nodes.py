@@ -221,8 +221,9 @@ def ask_nodes(
     Args:
         paths: files and folders that each node tries to read.
         use_gpus: also try the GPUs that a node offers.
-        others_only: leave out this node, and nodes that offer no CPU and so run no client.
-        owned: gives more paths for nodes with certain labels.
+        others_only: leave out this node, unless it is an owner's, and nodes that offer no CPU and
+            so run no client.
+        owned: gives more paths for the nodes of owners, by their labels.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -234,7 +235,8 @@ def ask_nodes(
     here = ray.get_runtime_context().get_node_id()
     nodes = sorted(alive_nodes().values(), key=lambda n: n["NodeID"] != here)
     if others_only:
-        nodes = [n for n in nodes if n["NodeID"] != here and n["Resources"].get("CPU")]
+        trains = [n for n in nodes if n["Resources"].get("CPU")]
+        nodes = [n for n in trains if n["NodeID"] != here or owned(n["Labels"])]
     # A process that has used a GPU holds memory there until it ends: one call per process.
     ask: Any = ray.remote(max_calls=1)(probe.probe)
     answers = []
