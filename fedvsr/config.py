@@ -84,7 +84,7 @@ _NO_NUMBER: dict[str, Any] = {
     "cluster": True,
     "on_finish": True,
     "logging": True,
-    "data": {"cache_dir": True},
+    "data": {"cache_dir": True, "owners": {"*": {"nodes": True}}},
     "local": {"num_workers": True, "cuda_graphs": True, "deterministic": True},
     "evaluation": {"metric_weights": True},
 }
@@ -154,6 +154,11 @@ class ExperimentConfig(Section):
                 f"algorithm.name = {self.algorithm.name} sends no updates: leave update.clip_norm, "
                 "noise_multiplier and compression out"
             )
+        if algorithm.pooled and self.data.owners:
+            raise UserError(
+                f"algorithm.name = {self.algorithm.name} trains on all clips in one place, and "
+                "those of data.owners stay with their owners; take another algorithm, or data.train"
+            )
         algorithm.require_cohort(cohort)
         if self.federation.upload_failure_probability:
             _require_any_cohort(algorithm)
@@ -192,6 +197,9 @@ class ExperimentConfig(Section):
         """
         # Reset before they are left out: a reset adds what it resets.
         settings = _without(_reset(self.model_dump(mode="json"), self.without_effect()), _NO_NUMBER)
+        if not self.data.owners:
+            # Earlier versions had no owners: their runs keep their hashes.
+            del settings["data"]["owners"]
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
     def files(self) -> dict[str, list[str]]:
@@ -199,6 +207,7 @@ class ExperimentConfig(Section):
         named: dict[str, list[str | None]] = {
             "data.videos": [*self.data.videos],
             "data.train": [*self.data.train],
+            "data.owners": [path for owner in self.data.owners.values() for path in owner.train],
             "data.test": [*self.data.test],
             "model.weights": [self.model.weights],
             "model.flow_weights": [getattr(self.model, "flow_weights", None)],
@@ -353,9 +362,10 @@ def _reset(settings: Mapping[str, Any], unused: Iterable[Unused]) -> dict[str, A
 
 
 def _without(settings: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without those whose name has the value True, in nested sections too."""
+    """Settings without those whose name, or `*`, has the value True, in nested sections too."""
+    marks = {key: names.get(key, names.get("*")) for key in settings}
     return {
-        key: _without(value, names[key]) if isinstance(names.get(key), Mapping) else value
+        key: _without(value, marks[key]) if isinstance(marks[key], Mapping) else value
         for key, value in settings.items()
-        if names.get(key) is not True
+        if marks[key] is not True
     }

@@ -128,13 +128,13 @@ def partition(
     from fedvsr.cli.views import PreparationView
     from fedvsr.config import load_config
     from fedvsr.report.partition import draw_partition
-    from fedvsr.runs.launch import prepare_data
+    from fedvsr.runs.launch import prepare_data, with_owners
 
     if plot is not None:
         _require_png(plot, "--plot")
     config = load_config(source, settings or ())
     with PreparationView(console) as view:
-        split = prepare_data(config, view)
+        split = with_owners(config, prepare_data(config, view), on_ray=False)
     table = Table(box=None, pad_edge=False)
     for name in ("client", "clips", "frames", "labels"):
         table.add_column(name, justify="left" if name == "labels" else "right")

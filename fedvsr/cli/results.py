@@ -89,6 +89,7 @@ def summary(folder: Path) -> None:
     import pyarrow.compute as pc
 
     from fedvsr.cli.scores import scores_table
+    from fedvsr.data.owners import Owners
     from fedvsr.inference.scores import ClipScore, scored_part
     from fedvsr.labels import FILE, read_labels
     from fedvsr.means import by_test_set, groups, last_evaluation, mean_scores
@@ -113,9 +114,11 @@ def summary(folder: Path) -> None:
         f"{run['num_clients']} clients, {last_round or 0}/{run['num_rounds']} "
         f"rounds, seed {run['seed']}, {run['executor']}, {run['device']}"
     )
-    config = json.loads(run["config"]) if run["config"] else {}
-    if config.get("cluster", {}).get("isolation") == "slot":
+    recorded = json.loads(run["config"]) if run["config"] else {}
+    if recorded.get("cluster", {}).get("isolation") == "slot":
         say("clients share processes, one after the other (cluster.isolation = slot)")
+    if owners := Owners.recorded(recorded.get("data") or {}):
+        say(f"owners and their clients: {owners}")
     if run["error"]:
         say(f"error: {run['error']}")
     with skipping(folder / FILE):
@@ -133,8 +136,8 @@ def summary(folder: Path) -> None:
         for test_set, of_set in by_test_set(evaluations)
         for clip_id, rows in sorted(groups(of_set, "clip_id"), key=lambda group: str(group[0]))
     ]
-    settings = config.get("evaluation", {})
-    print_wide(scores_table(scores, scored_part(settings.get("crop"))))
+    crop = recorded.get("evaluation", {}).get("crop")
+    print_wide(scores_table(scores, scored_part(crop)))
     files = ("config.yaml", "model.safetensors", "clients", "curves.png", "comparison.png")
     existing = [name for name in files if (folder / name).exists()]
     contents = ", ".join([*existing, "*.parquet"])

@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 from rich.filesize import decimal
 
 from fedvsr.cluster import probe
-from fedvsr.cluster.nodes import NodeReport, ask_nodes, data_paths
+from fedvsr.cluster.nodes import DataPaths, NodeReport, ask_nodes, data_paths, no_node
 from fedvsr.config import ExperimentConfig
+from fedvsr.data.owners import has_labels
 from fedvsr.federation.config import GPU_LABEL
 
 # Default ports of `ray start --head`, with the option of each.
@@ -61,19 +62,42 @@ def judge(reports: Sequence[NodeReport], paths: Mapping[str, str] | None = None)
 
 def look_here(config: ExperimentConfig | None) -> list[Finding]:
     """Check this machine alone, without starting Ray."""
-    paths = {path: path for group in (config.files() if config else {}).values() for path in group}
+    files = config.files() if config else {}
+    owned = dict.fromkeys(files.pop("data.owners", []))
+    paths = {path: path for group in files.values() for path in group}
     report = NodeReport(**probe.probe([*paths]))
-    return judge([report], paths) + [_port(port) for port in PORTS]
+    findings = judge([report], paths)
+    if owned:
+        todo = "check it there: fedvsr doctor CONFIG --address CLUSTER"
+        found = f"not checked here, because it stays with its owners: {', '.join(owned)}"
+        findings.append(Finding("data", "this machine", "warning", found, todo))
+    return findings + [_port(port) for port in PORTS]
 
 
 def look_around(config: ExperimentConfig | None) -> list[Finding]:
     """Check every node of the cluster that this process is connected to."""
     with data_paths(config) as paths:
-        reports = ask_nodes(paths.everywhere, use_gpus=True)
+        reports = ask_nodes(paths.everywhere, use_gpus=True, owned=paths.owned)
         findings = judge(reports, paths.everywhere)
+        findings += of_owners(reports, paths)
         this_node = NodeReport(**probe.probe([*paths.here]))
     findings += _folded(_paths(this_node, paths.here))
     return [*findings, *_dashboard()]
+
+
+def of_owners(reports: Sequence[NodeReport], paths: DataPaths) -> list[Finding]:
+    """Whether each owner has nodes, and all of them read the owner's stores."""
+    findings = list[Finding]()
+    for name, owner in paths.owners.items():
+        own = [r for r in reports if has_labels(r.labels, owner.nodes)]
+        todo = f"put it on every node of owner {name} under this path"
+        named = paths.of_owner(name)
+        found = [f for r in own if not r.silent for f in _paths(r, named, todo)]
+        findings += _folded(found)
+        if not own:
+            problem, _, todo = no_node(name, owner).partition("; ")
+            findings.append(Finding("data", f"owner {name}", "error", problem, todo))
+    return findings
 
 
 def _versions(reports: Sequence[NodeReport]) -> Iterable[Finding]:
@@ -153,8 +177,11 @@ def _connections(r: NodeReport) -> Finding | None:
     return Finding("ports", r.host, "error", found, "open all ports between the nodes")
 
 
-def _paths(r: NodeReport, paths: Mapping[str, str]) -> list[Finding]:
-    todo = "put it where every node reads it under the same path"
+def _paths(
+    r: NodeReport,
+    paths: Mapping[str, str],
+    todo: str = "put it where every node reads it under the same path",
+) -> list[Finding]:
     return [
         Finding("data", r.host, "error", f"{name}: {r.unreadable[path]}", todo)
         if path in r.unreadable

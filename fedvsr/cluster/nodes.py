@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 from fedvsr.cluster import probe
 from fedvsr.config import ExperimentConfig
 from fedvsr.data.clips import default_cache_dir
+from fedvsr.data.config import DataConfig, OwnerConfig
+from fedvsr.data.owned import Dealt, deal_own
+from fedvsr.data.owners import Labels, has_labels, shown
 from fedvsr.errors import UserError
 from fedvsr.federation.config import GPU_LABEL
 from fedvsr.plugins import Plugin
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from ray import ObjectRef
 
 _ANSWER_S = 120
+# To read an owner's stores; some partitions read frames of every clip.
+_DEAL_S = 600
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class NodeReport:
     """GPUs that the node offers to Ray."""
     label: str = ""
     """Its accelerator type, by which runs choose nodes."""
+    labels: Labels = field(default_factory=dict)
+    """All its labels; none without Ray."""
     object_store_bytes: int = 0
     """Shared memory in which Ray keeps objects; 0 without Ray."""
     silent: str = ""
@@ -61,6 +68,20 @@ class DataPaths:
     """Read by every node."""
     here: Mapping[str, str]
     """Read only by the node that starts the run: videos, which it cuts into the cache."""
+    owners: Mapping[str, OwnerConfig] = field(default_factory=dict)
+    """Those whose stores are read by their nodes alone."""
+
+    def of_owner(self, name: str) -> dict[str, str]:
+        """The paths that an owner's nodes read: the manifests of its stores."""
+        stores = self.owners[name].train
+        return {f"{store}/manifest.json": f"{store} (data.owners.{name})" for store in stores}
+
+    def owned(self, labels: Labels) -> dict[str, str]:
+        """The paths that a node with these labels reads because it is an owner's."""
+        paths = dict[str, str]()
+        for name, owner in self.owners.items():
+            paths |= self.of_owner(name) if has_labels(labels, owner.nodes) else {}
+        return paths
 
 
 def require_readable(config: ExperimentConfig) -> None:
@@ -71,18 +92,21 @@ def require_readable(config: ExperimentConfig) -> None:
     """
     with data_paths(config) as paths:
         everywhere = paths.everywhere
-        reports = ask_nodes(everywhere, others_only=True) if everywhere else []
+        asks = everywhere or paths.owners
+        reports = ask_nodes(everywhere, others_only=True, owned=paths.owned) if asks else []
     problems = [f"{r.host} {r.silent}" for r in reports if r.silent]
     problems += [
-        f"{r.host} cannot read {everywhere[path]}: {reason}"
+        f"{r.host} cannot read {name}: {r.unreadable[path]}"
         for r in reports
-        for path, reason in r.unreadable.items()
+        for path, name in {**everywhere, **paths.owned(r.labels)}.items()
+        if path in r.unreadable
     ]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        but = " (an owner's: each of the owner's nodes)" if paths.owners else ""
         raise UserError(
-            f"node {problems[0]}{more}; put the data where every node reads it under the same path;"
-            " `fedvsr doctor` checks every node"
+            f"node {problems[0]}{more}; put the data where every node{but} reads it under the same "
+            "path; `fedvsr doctor` checks every node"
         )
 
 
@@ -127,15 +151,79 @@ def _why_missing(plugins: Sequence[Plugin]) -> str | None:
     return None
 
 
+def deal_on_nodes(config: DataConfig, seed: int, tests: Collection[str]) -> dict[str, Dealt]:
+    """Let a node of each owner read the owner's stores and deal their clips.
+
+    Args:
+        config: the `data` section.
+        seed: the experiment's.
+        tests: keys of the test clips.
+
+    Raises:
+        UserError: an owner has no node, its node does not answer, or see `deal_own`.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from fedvsr.federation.placement import alive_nodes
+
+    nodes = sorted(alive_nodes().values(), key=lambda node: str(node["NodeID"]))
+    # Other owners' paths are none of an owner's business.
+    how = config.model_copy(update={"owners": {}, "test": []})
+    make: Any = ray.remote(num_cpus=0, max_retries=1)(deal_own)
+    answers = {}
+    for name, owner in config.owners.items():
+        own = [node["NodeID"] for node in nodes if has_labels(node["Labels"], owner.nodes)]
+        if not own:
+            raise UserError(no_node(name, owner))
+        on_node = NodeAffinitySchedulingStrategy(own[0], soft=False)
+        task = make.options(scheduling_strategy=on_node)
+        answers[name] = task.remote(name, owner, how, seed, tests)
+    ray.wait([*answers.values()], num_returns=len(answers), timeout=_DEAL_S)
+    return {name: _dealt(name, answer) for name, answer in answers.items()}
+
+
+def no_node(name: str, owner: OwnerConfig) -> str:
+    """What is wrong if no node of the cluster is an owner's, and what to do."""
+    labels = shown(owner.nodes)
+    return (
+        f"no node of this Ray cluster has the labels of owner {name} ({labels}); start one with "
+        f"`ray start --labels {labels}`, or correct data.owners.{name}.nodes"
+    )
+
+
+def _dealt(name: str, answer: ObjectRef[Dealt]) -> Dealt:
+    import ray
+
+    try:
+        return ray.get(answer, timeout=0)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        problem = str(error.cause)
+    except ray.exceptions.GetTimeoutError:
+        ray.cancel(answer, force=True)
+        problem = f"no answer within {_DEAL_S} s"
+    except ray.exceptions.RayError as error:
+        problem = str(error)
+    first = (problem.splitlines() or [""])[0]
+    raise UserError(f"the node of owner {name} could not read the owner's stores: {first}")
+
+
 def ask_nodes(
-    paths: Iterable[str], use_gpus: bool = False, others_only: bool = False
+    paths: Iterable[str],
+    use_gpus: bool = False,
+    others_only: bool = False,
+    owned: Callable[[Labels], Iterable[str]] = lambda _: (),
 ) -> list[NodeReport]:
     """Run `probe` on the connected cluster's nodes, all at once; this node comes first.
 
     Args:
         paths: files and folders that each node tries to read.
         use_gpus: also try the GPUs that a node offers.
-        others_only: leave out this node, and nodes that offer no CPU and so run no client.
+        others_only: leave out this node, unless it is an owner's, and nodes that offer no CPU and
+            so run no client.
+        owned: gives more paths for the nodes of owners, by their labels.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -147,7 +235,8 @@ def ask_nodes(
     here = ray.get_runtime_context().get_node_id()
     nodes = sorted(alive_nodes().values(), key=lambda n: n["NodeID"] != here)
     if others_only:
-        nodes = [n for n in nodes if n["NodeID"] != here and n["Resources"].get("CPU")]
+        trains = [n for n in nodes if n["Resources"].get("CPU")]
+        nodes = [n for n in trains if n["NodeID"] != here or owned(n["Labels"])]
     # A process that has used a GPU holds memory there until it ends: one call per process.
     ask: Any = ray.remote(max_calls=1)(probe.probe)
     answers = []
@@ -161,7 +250,7 @@ def ask_nodes(
         on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         gpus = use_gpus and node["Resources"].get("GPU", 0) > 0
         task = ask.options(num_cpus=0, scheduling_strategy=on_node, max_retries=1)
-        answers.append(task.remote(list(paths), peers, gpus))
+        answers.append(task.remote([*paths, *owned(node["Labels"])], peers, gpus))
     if answers:
         ray.wait(answers, num_returns=len(answers), timeout=_ANSWER_S)
     return [_report(node, answer) for node, answer in zip(nodes, answers, strict=True)]
@@ -174,6 +263,7 @@ def _report(node: Mapping[str, Any], answer: ObjectRef[probe.Machine]) -> NodeRe
     by_ray: dict[str, Any] = {
         "offered_gpus": resources.get("GPU", 0),
         "label": node.get("Labels", {}).get(GPU_LABEL, ""),
+        "labels": node.get("Labels", {}),
         "object_store_bytes": int(resources.get("object_store_memory", 0)),
     }
     host = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
@@ -211,7 +301,7 @@ def data_paths(config: ExperimentConfig | None) -> Iterator[DataPaths]:
         (everywhere if prepared or missing else here).append(folder)
     names = {path: path for path in everywhere}
     if not here:
-        yield DataPaths(names, {})
+        yield DataPaths(names, {}, config.data.owners)
         return
     cache = Path(config.data.cache_dir or default_cache_dir()).expanduser()
     mark = (cache / f".seen-by-all-{uuid.uuid4().hex[:8]}").absolute()
@@ -222,6 +312,6 @@ def data_paths(config: ExperimentConfig | None) -> Iterator[DataPaths]:
         raise UserError(f"data.cache_dir: cannot write to {cache}: {error.strerror}") from None
     try:
         names[str(mark)] = f"data.cache_dir ({mark.parent})"
-        yield DataPaths(names, {path: path for path in here})
+        yield DataPaths(names, {path: path for path in here}, config.data.owners)
     finally:
         mark.unlink(missing_ok=True)

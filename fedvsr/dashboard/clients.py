@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from fedvsr.dashboard.eventlog import Event
 from fedvsr.dashboard.values import finite
+from fedvsr.data.owners import NOBODY, Owners
 from fedvsr.errors import UserError
 from fedvsr.federation.sampling import FederationConfig, sample_cohort
 
@@ -111,8 +112,8 @@ def slots(
     }
 
 
-def overview(clients: pa.Table, faults: pa.Table) -> Json:
-    """Each client that has trained or failed, with its rounds, times and last loss."""
+def overview(clients: pa.Table, faults: pa.Table, owners: Owners = NOBODY) -> Json:
+    """Each client that has trained or failed, with its owner, rounds, times and last loss."""
     if not len(clients) and not len(faults):
         return {"num": 0, "rows": []}
     ordered = clients.sort_by([("client_id", "ascending"), ("round_idx", "ascending")])
@@ -139,4 +140,7 @@ def overview(clients: pa.Table, faults: pa.Table) -> Json:
             row["client_id"], {**empty, "mean_s": None, "loss": None, "faults": 0}
         )
         own["faults"] = row["round_idx_count"]
-    return {"num": len(rows), "rows": [rows[key] for key in sorted(rows)[:_MOST_CLIENTS]]}
+    shown = [rows[key] for key in sorted(rows)[:_MOST_CLIENTS]]
+    if owners:
+        shown = [{**row, "owner": owners.of(row["client_id"])} for row in shown]
+    return {"num": len(rows), "rows": shown}

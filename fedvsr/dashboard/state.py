@@ -16,6 +16,7 @@ from fedvsr import journal
 from fedvsr.dashboard import clients, curves, eventlog, pictures
 from fedvsr.dashboard.index import Signature, last_scores, live_status, scores_of, signature
 from fedvsr.dashboard.values import finite, shortened
+from fedvsr.data.owners import Owners
 from fedvsr.errors import UserError
 from fedvsr.records import SCHEMAS, checked_table, read_runs
 
@@ -128,7 +129,9 @@ class RunReader:
             "charts": curves.charts(rounds, walls_s, tables["evaluations"]),
             "now": now,
             "last": clients.slots(rounds, tables["clients"], *drawing),
-            "clients": clients.overview(tables["clients"], tables["faults"]),
+            "clients": clients.overview(
+                tables["clients"], tables["faults"], Owners.recorded(config.get("data") or {})
+            ),
             "faults": _faults(tables["faults"]),
             # Differs if a picture does; empty without one.
             "frames": _tag(self._pictures()),

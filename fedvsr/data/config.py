@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fedvsr.errors import UserError
-from fedvsr.section import OnlyWith, Section
+from fedvsr.section import NAME, OnlyWith, Section
 
 Partition = Literal["less", "more", "by_folder", "dirichlet", "quantity", "motion", "texture"]
 
@@ -17,6 +18,12 @@ Partition = Literal["less", "more", "by_folder", "dirichlet", "quantity", "motio
 REDS4 = ("000", "011", "015", "020")
 
 _PART = re.compile(r"(.+)-([0-9]{3,})")
+# Settings that choose among the clips of `train` before they are dealt.
+_OF_TRAIN = ("held_out", "gap_clips", "max_train_clips")
+# What Ray takes as a label: no `!` and no `in(...)`, which have a meaning in its selectors.
+_WORD = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+_LabelName = Annotated[str, Field(pattern=rf"^([A-Za-z0-9.-]+/)?{_WORD}$")]
+_LabelValue = Annotated[str, Field(pattern=rf"^{_WORD}$")]
 
 
 def video_of(clip_id: str) -> tuple[str, int]:
@@ -28,6 +35,33 @@ def video_of(clip_id: str) -> tuple[str, int]:
 def is_named(clip_id: str, name: str) -> bool:
     """Whether an entry of `data.held_out` names a clip: by its id, its video or a pattern."""
     return name in (clip_id, video_of(clip_id)[0]) or fnmatchcase(clip_id, name)
+
+
+class OwnerConfig(Section):
+    """An owner's nodes, the clip stores that stay there, and the clients that train on them."""
+
+    nodes: dict[_LabelName, _LabelValue] = Field(
+        min_length=1,
+        description="Labels of the owner's nodes, as `ray start --labels` gives them. The owner's "
+        "clients train on nodes that have all of these labels, and nowhere else.",
+    )
+    train: list[str] = Field(
+        min_length=1,
+        description="Clip stores that `fedvsr data prepare` made, by their absolute paths on the "
+        "owner's nodes. No other node opens them.",
+    )
+    clients: int = Field(
+        1,
+        ge=1,
+        le=1_000_000,
+        description="Clients that the owner's clips are dealt to, by data.partition.",
+    )
+
+    def model_post_init(self, _: object) -> None:
+        """Refuse relative paths, which begin elsewhere on another node."""
+        for path in self.train:
+            if not path.startswith(("/", "~/")):
+                raise UserError(f"{path} is relative; give the path on the owner's nodes from /")
 
 
 class DataConfig(Section):
@@ -42,6 +76,11 @@ class DataConfig(Section):
         [],
         description="Data sets to train on, instead of `videos`: clip stores that `fedvsr data "
         "prepare` made, or folders of videos or pictures, which are cut at the first run.",
+    )
+    owners: dict[Annotated[str, Field(pattern=NAME, max_length=64)], OwnerConfig] = Field(
+        {},
+        description="Owners whose clips stay on their own nodes, by name, instead of `train`. "
+        "Clients are numbered by the owners' names in alphabetical order.",
     )
     test: list[str] = Field(
         [], description="Data sets to score on, of the same kinds as in `train`."
@@ -104,8 +143,25 @@ class DataConfig(Section):
         None, description="Folder for cut clips (default: ~/.cache/fedvsr)."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _count_clients(cls, values: Any) -> Any:
+        """Fill in `num_clients`, which the owners' clients decide."""
+        owners = values.get("owners") if isinstance(values, Mapping) else None
+        if not owners or not isinstance(owners, Mapping) or "num_clients" in values:
+            return values
+        each = [
+            owner.get("clients", 1) if isinstance(owner, Mapping) else getattr(owner, "clients", 1)
+            for owner in owners.values()
+        ]
+        # Other values are refused by the owner's own section.
+        return {**values, "num_clients": sum(n for n in each if isinstance(n, int)) or 1}
+
     def model_post_init(self, _: object) -> None:
         """Check settings that depend on each other."""
+        if self.owners:
+            self._require_owners_alone()
+            return
         if not self.videos and not self.train:
             raise UserError(
                 "data.videos is missing: give files to cut by --set data.videos=[...], or prepared "
@@ -122,4 +178,28 @@ class DataConfig(Section):
             raise UserError(
                 "data.train needs clips to score on: name data sets in data.test, or clips in "
                 "data.held_out"
+            )
+
+    def _why_unused(self, name: str, values: Mapping[str, object], path: str) -> str | None:
+        if values["owners"] and name in _OF_TRAIN:
+            return f"{path}owners is set, and {name} chooses among the clips of {path}train"
+        return super()._why_unused(name, values, path)
+
+    def _require_owners_alone(self) -> None:
+        """Check what `owners` excludes and needs."""
+        if self.videos or self.train:
+            raise UserError(
+                "data.owners excludes data.train and data.videos; name the clip stores of each "
+                "owner in data.owners.NAME.train"
+            )
+        if not self.test:
+            raise UserError(
+                "data.owners needs clips to score on that the scorer may read: name data sets in "
+                "data.test"
+            )
+        total = sum(owner.clients for owner in self.owners.values())
+        if self.num_clients != total:
+            raise UserError(
+                f"data.num_clients = {self.num_clients}, but the owners of data.owners have "
+                f"{total} clients; set it to {total}"
             )

@@ -25,6 +25,7 @@ def deal(
     *,
     alpha: float = 0.5,
     clips_per_client: int | None = None,
+    setting: str = "data.num_clients",
 ) -> list[tuple[Clip, ...]]:
     """Deal clips to clients; client i gets the i-th tuple.
 
@@ -42,22 +43,23 @@ def deal(
             sorted by the strength of their motion or texture, and client 0 gets the weakest.
         alpha: concentration of the Dirichlet distribution; smaller is more skewed.
         clips_per_client: keep this many clips of each client, drawn at random; None: all.
+        setting: the setting that gives `num_clients`, for messages.
 
     Raises:
         UserError: there are too few clips or labels.
     """
     if len(clips) < num_clients:
         raise UserError(
-            f"data.num_clients = {num_clients}, but there are only {len(clips)} training clips; "
+            f"{setting} = {num_clients}, but there are only {len(clips)} training clips; "
             "lower it, or add clips"
         )
     rng = generator(seed, "partition")
     if partition == "less":
         shares = _round_robin(rng.permutation(len(clips)), num_clients)
     elif partition == "more":
-        shares = _by_label(clips, num_clients, rng)
+        shares = _by_label(clips, num_clients, rng, setting)
     elif partition == "by_folder":
-        shares = _by_folder(clips, num_clients)
+        shares = _by_folder(clips, num_clients, setting)
     elif partition == "dirichlet":
         shares = _dirichlet(clips, num_clients, alpha, rng)
     elif partition == "quantity":
@@ -104,7 +106,9 @@ def _round_robin(order: npt.NDArray[np.int64], num_clients: int) -> list[list[in
     return [order[i::num_clients].tolist() for i in range(num_clients)]
 
 
-def _by_label(clips: Sequence[Clip], num_clients: int, rng: np.random.Generator) -> list[list[int]]:
+def _by_label(
+    clips: Sequence[Clip], num_clients: int, rng: np.random.Generator, setting: str
+) -> list[list[int]]:
     labels = sorted({clip.label for clip in clips})
     if len(labels) == 1 < num_clients:
         raise UserError(
@@ -113,7 +117,7 @@ def _by_label(clips: Sequence[Clip], num_clients: int, rng: np.random.Generator)
         )
     order = [labels[j] for j in rng.permutation(len(labels))]
     if len(labels) < num_clients:
-        return _sharing_labels(clips, order, num_clients, rng)
+        return _sharing_labels(clips, order, num_clients, rng, setting)
     owner = {label: i % num_clients for i, label in enumerate(order)}
     shares: list[list[int]] = [[] for _ in range(num_clients)]
     for j, clip in enumerate(clips):
@@ -122,7 +126,11 @@ def _by_label(clips: Sequence[Clip], num_clients: int, rng: np.random.Generator)
 
 
 def _sharing_labels(
-    clips: Sequence[Clip], labels: Sequence[str], num_clients: int, rng: np.random.Generator
+    clips: Sequence[Clip],
+    labels: Sequence[str],
+    num_clients: int,
+    rng: np.random.Generator,
+    setting: str,
 ) -> list[list[int]]:
     """One label per client: client i has a part of the clips of `labels[i % len(labels)]`."""
     shares: list[list[int]] = [[] for _ in range(num_clients)]
@@ -132,7 +140,7 @@ def _sharing_labels(
         if len(own) < len(owners):
             raise UserError(
                 f"data.partition = more gives every client one label, and {label} has {len(own)} "
-                f"clips for {len(owners)} of data.num_clients = {num_clients}; lower it, or add "
+                f"clips for {len(owners)} of {setting} = {num_clients}; lower it, or add "
                 "clips"
             )
         for client_id, share in zip(owners, _round_robin(own, len(owners)), strict=True):
@@ -140,12 +148,12 @@ def _sharing_labels(
     return shares
 
 
-def _by_folder(clips: Sequence[Clip], num_clients: int) -> list[list[int]]:
+def _by_folder(clips: Sequence[Clip], num_clients: int, setting: str) -> list[list[int]]:
     labels = sorted({clip.label for clip in clips}, key=natural)
     if len(labels) != num_clients:
         raise UserError(
             f"data.partition = by_folder makes a client of each of the {len(labels)} folders "
-            f"(labels) of the training clips; set data.num_clients = {len(labels)}"
+            f"(labels) of the training clips; set {setting} = {len(labels)}"
         )
     return [[j for j, clip in enumerate(clips) if clip.label == label] for label in labels]
 

@@ -43,7 +43,8 @@ def prepare(config: DataConfig, seed: int, progress: Progress) -> Split:
     """Find the clips and deal them to clients; videos are cut if that has not been done yet.
 
     Args:
-        config: the `data` section.
+        config: the `data` section. The clips of its owners are not among those of the result: see
+            `fedvsr.data.owners`.
         seed: seed of the partition.
         progress: called while videos are cut.
 
@@ -62,21 +63,9 @@ def prepare(config: DataConfig, seed: int, progress: Progress) -> Split:
     train = _apart(train, test, config.gap_clips)
     train = sorted(train, key=lambda clip: clip.clip_id) if config.max_train_clips else train
     train = train[: config.max_train_clips]
-    overlap = tuple(clip.clip_id for clip in test if _key(clip) & _keys(train))
-    if overlap and not config.allow_overlap:
-        raise UserError(
-            f"clients would train on {len(overlap)} of the test clips ({_some(overlap)}), by their "
-            "ids or their content; name them in data.held_out, or set data.allow_overlap=true, "
-            "which every record then shows"
-        )
-    dealt = deal(
-        train,
-        config.num_clients,
-        seed,
-        config.partition,
-        alpha=config.alpha,
-        clips_per_client=config.clips_per_client,
-    )
+    overlap = tuple(clip.clip_id for clip in test if key_of(clip) & keys_of(train))
+    require_no_overlap(overlap, config)
+    dealt = [] if config.owners else deal_as(config, train, config.num_clients, seed)
     held = {clip for own in dealt for clip in own}
     trained = {_video(clip) for clip in held if clip.cut}
     same_video = tuple(clip.clip_id for clip in test if clip.cut and _video(clip) in trained)
@@ -87,6 +76,25 @@ def prepare(config: DataConfig, seed: int, progress: Progress) -> Split:
         overlap,
         same_video,
         test_sets,
+    )
+
+
+def deal_as(
+    config: DataConfig,
+    clips: Sequence[Clip],
+    num_clients: int,
+    seed: int,
+    setting: str = "data.num_clients",
+) -> list[tuple[Clip, ...]]:
+    """Deal clips to clients as the `data` section says; see `deal`."""
+    return deal(
+        clips,
+        num_clients,
+        seed,
+        config.partition,
+        alpha=config.alpha,
+        clips_per_client=config.clips_per_client,
+        setting=setting,
     )
 
 
@@ -199,11 +207,28 @@ def _cache(config: DataConfig) -> Path:
     return absolute(config.cache_dir, "data.cache_dir") if config.cache_dir else default_cache_dir()
 
 
-def _keys(clips: Iterable[Clip]) -> set[str]:
-    return set().union(*map(_key, clips))
+def keys_of(clips: Iterable[Clip]) -> set[str]:
+    """All keys of clips."""
+    return set().union(*map(key_of, clips))
 
 
-def _key(clip: Clip) -> set[str]:
+def require_no_overlap(overlap: Sequence[str], config: DataConfig) -> None:
+    """Raise UserError if test clips are also trained on, unless `data.allow_overlap` is set.
+
+    Args:
+        overlap: ids of such test clips.
+        config: the `data` section.
+    """
+    if overlap and not config.allow_overlap:
+        way_out = "leave them out there" if config.owners else "name them in data.held_out"
+        raise UserError(
+            f"clients would train on {len(overlap)} of the test clips ({_some(overlap)}), by their "
+            f"ids or their content; {way_out}, or set data.allow_overlap=true, which every record "
+            "then shows"
+        )
+
+
+def key_of(clip: Clip) -> set[str]:
     """Two clips are the same if they share one of these: their id, or the sum of their content."""
     return {f"id {clip.clip_id}", *([clip.sha256] if clip.sha256 else [])}
 

@@ -143,11 +143,16 @@ class Dispatch:
         return item
 
     def _next_for(self, place: Place, slow: Sequence[Place]) -> tuple[int, Waiting] | None:
-        """The next task for a free slot: the first that waits for it, or one better off here."""
+        """The next task for a free slot: the first that waits for it, or one better off here.
+
+        A client is better off only in a place of its owner.
+        """
         if own := self._queues.get(place):
             return next(iter(own.items()))
         moved = []
         for other in slow:
+            if other.owner != place.owner:
+                continue
             queue = self._queues.get(other, OrderedDict())
             fits = (
                 (number, item)

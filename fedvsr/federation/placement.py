@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import ray
@@ -18,6 +18,7 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from fedvsr.data.owners import NOBODY, Owners, has_labels, shown
 from fedvsr.errors import UserError
 from fedvsr.federation.config import GPU_LABEL, ClusterConfig
 from fedvsr.limits import ANSWER_S, ClusterGoneError, within
@@ -40,6 +41,8 @@ class Place:
     """Bundles of the placement group; actors are pinned to the first."""
     slots: tuple[int, ...]
     """Numbers of its slots in the run, from 0. Each trains one client at a time."""
+    owner: str = ""
+    """The owner whose clients alone train here; '' without owners."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,13 @@ class Slots:
     """GPU share of a client's actor; 0 without GPUs."""
     bundle: Mapping[str, float]
     accelerator: str | None = None
+    owners: Owners = NOBODY
+    bundle_owners: tuple[str, ...] = ()
+    """The owner of each bundle besides the driver's; empty without owners."""
+
+    def owner_of(self, bundle: int) -> str:
+        """The owner of a bundle, from 1; '' without owners."""
+        return self.bundle_owners[bundle - 1] if self.bundle_owners else ""
 
     @property
     def bundles(self) -> list[Resources]:
@@ -64,7 +74,8 @@ class Slots:
     def selectors(self) -> list[dict[str, str]]:
         """Labels that the node of each bundle must have."""
         needed = {GPU_LABEL: self.accelerator} if self.accelerator else {}
-        return [{}, *(needed for _ in range(self.num_bundles))]
+        bundles = range(1, 1 + self.num_bundles)
+        return [{}, *({**needed, **self.owners.labels(self.owner_of(i))} for i in bundles)]
 
 
 @dataclass(frozen=True)
@@ -88,13 +99,14 @@ class Placement:
         slots = {i: tuple((i - 1) * per_bundle + k for k in range(per_bundle)) for i, _ in where}
         if self.wanted.gpu_share:
             kinds = {i: alive[node]["Labels"].get(GPU_LABEL, "GPU") for i, node in where}
-            return [Place(node, kinds[i], (i,), slots[i]) for i, node in where]
-        by_node = dict[str, list[int]]()
+            owner_of = self.wanted.owner_of
+            return [Place(node, kinds[i], (i,), slots[i], owner_of(i)) for i, node in where]
+        by_node = dict[tuple[str, str], list[int]]()
         for i, node in where:
-            by_node.setdefault(node, []).append(i)
+            by_node.setdefault((node, self.wanted.owner_of(i)), []).append(i)
         return [
-            Place(node, "CPU", tuple(own), tuple(s for i in own for s in slots[i]))
-            for node, own in by_node.items()
+            Place(node, "CPU", tuple(own), tuple(s for i in own for s in slots[i]), owner)
+            for (node, owner), own in by_node.items()
         ]
 
     @property
@@ -121,17 +133,31 @@ class Placement:
             asked(lambda: remove_placement_group(self.group))
 
 
-def ask(config: ClusterConfig, num_threads: int, cohort: int) -> Slots:
+def ask(
+    config: ClusterConfig,
+    num_threads: int,
+    cohort: int,
+    owners: Owners = NOBODY,
+    driver_node: str | None = None,
+) -> Slots:
     """Work out what a run requests from the connected cluster.
 
     Args:
         config: the settings.
         num_threads: CPU threads of a client.
         cohort: clients of a round; more slots would stay idle.
+        owners: each of them gets slots on its own nodes.
+        driver_node: Ray's id of the node for the driver's bundle, as far as it is known.
 
     Raises:
-        UserError: the cluster has no such GPU.
+        UserError: the cluster has no such GPU, or no room for an owner.
     """
+    wanted = _ask(config, num_threads, cohort)
+    return _for_owners(wanted, owners, config.slots, cohort, driver_node) if owners else wanted
+
+
+def _ask(config: ClusterConfig, num_threads: int, cohort: int) -> Slots:
+    """What a run without owners requests."""
     nodes = list(alive_nodes().values())
     fitting = [n for n in nodes if config.accelerator in (None, n["Labels"].get(GPU_LABEL))]
     num_gpus = sum(int(node["Resources"].get("GPU", 0)) for node in fitting)
@@ -157,6 +183,84 @@ def ask(config: ClusterConfig, num_threads: int, cohort: int) -> Slots:
     fits -= all(n % num_threads == 0 for n in cpus)
     fits = max(1, fits)
     return Slots(config.slots or min(cohort, fits), 1, 0.0, {"CPU": float(num_threads)})
+
+
+def _for_owners(
+    wanted: Slots, owners: Owners, slots: int | None, cohort: int, driver_node: str | None
+) -> Slots:
+    """Deal slots to owners in proportion to their clients, at least a bundle to each.
+
+    Args:
+        wanted: what would be requested without owners.
+        owners: the owners.
+        slots: `cluster.slots`; None deals what the owners' nodes can hold, up to a cohort.
+        cohort: clients of a round.
+        driver_node: see `ask`.
+
+    Raises:
+        UserError: there are fewer slots than owners, or an owner's nodes have no room.
+    """
+    names, per_bundle = owners.names, wanted.per_bundle
+    if slots is not None and slots < len(names):
+        raise UserError(
+            f"cluster.slots = {slots} is fewer than the {len(names)} owners of data.owners, which "
+            f"need one each; set it to {len(names)} or more"
+        )
+    room = _Room(alive_nodes().values(), driver_node)
+    accelerator = {GPU_LABEL: wanted.accelerator} if wanted.accelerator else {}
+    num_bundles = max(len(names), math.ceil((slots or cohort) / per_bundle))
+    dealt, full = Counter[str](), set[str]()
+    clients = dict(zip(names, owners.num_clients, strict=True))
+    while dealt.total() < num_bundles and len(full) < len(names):
+        # The highest average (D'Hondt); an owner without a bundle comes first.
+        name = max(
+            (n for n in names if n not in full),
+            key=lambda n: (not dealt[n], clients[n] / (dealt[n] + 1)),
+        )
+        labels = {**accelerator, **owners.labels(name)}
+        if dealt[name] * per_bundle >= clients[name]:
+            full.add(name)
+        elif room.take(wanted.bundle, labels) or (slots is not None and dealt[name]):
+            # By `cluster.slots` in proportion, also if that is too much: `reserve` says so.
+            dealt[name] += 1
+        elif dealt[name]:
+            full.add(name)
+        else:
+            raise UserError(
+                f"no node of owner {name} ({shown(labels)}) has room for a slot of "
+                f"{_amounts([wanted.bundle])}; start one with `ray start --labels {shown(labels)}`"
+                ", or correct data.owners"
+            )
+    bundle_owners = tuple(name for name in names for _ in range(dealt[name]))
+    return replace(
+        wanted, num_bundles=len(bundle_owners), owners=owners, bundle_owners=bundle_owners
+    )
+
+
+class _Room:
+    """What an empty cluster has, as bundles take it by first fit.
+
+    Args:
+        nodes: Ray's descriptions of the nodes.
+        driver_node: the node of a driver's bundle, which is taken at once.
+    """
+
+    def __init__(
+        self, nodes: Collection[Mapping[str, Any]], driver_node: str | None = None
+    ) -> None:
+        self._left = [(Counter(node["Resources"]), node["Labels"]) for node in nodes]
+        for node, (resources, _) in zip(nodes, self._left, strict=True):
+            if node["NodeID"] == driver_node:
+                resources.subtract({"CPU": 1.0})
+
+    def take(self, bundle: Mapping[str, float], labels: Mapping[str, str]) -> bool:
+        """Take a bundle on a node with labels; False if none has room."""
+        for resources, known in self._left:
+            has_room = all(resources[name] >= amount for name, amount in bundle.items())
+            if has_room and has_labels(known, labels):
+                resources.subtract(bundle)
+                return True
+        return False
 
 
 def reserve(wanted: Slots, timeout_s: float, driver_node: str | None = None) -> Placement:
@@ -229,23 +333,18 @@ def asked(call: Callable[[], T], limit_s: float = ANSWER_S) -> T:
 def _fits(
     bundles: Sequence[Mapping[str, float]],
     selectors: Sequence[Mapping[str, str]],
-    nodes: Iterable[Mapping[str, Any]],
+    nodes: Collection[Mapping[str, Any]],
 ) -> bool:
     """Whether the cluster could hold the bundles if it were empty, by first fit."""
-    left = [(Counter(node["Resources"]), node["Labels"]) for node in nodes]
-    for bundle, selector in zip(bundles, selectors, strict=True):
-        for resources, labels in left:
-            has = all(resources[name] >= amount for name, amount in bundle.items())
-            if has and all(labels.get(key) == value for key, value in selector.items()):
-                resources.subtract(bundle)
-                break
-        else:
-            return False
-    return True
+    room = _Room(nodes)
+    return all(room.take(*each) for each in zip(bundles, selectors, strict=True))
 
 
 def _way_out(wanted: Slots) -> str:
-    return f"lower cluster.slots = {wanted.num_bundles * wanted.per_bundle} or local.num_threads"
+    each = Counter(wanted.bundle_owners).items()
+    dealt = ", ".join(f"{name} {count * wanted.per_bundle}" for name, count in each)
+    number = f"{wanted.num_bundles * wanted.per_bundle}{f' ({dealt})' if dealt else ''}"
+    return f"lower cluster.slots = {number} or local.num_threads"
 
 
 def _amounts(all_resources: Iterable[Mapping[str, float]]) -> str:

@@ -24,6 +24,7 @@ from ray.exceptions import (
 )
 
 from fedvsr.errors import UserError
+from fedvsr.federation.absence import absent, no_node
 from fedvsr.federation.actors import POOLS, ActorPool
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.config import ClusterConfig, Isolation
@@ -82,7 +83,8 @@ class RayExecutor:
     ) -> None:
         self._clients, self._config, self._placement = clients, config, placement
         self._stop = stop or threading.Event()
-        self._schedule = Schedule(partial(_steps, clients))
+        self._owners = placement.wanted.owners
+        self._schedule = Schedule(partial(_steps, clients), self._owners.of)
         make_pool = self.pools[config.isolation]
         self.pool = make_pool(clients, placement, config.max_live_clients)
         self._dispatch = Dispatch(self._schedule)
@@ -110,7 +112,9 @@ class RayExecutor:
             self._dispatch.set_places(self._places)
         shared_ref = ray.put(shared)
         plan = self._plan([task.client_id for task in tasks])
-        self._dispatch.queue([Waiting(task, plan[task.client_id]) for task in tasks])
+        present = [task for task in tasks if task.client_id in plan]
+        self._dispatch.queue([Waiting(task, plan[task.client_id]) for task in present])
+        yield from (absent(task, self._owners) for task in tasks if task.client_id not in plan)
         planned_for = None
         while self._dispatch:
             taken_s = self._taken_s()
@@ -134,7 +138,8 @@ class RayExecutor:
         return self._scorer
 
     def _scorers_place(self) -> Place | None:
-        return self._places[-1] if self._placement.wanted.gpu_share else None
+        has_gpu = self._placement.wanted.gpu_share and self._places
+        return self._places[-1] if has_gpu else None
 
     def close(self) -> None:
         """End the client processes, unless the cluster is gone: they end with it."""
@@ -232,15 +237,16 @@ class RayExecutor:
         item = running.waiting
         task = item.task
         self.pool.discard(task.client_id)
+        lost, owner = running.place.node_id, running.place.owner
+        # Ray notices the death of a process earlier than that of its node.
+        others = [p for p in self._places if p.node_id != lost and p.owner == owner]
+        if kind == "node_lost" and owner and not others:
+            error = no_node(self._owners, owner)
         # A mistake in settings or data would fail again.
         final = isinstance(error, UserError) or item.attempts > self._config.max_retries
         if not final:
-            if kind in ("died", "node_lost"):
-                # Ray notices the death of a process earlier than that of its node.
-                node = running.place.node_id
-                others = [p for p in self._places if p.node_id != node]
-                if others:
-                    item = replace(item, place=others[0], shunned=node)
+            if kind in ("died", "node_lost") and others:
+                item = replace(item, place=others[0], shunned=lost)
             if kind == "out_of_memory":
                 # Clients that share a GPU, or a node, share its memory.
                 item = replace(item, alone=True)
@@ -302,15 +308,20 @@ class RayExecutor:
                 gone = RuntimeError("its node is gone")
                 yield from self._failed(self._take(ref), "node_lost", gone)
         deadline = time.monotonic() + self._config.placement_timeout_s
-        while not self._places:
+        # An owner without a node is absent; nobody waits for it.
+        while not (self._places or self._owners):
             if time.monotonic() > deadline:
                 raise RuntimeError("every node with a slot of this run is gone")
             time.sleep(POLL_S)
             self._look_for_places()
         waiting = list(self._dispatch.waiting())
         plan = self._plan([item.task.client_id for item in waiting])
-        self._dispatch.queue([replace(i, place=plan[i.task.client_id]) for i in waiting])
+        present = [item for item in waiting if item.task.client_id in plan]
+        self._dispatch.queue([replace(i, place=plan[i.task.client_id]) for i in present])
         self._upcoming = self._plan(list(self._upcoming))
+        for item in waiting:
+            if item.task.client_id not in plan:
+                yield absent(item.task, self._owners, item.attempts + 1)
 
     def _plan(self, client_ids: Sequence[int]) -> dict[int, Place]:
         return self._schedule.plan(client_ids, self._places, self.pool.homes(), self._taken_s())

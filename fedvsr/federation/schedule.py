@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from heapq import heappop, heappush
 
+from fedvsr.data.owners import NOBODY
 from fedvsr.federation.placement import Place
 
 # Seconds to start an actor: mostly the import of PyTorch.
@@ -18,10 +19,13 @@ class Schedule:
     Args:
         num_steps: gives a client's optimiser steps in a round, by its id: all that is known before
             the client has trained.
+        owner_of: gives a client's owner.
     """
 
-    def __init__(self, num_steps: Callable[[int], int]) -> None:
-        self._num_steps = num_steps
+    def __init__(
+        self, num_steps: Callable[[int], int], owner_of: Callable[[int], str] = NOBODY.of
+    ) -> None:
+        self._num_steps, self._owner_of = num_steps, owner_of
         self._took_s = dict[int, float]()
         self._all_s, self._all_steps = 0.0, 0
 
@@ -56,10 +60,10 @@ class Schedule:
         living: Mapping[int, Place],
         taken_s: Mapping[Place, float],
     ) -> dict[int, Place]:
-        """Give every client, in order, the slot in which it finishes first.
+        """Give every client, in order, the slot of its owner in which it finishes first.
 
-        A client with a living actor pays for a new one if it moves; a client without is started
-        where the fewest others of the round live.
+        A client whose owner has no place is left out. A client with a living actor pays for a new
+        one if it moves; a client without is started where the fewest others of the round live.
 
         Args:
             client_ids: clients, in the order in which they are to start.
@@ -67,8 +71,16 @@ class Schedule:
             living: places of the clients that have an actor.
             taken_s: seconds for which others hold a slot, by place.
         """
-        seats = _Seats(places, taken_s, Counter(living[i] for i in client_ids if i in living))
-        return {i: seats.take(living.get(i), self.expected_s(i)) for i in client_ids}
+        residents = Counter(living[i] for i in client_ids if i in living)
+        by_owner = dict[str, list[Place]]()
+        for place in places:
+            by_owner.setdefault(place.owner, []).append(place)
+        seats = {owner: _Seats(own, taken_s, residents) for owner, own in by_owner.items()}
+        return {
+            i: own.take(living.get(i), self.expected_s(i))
+            for i in client_ids
+            if (own := seats.get(self._owner_of(i)))
+        }
 
 
 class _Seats:

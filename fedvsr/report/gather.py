@@ -91,7 +91,7 @@ _LABELLED = (
     "evaluation.metrics",
 )
 # Settings in which runs of different heterogeneity may differ: what data is dealt.
-_DATA = ("data.alpha", "data.videos", "data.train", "data.test", "data.held_out")
+_DATA = ("data.alpha", "data.videos", "data.train", "data.owners", "data.test", "data.held_out")
 
 # Longest list of settings in a method's name; a figure's legend has little room.
 _MOST_CHARACTERS = 60
@@ -297,6 +297,13 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         name = f"{prefix}{key}"
         if name in _NO_NUMBER:
+            continue
+        if name == "data.owners" and value:
+            # One setting, without the labels of nodes, which change no number.
+            flat[name] = {
+                owner: {k: v for k, v in own.items() if k != "nodes"}
+                for owner, own in value.items()
+            }
             continue
         flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return flat

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Literal
 
 from fedvsr import algorithms, models
 from fedvsr.config import ExperimentConfig
-from fedvsr.data.split import Split, prepare
+from fedvsr.data import owned
+from fedvsr.data.owners import Owners
+from fedvsr.data.split import Split, keys_of, prepare
 from fedvsr.data.videos import Progress
 from fedvsr.errors import UserError
 from fedvsr.federation.executors import Executor, SerialExecutor
@@ -34,7 +36,8 @@ _LOCK_S = 30.0
 def prepare_data(config: ExperimentConfig, progress: Progress) -> Split:
     """Cut the videos, unless that has been done, and check that the training crop fits into them.
 
-    What the run's loggers need is checked before.
+    What the run's loggers need is checked before. The clips of `data.owners` are not among those of
+    the result: `launch` adds them.
 
     Raises:
         UserError: a logger's package is missing; see `fedvsr.data.split.prepare` and
@@ -42,6 +45,30 @@ def prepare_data(config: ExperimentConfig, progress: Progress) -> Split:
     """
     require_packages(config.logging)
     split = prepare(config.data, config.seed, progress)
+    require_room(split.train, config.local)
+    return split
+
+
+def with_owners(config: ExperimentConfig, split: Split, on_ray: bool) -> Split:
+    """A split of `prepare_data` with the clips of `data.owners`, if there are owners.
+
+    Args:
+        config: the experiment.
+        split: its other clips.
+        on_ray: whether each owner's nodes of the connected cluster read the owner's stores, or this
+            process reads them all.
+
+    Raises:
+        UserError: an owner has no node, its stores cannot be read there, or a crop does not fit.
+    """
+    if not config.data.owners:
+        return split
+    if on_ray:
+        from fedvsr.cluster.nodes import deal_on_nodes as deal
+    else:
+        deal = owned.deal_here
+    dealt = deal(config.data, config.seed, keys_of(split.test))
+    split = owned.with_owners(split, config.data, dealt)
     require_room(split.train, config.local)
     return split
 
@@ -106,6 +133,7 @@ def launch(
 
 def _launch(run: Run, split: Split, executor: str, address: str | None) -> Iterator[Event]:
     if executor == "serial":
+        split = with_owners(run.config, split, on_ray=False)
         yield from execute(run, split, SerialExecutor)
         return
     from fedvsr.federation.connection import CONNECT_S, connected
@@ -148,15 +176,20 @@ def _on_cluster(
     config = run.config
     require_plugins(config)
     require_readable(config)
+    split, here = with_owners(config, split, on_ray=True), connection.here()
     wanted = placement.ask(
-        config.cluster, config.local.num_threads, config.federation.clients_per_round
+        config.cluster,
+        config.local.num_threads,
+        config.federation.clients_per_round,
+        Owners.in_config(config.data),
+        here,
     )
-    placed = placement.reserve(wanted, config.cluster.placement_timeout_s, connection.here())
+    placed = placement.reserve(wanted, config.cluster.placement_timeout_s, here)
     gone = False
     try:
         start = partial(_start, run, split, placed, make_executor)
-        here = partial(_start_in, Path.cwd(), start)
-        yield from driver.drive(here, placed, measure, run.run_id, config.cluster.max_retries)
+        in_folder = partial(_start_in, Path.cwd(), start)
+        yield from driver.drive(in_folder, placed, measure, run.run_id, config.cluster.max_retries)
     except ClusterGoneError:
         gone = True
         raise

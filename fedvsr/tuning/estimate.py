@@ -71,8 +71,8 @@ def cost(sweep: SweepConfig, trials: Sequence[Trial], results: Path) -> Cost | N
 
 
 def slots_of(config: ExperimentConfig) -> int:
-    """Slots of a trial: `cluster.slots`, or one if that is not set."""
-    return config.cluster.slots or 1
+    """Slots of a trial: `cluster.slots`; by default one, or one for each of `data.owners`."""
+    return config.cluster.slots or max(1, len(config.data.owners))
 
 
 def has_gpus_here(config: ExperimentConfig) -> bool:

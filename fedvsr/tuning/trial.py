@@ -17,15 +17,17 @@ from ray.util.placement_group import get_current_placement_group
 
 from fedvsr.checked_text import read_json, write_json
 from fedvsr.config import ExperimentConfig
+from fedvsr.data.owners import Owners
 from fedvsr.errors import UserError
 from fedvsr.federation.executors import Clients, Executor, SerialExecutor
 from fedvsr.federation.placement import Placement, Slots, ask
 from fedvsr.federation.ray_executor import RayExecutor
 from fedvsr.runs.events import RoundRecorded
 from fedvsr.runs.execution import execute
-from fedvsr.runs.launch import prepare_data
+from fedvsr.runs.launch import prepare_data, with_owners
 from fedvsr.runs.run import Run, open_run, run_status
 from fedvsr.tuning.config import SweepConfig
+from fedvsr.tuning.estimate import slots_of
 from fedvsr.tuning.population import fork, pack
 from fedvsr.tuning.space import Value
 from fedvsr.tuning.sweep import Trial, make_trial, saved_sweep
@@ -71,6 +73,7 @@ def run_trial(settings: dict[str, Value]) -> None:
     sweep = saved_sweep(folder / SWEEP_FILE)
     trial = trial_of(sweep, settings)
     split = prepare_data(trial.config, lambda *_: None)
+    split = with_owners(trial.config, split, on_ray=sweep.executor != "serial")
     population = sweep.scheduler.name == "pbt"
     if population:
         run = _population_run(trial, folder / RUNS, str(settings.get(RESUMES, "")))
@@ -121,14 +124,15 @@ def bundles_of(sweep: SweepConfig, config: ExperimentConfig) -> PlacementGroupFa
 
 
 def wanted(config: ExperimentConfig) -> Slots:
-    """The driver and the slots of a trial: `cluster.slots`, or one slot if that is not set.
+    """The driver and the slots of a trial: `cluster.slots`, by default one, or one per owner.
 
     Raises:
         UserError: the cluster lacks the GPU that the configuration names.
     """
     federation, cluster = config.federation, config.cluster
-    one = cluster.model_copy(update={"slots": cluster.slots or 1})
-    return ask(one, config.local.num_threads, federation.clients_per_round)
+    few = cluster.model_copy(update={"slots": slots_of(config)})
+    owners = Owners.in_config(config.data)
+    return ask(few, config.local.num_threads, federation.clients_per_round, owners)
 
 
 def _executor(sweep: SweepConfig, config: ExperimentConfig) -> Callable[[Clients], Executor]:

@@ -64,7 +64,8 @@ def _section(schema: Mapping[str, Any], section: Mapping[str, Any], path: str) -
         if not inner or "anyOf" in field:
             default = json.dumps(field["default"]) if "default" in field else "(required)"
             yield f"{path}{key} = {default}"
-        several = "." if "additionalProperties" not in field else ".*."
+        mapping = {"additionalProperties", "patternProperties"} & field.keys()
+        several = ".*." if mapping else "."
         for one in inner:
             name = one["properties"].get("name", {}).get("const")
             yield from _section(schema, one, f"{path}{key}{f'[{name}]' if name else ''}{several}")

@@ -144,10 +144,13 @@ def _config() -> str:
 def _inner(schema: Mapping[str, Any], key: str, section: Mapping[str, Any]) -> Iterator[str]:
     """The sections that a section may hold."""
     for name, field in section["properties"].items():
-        for reference in (one["$ref"] for one in field.get("anyOf", []) if "$ref" in one):
-            inner = _resolved(schema, reference)
-            yield from ("", f"### `{key}.{name}`", "", inner["description"].split("\n\n")[0], "")
-            yield from _table(inner)
+        named = {f"{key}.{name}": field.get("anyOf", [])}
+        named[f"{key}.{name}.NAME"] = list(field.get("patternProperties", {}).values())
+        for title, chosen in named.items():
+            for reference in (one["$ref"] for one in chosen if "$ref" in one):
+                inner = _resolved(schema, reference)
+                yield from ("", f"### `{title}`", "", inner["description"].split("\n\n")[0], "")
+                yield from _table(inner)
 
 
 def _sweep() -> str:

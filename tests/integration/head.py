@@ -108,36 +108,51 @@ def is_alive(pid: int) -> bool:
 def node_without(head: Head, folder: Path) -> Iterator[None]:
     """Add a node on this machine to the head's cluster; it sees nothing in `folder`.
 
-    The node has its own mount namespace; `can_hide_folders` says whether this user may make one.
     Like a node on a machine of its own it has its own folder for the jobs' packages: Ray's agent
     unpacks a job's package on every node as the job starts, and two nodes with one folder would
     replace the files that the job is about to import.
     """
-    ray = f"{sys.executable} -m ray.scripts.scripts start --block --num-cpus 1"
-    options = f"--object-store-memory {100 << 20} --dashboard-agent-listen-port 0"
-    where = f"--address 127.0.0.1:{head.port} --node-ip-address 127.0.0.1"
-    packages = head.ray_folder / "session_latest" / "runtime_resources"
-    mounts = [f"mount -t tmpfs none {hidden}" for hidden in (folder, packages.resolve(strict=True))]
-    inside = " && ".join([*mounts, f"exec {ray} {options} {where}"])
-    log = (head.folder / "node.log").open("w")
-    process = subprocess.Popen(
-        [*HIDING, inside],
-        env={k: v for k, v in head.environment.items() if k != "PYTHONPATH"},
-        stdout=log,
-        stderr=log,
-        cwd=head.folder,
-    )
-    try:
-        deadline = time.monotonic() + 60
-        while "Ray runtime started" not in (head.folder / "node.log").read_text():
-            assert process.poll() is None, "the node ended while it started"
-            assert time.monotonic() < deadline, "the node does not start"
-            time.sleep(0.2)
+    environment = {k: v for k, v in head.environment.items() if k != "PYTHONPATH"}
+    address = f"127.0.0.1:{head.port}"
+    packages = (head.ray_folder / "session_latest" / "runtime_resources").resolve(strict=True)
+    mounts = " && ".join(f"mount -t tmpfs none {hidden}" for hidden in (folder, packages))
+    with node_with(mounts, address, environment, head.folder):
         yield
-    finally:
-        process.terminate()
-        process.wait(30)
-        log.close()
+
+
+@contextmanager
+def node_with(
+    mount: str, address: str, environment: dict[str, str], folder: Path, *options: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Add a node on this machine to a cluster; gives the process that holds it.
+
+    The node has its own mount namespace; `can_hide_folders` says whether this user may make one.
+
+    Args:
+        mount: a command that mounts something there.
+        address: of the cluster.
+        environment: of the node's processes.
+        folder: the folder of its log, in which its processes start.
+        options: more options of `ray start`.
+    """
+    ray = f"{sys.executable} -m ray.scripts.scripts start --block --num-cpus 1"
+    own = f"--object-store-memory {100 << 20} --dashboard-agent-listen-port 0"
+    where = f"--address {address} --node-ip-address {address.rpartition(':')[0]}"
+    inside = f"{mount} && exec {ray} {own} {where} {shlex.join(options)}"
+    with (folder / "node.log").open("w") as log:
+        process = subprocess.Popen(
+            [*HIDING, inside], env=environment, stdout=log, stderr=log, cwd=folder
+        )
+        try:
+            deadline = time.monotonic() + 60
+            while "Ray runtime started" not in (folder / "node.log").read_text():
+                assert process.poll() is None, "the node ended while it started"
+                assert time.monotonic() < deadline, "the node does not start"
+                time.sleep(0.2)
+            yield process
+        finally:
+            process.terminate()
+            process.wait(30)
 
 
 HIDING = ["unshare", "--mount", "sh", "-c"]

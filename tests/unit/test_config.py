@@ -254,6 +254,24 @@ def test_hash_covers_what_changes_numbers_and_nothing_else(small_yaml: Path) -> 
     assert len({hash_of(override) for override in [*different, "seed=3"]}) == 5
 
 
+def test_owners_count_in_the_hash_but_for_their_nodes(small_yaml: Path) -> None:
+    def owned(*overrides: str) -> ExperimentConfig:
+        own = "data.owners.a={nodes: {owner: a}, train: [/a], clients: 4}"
+        base = ["data.videos=[]", "data.num_clients=4", own, "data.test=[/t]"]
+        return load_config(str(small_yaml), [*base, *overrides])
+
+    now = owned()
+    assert "data.owners" in now.files()
+    assert owned("data.owners.a.nodes={site: north}").config_hash() == now.config_hash()
+    assert owned("data.owners.a.train=[/b]").config_hash() != now.config_hash()
+    with pytest.raises(
+        UserError, match=r"data.gap_clips = 1 has no effect: data.owners is set, an"
+    ):
+        owned("data.gap_clips=1")
+    with pytest.raises(UserError, match="trains on all clips in one place, and those of"):
+        owned("algorithm.name=centralized")
+
+
 def test_presets_resolve_and_print(tmp_path: Path) -> None:
     for name, description in presets().items():
         # The presets of the paper's networks lack only videos.

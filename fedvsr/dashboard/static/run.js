@@ -113,14 +113,14 @@
   function drawAll(clients) {
     if (!clients.num) { byId("all").replaceChildren(); return; }
     const rows = clients.rows.map((own) => [
-      own.client_id, own.rounds, own.last_round ?? "–", number(own.mean_s, 1), number(own.loss, 4), own.faults || "",
+      own.client_id, ...(own.owner ? [own.owner] : []), own.rounds, own.last_round ?? "–", number(own.mean_s, 1), number(own.loss, 4), own.faults || "",
     ]);
     const missing = state.num_clients - clients.num;
     const lines = [];
     if (clients.rows.length < clients.num) lines.push(note(`The first ${clients.rows.length} of ${clients.num}.`));
     if (missing > 0) lines.push(note(`${missing} of ${state.num_clients} clients have not been sampled yet.`));
     byId("all").replaceChildren(title("All clients so far"), ...lines,
-      table("All clients so far", ["Client", "Rounds", "Last round", "Mean s", "Last loss", "Faults"], rows));
+      table("All clients so far", ["Client", ...(clients.rows[0].owner ? ["Owner"] : []), "Rounds", "Last round", "Mean s", "Last loss", "Faults"], rows));
   }
 
   function drawFaults(faults) {

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from fedvsr.cluster import doctor, probe
-from fedvsr.cluster.doctor import judge
-from fedvsr.cluster.nodes import NodeReport, data_paths
+from fedvsr.cluster.doctor import judge, of_owners
+from fedvsr.cluster.nodes import DataPaths, NodeReport, data_paths
 from fedvsr.config import load_config
+from fedvsr.data.config import OwnerConfig
 from tests.unit.cli.test_cli import fedvsr
 
 GIB = 2**30
@@ -191,3 +192,36 @@ def test_the_command_prints_a_table_of_this_machine(
         assert "look" in port
         assert f"{taken.getsockname()[1]} is taken" in port
         assert any(line.startswith("torch ") and " ok " in line for line in lines)
+
+
+def test_an_owners_stores_are_checked_on_its_nodes_alone() -> None:
+    owners = {
+        name: OwnerConfig(nodes={"owner": name}, train=[f"/{name}"]) for name in ("a", "b", "c")
+    }
+    paths = DataPaths({}, {}, owners)
+    assert paths.owned({"owner": "a", "x": "y"}) == {"/a/manifest.json": "/a (data.owners.a)"}
+    assert paths.owned({"x": "y"}) == {}
+    missing = {"/b/manifest.json": "No such file or directory"}
+    reports = [
+        GOOD,
+        changed(labels={"owner": "a"}),
+        changed(labels={"owner": "b"}, unreadable=missing),
+    ]
+    found = [(f.where, f.level, f.found) for f in of_owners(reports, paths)]
+    assert found == [
+        ("b", "ok", "/a (data.owners.a)"),
+        ("b", "error", "/b (data.owners.b): No such file or directory"),
+        ("owner c", "error", "no node of this Ray cluster has the labels of owner c (owner=c)"),
+    ]
+
+
+def test_this_machine_alone_is_not_asked_for_owners_stores(small_yaml: Path) -> None:
+    own = "data.owners.a={nodes: {owner: a}, train: [/stores/mine], clients: 4}"
+    config = load_config(
+        str(small_yaml), ["data.videos=[]", "data.num_clients=4", own, "data.test=[/t]"]
+    )
+    data = [f for f in doctor.look_here(config) if f.check == "data"]
+    assert [(f.level, f.found.partition(":")[0]) for f in data] == [
+        ("error", "/t"),
+        ("warning", "not checked here, because it stays with its owners"),
+    ]

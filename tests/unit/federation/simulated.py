@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -19,6 +19,7 @@ import ray
 import torch
 from ray.exceptions import RayTaskError
 
+from fedvsr.data.owners import NOBODY, Owners
 from fedvsr.federation import actors, ray_executor
 from fedvsr.federation.actors import POOLS, ActorPool, LiveActor
 from fedvsr.federation.config import ClusterConfig, Isolation
@@ -38,6 +39,10 @@ class Cluster:
         build_s: seconds to start a client's process.
         per_gpu: slots of a GPU.
         hungry: clients for which a GPU's memory is too small while another client trains there.
+        owners: whose each client is.
+        gpu_owners: whose each GPU is.
+        per_node: GPUs of a node.
+        away: from when to when each node is away, by its id.
     """
 
     durations: Sequence[float]
@@ -45,6 +50,10 @@ class Cluster:
     build_s: float = 5.0
     per_gpu: int = 1
     hungry: frozenset[int] = frozenset()
+    owners: Owners = NOBODY
+    gpu_owners: Sequence[str] = ()
+    per_node: int = 8
+    away: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     now: float = 0.0
     log: list[tuple[int, int, float, float]] = field(default_factory=list)
     """Client, first slot of its GPU, and when it was sent and done."""
@@ -61,6 +70,11 @@ class Cluster:
     def is_used(self, slot: int) -> bool:
         """Whether a client trains on the GPU with that first slot."""
         return any(gpu == slot and done > self.now for _, gpu, _, done in self.log)
+
+    def is_away(self, node: str) -> bool:
+        """Whether a node is away now."""
+        begin, end = self.away.get(node, (math.inf, math.inf))
+        return begin <= self.now < end
 
     def wait(self, refs: Sequence[Any], num_returns: int, timeout: float) -> tuple[list[Any], Any]:
         """Advance the clock to the first event, or by the time limit."""
@@ -119,9 +133,15 @@ def _starts_on(cluster: Cluster) -> Any:
 def _of(cluster: Cluster, config: ClusterConfig) -> Simulated:
     per_gpu = cluster.per_gpu
     slots = [tuple(range(i, i + per_gpu)) for i in range(0, cluster.num_slots, per_gpu)]
-    places = [Place(f"node-{i // 8}", "GPU", (i + 1,), own) for i, own in enumerate(slots)]
+    owners = cluster.gpu_owners or [""] * len(slots)
+    places = [
+        Place(f"node-{i // cluster.per_node}", "GPU", (i + 1,), own, owner)
+        for i, (own, owner) in enumerate(zip(slots, owners, strict=True))
+    ]
     placement: Any = SimpleNamespace(
-        places=lambda: places, max_live_per_place=10, wanted=SimpleNamespace(gpu_share=0.1)
+        places=lambda: [place for place in places if not cluster.is_away(place.node_id)],
+        max_live_per_place=10,
+        wanted=SimpleNamespace(gpu_share=0.1, owners=cluster.owners),
     )
     clients: Any = SimpleNamespace(clips=[()] * len(cluster.durations))
     pools = {
@@ -176,7 +196,8 @@ def run_rounds(
         states: Any = SimpleNamespace(get=lambda _: {})
         results = list(executor.run_round(tasks, {}, states, upcoming))
         failed = [result for result in results if isinstance(result, Fault)]
-        assert len(results) - len(failed) == len(cohort), "a client was lost"
+        lost = [fault for fault in failed if fault.final]
+        assert len(results) - len(failed) + len(lost) == len(cohort), "a client was lost"
         assert not failed or faults is not None, failed
         if faults is not None:
             faults += failed

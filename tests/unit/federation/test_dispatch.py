@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from fedvsr.data.owners import Owners
+from fedvsr.errors import UserError
 from fedvsr.federation.config import Isolation
 from fedvsr.federation.dispatch import Dispatch, Waiting
 from fedvsr.federation.executors import Fault
@@ -139,8 +141,9 @@ def planned(
     places: Sequence[Place],
     living: Mapping[int, Place],
     taken_s: Mapping[Place, float],
+    owners: Owners,
 ) -> dict[int, Place]:
-    """The plan by its definition: a look at all slots for each client."""
+    """The plan by its definition: a look at all slots of its owner for each client."""
     free_at = {(place, slot): 0.0 for place in places for slot in place.slots}
     free_at |= {(p, p.slots[0]): left_s for p, left_s in taken_s.items() if p in places}
     residents = Counter(living[i] for i in client_ids if i in living)
@@ -154,31 +157,126 @@ def planned(
                 slot,
             ): place
             for (place, slot), free in free_at.items()
+            if place.owner == owners.of(client_id)
         }
+        if not costs:
+            continue
         start, _, slot = best = min(costs)
         plan[client_id] = costs[best]
         free_at[plan[client_id], slot] = start + schedule.expected_s(client_id)
     return plan
 
 
+def some_owners(rng: random.Random) -> Owners:
+    """Up to four owners of 40 clients; none in a third of all cases."""
+    names = ("a", "b", "c", "d")[: rng.choice([0, 0, 2, 2, 3, 4])]
+    ends = sorted(rng.sample(range(1, 40), max(0, len(names) - 1)))
+    counts = [end - begin for begin, end in pairwise([0, *ends, 40])]
+    return Owners(names, tuple(counts) if names else (), ({"owner": "x"},) * len(names))
+
+
+def whose(rng: random.Random, owners: Owners) -> str:
+    return rng.choice(owners.names or ("",))
+
+
 def test_the_plan_is_the_one_by_definition() -> None:
     rng = random.Random(0)
     for _ in range(200):
+        owners = some_owners(rng)
         counts = [rng.randint(1, 3) for _ in range(rng.randint(1, 5))]
         firsts = [sum(counts[:i]) for i in range(len(counts))]
         places = [
-            Place(f"n{i}", "CPU", (i,), tuple(range(first, first + num)))
+            Place(f"n{i}", "CPU", (i,), tuple(range(first, first + num)), whose(rng, owners))
             for i, (first, num) in enumerate(zip(firsts, counts, strict=True))
         ]
         gone = Place("gone", "CPU", (9,), (99,))
         ids = rng.sample(range(40), rng.randint(1, 20))
-        schedule = Schedule(lambda i: 1 + i % 5)
+        schedule = Schedule(lambda i: 1 + i % 5, owners.of)
         for i in rng.sample(range(40), 10):
             schedule.took(i, rng.choice([1.0, 4.0, 20.0]))
         living = {i: rng.choice([*places, gone]) for i in rng.sample(range(40), 15)}
         taken_s = {rng.choice(places): 6.0} if rng.random() < 0.5 else {}
-        expected = planned(schedule, ids, places, living, taken_s)
+        expected = planned(schedule, ids, places, living, taken_s, owners)
         assert schedule.plan(ids, places, living, taken_s) == expected
+
+
+def owned_cluster(rng: random.Random, owners: Owners) -> Cluster:
+    """A cluster in which each owner has at least one node of two GPUs."""
+    nodes = [*owners.names, *(whose(rng, owners) for _ in range(rng.randint(0, 4)))]
+    rng.shuffle(nodes)
+    return Cluster(
+        [rng.uniform(2, 30) for _ in range(40)],
+        num_slots=2 * len(nodes),
+        owners=owners,
+        gpu_owners=[owner for owner in nodes for _ in range(2)],
+        per_node=2,
+    )
+
+
+def longest_idle_s(cluster: Cluster, begun: float) -> float:
+    """The longest time for which a slot was free while a client of its owner waited."""
+    longest, owners = 0.0, cluster.owners
+    for slot, owner in enumerate(cluster.gpu_owners):
+        sent_to = [sent for i, _, sent, _ in cluster.log if owners.of(i) == owner]
+        last_sent = max(sent_to, default=begun)
+        times = sorted((sent, done) for _, gpu, sent, done in cluster.log if gpu == slot)
+        free = [(begun, last_sent)] if not times else [(begun, times[0][0])]
+        free += [(done, sent) for (_, done), (sent, _) in pairwise([*times, (last_sent, 0.0)])]
+        longest = max([longest, *(min(sent, last_sent) - done for done, sent in free)])
+    return longest
+
+
+def test_no_client_is_ever_off_its_owners_places_and_no_slot_idles() -> None:
+    rng = random.Random(0)
+    num_moved = 0
+    for _ in range(200):
+        while not (owners := some_owners(rng)):
+            pass
+        cluster = owned_cluster(rng, owners)
+        places = dict[int, set[int]]()
+        with simulated(cluster) as executor:
+            for cohort in [rng.sample(range(40), rng.randint(1, 20)) for _ in range(2)]:
+                begun = cluster.now
+                cluster.log.clear()
+                run_rounds(executor, [cohort])
+                assert sorted(i for i, *_ in cluster.log) == sorted(cohort)
+                assert all(cluster.gpu_owners[gpu] == owners.of(i) for i, gpu, *_ in cluster.log)
+                # A client waits for a slot rather than for a new process, and one that is late is
+                # expected as much later again. The executor looks once a second.
+                assert longest_idle_s(cluster, begun) <= 2 * _BUILD_S + 2
+                for i, gpu, *_ in cluster.log:
+                    places.setdefault(i, set()).add(gpu)
+        num_moved += any(len(gpus) > 1 for gpus in places.values())
+    assert num_moved > 20, "hardly a client has moved: the test shows nothing"
+
+
+def test_a_lost_owner_is_absent_and_takes_part_again() -> None:
+    owners = Owners(("a", "b"), (4, 4), ({"owner": "a"}, {"owner": "b"}))
+    # Two nodes of two GPUs for a; one for b, which leaves in the first round and returns later.
+    cluster = Cluster(
+        [30.0] * 8,
+        num_slots=6,
+        owners=owners,
+        gpu_owners=["a", "a", "a", "a", "b", "b"],
+        per_node=2,
+        away={"node-0": (20.0, 500.0), "node-2": (20.0, 300.0)},
+    )
+    faults = list[Fault]()
+    with simulated(cluster) as executor:
+        run_rounds(executor, [range(8)], faults)
+        assert sorted(f.client_id or 0 for f in faults if f.final) == [4, 5, 6, 7]
+        retried = {f.client_id for f in faults if not f.final}
+        assert len(retried) == 2, "those of a on its lost node, which its other node takes"
+        assert retried < {0, 1, 2, 3}
+        (message,) = {f.message.partition(": ")[2] for f in faults if f.final}
+        assert message.startswith("no node of owner b (owner=b) is alive; start one with `ray ")
+        faults.clear()
+        run_rounds(executor, [[4, 0, 5]], faults)
+        assert [f.client_id for f in faults] == [4, 5]
+        assert all(isinstance(f.error, UserError) for f in faults)
+        cluster.now = max(cluster.now, 300.0)
+        run_rounds(executor, [range(8)])
+    assert all(cluster.gpu_owners[gpu] == owners.of(i) for i, gpu, *_ in cluster.log)
 
 
 A, B = (Place(f"n{i}", "GPU", (i + 1,), (2 * i, 2 * i + 1)) for i in range(2))
