@@ -69,7 +69,7 @@ class Result:
     gt_found: Frame
     scores: dict[str, float | None]
     """PSNR and SSIM of both; `lq_flat_psnr_db` and `gt_flat_psnr_db` are those of a picture of the
-    frame's mean colour, which a reconstruction must exceed to show anything. SSIM is None for
+    frame's mean colour, which a reconstruction must exceed. SSIM is None for
     frames below 11 pixels."""
     mismatch: float
     """How far the guess's gradient is from the update, see `Guess`."""

@@ -41,7 +41,7 @@ def write_audit(
         round_idx=replay.round_idx,
         same=_same(replay, results),
         effort=effort,
-        crop=results[0].gt.shape[0],
+        crop=next((r.gt.shape[0] for r in results if r.case.local), None),
         cases=[_shown(result) for result in results],
     )
     path = folder / "audit.html"
