@@ -36,9 +36,6 @@ Shape = tuple[int, int, int]
 """Frames, height and width of a low-resolution input."""
 
 _LR = 0.03
-# Weight of the total variation, beside the logarithm of the mismatch, which keeps the objective
-# steep to the end.
-_SMOOTHNESS = 0.3
 # Deviation of the noise that a start adds to its colour.
 _SPREAD = 0.1
 # Of a gradient's mean size: how soon a value counts as its sign, where only signs are known.
@@ -53,6 +50,8 @@ class Effort:
     starts: int = 1
     """Random starts, of which the best match is kept."""
     seed: int = 0
+    smoothness: float = 0.3
+    """Weight of the input's total variation, beside the logarithm of the mismatch."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def invert(
     for start in range(effort.starts):
         with scoped_torch(derive_seed(effort.seed, "attack", start), 1):
             before = start * effort.iterations
-            guess = _descend(network, target, shape, colour, effort.iterations, tick, before)
+            guess = _descend(network, target, shape, colour, effort, tick, before)
         if best is None or guess.mismatch < best.mismatch:
             best = guess
     assert best is not None
@@ -146,7 +145,7 @@ def _descend(
     target: Target,
     shape: Shape,
     colour: Tensor | None,
-    iterations: int,
+    effort: Effort,
     tick: Callable[[int], None],
     before: int,
 ) -> Guess:
@@ -160,14 +159,15 @@ def _descend(
     slopes.requires_grad_()
     # The gradients are small: Adam's usual constant would hold them up.
     optimiser = torch.optim.Adam([lq, slopes], _LR, eps=1e-15)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, iterations)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, effort.iterations)
     mismatch = torch.ones(())
-    for i in range(iterations):
+    for i in range(effort.iterations):
         product = (network(lq) * slopes).sum()
         try:
             gradients = torch.autograd.grad(product, params, create_graph=True, allow_unused=True)
             mismatch = target.mismatch(gradients)
-            loss = mismatch.log() + _SMOOTHNESS * _variation(lq)
+            # The logarithm keeps the objective steep to the end.
+            loss = mismatch.log() + effort.smoothness * _variation(lq)
             lq.grad, slopes.grad = torch.autograd.grad(loss, (lq, slopes))
         except RuntimeError as error:
             raise UserError(

@@ -56,7 +56,7 @@ def flat_db(truth: Tensor) -> float:
 def test_finds_a_frame_in_the_gradient_of_a_step_and_nothing_in_noise() -> None:
     net, (lq, gt) = network(), frame()
     change, loss = gradient(net, lq, gt)
-    effort, shape = Effort(iterations=100), (1, SIZE, SIZE)
+    effort, shape = Effort(iterations=100, smoothness=1.0), (1, SIZE, SIZE)
     # Clipping only shortens an update.
     found = invert(net, Target(change * np.float32(0.01), net), shape, effort)
     assert psnr_db(found.lq, lq) > flat_db(lq) + 8
