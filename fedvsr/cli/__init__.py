@@ -13,6 +13,7 @@ import typer
 from fedvsr import __version__
 from fedvsr.cli import (
     archive,
+    audit,
     check,
     cluster,
     dashboard,
@@ -80,6 +81,7 @@ app.command()(report.report)
 app.command()(report.watch)
 app.command()(dashboard.dashboard)
 app.command()(report.export)
+app.command()(audit.audit)
 app.add_typer(data.app, name="data", no_args_is_help=True)
 app.add_typer(cluster.app, name="cluster", no_args_is_help=True)
 app.command()(jobs.submit)

@@ -109,6 +109,23 @@ def latest(
     return Newest(None)
 
 
+def saved_rounds(folder: Path) -> list[int]:
+    """The rounds after which a folder has a checkpoint, damaged ones included."""
+    names = [path.stem.removeprefix("round-") for path in folder.glob("round-*.safetensors")]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def read(folder: Path, round_idx: int, table: ParamTable, config_hash: str) -> Saved:
+    """Read the checkpoint after a round.
+
+    Raises:
+        UserError: it is damaged, or belongs to another configuration or network.
+    """
+    path = _path(folder, round_idx)
+    server, metadata = read_tensors(path)
+    return _state(path, server, metadata, table, config_hash)
+
+
 def _state(
     path: Path, server: Vectors, metadata: dict[str, Any], table: ParamTable, config_hash: str
 ) -> Saved:

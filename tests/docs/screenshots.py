@@ -120,6 +120,11 @@ class Work:
         pair.save(self.folder / "upscaled.png")
         return self.folder / "upscaled.png"
 
+    def audited(self) -> Path:
+        """What the attack of `fedvsr audit` found in a client's update."""
+        self.fedvsr("audit", self.run("demo").name, "--client", "4", "--out", "audit")
+        return self.folder / "audit" / "audit.png"
+
     def drawn(self, name: str, *words: str) -> Path:
         """A picture that a command writes."""
         self.fedvsr(*words, name)
@@ -201,6 +206,7 @@ PICTURES: dict[str, Callable[[Work], str | Path | Image.Image]] = {
     "heat-map.png": lambda work: work.sweep() / "heat_map.png",
     "parallel.png": lambda work: work.sweep() / "parallel.png",
     "upscaled.webp": lambda work: work.upscaled(),
+    "audit.webp": lambda work: work.audited(),
 }
 # Made by modules of their own.
 ELSEWHERE = {"dashboard-run.png"}
