@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import ray
 
+from fedvsr.federation.aggregation import cut
 from fedvsr.federation.executors import Clients
 from fedvsr.federation.placement import Place, Placement
 from fedvsr.federation.pulse import CONTROL, Pulse, end
 from fedvsr.federation.ray_scorer import keep_to_own_gpus
-from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
+from fedvsr.messages import ClientTask, Vectors
 from fedvsr.params import FloatVector
 from fedvsr.training.local import LocalTrainer
 
@@ -46,14 +47,18 @@ class ClientActor:
         self._build().warm_up()
 
     def train(
-        self, task: ClientTask, shared: Vectors, state: Vectors
-    ) -> tuple[ClientReport, ClientUpdate]:
+        self, task: ClientTask, shared: Vectors, state: Vectors, num_slices: int = 1
+    ) -> tuple[Any, ...]:
         """Train one task of this client; see `LocalTrainer.train`.
 
         Args:
             task: the work.
             shared: the server's vectors (P,), in read-only memory that all actors share.
             state: what the client remembers.
+            num_slices: parts of the upload, each of which may be fetched by another node.
+
+        Returns:
+            The client's report, what it remembers, and each slice of its upload.
         """
         assert task.client_id == self._client_id
         if self._vector is None:
@@ -61,7 +66,8 @@ class ClientActor:
         trainer = self._build()
         try:
             # Ray copies the result to the object store before the next task begins.
-            return trainer.train(task, shared, state, self._clips, self._vector)
+            report, update = trainer.train(task, shared, state, self._clips, self._vector)
+            return report, update.state, *_slices(update.upload, num_slices)
         finally:
             # The next client on this GPU needs the memory.
             trainer.release()
@@ -71,6 +77,17 @@ class ClientActor:
         if self._trainer is None:
             self._trainer = self._clients.make_trainer()
         return self._trainer
+
+
+def _slices(upload: Mapping[str, Any], num_slices: int) -> Iterator[Mapping[str, Any]]:
+    """The upload in parts: views, which Ray copies one by one."""
+    if num_slices == 1:
+        yield upload
+        return
+    # Empty if the client diverged. All vectors have the parameters' length.
+    size = len(upload["params"]) if upload else 0
+    for part in cut(size, num_slices):
+        yield {name: vector[part] for name, vector in upload.items()}
 
 
 @dataclass

@@ -13,18 +13,13 @@ from typing import Any, ClassVar
 
 import ray
 import torch
-from ray.exceptions import (
-    GetTimeoutError,
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-    WorkerCrashedError,
-)
+from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
+from fedvsr.algorithms.base import Aggregated
 from fedvsr.errors import UserError
 from fedvsr.federation.actors import ActorPool
+from fedvsr.federation.aggregation import RoundSum
+from fedvsr.federation.aggregators import Aggregators, count_slices
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.config import ClusterConfig
 from fedvsr.federation.dispatch import Dispatch, Waiting
@@ -38,20 +33,22 @@ from fedvsr.federation.executors import (
     first_line,
     given_up,
 )
-from fedvsr.federation.placement import Place, Placement, alive_nodes
+from fedvsr.federation.placement import Place, Placement
 from fedvsr.federation.pulse import Pulse
-from fedvsr.federation.ray_scorer import FETCH_S, POLL_S, RayScorer
+from fedvsr.federation.ray_scorer import POLL_S, RayScorer
+from fedvsr.federation.remote import RemoteState, RemoteUpdate, fault_kind
 from fedvsr.federation.schedule import Schedule
 from fedvsr.inference.evaluate import Evaluator
-from fedvsr.limits import ClusterGoneError
-from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
+from fedvsr.limits import FETCH_S, ClusterGoneError
+from fedvsr.messages import ClientReport, ClientTask, Vectors
 from fedvsr.training.local import count_steps
 
 
 @dataclass
 class _Running:
     waiting: Waiting
-    update: Any
+    state: Any
+    slices: Sequence[Any]
     place: Place
     slot: int
     pulse: Pulse
@@ -92,6 +89,11 @@ class RayExecutor:
         # Where the clients of the next round are to train, while this one trains.
         self._upcoming = dict[int, Place]()
         self._scorer: RayScorer | None = None
+        num_slices = count_slices(clients, config, self._places)
+        self._aggregators = Aggregators(clients, config, placement, num_slices, self._stop)
+        self._shared_ref: Any = None
+        # By client whose update was lost: how often it has trained already.
+        self._attempts = dict[int, int]()
 
     def run_round(
         self,
@@ -101,11 +103,16 @@ class RayExecutor:
         upcoming: Sequence[int] = (),
     ) -> Iterator[TrainedClient | Fault]:
         """Train the round's clients; see `Executor.run_round`."""
+        for left in self._running.values():
+            # Of a round that was given up: it must not train beside the others.
+            self.pool.discard(left.waiting.task.client_id)
         self._dispatch, self._running = Dispatch(self._schedule), {}
         self._look_for_places()
-        shared_ref = ray.put(shared)
+        shared_ref = self._shared_ref = ray.put(shared)
         plan = self._plan([task.client_id for task in tasks])
-        self._dispatch.queue([Waiting(task, plan[task.client_id]) for task in tasks])
+        attempts = [self._attempts.pop(task.client_id, 0) for task in tasks]
+        waiting = zip(tasks, attempts, strict=True)
+        self._dispatch.queue([Waiting(task, plan[task.client_id], n) for task, n in waiting])
         planned_for = None
         while self._dispatch:
             taken_s = self._taken_s()
@@ -123,6 +130,14 @@ class RayExecutor:
             if lost := self._look_for_places():
                 yield from self._leave(lost)
 
+    def aggregate(self, work: RoundSum) -> Iterator[Fault | Aggregated]:
+        """Combine the round's updates; see `Executor.aggregate`."""
+        shared_ref, self._shared_ref = self._shared_ref, None
+        for event in self._aggregators.aggregate(work, shared_ref):
+            if isinstance(event, Fault) and event.client_id is not None and not event.final:
+                self._attempts[event.client_id] = event.attempt
+            yield event
+
     def start_scorer(self, make: Callable[[], Evaluator]) -> Scorer:
         """Start the scorer's actor: beside the driver or, with GPUs, in the last slot."""
         self._scorer = RayScorer(make, self._placement, self._scorers_place, self._stop)
@@ -136,6 +151,7 @@ class RayExecutor:
         if self._gone:
             return
         self.pool.close()
+        self._aggregators.close()
         if self._scorer:
             self._scorer.close()
 
@@ -157,14 +173,22 @@ class RayExecutor:
             # Processes that wait hold memory too.
             self.pool.leave([place], self._trains)
         actor = self.pool.get(client_id, place, self._trains)
-        state = states.get(client_id)
-        report, update = actor.handle.train.options(num_returns=2).remote(
-            item.task, shared_ref, state
+        num_slices = self._aggregators.num_slices
+        report, state, *slices = actor.handle.train.options(num_returns=2 + num_slices).remote(
+            item.task, shared_ref, self._remembered(client_id, states), num_slices
         )
         started = replace(item, place=place, attempts=item.attempts + 1)
-        self._running[report] = _Running(started, update, place, slot, actor.pulse)
+        self._running[report] = _Running(started, state, slices, place, slot, actor.pulse)
         if actor.building is None:
             self._dispatch.began(slot, time.monotonic())
+
+    def _remembered(self, client_id: int, states: ClientStates) -> Any:
+        """What a client remembers; a reference if it lies on a node, which Ray sends it from."""
+        state = states.find(client_id)
+        if not isinstance(state, RemoteState):
+            return state
+        is_there = any(place.node_id == state.node_id for place in self._places)
+        return state.ref if is_there else states.get(client_id)
 
     # Results
 
@@ -211,20 +235,30 @@ class RayExecutor:
         item, node = running.waiting, running.place.node_id
         try:
             report: ClientReport = ray.get(done, timeout=FETCH_S)
-            # Fetched now: its node may be gone when it is summed. On this node it is a view.
-            update: ClientUpdate = ray.get(running.update, timeout=FETCH_S)
         except RayTaskError as error:
             kind: FaultKind = "raised"
             cause = error.cause if isinstance(error.cause, Exception) else error
             if isinstance(cause, torch.OutOfMemoryError):
                 kind = "out_of_memory"
+            if isinstance(cause, ObjectLostError):
+                # What it was sent went with another node.
+                kind = "node_lost"
             yield from self._failed(running, kind, cause, str(error))
         except RayError as error:
-            yield from self._failed(running, _kind(error, node), error)
+            yield from self._failed(running, fault_kind(error, node), error)
         else:
             self._schedule.took(item.task.client_id, report.train_s)
             outcome = ClientOutcome(report, item.attempts, node, running.slot)
-            yield TrainedClient(outcome, update)
+            yield TrainedClient(outcome, self._update_of(running, outcome))
+
+    def _update_of(self, running: _Running, outcome: ClientOutcome) -> RemoteUpdate:
+        """The update, which stays on its node."""
+        task, num_bytes = running.waiting.task, outcome.report.state_bytes
+        state: Vectors | RemoteState = {}
+        if num_bytes:
+            node = running.place.node_id
+            state = RemoteState(task.client_id, node, num_bytes, running.state)
+        return RemoteUpdate(task, state, running.slices)
 
     def _failed(
         self, running: _Running, kind: FaultKind, error: Exception, trace: str | None = None
@@ -329,14 +363,6 @@ class RayExecutor:
 
     def _keep_room_for_scorer(self) -> None:
         self.pool.evaluator_place = self._scorer.place if self._scorer else None
-
-
-def _kind(error: RayError, node_id: str) -> FaultKind:
-    if isinstance(error, OutOfMemoryError):
-        return "out_of_memory"
-    if isinstance(error, RayActorError | WorkerCrashedError | ObjectLostError):
-        return "died" if node_id in alive_nodes() else "node_lost"
-    return "timeout" if isinstance(error, GetTimeoutError) else "died"
 
 
 def _steps(clients: Clients, client_id: int) -> int:

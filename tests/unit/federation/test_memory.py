@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from fedvsr.algorithms import fedavg
+from fedvsr.algorithms.base import Aggregated
+from fedvsr.federation.aggregation import RoundSum, aggregate_here
 from fedvsr.federation.client_states import ClientStates
-from fedvsr.federation.executors import ClientOutcome, TrainedClient
+from fedvsr.federation.executors import ClientOutcome, Fault, TrainedClient
 from fedvsr.federation.rounds import RoundFinished, RoundSetup, RunState, run_rounds
 from fedvsr.federation.sampling import FederationConfig
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
@@ -42,6 +44,9 @@ class Viewing:
             self.updates.append(weakref.ref(update))
             yield TrainedClient(ClientOutcome(report), update)
             del update
+
+    def aggregate(self, work: RoundSum) -> Iterator[Fault | Aggregated]:
+        yield aggregate_here(work)
 
     def start_scorer(self, make: Callable[[], Any]) -> Any:
         raise AssertionError("nothing is scored")

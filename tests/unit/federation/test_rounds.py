@@ -8,7 +8,9 @@ import pytest
 
 from fedvsr import algorithms
 from fedvsr.algorithms import fedavg, fedvsr, scaffold
+from fedvsr.algorithms.base import Aggregated
 from fedvsr.errors import UserError
+from fedvsr.federation.aggregation import RoundSum, aggregate_here
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.executors import ClientOutcome, Fault, Scorer, TrainedClient
 from fedvsr.federation.rounds import (
@@ -59,6 +61,9 @@ class Shuffling:
             report = ClientReport(task.client_id, task.round_idx, 1, 1, loss, loss, 0.0)
             remembered = {"own": update}
             yield TrainedClient(ClientOutcome(report), ClientUpdate({"params": update}, remembered))
+
+    def aggregate(self, work: RoundSum) -> Iterator[Fault | Aggregated]:
+        yield aggregate_here(work)
 
     def start_scorer(self, make: Callable[[], Evaluator]) -> Scorer:
         raise AssertionError("the round loop scores nothing")
