@@ -79,8 +79,7 @@ def execute(
                         log.write(execution.record_fault(fault))
                         yield fault
         except (GeneratorExit, KeyboardInterrupt):
-            with suppress(LostError):
-                execution.save()
+            execution.save_at_end()
             execution.write_run("interrupted")
             loggers.end("interrupted")
             raise
@@ -89,8 +88,7 @@ def execute(
             full = isinstance(error, OSError) and error.errno in DISK_FULL
             # A full disk cannot take this row; the run then reads as stopped.
             with suppress(OSError):
-                with suppress(LostError):
-                    execution.save()
+                execution.save_at_end()
                 execution.write_run("failed", error=str(error))
             loggers.end("failed")
             if full:
@@ -220,16 +218,14 @@ class Execution:
                 yield from self._settle()
                 return
             except LostError as error:
+                lost = f"what client {error.client_id} remembered was lost with its node: {error}"
                 if not retries_left:
-                    raise
+                    raise UserError(f"{lost}; give the same command with --resume") from error
                 yield from self._settle()
                 saved = self._newest()
                 state = self.state = self._initial_state(saved.state)
                 self.saved_round = state.round_idx
-                message = (
-                    f"what client {error.client_id} remembered was lost with its node: {error}"
-                )
-                message += f"; resumed after round {state.round_idx}"
+                message = f"{lost}; resumed after round {state.round_idx}"
                 yield self.record_fault(
                     Fault(state.round_idx + 1, error.client_id, "node_lost", message)
                 )
@@ -308,6 +304,11 @@ class Execution:
         kept = checkpoint.save(self.checkpoints, saved, self.table, config.config_hash())
         self.states.clean(kept)
         self.saved_round = state.round_idx
+
+    def save_at_end(self) -> None:
+        """As `save`; if what a client remembers is lost, the checkpoint before stays the newest."""
+        with suppress(LostError):
+            self.save()
 
     def write_run(self, status: str, error: str | None = None) -> None:
         """Write the run's own row.
