@@ -65,6 +65,12 @@ class ClientStates:
         """The latest round whose state any client remembers; 0 if no client remembers anything."""
         return max(self._rounds.values(), default=0)
 
+    @property
+    def need_others(self) -> bool:
+        """Whether `save` would fetch what lies elsewhere."""
+        held = ((i, state) for i, state in self._held.items() if i not in self._on_disk)
+        return any(not isinstance(state, dict) for _, state in held)
+
     def put(self, client_id: int, round_idx: int, state: Vectors | Elsewhere) -> None:
         """Let the client remember `state`, from round `round_idx`; an empty one changes nothing.
 

@@ -29,6 +29,7 @@ from fedvsr.federation.sampling import FederationConfig
 from fedvsr.files import DISK_FULL, remove_temporaries, replacing
 from fedvsr.inference.evaluate import Evaluator
 from fedvsr.inference.scores import Scored
+from fedvsr.limits import ClusterGoneError
 from fedvsr.messages import LostError
 from fedvsr.models.origin import joined, parts, weights_source
 from fedvsr.params import FloatVector, ParamTable, flatten, load_flat
@@ -88,7 +89,7 @@ def execute(
             full = isinstance(error, OSError) and error.errno in DISK_FULL
             # A full disk cannot take this row; the run then reads as stopped.
             with suppress(OSError):
-                execution.save_at_end()
+                execution.save_at_end(isinstance(error, ClusterGoneError))
                 execution.write_run("failed", error=str(error))
             loggers.end("failed")
             if full:
@@ -305,8 +306,14 @@ class Execution:
         self.states.clean(kept)
         self.saved_round = state.round_idx
 
-    def save_at_end(self) -> None:
-        """As `save`; if what a client remembers is lost, the checkpoint before stays the newest."""
+    def save_at_end(self, cluster_is_gone: bool = False) -> None:
+        """As `save`; if what a client remembers is lost, the checkpoint before stays the newest.
+
+        Args:
+            cluster_is_gone: whether nothing can be fetched: to try could block for ever.
+        """
+        if cluster_is_gone and self.states.need_others:
+            return
         with suppress(LostError):
             self.save()
 
