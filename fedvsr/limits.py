@@ -11,6 +11,8 @@ from fedvsr.errors import UserError
 
 ANSWER_S = 30.0
 """Seconds without any answer after which a cluster counts as gone."""
+FETCH_S = 300.0
+"""Seconds within which a result that is ready must come from its node."""
 
 T = TypeVar("T")
 

@@ -67,6 +67,8 @@ class ClientReport:
     """L2 norm of the client's parameters minus the global ones."""
     upload_bytes: int = 0
     """Size of the upload."""
+    state_bytes: int = 0
+    """Size of what the client remembers."""
     finite: bool = True
     """Whether the loss and every uploaded value are finite; if not, nothing was uploaded."""
     input_wait_s: float = 0.0
@@ -90,6 +92,41 @@ class ClientUpdate:
     algorithm's other vectors."""
     state: Vectors
     """Vectors that the client remembers until it is drawn again."""
+
+
+class LostError(Exception):
+    """What a client sent or remembers is lost, with the process or node that kept it."""
+
+    def __init__(self, client_id: int, why: str) -> None:
+        super().__init__(why)
+        self.client_id = client_id
+
+
+class Elsewhere(Protocol):
+    """What a client remembers, if it lies on another node."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all its vectors."""
+        ...
+
+    def fetch(self) -> Vectors:
+        """The vectors; may raise LostError."""
+        ...
+
+
+class Update(Protocol):
+    """The result of a client's training, wherever it lies: `ClientUpdate`, or what fetches one."""
+
+    @property
+    def upload(self) -> Mapping[str, FloatVector | Packed]:
+        """See `ClientUpdate.upload`. Each access may fetch it again, or raise LostError."""
+        ...
+
+    @property
+    def state(self) -> Vectors | Elsewhere:
+        """See `ClientUpdate.state`."""
+        ...
 
 
 @dataclass(frozen=True)

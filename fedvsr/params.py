@@ -118,13 +118,19 @@ def wipe(module: nn.Module) -> None:
 def weighted_sum(vectors: Iterable[FloatVector], weights: Sequence[float]) -> FloatVector:
     """Sum `weights[i] * vectors[i]` in float32, in the given order, in one accumulator (P,).
 
-    The function reads one vector at a time, so with an iterable that fetches them, memory holds two
-    vectors. The order decides the result, because float addition is not associative.
+    The function lets go of a vector before it reads the next, so with an iterable that fetches
+    them, memory holds two vectors. The order decides the result, because float addition is not
+    associative.
 
     Raises:
         ValueError: there are no vectors, or their number differs from that of the weights.
     """
-    return weighted_sums(({"sum": vector} for vector in vectors), {"sum": weights})["sum"]
+    # Not a generator expression: its variable would hold a vector until it has the next one.
+    return weighted_sums(map(_named_sum, vectors), {"sum": weights})["sum"]
+
+
+def _named_sum(vector: FloatVector) -> dict[str, FloatVector]:
+    return {"sum": vector}
 
 
 def weighted_sums(
@@ -141,22 +147,40 @@ def weighted_sums(
     """
     totals = dict[str, FloatVector]()
     scratch = np.empty(_CHUNK, np.float32)
-    columns = list(weights)
-    for vectors, row in zip(sets, zip(*weights.values(), strict=True), strict=True):
-        for name, weight in zip(columns, row, strict=True):
-            vector = vectors[name]
-            first = name not in totals
-            if first:
-                totals[name] = np.empty_like(vector)
-            for start in range(0, vector.size, _CHUNK):
-                part = vector[start : start + _CHUNK]
-                total = totals[name][start : start + _CHUNK]
-                product = np.multiply(part, np.float32(weight), out=scratch[: part.size])
-                # A sum starts from +0, without a pass that would write zeros.
-                np.add(np.float32(0) if first else total, product, out=total)
+    rows = [dict(zip(weights, row, strict=True)) for row in zip(*weights.values(), strict=True)]
+    count = 0
+    for vectors in sets:
+        if count == len(rows):
+            raise ValueError(f"more than {count} sets of vectors for {count} weights")
+        for name, weight in rows[count].items():
+            _add(totals, name, vectors[name], weight, scratch)
+        count += 1
+        # Else it would be held until the next one has come.
+        del vectors
+    if count < len(rows):
+        raise ValueError(f"{count} sets of vectors for {len(rows)} weights")
     if not totals:
         raise ValueError("a weighted sum needs at least one vector")
     return totals
+
+
+def _add(
+    totals: dict[str, FloatVector],
+    name: str,
+    vector: FloatVector,
+    weight: float,
+    scratch: FloatVector,
+) -> None:
+    """Add `weight * vector` to the named total, which is made on first use."""
+    first = name not in totals
+    if first:
+        totals[name] = np.empty_like(vector)
+    for start in range(0, vector.size, _CHUNK):
+        part = vector[start : start + _CHUNK]
+        total = totals[name][start : start + _CHUNK]
+        product = np.multiply(part, np.float32(weight), out=scratch[: part.size])
+        # A sum starts from +0, without a pass that would write zeros.
+        np.add(np.float32(0) if first else total, product, out=total)
 
 
 def distance(one: FloatVector, other: FloatVector) -> float:

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from fedvsr.algorithms.base import Aggregated, AlgorithmConfig, FedAvg
+from fedvsr.algorithms.base import Aggregated, AlgorithmConfig, FedAvg, by_coordinate
 from fedvsr.messages import Round, Vectors
 from fedvsr.params import FloatVector
 
@@ -30,6 +30,7 @@ class RobustConfig(AlgorithmConfig):
 class CoordinateWise(FedAvg):
     """Combines the K clients' values of each coordinate independently of all others."""
 
+    @by_coordinate
     def aggregate(
         self,
         uploads: Iterable[Vectors],
@@ -62,6 +63,18 @@ def sorted_rows(values_KC: FloatVector) -> FloatVector:
             np.maximum(low, high, out=high)
             low[:] = smaller
     return values_KC
+
+
+def mean_of_rows(values_KC: FloatVector) -> FloatVector:
+    """The mean `(C,)` of `(K, C)`, row by row.
+
+    NumPy's own mean adds the values of a single column in another order than those of many.
+    """
+    total: FloatVector = values_KC[0].copy()
+    for row in values_KC[1:]:
+        total += row
+    total /= np.float32(len(values_KC))
+    return total
 
 
 def by_chunk(

@@ -6,9 +6,10 @@ P is the number of parameters. B clips, T frames, H x W pixels, values in [0, 1]
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
+from operator import itemgetter
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -153,6 +154,28 @@ class Aggregated(NamedTuple):
     """Each client's share; None if the method has no single share per client."""
 
 
+Aggregate = TypeVar("Aggregate", bound=Callable[..., Aggregated])
+
+
+def by_coordinate(aggregate: Aggregate) -> Aggregate:
+    """Mark an `aggregate` that combines each coordinate independently of all others.
+
+    Nodes may then each combine a slice of all vectors, with the same bits. Such a call gets slices
+    as `uploads`, the slices of the vectors of `broadcast` alone as `server`, and no `tensors` in
+    `round_info`. Its shares must not depend on the slice.
+
+    The mark is the function's: a method that overrides `aggregate` has none unless it sets its own.
+    """
+    aggregate.by_coordinate = True  # type: ignore[attr-defined]
+    return aggregate
+
+
+def is_by_coordinate(algorithm: FedAvg) -> bool:
+    """Whether the algorithm's `aggregate` has the mark `by_coordinate`."""
+    aggregate: Any = algorithm.aggregate
+    return getattr(aggregate, "by_coordinate", False)
+
+
 class FedAvg:
     """Federated averaging (McMahan et al. 2017, Algorithm 1): weights n_k / n by samples.
 
@@ -262,6 +285,7 @@ class FedAvg:
             return [report.num_samples / total for report in reports]
         return self._loss_aware(reports, num_rounds)
 
+    @by_coordinate
     def aggregate(
         self,
         uploads: Iterable[Vectors],
@@ -273,7 +297,7 @@ class FedAvg:
 
         `uploads` unpacks one client's vectors at a time, so a single pass needs memory for one.
         """
-        total = weighted_sum((upload["params"] for upload in uploads), weights)
+        total = weighted_sum(map(itemgetter("params"), uploads), weights)
         rest = 1 - math.fsum(weights)
         # Smaller rests are rounding errors of weights that sum to 1.
         if abs(rest) > 1e-9:

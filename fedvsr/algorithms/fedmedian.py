@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fedvsr.algorithms._robust import CoordinateWise, RobustConfig, sorted_rows
+from fedvsr.algorithms._robust import CoordinateWise, RobustConfig, mean_of_rows, sorted_rows
 from fedvsr.params import FloatVector
 
 
@@ -22,5 +22,4 @@ class Algorithm(CoordinateWise):
     def combine(self, values_KC: FloatVector) -> FloatVector:
         """The median; of an even number of values, the mean of the middle two."""
         ordered, count = sorted_rows(values_KC), len(values_KC)
-        middle: FloatVector = ordered[(count - 1) // 2 : count // 2 + 1].mean(axis=0)
-        return middle
+        return mean_of_rows(ordered[(count - 1) // 2 : count // 2 + 1])

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
-from fedvsr.algorithms.base import Aggregated, AlgorithmConfig, FedAvg, LocalRound, Weights
+from fedvsr.algorithms.base import (
+    Aggregated,
+    AlgorithmConfig,
+    FedAvg,
+    LocalRound,
+    Weights,
+    by_coordinate,
+)
 from fedvsr.messages import Round, Vectors
 from fedvsr.params import weighted_sums
 
@@ -90,6 +97,7 @@ class Algorithm(FedAvg):
         change = torch._foreach_sub(control, before) if before else control
         return {"control_change": list(change)}, {"control": control}
 
+    @by_coordinate
     def aggregate(
         self,
         uploads: Iterable[Vectors],

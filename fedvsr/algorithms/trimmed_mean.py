@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
 from pydantic import Field
 
-from fedvsr.algorithms._robust import CoordinateWise, RobustConfig, sorted_rows
+from fedvsr.algorithms._robust import CoordinateWise, RobustConfig, mean_of_rows, sorted_rows
 from fedvsr.params import FloatVector
 
 
@@ -35,5 +34,4 @@ class Algorithm(CoordinateWise):
         count = len(values_KC)
         trim = int(self.config.beta * count)
         ordered = sorted_rows(values_KC)
-        mean: FloatVector = ordered[trim : count - trim].mean(axis=0, dtype=np.float32)
-        return mean
+        return mean_of_rows(ordered[trim : count - trim])

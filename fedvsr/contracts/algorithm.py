@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from fedvsr import algorithms
-from fedvsr.algorithms.base import Batch, FedAvg, LocalRound, start
+from fedvsr.algorithms.base import Batch, FedAvg, LocalRound, is_by_coordinate, start
 from fedvsr.contracts import require, require_close, samples
 from fedvsr.data.clips import Clip
+from fedvsr.federation.aggregation import cut
 from fedvsr.losses import charbonnier, high_frequency
-from fedvsr.messages import ClientReport, ClientTask, Round
+from fedvsr.messages import ClientReport, ClientTask, Round, Vectors
 from fedvsr.models import tiny
 from fedvsr.params import FloatVector, ParamTable, flatten, load_flat
 from fedvsr.training.config import LocalConfig
@@ -100,6 +101,40 @@ def order_of_clients_does_not_matter(algorithm: FedAvg, _: Path) -> None:
 
     turned, straight = outcome([3, 1, 0, 5, 4, 2]), outcome([*range(6)])
     require_close(turned, straight, "aggregates in two orders", rtol=1e-7, atol=1e-6)
+
+
+def slices_give_the_bits_of_the_whole_if_it_says_so(algorithm: FedAvg, _: Path) -> None:
+    """An `aggregate` that is marked `by_coordinate` gives the same bits by slices of vectors."""
+    if not is_by_coordinate(algorithm):
+        return
+    random = np.random.default_rng(3)
+    # Last slices of one value: some sums of NumPy have another order there.
+    for size in range(97, 353, 16):
+        uploads = [
+            {name: random.standard_normal(size).astype(np.float32) for name in algorithm.upload}
+            for _ in range(20)
+        ]
+        server = start(algorithm, random.standard_normal(size).astype(np.float32))
+        for num_slices in (2, 7, (size + 15) // 16):
+            _require_equal_slices(algorithm, uploads, server, cut(size, num_slices))
+
+
+def _require_equal_slices(
+    algorithm: FedAvg, uploads: Sequence[Vectors], server: Vectors, parts: Sequence[slice]
+) -> None:
+    reports = [_report(i, 0.1 + 0.1 * i, 1 + i) for i in range(len(uploads))]
+    weights = algorithm.weights(reports, 10)
+    whole = algorithm.aggregate(iter(uploads), weights, server, _ROUND)
+    for part in parts:
+        own = [{name: vector[part] for name, vector in upload.items()} for upload in uploads]
+        sent = {name: server[name][part] for name in algorithm.broadcast}
+        got = algorithm.aggregate(iter(own), weights, sent, dataclasses.replace(_ROUND, tensors=()))
+        where = f"values {part.start} to {part.stop}"
+        require(set(got.vectors) == set(whole.vectors), f"other vectors for {where}")
+        require(got.weights == whole.weights, f"other shares for {where}")
+        for name, vector in got.vectors.items():
+            same = vector.tobytes() == whole.vectors[name][part].tobytes()
+            require(same, f"other bits of {name} for {where}")
 
 
 def descending_the_local_loss_lowers_it(algorithm: FedAvg, _: Path) -> None:
@@ -207,6 +242,7 @@ CONTRACTS: tuple[Callable[[FedAvg, Path], None], ...] = (
     equal_clients_weigh_the_same_and_give_their_own_vector,
     the_server_changes_no_argument_and_stays_if_no_client_moved,
     order_of_clients_does_not_matter,
+    slices_give_the_bits_of_the_whole_if_it_says_so,
     descending_the_local_loss_lowers_it,
     takes_the_detail_loss_and_the_proximal_term,
     a_round_of_training_is_whole_and_repeats,

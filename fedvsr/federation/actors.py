@@ -17,7 +17,7 @@ from fedvsr.federation.config import Isolation
 from fedvsr.federation.executors import Clients
 from fedvsr.federation.placement import Place, Placement
 from fedvsr.federation.pulse import CONTROL, Pulse, end
-from fedvsr.federation.ray_scorer import FETCH_S
+from fedvsr.limits import FETCH_S
 
 IsNeeded = Callable[[int | None], bool]
 """Whether something holds of a client; never of None."""

@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
 
+from fedvsr.federation.aggregation import cut
+from fedvsr.limits import FETCH_S
+
 if TYPE_CHECKING:
     from fedvsr.data.clips import Clip
     from fedvsr.federation.executors import Clients
-    from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
+    from fedvsr.messages import ClientTask, Vectors
     from fedvsr.params import FloatVector
     from fedvsr.training.local import LocalTrainer
-
-# Seconds within which the settings must come from the driver's node.
-_FETCH_S = 300.0
 
 
 def keep_to_own_gpus() -> None:
@@ -54,8 +54,13 @@ class ClientActor:
         self._build()
 
     def train(
-        self, task: ClientTask, shared: Vectors, state: Vectors, clips: Sequence[Clip]
-    ) -> tuple[ClientReport, ClientUpdate]:
+        self,
+        task: ClientTask,
+        shared: Vectors,
+        state: Vectors,
+        clips: Sequence[Clip],
+        num_slices: int = 1,
+    ) -> tuple[Any, ...]:
         """Train one task; see `LocalTrainer.train`.
 
         Args:
@@ -63,6 +68,10 @@ class ClientActor:
             shared: the server's vectors (P,), in read-only memory that all actors share.
             state: what the client remembers.
             clips: the client's clips.
+            num_slices: parts of the upload, each of which may be fetched by another node.
+
+        Returns:
+            The client's report, what it remembers, and each slice of its upload.
         """
         assert self._client_id in (None, task.client_id)
         out = self._vector
@@ -73,7 +82,8 @@ class ClientActor:
         trainer = self._build()
         try:
             # Ray copies the result to the object store before the next task begins.
-            return trainer.train(task, shared, state, clips, out)
+            report, update = trainer.train(task, shared, state, clips, out)
+            return report, update.state, *_slices(update.upload, num_slices)
         finally:
             # The next client on this GPU needs the memory.
             trainer.release()
@@ -84,9 +94,20 @@ class ClientActor:
         # Not in `__init__`: the process answers `ping` only after that.
         if self._trainer is None:
             with _no_collection():
-                clients: Clients = ray.get(self._settings, timeout=_FETCH_S)
+                clients: Clients = ray.get(self._settings, timeout=FETCH_S)
                 self._trainer = clients.make_trainer()
         return self._trainer
+
+
+def _slices(upload: Mapping[str, Any], num_slices: int) -> Iterator[Mapping[str, Any]]:
+    """The upload in parts: views, which Ray copies one by one."""
+    if num_slices == 1:
+        yield upload
+        return
+    # Empty if the client diverged. All vectors have the parameters' length.
+    size = len(upload["params"]) if upload else 0
+    for part in cut(size, num_slices):
+        yield {name: vector[part] for name, vector in upload.items()}
 
 
 @contextmanager

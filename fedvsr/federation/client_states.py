@@ -1,4 +1,4 @@
-"""What clients remember between their rounds, kept for them in memory or on disk.
+"""What clients remember between their rounds: in memory, here or on another node, or on disk.
 
 A client's vectors are written at most once per round, to a file whose name says the client and the
 round. A checkpoint therefore saves only what changed since the last one, and refers to the rest.
@@ -14,7 +14,7 @@ import numpy as np
 
 from fedvsr.checked import read_metadata, read_tensors, write_tensors
 from fedvsr.errors import DamagedError, UserError
-from fedvsr.messages import Vectors
+from fedvsr.messages import Elsewhere, LostError, Vectors
 
 
 class ClientStates:
@@ -22,7 +22,7 @@ class ClientStates:
 
     Args:
         folder: folder of the files; None keeps everything in memory.
-        max_bytes: memory that the vectors may take.
+        max_bytes: memory that the vectors may take, here and elsewhere together.
     """
 
     def __init__(self, folder: Path | None = None, max_bytes: int = 2**30) -> None:
@@ -31,10 +31,20 @@ class ClientStates:
         self._rounds = dict[int, int]()
         self._on_disk = set[int]()
         # Least recently used first.
-        self._held = OrderedDict[int, Vectors]()
+        self._held = OrderedDict[int, Vectors | Elsewhere]()
 
     def get(self, client_id: int) -> Vectors:
         """The vectors that the client remembers; empty if there are none.
+
+        Raises:
+            UserError: the client's file is damaged.
+            LostError: they were elsewhere, are lost, and are not on disk.
+        """
+        held = self.find(client_id)
+        return held if isinstance(held, dict) else self._fetch(client_id, held)
+
+    def find(self, client_id: int) -> Vectors | Elsewhere:
+        """As `get`, but what lies elsewhere stays there.
 
         Raises:
             UserError: the client's file is damaged.
@@ -55,17 +65,33 @@ class ClientStates:
         """The latest round whose state any client remembers; 0 if no client remembers anything."""
         return max(self._rounds.values(), default=0)
 
-    def put(self, client_id: int, round_idx: int, state: Vectors) -> None:
-        """Let the client remember `state`, from round `round_idx`; an empty one changes nothing."""
+    @property
+    def need_others(self) -> bool:
+        """Whether `save` would fetch what lies elsewhere."""
+        held = ((i, state) for i, state in self._held.items() if i not in self._on_disk)
+        return any(not isinstance(state, dict) for _, state in held)
+
+    def put(self, client_id: int, round_idx: int, state: Vectors | Elsewhere) -> None:
+        """Let the client remember `state`, from round `round_idx`; an empty one changes nothing.
+
+        Raises:
+            LostError: another client's state leaves memory for disk, and is lost.
+        """
         if not state:
             return
         self._rounds[client_id] = round_idx
         self._on_disk.discard(client_id)
-        # Copied, because a view would keep the whole update in memory.
-        self._hold(client_id, {name: np.array(vector) for name, vector in state.items()})
+        if isinstance(state, dict):
+            # Copied, because a view would keep the whole update in memory.
+            state = {name: np.array(vector) for name, vector in state.items()}
+        self._hold(client_id, state)
 
     def save(self) -> dict[int, int]:
-        """Write what is not on disk yet, and return the round of every client's state."""
+        """Write what is not on disk yet, and return the round of every client's state.
+
+        Raises:
+            LostError: a state was elsewhere, and is lost.
+        """
         if self._folder is not None:
             for client_id in self._held:
                 self._write(client_id)
@@ -99,14 +125,23 @@ class ClientStates:
             if path not in needed:
                 path.unlink()
 
-    def _hold(self, client_id: int, state: Vectors) -> None:
+    def _fetch(self, client_id: int, state: Elsewhere) -> Vectors:
+        try:
+            return state.fetch()
+        except LostError:
+            if client_id not in self._on_disk:
+                raise
+        self._held[client_id] = vectors = self._read(client_id)
+        return vectors
+
+    def _hold(self, client_id: int, state: Vectors | Elsewhere) -> None:
         self._held[client_id] = state
         self._held.move_to_end(client_id)
-        held = sum(v.nbytes for vectors in self._held.values() for v in vectors.values())
+        held = sum(map(_nbytes, self._held.values()))
         while self._folder is not None and held > self._max_bytes and len(self._held) > 1:
             oldest = next(iter(self._held))
             self._write(oldest)
-            held -= sum(vector.nbytes for vector in self._held.pop(oldest).values())
+            held -= _nbytes(self._held.pop(oldest))
 
     def _write(self, client_id: int) -> None:
         if client_id in self._on_disk:
@@ -114,7 +149,8 @@ class ClientStates:
         path = self._path(client_id, self._rounds[client_id])
         path.parent.mkdir(parents=True, exist_ok=True)
         owner = {"client_id": client_id, "round_idx": self._rounds[client_id]}
-        write_tensors(path, self._held[client_id], owner)
+        held = self._held[client_id]
+        write_tensors(path, held if isinstance(held, dict) else held.fetch(), owner)
         self._on_disk.add(client_id)
 
     def _read(self, client_id: int) -> Vectors:
@@ -129,3 +165,9 @@ class ClientStates:
     def _path(self, client_id: int, round_idx: int) -> Path:
         assert self._folder is not None
         return self._folder / f"client-{client_id:05d}-round-{round_idx:06d}.safetensors"
+
+
+def _nbytes(state: Vectors | Elsewhere) -> int:
+    if isinstance(state, dict):
+        return sum(vector.nbytes for vector in state.values())
+    return state.nbytes

@@ -63,10 +63,19 @@ class ClusterConfig(Section):
         gt=0,
         description="Seconds to wait for resources of the cluster that others are using.",
     )
+    aggregation_shards: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Slices of the parameter vector that are combined apart, each on a node of its "
+        "own if there are enough; 1 combines all in the driver (default: as many as nodes with "
+        "slots, if the algorithm combines coordinate by coordinate).",
+    )
     client_state_bytes: int = Field(
         2**30,
         ge=0,
-        description="Bytes of memory for what clients remember (scaffold); the rest is on disk.",
+        description="Bytes of memory for what clients remember (scaffold), on all nodes together; "
+        "the rest is on disk.",
     )
 
     def model_post_init(self, _: object) -> None:

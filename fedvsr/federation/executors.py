@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from fedvsr.algorithms.base import Aggregated
 from fedvsr.data.clips import Clip
 from fedvsr.errors import UserError
-from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
+from fedvsr.federation.aggregation import RoundSum, aggregate_here
+from fedvsr.messages import ClientReport, ClientTask, Update, Vectors
 from fedvsr.models.spec import ModelConfig
 from fedvsr.params import FloatVector
 from fedvsr.section import NamedSection
@@ -67,7 +69,7 @@ class TrainedClient:
     """A finished task, with what the client sends and remembers."""
 
     outcome: ClientOutcome
-    update: ClientUpdate
+    update: Update
     """Its vectors may be read-only views of shared memory."""
 
 
@@ -144,6 +146,14 @@ class Executor(Protocol):
         """
         ...
 
+    def aggregate(self, work: RoundSum) -> Iterator[Fault | Aggregated]:
+        """Combine the updates of the last round. Yields faults as they happen, then the aggregate.
+
+        A client's fault says that its update is lost; then there is no aggregate. If the fault is
+        not final, the client's task gives the same update again.
+        """
+        ...
+
     def start_scorer(self, make: Callable[[], Evaluator]) -> Scorer:
         """Make the run's scorer."""
         ...
@@ -217,6 +227,10 @@ class SerialExecutor:
                 yield TrainedClient(ClientOutcome(report), update)
         # The scorer may compute on the same GPU.
         self._trainer.release()
+
+    def aggregate(self, work: RoundSum) -> Iterator[Fault | Aggregated]:
+        """Combine them in this process, which has them."""
+        yield aggregate_here(work)
 
     def start_scorer(self, make: Callable[[], Evaluator]) -> Scorer:
         """Make a scorer that computes at once, in this process."""

@@ -13,19 +13,14 @@ from typing import Any, ClassVar
 
 import ray
 import torch
-from ray.exceptions import (
-    GetTimeoutError,
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-    WorkerCrashedError,
-)
+from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
+from fedvsr.algorithms.base import Aggregated
 from fedvsr.errors import UserError
 from fedvsr.federation.absence import absent, no_node
 from fedvsr.federation.actors import POOLS, ActorPool
+from fedvsr.federation.aggregation import RoundSum
+from fedvsr.federation.aggregators import Aggregators, count_slices
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.config import ClusterConfig, Isolation
 from fedvsr.federation.dispatch import Dispatch, Waiting
@@ -39,20 +34,22 @@ from fedvsr.federation.executors import (
     first_line,
     given_up,
 )
-from fedvsr.federation.placement import Place, Placement, alive_nodes
+from fedvsr.federation.placement import Place, Placement
 from fedvsr.federation.pulse import Pulse
-from fedvsr.federation.ray_scorer import FETCH_S, POLL_S, RayScorer
+from fedvsr.federation.ray_scorer import POLL_S, RayScorer
+from fedvsr.federation.remote import RemoteState, RemoteUpdate, fault_kind
 from fedvsr.federation.schedule import Schedule
 from fedvsr.inference.evaluate import Evaluator
-from fedvsr.limits import ClusterGoneError
-from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
+from fedvsr.limits import FETCH_S, ClusterGoneError
+from fedvsr.messages import ClientReport, ClientTask, Vectors
 from fedvsr.training.local import count_steps
 
 
 @dataclass
 class _Running:
     waiting: Waiting
-    update: Any
+    state: Any
+    slices: Sequence[Any]
     place: Place
     slot: int
     pulse: Pulse
@@ -95,6 +92,11 @@ class RayExecutor:
         # Where the clients of the next round are to train, while this one trains.
         self._upcoming = dict[int, Place]()
         self._scorer: RayScorer | None = None
+        num_slices = count_slices(clients, config, self._places)
+        self._aggregators = Aggregators(clients, config, placement, num_slices, self._stop)
+        self._shared_ref: Any = None
+        # By client whose update was lost: how often it has trained already.
+        self._attempts = dict[int, int]()
 
     def run_round(
         self,
@@ -104,16 +106,24 @@ class RayExecutor:
         upcoming: Sequence[int] = (),
     ) -> Iterator[TrainedClient | Fault]:
         """Train the round's clients; see `Executor.run_round`."""
+        for left in self._running.values():
+            # Of a round that was given up: it must not train beside the others.
+            self.pool.discard(left.waiting.task.client_id)
         self._dispatch, self._running = Dispatch(self._schedule), {}
         if time.monotonic() - self._looked > POLL_S:
             self._look_for_places()
         else:
             # The cluster's head is asked no more often in short rounds than in long ones.
             self._dispatch.set_places(self._places)
-        shared_ref = ray.put(shared)
+        shared_ref = self._shared_ref = ray.put(shared)
         plan = self._plan([task.client_id for task in tasks])
-        present = [task for task in tasks if task.client_id in plan]
-        self._dispatch.queue([Waiting(task, plan[task.client_id]) for task in present])
+        self._dispatch.queue(
+            [
+                Waiting(task, plan[task.client_id], self._attempts.pop(task.client_id, 0))
+                for task in tasks
+                if task.client_id in plan
+            ]
+        )
         yield from (absent(task, self._owners) for task in tasks if task.client_id not in plan)
         planned_for = None
         while self._dispatch:
@@ -132,6 +142,14 @@ class RayExecutor:
             if lost := self._look_for_places():
                 yield from self._leave(lost)
 
+    def aggregate(self, work: RoundSum) -> Iterator[Fault | Aggregated]:
+        """Combine the round's updates; see `Executor.aggregate`."""
+        shared_ref, self._shared_ref = self._shared_ref, None
+        for event in self._aggregators.aggregate(work, shared_ref):
+            if isinstance(event, Fault) and event.client_id is not None and not event.final:
+                self._attempts[event.client_id] = event.attempt
+            yield event
+
     def start_scorer(self, make: Callable[[], Evaluator]) -> Scorer:
         """Start the scorer's actor: beside the driver or, with GPUs, in the last slot."""
         self._scorer = RayScorer(make, self._placement, self._scorers_place, self._stop)
@@ -146,6 +164,7 @@ class RayExecutor:
         if self._gone:
             return
         self.pool.close()
+        self._aggregators.close()
         if self._scorer:
             self._scorer.close()
 
@@ -167,14 +186,23 @@ class RayExecutor:
             # Processes that wait hold memory too.
             self.pool.leave([place], self._trains)
         actor = self.pool.get(client_id, place, slot, self._trains)
-        state, clips = states.get(client_id), self._clients.clips[client_id]
-        report, update = actor.handle.train.options(num_returns=2).remote(
-            item.task, shared_ref, state, clips
+        state, clips = self._remembered(client_id, states), self._clients.clips[client_id]
+        num_slices = self._aggregators.num_slices
+        report, state, *slices = actor.handle.train.options(num_returns=2 + num_slices).remote(
+            item.task, shared_ref, state, clips, num_slices
         )
         started = replace(item, place=place, attempts=item.attempts + 1)
-        self._running[report] = _Running(started, update, place, slot, actor.pulse)
+        self._running[report] = _Running(started, state, slices, place, slot, actor.pulse)
         if actor.building is None:
             self._dispatch.began(slot, time.monotonic())
+
+    def _remembered(self, client_id: int, states: ClientStates) -> Any:
+        """What a client remembers; a reference if it lies on a node, which Ray sends it from."""
+        state = states.find(client_id)
+        if not isinstance(state, RemoteState):
+            return state
+        is_there = any(place.node_id == state.node_id for place in self._places)
+        return state.ref if is_there else states.get(client_id)
 
     # Results
 
@@ -215,20 +243,30 @@ class RayExecutor:
         item, node = running.waiting, running.place.node_id
         try:
             report: ClientReport = ray.get(done, timeout=FETCH_S)
-            # Fetched now: its node may be gone when it is summed. On this node it is a view.
-            update: ClientUpdate = ray.get(running.update, timeout=FETCH_S)
         except RayTaskError as error:
             kind: FaultKind = "raised"
             cause = error.cause if isinstance(error.cause, Exception) else error
             if isinstance(cause, torch.OutOfMemoryError):
                 kind = "out_of_memory"
+            if isinstance(cause, ObjectLostError):
+                # What it was sent went with another node.
+                kind = "node_lost"
             yield from self._failed(running, kind, cause, str(error))
         except RayError as error:
-            yield from self._failed(running, _kind(error, node), error)
+            yield from self._failed(running, fault_kind(error, node), error)
         else:
             self._schedule.took(item.task.client_id, report.train_s)
             outcome = ClientOutcome(report, item.attempts, node, running.slot)
-            yield TrainedClient(outcome, update)
+            yield TrainedClient(outcome, self._update_of(running, outcome))
+
+    def _update_of(self, running: _Running, outcome: ClientOutcome) -> RemoteUpdate:
+        """The update, which stays on its node."""
+        task, num_bytes = running.waiting.task, outcome.report.state_bytes
+        state: Vectors | RemoteState = {}
+        if num_bytes:
+            node = running.place.node_id
+            state = RemoteState(task.client_id, node, num_bytes, running.state)
+        return RemoteUpdate(task, state, running.slices)
 
     def _failed(
         self, running: _Running, kind: FaultKind, error: Exception, trace: str | None = None
@@ -341,14 +379,6 @@ class RayExecutor:
 
     def _keep_room_for_scorer(self) -> None:
         self.pool.evaluator_place = self._scorer.place if self._scorer else None
-
-
-def _kind(error: RayError, node_id: str) -> FaultKind:
-    if isinstance(error, OutOfMemoryError):
-        return "out_of_memory"
-    if isinstance(error, RayActorError | WorkerCrashedError | ObjectLostError):
-        return "died" if node_id in alive_nodes() else "node_lost"
-    return "timeout" if isinstance(error, GetTimeoutError) else "died"
 
 
 def _steps(clients: Clients, client_id: int) -> int:

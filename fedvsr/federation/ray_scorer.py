@@ -17,12 +17,11 @@ from fedvsr.federation.placement import Place, Placement
 from fedvsr.federation.pulse import CONTROL, Pulse, SilentError, end
 from fedvsr.inference.evaluate import Evaluator
 from fedvsr.inference.scores import Scored
+from fedvsr.limits import FETCH_S
 from fedvsr.params import FloatVector
 
 # Seconds between two checks of deadlines, of nodes, and of whether to stop.
 POLL_S = 1.0
-# Seconds within which a result that is ready must come from its node.
-FETCH_S = 300.0
 
 
 class EvaluatorActor:

@@ -6,21 +6,21 @@ P is the number of parameters.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fedvsr.algorithms.base import Aggregated, FedAvg
 from fedvsr.energy import Meter
 from fedvsr.errors import UserError
+from fedvsr.federation.aggregation import RoundSum
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.executors import ClientOutcome, Executor, Fault, TrainedClient
 from fedvsr.federation.privacy import add_noise
 from fedvsr.federation.sampling import FederationConfig, sample_cohort, upload_fails
-from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Round, Vectors
+from fedvsr.messages import ClientReport, ClientTask, Round, Vectors
 from fedvsr.params import FloatVector
 from fedvsr.seeding import derive_seed
-from fedvsr.training.updates import UpdateConfig, incoming
+from fedvsr.training.updates import UpdateConfig
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,8 @@ def run_rounds(
     Raises:
         UserError: a round has no finite update, or fewer than `federation.min_updates`.
         Exception: the client's own error, if fewer than `federation.min_updates` clients remain.
+        LostError: what a client remembers is lost; the state of the run and those of the clients
+            must be taken from a checkpoint.
     """
     last_update_at: float | None = None
     for round_idx in range(state.round_idx + 1, setup.config.num_rounds + 1):
@@ -160,20 +162,25 @@ def run_rounds(
         arrivals = executor.run_round(tasks, shared, states, setup.upcoming(round_idx))
         trained = yield from _train(arrivals, tasks, setup.config)
         train_s, summing = time.perf_counter() - started, time.perf_counter()
-        outcomes = [setup.sent(client.outcome) for client in trained]
-        first_step_at = min((o.report.started_at for o in outcomes), default=started_at)
+        steps_at = [client.outcome.report.started_at for client in trained]
+        first_step_at = min(steps_at, default=started_at)
         gap_s = None if last_update_at is None else max(0.0, first_step_at - last_update_at)
         last_update_at = time.time()
-        _require_updates(outcomes, len(tasks), round_idx, setup.config)
-        # The only reference to the updates from here on: their memory is freed as they are summed.
-        updates = _remembered(trained, outcomes, states)
-        del trained
         with Meter() as meter:
-            state, weights = _aggregate(state, updates, outcomes, round_idx, setup)
+            result = yield from _aggregate(state, trained, len(tasks), setup, executor)
+            while not isinstance(result, _Summed):
+                again = [t for t in tasks if (lost := result.get(t.client_id)) and not lost.final]
+                arrivals = executor.run_round(again, shared, states)
+                trained = yield from _train_again(arrivals, result, trained, tasks, setup.config)
+                result = yield from _aggregate(state, trained, len(tasks), setup, executor)
+        _remember(trained, states)
+        # Frees the memory of the updates.
+        del trained
+        state, outcomes = result.state, result.outcomes
         yield RoundFinished(
             state=state,
             outcomes=outcomes,
-            weights=weights,
+            weights=result.weights,
             started_at=started_at,
             num_failed=len(tasks) - len(outcomes),
             gap_s=gap_s,
@@ -230,37 +237,82 @@ def _require_updates(
         )
 
 
-def _remembered(
-    trained: Sequence[TrainedClient], outcomes: Sequence[ClientOutcome], states: ClientStates
-) -> deque[ClientUpdate]:
-    """Store what the clients are to remember, and return the updates that have arrived.
+def _train_again(
+    arrivals: Iterator[TrainedClient | Fault],
+    lost: Mapping[int, Fault],
+    trained: Sequence[TrainedClient],
+    tasks: Sequence[ClientTask],
+    config: FederationConfig,
+) -> Generator[Fault, None, list[TrainedClient]]:
+    """Let the clients train again whose update was lost; returns the round's, in sampled order.
+
+    Args:
+        arrivals: what happens while these train.
+        lost: their faults; those that are final leave the round without their client.
+        trained: all clients of the round.
+        tasks: all tasks of the round.
+        config: how many clients the round needs.
+
+    Raises:
+        Exception: the client's own error, if too few clients remain.
+    """
+    by_client = {client.outcome.report.client_id: client for client in trained}
+    faults = list(lost.values())
+    for arrival in arrivals:
+        if isinstance(arrival, TrainedClient):
+            by_client[arrival.outcome.report.client_id] = arrival
+        else:
+            yield arrival
+            faults.append(arrival)
+    for fault in faults:
+        if fault.final and fault.client_id is not None:
+            del by_client[fault.client_id]
+            if len(by_client) < min(config.min_updates or len(tasks), len(tasks)):
+                raise fault.error or RuntimeError(fault.message)
+    return [by_client[task.client_id] for task in tasks if task.client_id in by_client]
+
+
+def _remember(trained: Sequence[TrainedClient], states: ClientStates) -> None:
+    """Store what the clients are to remember.
 
     A client does not know that its upload was lost, so it remembers this round all the same.
     """
-    updates = deque[ClientUpdate]()
-    for client, outcome in zip(trained, outcomes, strict=True):
-        report = outcome.report
+    for client in trained:
+        report = client.outcome.report
         if report.finite:
             states.put(report.client_id, report.round_idx, client.update.state)
-        if outcome.accepted:
-            updates.append(client.update)
-    return updates
+
+
+@dataclass(frozen=True)
+class _Summed:
+    state: RunState
+    outcomes: list[ClientOutcome]
+    """Of all clients that trained."""
+    weights: list[float] | None
+    """Of these; None if there are no shares."""
 
 
 def _aggregate(
     state: RunState,
-    updates: deque[ClientUpdate],
-    outcomes: Sequence[ClientOutcome],
-    round_idx: int,
+    trained: Sequence[TrainedClient],
+    num_tasks: int,
     setup: RoundSetup,
-) -> tuple[RunState, list[float] | None]:
-    """Make the next state from a round's updates, which are used up.
+    executor: Executor,
+) -> Generator[Fault, None, _Summed | dict[int, Fault]]:
+    """Make the next state from a round's updates.
 
     Returns:
-        The state, and every client's share; None if there are no shares.
+        The result; or, by client, the faults of updates that are lost.
+
+    Raises:
+        UserError: too few updates are finite.
     """
     algorithm, config, update = setup.algorithm, setup.config, setup.update
-    reports = [outcome.report for outcome in outcomes if outcome.accepted]
+    round_idx = state.round_idx + 1
+    outcomes = [setup.sent(client.outcome) for client in trained]
+    _require_updates(outcomes, num_tasks, round_idx, config)
+    clients = [client for client, o in zip(trained, outcomes, strict=True) if o.accepted]
+    reports = [client.outcome.report for client in clients]
     round_info = Round(round_idx, config.num_rounds, len(setup.sizes), len(reports), setup.tensors)
     aggregated = Aggregated({"params": state.params}, None)
     if reports:
@@ -268,8 +320,17 @@ def _aggregate(
         if update.noise_multiplier:
             # A cohort that fell short must not make each of its clients count for more.
             weights = [1 / config.clients_per_round] * len(reports)
-        uploads = _uploads(updates, state.params)
-        aggregated = algorithm.aggregate(uploads, weights, state.server, round_info)
+        lost = dict[int, Fault]()
+        work = RoundSum(algorithm, clients, weights, state.server, round_info)
+        for event in executor.aggregate(work):
+            if isinstance(event, Aggregated):
+                aggregated = event
+                continue
+            yield event
+            if event.client_id is not None:
+                lost[event.client_id] = event
+        if lost:
+            return lost
     vectors = aggregated.vectors
     if update.noise_multiplier:
         noisy = add_noise(
@@ -281,14 +342,7 @@ def _aggregate(
         server = algorithm.server_step(server, vectors, round_info)
     losses = {report.client_id: report.loss for report in reports}
     next_state = RunState(round_idx, server, {**state.losses, **losses})
-    return next_state, _shares(aggregated.weights, reports, outcomes)
-
-
-def _uploads(updates: deque[ClientUpdate], params: FloatVector) -> Iterator[Vectors]:
-    """Unpack one client's vectors (P,) at a time, and let go of each update once it is read."""
-    while updates:
-        upload = updates.popleft().upload
-        yield {name: incoming(vector, params) for name, vector in upload.items()}
+    return _Summed(next_state, outcomes, _shares(aggregated.weights, reports, outcomes))
 
 
 def _shares(

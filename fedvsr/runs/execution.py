@@ -29,6 +29,8 @@ from fedvsr.federation.sampling import FederationConfig
 from fedvsr.files import DISK_FULL, remove_temporaries, replacing
 from fedvsr.inference.evaluate import Evaluator
 from fedvsr.inference.scores import Scored
+from fedvsr.limits import ClusterGoneError
+from fedvsr.messages import LostError
 from fedvsr.models.origin import joined, parts, weights_source
 from fedvsr.params import FloatVector, ParamTable, flatten, load_flat
 from fedvsr.recording import RunRecords
@@ -78,7 +80,7 @@ def execute(
                         log.write(execution.record_fault(fault))
                         yield fault
         except (GeneratorExit, KeyboardInterrupt):
-            execution.save()
+            execution.save_at_end()
             execution.write_run("interrupted")
             loggers.end("interrupted")
             raise
@@ -87,7 +89,7 @@ def execute(
             full = isinstance(error, OSError) and error.errno in DISK_FULL
             # A full disk cannot take this row; the run then reads as stopped.
             with suppress(OSError):
-                execution.save()
+                execution.save_at_end(isinstance(error, ClusterGoneError))
                 execution.write_run("failed", error=str(error))
             loggers.end("failed")
             if full:
@@ -180,9 +182,7 @@ class Execution:
     def events(self) -> Iterator[Event]:
         """Execute the rest of the run. What an event reports is on disk before it is yielded."""
         config = self.run.config
-        saved = checkpoint.latest(
-            self.checkpoints, self.table, config.config_hash(), self.states.require_readable
-        )
+        saved = self._newest()
         state = self.state = self._initial_state(saved.state)
         self.saved_round = state.round_idx
         lost = [*self.damaged_tables, *self._lost_rows(saved.state)]
@@ -201,31 +201,60 @@ class Execution:
             self.write_run("running")
             self.records.write_partition(rows.partition_rows(self.split))
             notes = () if saved.state else notes_of(config, self.split)
-            yield RunStarted(
-                self.run.run_id,
-                state.round_idx,
-                config.federation.num_rounds,
-                self.table.size,
-                len(self.clients.clips),
-                self.device_name,
-                (*saved.damaged, *lost, *notes),
-            )
+            yield self._started((*saved.damaged, *lost, *notes))
             for fault in self._faults_before(state.round_idx, saved.damaged, lost):
                 yield self.record_fault(fault)
-            if not self.records.has_scores(state.round_idx, self._is_scored(state.round_idx)):
-                self._begin_scoring(state)
-            yield from self._rounds(state, executor)
-            yield from self._settle()
+            yield from self._whole(state, executor)
             self._finish(self.state.params)
         finally:
             executor.close()
 
+    def _whole(self, state: RunState, executor: Executor) -> Iterator[Event]:
+        """The remaining rounds; again from the checkpoint if what a client remembers is lost."""
+        for retries_left in range(self.run.config.cluster.max_retries, -1, -1):
+            if not self.records.has_scores(state.round_idx, self._is_scored(state.round_idx)):
+                self._begin_scoring(state)
+            try:
+                yield from self._rounds(state, executor)
+                yield from self._settle()
+                return
+            except LostError as error:
+                lost = f"what client {error.client_id} remembered was lost with its node: {error}"
+                if not retries_left:
+                    raise UserError(f"{lost}; give the same command with --resume") from error
+                yield from self._settle()
+                saved = self._newest()
+                state = self.state = self._initial_state(saved.state)
+                self.saved_round = state.round_idx
+                message = f"{lost}; resumed after round {state.round_idx}"
+                yield self.record_fault(
+                    Fault(state.round_idx + 1, error.client_id, "node_lost", message)
+                )
+                yield self._started(saved.damaged)
+
+    def _started(self, notes: tuple[str, ...]) -> RunStarted:
+        return RunStarted(
+            self.run.run_id,
+            self.saved_round,
+            self.run.config.federation.num_rounds,
+            self.table.size,
+            len(self.clients.clips),
+            self.device_name,
+            notes,
+        )
+
+    def _newest(self) -> checkpoint.Newest:
+        config_hash = self.run.config.config_hash()
+        return checkpoint.latest(
+            self.checkpoints, self.table, config_hash, self.states.require_readable
+        )
+
     def _initial_state(self, saved: checkpoint.Saved | None) -> RunState:
         """The state of a checkpoint, or that of a run that has not trained."""
+        self.states.restore(saved.clients if saved else {})
         if saved is None:
             models.load_start(self.network, self.run.config.model)
             return RunState(0, start(self.algorithm, flatten(self.network)), {})
-        self.states.restore(saved.clients)
         return RunState(saved.round_idx, saved.server, saved.losses)
 
     def _rounds(self, state: RunState, executor: Executor) -> Iterator[Event]:
@@ -276,6 +305,17 @@ class Execution:
         kept = checkpoint.save(self.checkpoints, saved, self.table, config.config_hash())
         self.states.clean(kept)
         self.saved_round = state.round_idx
+
+    def save_at_end(self, cluster_is_gone: bool = False) -> None:
+        """As `save`; if what a client remembers is lost, the checkpoint before stays the newest.
+
+        Args:
+            cluster_is_gone: whether nothing can be fetched: to try could block for ever.
+        """
+        if cluster_is_gone and self.states.need_others:
+            return
+        with suppress(LostError):
+            self.save()
 
     def write_run(self, status: str, error: str | None = None) -> None:
         """Write the run's own row.

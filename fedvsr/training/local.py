@@ -194,6 +194,7 @@ class LocalTrainer:
             lipschitz=lipschitz(self.local, lr, course.gradient_norm, norm),
             update_norm=norm,
             upload_bytes=sum(vector.nbytes for vector in update.upload.values()),
+            state_bytes=sum(vector.nbytes for vector in update.state.values()),
             finite=finite,
             train_s=0.0,
             input_wait_s=waited_s,

@@ -86,9 +86,13 @@ def test_a_node_that_is_removed_costs_no_bit(
     assert len(trained_on[1]) == 2, "the slots are not on two nodes"
     assert head_id not in set().union(*trained_on)
     faults = results.faults
-    assert faults["client_id"].tolist() == [victim]
+    assert faults["client_id"].dropna().tolist() == [victim]
+    # The node's aggregator may be lost too.
+    others = faults.loc[faults["client_id"].isna(), "message"]
+    assert others.str.startswith("the aggregator of slice ").all()
+    assert len(others) <= 1
     assert set(faults["kind"]) <= {"node_lost", "died"}
-    assert [fault.final for fault in faults_in(events)] == [False]
+    assert not any(fault.final for fault in faults_in(events))
 
 
 def remove_node(marker: Path, cluster: Cluster, nodes: list[Any]) -> None:

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from fedvsr.algorithms.base import Aggregated
 from fedvsr.cluster import nodes as nodes_module
 from fedvsr.cluster.nodes import ask_nodes
 from fedvsr.config import ExperimentConfig
-from fedvsr.federation import ray_executor
-from fedvsr.federation.executors import Clients
+from fedvsr.federation import aggregators, remote
+from fedvsr.federation.aggregation import RoundSum
+from fedvsr.federation.executors import Clients, Fault
 from fedvsr.federation.ray_executor import RayExecutor
 from fedvsr.runs.run import create_run
 from tests.integration.equality import assert_equal_runs
@@ -34,16 +36,16 @@ def raylet_of(node: Any) -> int:
 
 
 class Stalling:
-    """Makes executors that stop a raylet when the first report has come; a `make_executor`.
+    """Makes executors that stop a raylet before the first sum; a `make_executor`.
 
-    The client's update, which is larger, is still on that raylet's node then.
+    The first client's update is still on that raylet's node then.
     """
 
     def __init__(self, raylets: dict[str, int], marker: Path) -> None:
         self.raylets, self.marker = raylets, marker
 
     def __call__(self, clients: Clients, **arguments: Any) -> RayExecutor:
-        ray_executor.FETCH_S = FETCH_S
+        remote.FETCH_S = aggregators.FETCH_S = FETCH_S
         executor = StallingExecutor(clients, **arguments)
         executor.stalling = self
         return executor
@@ -52,12 +54,12 @@ class Stalling:
 class StallingExecutor(RayExecutor):
     stalling: Stalling
 
-    def _collect(self, done: Any) -> Iterator[Any]:
+    def aggregate(self, work: RoundSum) -> Iterator[Fault | Aggregated]:
         if not self.stalling.marker.exists():
-            raylet = self.stalling.raylets[self._running[done].place.node_id]
+            raylet = self.stalling.raylets[str(work.clients[0].outcome.node)]
             os.kill(raylet, signal.SIGSTOP)
             self.stalling.marker.write_text(str(raylet))
-        yield from super()._collect(done)
+        yield from super().aggregate(work)
 
 
 def continue_later(marker: Path) -> None:

@@ -66,7 +66,7 @@ def test_check_names_what_does_not_hold(tmp_path: Path, capsys: pytest.CaptureFi
         f"FAIL  descending the local loss lowers it: bad.py, line {line}: KeyError: 'pace'" in out
     )
     assert "ok    weights follow their client" in out
-    assert out.splitlines()[-1] == f"{path}: 5 of 10 contracts do not hold"
+    assert out.splitlines()[-1] == f"{path}: 5 of 11 contracts do not hold"
 
 
 def test_check_refuses_what_it_cannot_load(

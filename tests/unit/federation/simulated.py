@@ -121,7 +121,8 @@ def _starts_on(cluster: Cluster) -> Any:
                 return cluster.ready_at(sent + 1, RayTaskError("train", "", cause)), _Ref(None)
             free["at"] = max(free["at"], sent) + took
             cluster.log.append((task.client_id, place.slots[0], sent, free["at"]))
-            return cluster.ready_at(free["at"], SimpleNamespace(train_s=took)), _Ref(None)
+            report = SimpleNamespace(train_s=took, state_bytes=0)
+            return cluster.ready_at(free["at"], report), _Ref(None)
 
         call = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=train))
         pulse: Any = SimpleNamespace(check=lambda: None)
@@ -165,6 +166,7 @@ def simulated(
         patch.object(actors, "ray", fake),
         patch.object(ray_executor, "time", clock),
         patch.object(ray_executor, "_steps", lambda *_: 1),
+        patch.object(ray_executor, "count_slices", lambda *_: 1),
         patch("fedvsr.federation.actors.end", lambda _: None),
     ):
         yield _of(cluster, ClusterConfig(max_live_clients=max_live, isolation=isolation))
@@ -193,7 +195,7 @@ def run_rounds(
         began = cluster.now
         tasks = [ClientTask(i, round_idx, len(cohorts), seed=i) for i in cohort]
         upcoming = cohorts[round_idx] if round_idx < len(cohorts) else ()
-        states: Any = SimpleNamespace(get=lambda _: {})
+        states: Any = SimpleNamespace(find=lambda _: {})
         results = list(executor.run_round(tasks, {}, states, upcoming))
         failed = [result for result in results if isinstance(result, Fault)]
         lost = [fault for fault in failed if fault.final]

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedvsr.algorithms import fedavg
+from fedvsr.algorithms import fedavg, scaffold
+from fedvsr.algorithms.base import Aggregated, start
+from fedvsr.federation.aggregation import RoundSum, aggregate_here
 from fedvsr.federation.client_states import ClientStates
-from fedvsr.federation.executors import ClientOutcome, TrainedClient
+from fedvsr.federation.executors import ClientOutcome, Fault, TrainedClient
 from fedvsr.federation.rounds import RoundFinished, RoundSetup, RunState, run_rounds
 from fedvsr.federation.sampling import FederationConfig
-from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
+from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Round, Vectors
 from fedvsr.training.updates import UNCHANGED
 
 NUM_PARAMS = 8_000_000
@@ -42,6 +44,9 @@ class Viewing:
             self.updates.append(weakref.ref(update))
             yield TrainedClient(ClientOutcome(report), update)
             del update
+
+    def aggregate(self, work: RoundSum) -> Iterator[Fault | Aggregated]:
+        yield aggregate_here(work)
 
     def start_scorer(self, make: Callable[[], Any]) -> Any:
         raise AssertionError("nothing is scored")
@@ -82,3 +87,31 @@ def test_a_rounds_updates_are_freed_when_it_is_aggregated() -> None:
             assert executor.updates
             assert not [update for update in executor.updates if update() is not None]
             executor.updates.clear()
+
+
+class Fetched:
+    """An update that is made when it is read, as one that comes from another node."""
+
+    def __init__(self, live: list[weakref.ref[Any]], most: list[int]) -> None:
+        self._live, self._most = live, most
+        self.state = Vectors()
+
+    @property
+    def upload(self) -> Vectors:
+        self._most.append(1 + sum(ref() is not None for ref in self._live))
+        upload = {name: np.ones(1000, np.float32) for name in ("params", "control_change")}
+        self._live.append(weakref.ref(upload["params"]))
+        return upload
+
+
+@pytest.mark.parametrize("kind", [fedavg, scaffold])
+def test_the_driver_holds_one_update_while_it_sums(kind: Any) -> None:
+    live, most = list[weakref.ref[Any]](), list[int]()
+    report = ClientReport(0, 1, 1, 1, 1.0, 1.0, 0.0)
+    clients = [TrainedClient(ClientOutcome(report), Fetched(live, most)) for _ in range(5)]
+    algorithm = kind.Algorithm(kind.Config())
+    server = start(algorithm, np.zeros(1000, np.float32))
+    work = RoundSum(algorithm, clients, [0.2] * 5, server, Round(1, 1, 5, 5, ()))
+    result = aggregate_here(work)
+    np.testing.assert_allclose(result.vectors["params"], 1, rtol=1e-6)
+    assert most == [1] * 5

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fedvsr import algorithms
 from fedvsr.algorithms import fedavg, fedvsr, scaffold
+from fedvsr.algorithms.base import Aggregated
 from fedvsr.errors import UserError
+from fedvsr.federation.aggregation import RoundSum, aggregate_here
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.executors import ClientOutcome, Fault, Scorer, TrainedClient
 from fedvsr.federation.rounds import (
@@ -58,7 +61,11 @@ class Shuffling:
             loss = 1 + task.client_id
             report = ClientReport(task.client_id, task.round_idx, 1, 1, loss, loss, 0.0)
             remembered = {"own": update}
-            yield TrainedClient(ClientOutcome(report), ClientUpdate({"params": update}, remembered))
+            sent = {"params": update, "control_change": update}
+            yield TrainedClient(ClientOutcome(report), ClientUpdate(sent, remembered))
+
+    def aggregate(self, work: RoundSum) -> Iterator[Fault | Aggregated]:
+        yield aggregate_here(work)
 
     def start_scorer(self, make: Callable[[], Evaluator]) -> Scorer:
         raise AssertionError("the round loop scores nothing")
@@ -217,3 +224,57 @@ def test_lost_uploads_do_not_hide_clients_that_diverged() -> None:
 def test_client_seeds_have_a_scope_each() -> None:
     seeds = {derive_seed(0, "client", c, r) for c in range(50) for r in range(50)}
     assert len(seeds) == 2500
+
+
+class Losing(Shuffling):
+    """Loses the update of a round's first client before the first sum, for good or for once."""
+
+    def __init__(self, final: bool) -> None:
+        super().__init__([0, 1, 2])
+        self.final, self.trained = final, list[list[int]]()
+
+    def run_round(
+        self, tasks: Sequence[ClientTask], *arguments: Any
+    ) -> Iterator[TrainedClient | Fault]:
+        self.trained.append([task.client_id for task in tasks])
+        self.order = [*range(len(tasks))]
+        yield from super().run_round(tasks, *arguments)
+
+    def aggregate(self, work: RoundSum) -> Iterator[Fault | Aggregated]:
+        report = work.clients[0].outcome.report
+        if report.round_idx == 2 and len(self.trained) == 2:
+            # Once more, so that the next sum goes through.
+            self.trained.append([])
+            error = UserError("its node is gone")
+            yield Fault(2, report.client_id, "node_lost", "", final=self.final, error=error)
+            return
+        yield aggregate_here(work)
+
+
+@pytest.mark.parametrize(("final", "min_updates"), [(False, None), (True, 2), (True, None)])
+def test_a_lost_update_is_made_again_or_left_out(final: bool, min_updates: int | None) -> None:
+    config = CONFIG.model_copy(update={"min_updates": min_updates})
+    setup = RoundSetup(algorithms.build(scaffold.Config()), config, UNCHANGED, [4] * 10, (), seed=7)
+    server = {"params": np.zeros(50, np.float32), "control": np.zeros(50, np.float32)}
+
+    def run(executor: Shuffling) -> list[Any]:
+        return list(run_rounds(RunState(0, server, {}), setup, executor, ClientStates()))
+
+    executor = Losing(final)
+    if final and min_updates is None:
+        with pytest.raises(UserError, match="its node is gone"):
+            run(executor)
+        return
+    finished = [event for event in run(executor) if isinstance(event, RoundFinished)]
+    undisturbed = [e for e in run(Shuffling([0, 1, 2])) if isinstance(e, RoundFinished)]
+    first = undisturbed[1].reports[0].client_id
+    if final:
+        assert [report.client_id for report in finished[1].reports] == [
+            report.client_id for report in undisturbed[1].reports[1:]
+        ]
+        assert finished[1].num_failed == 1
+    else:
+        assert executor.trained[3] == [first], "the lost client alone trains again"
+        for one, other in zip(finished, undisturbed, strict=True):
+            assert one.state.params.tobytes() == other.state.params.tobytes()
+            assert one.outcomes == other.outcomes
