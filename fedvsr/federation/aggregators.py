@@ -40,7 +40,12 @@ def count_slices(clients: Clients, config: ClusterConfig, places: Sequence[Place
     compressed = clients.update.compression != "none"
     if compressed or not algorithm.upload or not is_by_coordinate(algorithm):
         return 1
-    return config.aggregation_shards or len({place.node_id for place in places}) or 1
+    if config.aggregation_shards:
+        return config.aggregation_shards
+    if any(place.owner for place in places):
+        # What a client sends can be turned back into frames, so it is not sent to other owners.
+        return 1
+    return len({place.node_id for place in places}) or 1
 
 
 @dataclass(frozen=True)

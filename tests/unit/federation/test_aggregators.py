@@ -1,0 +1,50 @@
+"""Into how many slices a run's uploads are cut."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedvsr.algorithms import fedavg, fedmedian, krum
+from fedvsr.federation.aggregators import count_slices
+from fedvsr.federation.config import ClusterConfig
+from fedvsr.federation.executors import Clients
+from fedvsr.federation.placement import Place
+from fedvsr.models import tiny
+from fedvsr.section import NamedSection
+from fedvsr.training.config import LocalConfig
+from fedvsr.training.updates import UNCHANGED, UpdateConfig
+
+
+def places_of(*owners: str) -> list[Place]:
+    """A node with two slots for each owner."""
+    return [
+        Place(f"node-{i}", "CPU", (i + 1,), (2 * i, 2 * i + 1), owner)
+        for i, owner in enumerate(owners)
+    ]
+
+
+def count(
+    algorithm: NamedSection,
+    *owners: str,
+    shards: int | None = None,
+    update: UpdateConfig = UNCHANGED,
+) -> int:
+    clients = Clients(tiny.Config(), algorithm, LocalConfig(), (), update)
+    return count_slices(clients, ClusterConfig(aggregation_shards=shards), places_of(*owners))
+
+
+@pytest.mark.parametrize("algorithm", [fedavg.Config(), fedmedian.Config()])
+def test_there_is_a_slice_for_each_node(algorithm: NamedSection) -> None:
+    assert count(algorithm, "") == 1
+    assert count(algorithm, "", "", "") == 3
+    assert count(algorithm, "", "", "", shards=2) == 2
+
+
+def test_what_needs_whole_vectors_is_not_sliced() -> None:
+    assert count(krum.Config(), "", "", shards=2) == 1
+    assert count(fedavg.Config(), "", "", update=UpdateConfig(compression="int8")) == 1
+
+
+def test_updates_do_not_reach_other_owners_unless_asked_to() -> None:
+    assert count(fedavg.Config(), "alice", "bob") == 1
+    assert count(fedavg.Config(), "alice", "bob", shards=2) == 2
