@@ -25,17 +25,16 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fedvsr.checked import read_parquet, write_parquet
+from fedvsr import stored
+from fedvsr.checked import write_parquet
 from fedvsr.errors import FileError, UserError, skipping
-from fedvsr.journal import Entry, GrowingTable, Journal
 from fedvsr.metrics import BICUBIC, METRICS
-from fedvsr.upgrades import upgraded_rows, upgraded_table
 
 # Only `load_results` needs pandas, and pyarrow loads it there; `fedvsr list` and `show` stay quick.
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 Row = Mapping[str, object]
 
@@ -213,8 +212,6 @@ SCORES = pa.schema(
 _TIMES = ("started_at", "updated_at")
 GROWING = ("clients", "evaluations", "rounds", "faults")
 """Tables whose newest rows may be in the journal."""
-# Metadata of a table's file: number of the last journal entry that it holds.
-LAST_ENTRY = "last_entry"
 
 
 def write_scores(path: Path, rows: Sequence[Row]) -> None:
@@ -318,7 +315,9 @@ def _tables(folder: Path) -> dict[str, pa.Table]:
     return tables
 
 
-def checked_table(folder: Path, name: str) -> pa.Table:
+def checked_table(
+    folder: Path, name: str, columns: Sequence[str] | None = None, since: int | None = None
+) -> pa.Table:
     """`read_table`, with every value checked.
 
     Raises:
@@ -326,7 +325,7 @@ def checked_table(folder: Path, name: str) -> pa.Table:
         UserError: a newer version wrote the file.
     """
     try:
-        table = read_table(folder, name)
+        table = read_table(folder, name, columns, since)
         table.validate(full=True)
     except (UserError, FileNotFoundError):
         raise
@@ -355,10 +354,19 @@ def read_runs(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_table(folder: Path, name: str) -> pa.Table:
+def read_table(
+    folder: Path, name: str, columns: Sequence[str] | None = None, since: int | None = None
+) -> pa.Table:
     """A run's table in the newest schema: columns that an older file lacks are null.
 
-    Rows of the run's journal that are not in the table's file yet are included.
+    Rows of the run's journal that are not in the table's files yet are included.
+
+    Args:
+        folder: the run's.
+        name: the table.
+        columns: those to read (default: all).
+        since: of a growing table, read only the rows of this round and later ones. Of a file with
+            many rows, the others are not read, and not compared with the file's SHA-256.
 
     Returns:
         The table; empty if the run has no such file.
@@ -367,46 +375,7 @@ def read_table(folder: Path, name: str) -> pa.Table:
         DamagedError: the file is not as it was written.
         UserError: a newer version wrote the file.
     """
-    # Before the table: an entry that moves to the table meanwhile is then seen, by its number, to
-    # be in both.
-    entries = Journal(folder).entries() if name in GROWING else []
-    return read_growing(folder, name, entries)[0].merged()
-
-
-def read_growing(folder: Path, name: str, entries: Sequence[Entry]) -> tuple[GrowingTable, int]:
-    """A table's file, with the entries of the journal that it lacks, and the last one's number."""
-    table, last = _read_stored(folder, name)
-    growing = GrowingTable(table)
-    for entry in entries:
-        if name in entry.rows and entry.number > last:
-            growing.add(entry.round_idx, upgraded_rows(name, entry.rows[name], folder))
-    return growing, max([last, *(entry.number for entry in entries)])
-
-
-def _read_stored(folder: Path, name: str) -> tuple[pa.Table, int]:
-    """What a table's file holds, and the number of the last journal entry in it.
-
-    Raises:
-        DamagedError: the file is not as it was written.
-        UserError: a newer version wrote the file.
-    """
-    path, schema = folder / f"{name}.parquet", SCHEMAS[name]
-    if not path.exists():
-        # Not `schema.empty_table()`, for which pyarrow loads pandas.
-        arrays = [pa.nulls(0, field.type) for field in schema]
-        return pa.Table.from_arrays(arrays, schema=schema), 0
-    table = read_parquet(path)
-    metadata = table.schema.metadata or {}
-    version = int(metadata.get(b"schema_version", b"0"))
-    if not 1 <= version <= SCHEMA_VERSION:
-        raise UserError(
-            f"{path} has schema version {version}; this fedvsr reads 1 to {SCHEMA_VERSION}"
-        )
-    if version < 6:
-        table = upgraded_table(name, table, folder)
-    columns = [
-        table[field.name] if field.name in table.schema.names else pa.nulls(len(table), field.type)
-        for field in schema
-    ]
-    table = pa.Table.from_arrays(columns, schema=schema)
-    return table, int(metadata.get(LAST_ENTRY.encode(), b"0"))
+    schema = SCHEMAS[name]
+    if name in GROWING:
+        return stored.read_growing(folder, name, schema, columns, since)
+    return stored.read_fixed(folder, name, schema, columns)
