@@ -258,7 +258,7 @@ def read_results(folders: Sequence[Path], asked: Path) -> tuple[Results, dict[st
     folder_of = dict[str, Path]()
     for folder in folders:
         with skipping(folder, unless=folder == asked):
-            tables = _tables(folder)
+            tables = run_tables(folder)
             run_ids = tables["runs"]["run_id"].to_pylist()
             if known := next((folder_of[i] for i in run_ids if i in folder_of), None):
                 raise FileError(folder / "runs.parquet", f"is of the run in {known}: a copy of it")
@@ -294,9 +294,24 @@ def run_folders(folder: Path) -> list[Path]:
     return folders
 
 
-def _tables(folder: Path) -> dict[str, pa.Table]:
-    """All tables of a folder, after a check that they are whole and belong together."""
-    tables = {name: checked_table(folder, name) for name in SCHEMAS}
+def run_tables(
+    folder: Path, names: Sequence[str] = tuple(SCHEMAS), since: int | None = None
+) -> dict[str, pa.Table]:
+    """Tables of a folder by name, after a check that they are whole and belong together.
+
+    Args:
+        folder: the folder.
+        names: the tables, of which `runs` is read in any case.
+        since: of the tables that grow by rounds, read only the rows of this round and later ones.
+
+    Raises:
+        UserError: one is damaged, of another run, or of a newer version.
+    """
+    tables = {
+        name: checked_table(folder, name, since=since)
+        for name in SCHEMAS
+        if name in {*names, "runs"}
+    }
     own = set(tables["runs"]["run_id"].to_pylist())
     for name, table in tables.items():
         foreign = set(pc.unique(table["run_id"]).to_pylist()) - own
@@ -333,6 +348,20 @@ def checked_table(
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise FileError(folder / f"{name}.parquet", f"is damaged: {reason}") from error
     return table
+
+
+def last_evaluations(folder: Path) -> tuple[pa.Table, pa.Table]:
+    """Columns of `rounds` for a line about a run, and the scores since the last that has a number.
+
+    Raises:
+        UserError: see `checked_table`.
+    """
+    rounds = checked_table(folder, "rounds", ["run_id", "round_idx", "psnr_db", "gap_s", "train_s"])
+    scored = rounds.filter(pc.is_finite(rounds["psnr_db"]))
+    # The folder may hold the tables of several runs.
+    last = scored.group_by("run_id", use_threads=False).aggregate([("round_idx", "max")])
+    since = pc.min(last["round_idx_max"]).as_py()
+    return rounds, checked_table(folder, "evaluations", since=since)
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
