@@ -11,7 +11,7 @@ ALL := not (gpu or slow or benchmark)
 
 .PHONY: demo check lint types layers test test-rest test-all test-lowest constraints \
 	bench-models bench-gpu bench-algorithms bench-data \
-	bench-federation bench-federation-peers bench-scheduler bench-records soak bench-sweeps study docs references \
+	bench-federation bench-federation-peers bench-scheduler bench-records bench-results soak bench-sweeps study docs references \
 	notebooks screenshots dist format clean
 
 demo: $(VENV)/.demo
@@ -84,6 +84,10 @@ bench-scheduler: $(VENV)/.test
 # What the records of a run of many rows cost its driver, and who reads them.
 bench-records: $(VENV)/.test
 	$(BIN)/python -m tests.benchmarks.bench_records $(ARGS)
+
+# Reading 1,000 runs: seconds, files and bytes.
+bench-results: $(VENV)/.test
+	$(BIN)/python -m tests.benchmarks.bench_results $(ARGS)
 
 # 1,000 rounds in some minutes: what grows? `ARGS="--rounds 100"` for fewer.
 soak: $(VENV)/.test

@@ -16,7 +16,7 @@ except for when, where and with which versions each was made (`run_id`, `*_at`, 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timezone
 from pathlib import Path
@@ -28,6 +28,7 @@ import pyarrow.compute as pc
 from fedvsr import stored
 from fedvsr.checked import write_parquet
 from fedvsr.errors import FileError, UserError, skipping
+from fedvsr.lookup import did_you_mean
 from fedvsr.metrics import BICUBIC, METRICS
 
 # Only `load_results` needs pandas, and pyarrow loads it there; `fedvsr list` and `show` stay quick.
@@ -231,50 +232,111 @@ class Results:
     faults: pd.DataFrame
 
 
-def load_results(folder: str | Path = "results") -> Results:
-    """All runs at or below a folder as pandas tables, e.g. `results.rounds`.
+Columns = Mapping[str, Sequence[str] | None]
+
+
+def load_results(
+    folder: str | Path = "results",
+    *,
+    tables: Sequence[str] | Columns | None = None,
+    runs: Sequence[str] | None = None,
+) -> Results:
+    """Runs at or below a folder as pandas tables, e.g. `results.rounds`.
 
     Each table holds the rows of all runs; `run_id` joins them. `run_folders` says which folders
     count. A run below `folder` with a damaged or foreign table is skipped: a line on standard error
     (logger `fedvsr`) names the file.
 
+    Args:
+        folder: the folder.
+        tables: names of the tables to read, or a mapping of them to the columns to read (None:
+            all); `run_id` is always read. Other tables are empty. Default: all tables.
+        runs: ids of the runs to read. Files of other runs are not opened. Default: all runs.
+
     Raises:
-        UserError: the folder is missing, or its own tables are damaged or of a newer version.
+        UserError: the folder is missing, its own tables are damaged or of a newer version, or it
+            lacks a run, table or column of that name.
     """
-    return read_results(run_folders(Path(folder)), Path(folder))[0]
+    columns = _columns(tables)
+    found = read_results(run_folders(Path(folder), runs), Path(folder), columns, runs)
+    if missing := set(runs or ()) - found[1].keys():
+        name = min(missing)
+        raise UserError(f"{folder} has no run {name!r}{did_you_mean(name, _names(Path(folder)))}")
+    return found[0]
 
 
-def read_results(folders: Sequence[Path], asked: Path) -> tuple[Results, dict[str, Path]]:
+def _columns(tables: Sequence[str] | Columns | None) -> Columns:
+    """The columns to read by table, after a check that they exist; None: all of a table."""
+    if isinstance(tables, str):
+        tables = [tables]
+    if not isinstance(tables, Mapping):
+        return dict.fromkeys(_known(SCHEMAS if tables is None else tables, SCHEMAS, "table"))
+    for name in _known(tables, SCHEMAS, "table"):
+        _known(tables[name] or (), SCHEMAS[name].names, f"column of {name}")
+    return {
+        name: None if own is None else list(dict.fromkeys(["run_id", *own]))
+        for name, own in tables.items()
+    }
+
+
+def _known(names: Iterable[str], known: Iterable[str], what: str) -> list[str]:
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise UserError(f"there is no {what} {name!r}{did_you_mean(name, known)}")
+    return list(names)
+
+
+def read_results(
+    folders: Sequence[Path],
+    asked: Path,
+    columns: Columns | None = None,
+    runs: Sequence[str] | None = None,
+) -> tuple[Results, dict[str, Path]]:
     """The tables of runs, and the folder of each run by its id.
 
     Args:
         folders: the folders of the runs.
         asked: the folder that the user named; its own tables are never skipped.
+        columns: the tables to read, each with its columns (None: all). Default: all tables.
+        runs: ids of the runs to read (default: all).
 
     Raises:
         UserError: the tables of `asked` itself cannot be read.
     """
+    columns = dict.fromkeys(SCHEMAS) if columns is None else columns
     parts = {name: [schema.empty_table()] for name, schema in SCHEMAS.items()}
+    for name, own in columns.items():
+        if own is not None:
+            parts[name] = [parts[name][0].select(own)]
     folder_of = dict[str, Path]()
     for folder in folders:
         with skipping(folder, unless=folder == asked):
-            tables = run_tables(folder)
+            tables = run_tables(folder, columns)
             run_ids = tables["runs"]["run_id"].to_pylist()
             if known := next((folder_of[i] for i in run_ids if i in folder_of), None):
                 raise FileError(folder / "runs.parquet", f"is of the run in {known}: a copy of it")
-            folder_of |= dict.fromkeys(run_ids, folder)
-            for name, table in tables.items():
+            folder_of |= {i: folder for i in run_ids if runs is None or i in runs}
+            for name in columns:
+                table = tables[name]
+                if runs is not None and not set(run_ids) <= set(runs):
+                    table = table.filter(pc.is_in(table["run_id"], pa.array(runs, pa.string())))
                 parts[name].append(table)
     frames = {name: pa.concat_tables(tables).to_pandas() for name, tables in parts.items()}
     return Results(**frames), folder_of
 
 
-def run_folders(folder: Path) -> list[Path]:
+def run_folders(folder: Path, runs: Sequence[str] | None = None) -> list[Path]:
     """The folders at or below `folder` that hold the tables of a run.
 
     A folder with the tables of several runs, such as results/study-small, counts only if it is
     `folder` itself. Hidden folders hold runs on their way here and do not count. A folder below
     whose `runs.parquet` is damaged is skipped, and named.
+
+    Args:
+        folder: the folder.
+        runs: ids of the runs that count, which are their folders' names below `folder`
+            (default: all).
 
     Raises:
         UserError: the folder is missing.
@@ -288,30 +350,38 @@ def run_folders(folder: Path) -> list[Path]:
             continue
         if any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
+        if runs is not None and path.parent.name not in runs:
+            continue
         with skipping(path.parent):
-            if len(checked_table(path.parent, "runs")) == 1:
+            # The file's last bytes say how many rows it has; who reads the run checks the others.
+            if stored.num_rows(path) == 1:
                 folders.append(path.parent)
     return folders
 
 
+def _names(folder: Path) -> list[str]:
+    return [path.parent.name for path in folder.rglob("runs.parquet")]
+
+
 def run_tables(
-    folder: Path, names: Sequence[str] = tuple(SCHEMAS), since: int | None = None
+    folder: Path, columns: Columns | None = None, since: int | None = None
 ) -> dict[str, pa.Table]:
     """Tables of a folder by name, after a check that they are whole and belong together.
 
     Args:
         folder: the folder.
-        names: the tables, of which `runs` is read in any case.
+        columns: the tables to read, each with its columns (None: all); `run_id` of `runs` is read
+            in any case. Default: all tables.
         since: of the tables that grow by rounds, read only the rows of this round and later ones.
 
     Raises:
         UserError: one is damaged, of another run, or of a newer version.
     """
-    tables = {
-        name: checked_table(folder, name, since=since)
-        for name in SCHEMAS
-        if name in {*names, "runs"}
+    wanted: Columns = {
+        "runs": ["run_id"],
+        **(dict.fromkeys(SCHEMAS) if columns is None else columns),
     }
+    tables = {name: checked_table(folder, name, own, since) for name, own in wanted.items()}
     own = set(tables["runs"]["run_id"].to_pylist())
     for name, table in tables.items():
         foreign = set(pc.unique(table["run_id"]).to_pylist()) - own
@@ -320,7 +390,8 @@ def run_tables(
                 folder / f"{name}.parquet",
                 f"has rows of another run: {foreign.pop()}" if foreign else "has no run_id",
             )
-    for config in tables["runs"]["config"].to_pylist():
+    configs = tables["runs"]["config"] if "config" in tables["runs"].column_names else pa.array([])
+    for config in configs.to_pylist():
         try:
             known = config is None or isinstance(json.loads(config), dict)
         except ValueError:

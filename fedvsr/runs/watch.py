@@ -85,7 +85,7 @@ def recorded(folder: Path) -> list[RoundRecorded]:
 
 def ending(folder: Path) -> tuple[str, str | None]:
     """How a run ended (`finished`, `failed`, `interrupted` or `stopped`), and its error if any."""
-    row = run_tables(folder, ["runs"])["runs"].to_pandas().iloc[0].to_dict()
+    row = run_tables(folder, {"runs": None})["runs"].to_pandas().iloc[0].to_dict()
     status = "stopped" if row["status"] == "running" else str(row["status"])
     error = row["error"]
     return status, None if pd.isna(error) else str(error)
@@ -93,7 +93,7 @@ def ending(folder: Path) -> tuple[str, str | None]:
 
 def _status(folder: Path) -> str:
     try:
-        statuses = run_tables(folder, ["runs"])["runs"]["status"].to_pylist()
+        statuses = run_tables(folder, {"runs": ["run_id", "status"]})["runs"]["status"].to_pylist()
     except OSError:
         statuses = []
     if not statuses:
@@ -113,7 +113,7 @@ class _Tables:
 
 def _tables(folder: Path, since: int = 0) -> _Tables:
     names = [field.name for field in fields(_Tables)]
-    tables = run_tables(folder, names, since)
+    tables = run_tables(folder, dict.fromkeys(names), since)
     return _Tables(**{name: table.to_pandas() for name, table in tables.items()})
 
 
