@@ -69,9 +69,20 @@ class RunRecords:
                 table.join(self._number)
         self._write("runs", self._table("runs", [row]))
 
-    def write_partition(self, rows: Sequence[Row]) -> None:
-        """Write which client holds which clips."""
-        self._write("partition", self._table("partition", rows))
+    def write_partition(self, columns: pa.Table) -> None:
+        """Write which client holds which clips: the columns that rows do not share."""
+        schema = SCHEMAS["partition"]
+        constants = {
+            name: pa.repeat(
+                pa.scalar(self._identity.get(name), schema.field(name).type), len(columns)
+            )
+            for name in schema.names
+            if name not in columns.column_names
+        }
+        arrays = [
+            columns[name] if name not in constants else constants[name] for name in schema.names
+        ]
+        self._write("partition", pa.Table.from_arrays(arrays, schema=schema))
 
     def write_round(self, round_idx: int, row: Row, clients: Sequence[Row]) -> None:
         """Add a round's training, or replace an earlier one of the same round and its scores.

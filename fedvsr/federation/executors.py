@@ -12,6 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
+from fedvsr.data.client_clips import ClientClips
 from fedvsr.data.clips import Clip
 from fedvsr.errors import UserError
 from fedvsr.federation.client_states import ClientStates
@@ -160,6 +164,11 @@ class Clients:
     clips: Sequence[tuple[Clip, ...]]
     """By client id."""
     update: UpdateConfig = UNCHANGED
+
+    @property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """Frames of each client's clips, by client id."""
+        return ClientClips.of(self.clips).sizes
 
     def pooled(self, clients_per_round: int) -> Clients:
         """A single client with all clips, which takes as many steps as a cohort of mean clients."""
