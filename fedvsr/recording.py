@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from fedvsr.checked import write_parquet
+from fedvsr.checked import write_parquet, write_tables
 from fedvsr.growing import PART_ROWS, GrowingFiles
 from fedvsr.journal import Entry, Journal
 from fedvsr.means import headline
@@ -71,18 +71,20 @@ class RunRecords:
 
     def write_partition(self, columns: pa.Table) -> None:
         """Write which client holds which clips: the columns that rows do not share."""
+        path, schema = self._folder / "partition.parquet", SCHEMAS["partition"]
+        starts = range(0, max(len(columns), 1), PART_ROWS)
+        write_tables(path, schema, (self._of_rows(columns.slice(i, PART_ROWS)) for i in starts))
+
+    def _of_rows(self, columns: pa.Table) -> pa.Table:
+        """Rows of `partition` with the columns that all rows share."""
         schema = SCHEMAS["partition"]
-        constants = {
-            name: pa.repeat(
-                pa.scalar(self._identity.get(name), schema.field(name).type), len(columns)
-            )
-            for name in schema.names
-            if name not in columns.column_names
-        }
         arrays = [
-            columns[name] if name not in constants else constants[name] for name in schema.names
+            columns[field.name]
+            if field.name in columns.column_names
+            else pa.repeat(pa.scalar(self._identity.get(field.name), field.type), len(columns))
+            for field in schema
         ]
-        self._write("partition", pa.Table.from_arrays(arrays, schema=schema))
+        return pa.Table.from_arrays(arrays, schema=schema)
 
     def write_round(self, round_idx: int, row: Row, clients: Sequence[Row]) -> None:
         """Add a round's training, or replace an earlier one of the same round and its scores.
