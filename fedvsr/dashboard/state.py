@@ -53,6 +53,7 @@ class RunReader:
         self._lock = Lock()
         self._signature: Signature | None = None
         self._state: Json = {}
+        self._partition: tuple[Signature | None, pa.Table] = None, empty(SCHEMAS["partition"])
         self._read_tables: tuple[Signature, dict[str, pa.Table], list[str]] | None = None
         self._frames_lock = Lock()
         self._frames: tuple[Signature, Json] = ((), {"frames": [], "errors": []})
@@ -153,11 +154,19 @@ class RunReader:
         if self._read_tables is None or self._read_tables[0] != found:
             tables, errors = dict[str, pa.Table](), list[str]()
             for name in SCHEMAS.keys() - {"runs"}:
+                own = tuple(file for file in found if file[0] == f"{name}.parquet")
+                if name == "partition" and self._partition[0] == own:
+                    # It may have a million rows, and changes only when a process takes over.
+                    tables[name] = self._partition[1]
+                    continue
                 try:
                     tables[name] = checked_table(self._folder, name, _COLUMNS.get(name))
                 except (UserError, OSError, ValueError, pa.ArrowException) as error:
                     errors.append(shortened(error, self._folder))
                     tables[name] = empty(SCHEMAS[name])
+                else:
+                    if name == "partition":
+                        self._partition = own, tables[name]
             self._read_tables = found, tables, sorted(errors)
         return self._read_tables[1:]
 

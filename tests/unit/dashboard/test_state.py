@@ -116,7 +116,10 @@ def test_it_is_read_again_only_if_a_file_has_changed(
     assert len(reads) == 5, "no table has changed"
     (folder / "clients.parquet").touch()
     reader.state()
-    assert len(reads) == 10
+    assert len(reads) == 9, "the partition is that of before"
+    (folder / "partition.parquet").touch()
+    reader.state()
+    assert len(reads) == 14
 
 
 def test_clients_slots_and_faults(tmp_path: Path) -> None:
