@@ -11,7 +11,7 @@ ALL := not (gpu or slow or benchmark)
 
 .PHONY: demo check lint types layers test test-rest test-all test-lowest constraints \
 	bench-models bench-gpu bench-algorithms bench-data \
-	bench-federation bench-federation-peers bench-scheduler soak bench-sweeps study docs references \
+	bench-federation bench-federation-peers bench-scheduler bench-records bench-results bench-clients soak bench-sweeps study docs references \
 	notebooks screenshots dist format clean
 
 demo: $(VENV)/.demo
@@ -80,6 +80,18 @@ bench-federation: $(VENV)/.test
 # The driver's own work for clusters of 4 to 512 slots, which are simulated.
 bench-scheduler: $(VENV)/.test
 	$(BIN)/python -m tests.benchmarks.bench_scheduler $(ARGS)
+
+# What the records of a run of many rows cost its driver, and who reads them.
+bench-records: $(VENV)/.test
+	$(BIN)/python -m tests.benchmarks.bench_records $(ARGS)
+
+# Reading 1,000 runs: seconds, files and bytes.
+bench-results: $(VENV)/.test
+	$(BIN)/python -m tests.benchmarks.bench_results $(ARGS)
+
+# The driver of 1,000 and of 1,000,000 registered clients; `ARGS=--prepare` also reads their store.
+bench-clients: $(VENV)/.test
+	$(BIN)/python -m tests.benchmarks.bench_clients $(ARGS)
 
 # 1,000 rounds in some minutes: what grows? `ARGS="--rounds 100"` for fewer.
 soak: $(VENV)/.test

@@ -10,7 +10,8 @@ import errno
 import json
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -114,17 +115,46 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def write_parquet(path: Path, table: pa.Table) -> None:
     """Write a table as a parquet file."""
+    write_tables(path, table.schema, [table])
+
+
+def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    """Write tables of one schema, one after another, as one parquet file.
+
+    Args:
+        path: the file.
+        schema: the tables'; its metadata is the file's.
+        tables: each is at least one row group of the file, and none is needed after it is written.
+    """
     with replacing(path) as aside:
-        pq.write_table(table, aside, write_page_checksum=True)
-        data = aside.read_bytes()
-        footer = len(data) - _TAIL - int.from_bytes(data[-_TAIL:-4], "little")
-        data = data[:footer] + EMPTY + data[footer:]
-        where, digits = digits_of(data, footer)
-        aside.write_bytes(data[: where.start] + digits + data[where.stop :])
+        with pq.ParquetWriter(aside, schema, write_page_checksum=True) as writer:
+            for table in tables:
+                writer.write_table(table)
+        _mark(aside)
 
 
-def read_parquet(path: Path) -> pa.Table:
+def _mark(path: Path) -> None:
+    """Put the checksum of a parquet file before its footer."""
+    with path.open("r+b") as file:
+        tail = file.seek(-_TAIL, os.SEEK_END)
+        footer = tail - int.from_bytes(file.read(4), "little")
+        file.seek(footer)
+        end = file.read()
+        file.seek(footer)
+        file.write(EMPTY + end)
+        file.flush()
+        with mmap.mmap(file.fileno(), 0) as data:
+            where, digits = digits_of(data, footer)
+            data[where] = digits
+            data.flush()
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a parquet file.
+
+    Args:
+        path: the file. All its bytes are compared with its checksum.
+        columns: those to decode, as far as the file has them (default: all).
 
     Raises:
         FileNotFoundError: the file is missing.
@@ -132,11 +162,85 @@ def read_parquet(path: Path) -> pa.Table:
     """
     data = path.read_bytes()
     require_unchanged(data, path)
-    try:
+    with _explained(path):
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         # Without Arrow's threads: starting them takes longer than reading a small table, and a
         # command that ends at once may abort while they start.
-        return file.read(use_threads=False)
+        return file.read(columns=_existing(file, columns), use_threads=False)
+
+
+def require_whole(path: Path) -> bool:
+    """Compare a file's bytes with its checksum, if it has one, without reading it into memory.
+
+    Returns:
+        Whether it has a checksum.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        DamagedError: it is not as it was written.
+    """
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            raise DamagedError(path, "is damaged: it is empty")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return require_unchanged(data, path)
+
+
+class RowGroups:
+    """A parquet file that is read by its row groups, each checked by the checksums of its pages.
+
+    Its SHA-256 is not compared, as that would read all of it.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        DamagedError: it is not parquet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _explained(path):
+            self._file = pq.ParquetFile(path, page_checksum_verification=True)
+        self.metadata: Mapping[bytes, bytes] = self._file.schema_arrow.metadata or {}
+        self.sizes = [self._group(i).num_rows for i in range(self._file.num_row_groups)]
+
+    def span(self, group: int, column: str) -> tuple[Any, Any] | None:
+        """The least and the greatest value of a row group's column; None if the file lacks them."""
+        index = self._file.schema_arrow.get_field_index(column)
+        statistics = self._group(group).column(index).statistics if index >= 0 else None
+        if statistics is None or not statistics.has_min_max:
+            return None
+        return statistics.min, statistics.max
+
+    def read(self, groups: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
+        """Some row groups; of the columns, those that the file has.
+
+        Raises:
+            DamagedError: a page is not as it was written.
+        """
+        with _explained(self.path):
+            return self._file.read_row_groups(
+                list(groups), columns=_existing(self._file, columns), use_threads=False
+            )
+
+    def _group(self, group: int) -> pq.RowGroupMetaData:
+        return self._file.metadata.row_group(group)
+
+
+def _existing(file: pq.ParquetFile, columns: Sequence[str] | None) -> list[str] | None:
+    if columns is None:
+        return None
+    return [name for name in columns if name in file.schema_arrow.names]
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DamagedError(path, f"is damaged ({first_line(error)})") from None
 

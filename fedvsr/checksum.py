@@ -35,8 +35,8 @@ def require_unchanged(
     *,
     what: str = "is damaged",
     hint: str = "",
-) -> None:
-    """Compare a file's bytes with the mark in them, if it has one.
+) -> bool:
+    """Compare a file's bytes with the mark in them, if it has one; returns whether it has.
 
     Args:
         data: all bytes of the file.
@@ -52,10 +52,11 @@ def require_unchanged(
     for match in _MARK.finditer(data, 0, end):
         mark = match
     if mark is None and not _END.search(data, 0, end):
-        return
+        return False
     if mark is None or _digest(data, mark.start(1)) != mark[1]:
         problem = "its SHA-256 is not the one that it was written with"
         raise DamagedError(path, f"{what}: {problem}{hint and '; '}{hint}")
+    return True
 
 
 def _digest(data: bytes | mmap.mmap, start: int) -> bytes:

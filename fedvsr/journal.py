@@ -12,10 +12,6 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from fedvsr.errors import DamagedError
 
@@ -86,56 +82,6 @@ class Journal:
             return self.path.read_bytes()
         except FileNotFoundError:
             return b""
-
-
-class GrowingTable:
-    """A table as its file holds it, and the rows that were added since.
-
-    Args:
-        table: the table, ordered by round.
-    """
-
-    def __init__(self, table: pa.Table) -> None:
-        self._table = table
-        self._rounds = dict[int, Rows]()
-        self._others = list[Mapping[str, object]]()
-
-    @property
-    def changed(self) -> bool:
-        """Whether anything was added."""
-        return bool(self._rounds or self._others)
-
-    def add(self, round_idx: int | None, rows: Rows) -> None:
-        """Add rows; those of a round replace the round's earlier ones."""
-        if round_idx is None:
-            self._others += rows
-        else:
-            self._rounds[round_idx] = rows
-
-    def of_round(self, round_idx: int) -> list[dict[str, Any]]:
-        """The rows of a round."""
-        if round_idx in self._rounds:
-            return [dict(row) for row in self._rounds[round_idx]]
-        rows: list[dict[str, Any]] = self._table.filter(
-            pc.equal(self._table["round_idx"], round_idx)
-        ).to_pylist()
-        return rows
-
-    def merged(self) -> pa.Table:
-        """The whole table: ordered by round, but added rows that belong to none come last."""
-        if not self.changed:
-            return self._table
-        table, schema = self._table, self._table.schema
-        if self._rounds:
-            replaced = pa.array(list(self._rounds), pa.int64())
-            kept = table.filter(pc.invert(pc.is_in(table["round_idx"], value_set=replaced)))
-            new = [row for rows in self._rounds.values() for row in rows]
-            table = pa.concat_tables([kept, pa.Table.from_pylist(new, schema)])
-            # Stable: the rows of a round stay in their order.
-            table = table.take(pc.sort_indices(table["round_idx"]))
-        return pa.concat_tables(
-            [table, pa.Table.from_pylist(self._others, schema)]
-        ).combine_chunks()
 
 
 def _checksum(text: bytes) -> bytes:

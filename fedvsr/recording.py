@@ -1,4 +1,7 @@
-"""Writes a run's tables while it is executed: docs/design/0012-recording.md."""
+"""Writes a run's tables while it is executed.
+
+Design: docs/design/0012-recording.md, and 0020-scale.md for runs of many rows.
+"""
 
 from __future__ import annotations
 
@@ -9,57 +12,79 @@ from typing import Any
 
 import pyarrow as pa
 
-from fedvsr.checked import write_parquet
-from fedvsr.journal import Entry, GrowingTable, Journal
-from fedvsr.means import headline, last_evaluation
-from fedvsr.records import (
-    GROWING,
-    LAST_ENTRY,
-    SCHEMAS,
-    Row,
-    read_growing,
-)
+from fedvsr.checked import write_parquet, write_tables
+from fedvsr.growing import PART_ROWS, GrowingFiles
+from fedvsr.journal import Entry, Journal
+from fedvsr.means import headline
+from fedvsr.records import GROWING, SCHEMAS, Row, read_table
 
 _COUNTS = (
     *("num_sampled", "num_rejected", "num_failed", "num_upload_failures"),
     *("download_bytes", "upload_bytes"),
 )
-# Seconds after which the tables are written again, and most of the time that this may take: the
-# time of a writing grows with the rounds.
+# Seconds after which the tables are written again, and most of the time that this may take.
 _WRITE_S = 10.0
 _SHARE = 0.02
+# Share of a file's rows that wait in the journal, and in memory, at most.
+_WAITING = 0.25
 
 
 class RunRecords:
     """Records one run. What was added is on disk when the call returns.
 
-    A round's rows go to the journal, and from there to the tables: when `write_s` have passed, and
-    whenever the run's own row is written. Readers (`fedvsr.records`) see both as one.
+    A round's rows go to the journal, and from there to the tables' files: when `write_s` have
+    passed, when many wait, and whenever the run's own row is written. Readers (`fedvsr.records`)
+    see all as one.
 
     Args:
         folder: the run's folder.
         identity: the columns that all rows share.
         write_s: seconds between two writings of the tables.
+        part_rows: rows of a table's file after which the next ones go to another file.
     """
 
-    def __init__(self, folder: Path, identity: Row, write_s: float = _WRITE_S) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        identity: Row,
+        write_s: float = _WRITE_S,
+        part_rows: int = PART_ROWS,
+    ) -> None:
         self._folder, self._identity, self._write_s = folder, identity, write_s
         self._journal = Journal(folder)
-        self._tables, self._number = dict[str, GrowingTable](), 0
         entries = self._journal.entries()
-        for name in GROWING:
-            self._tables[name], last = read_growing(folder, name, entries)
-            self._number = max(self._number, last)
+        self._tables = {name: GrowingFiles(folder, name, entries, part_rows) for name in GROWING}
+        self._number = max(table.last_entry for table in self._tables.values())
+        self._most_waiting = _WAITING * part_rows
         self._next_writing = time.monotonic()
 
     def write_run(self, row: Row) -> None:
-        """Replace the row of the run, once the tables hold all that was added."""
+        """Replace the row of the run, once the tables hold all that was added.
+
+        Unless its status is `running`, each table is then in one file.
+        """
         self._write_tables()
+        if row.get("status") != "running":
+            for table in self._tables.values():
+                table.join(self._number)
         self._write("runs", self._table("runs", [row]))
 
-    def write_partition(self, rows: Sequence[Row]) -> None:
-        """Write which client holds which clips."""
-        self._write("partition", self._table("partition", rows))
+    def write_partition(self, columns: pa.Table) -> None:
+        """Write which client holds which clips: the columns that rows do not share."""
+        path, schema = self._folder / "partition.parquet", SCHEMAS["partition"]
+        starts = range(0, max(len(columns), 1), PART_ROWS)
+        write_tables(path, schema, (self._of_rows(columns.slice(i, PART_ROWS)) for i in starts))
+
+    def _of_rows(self, columns: pa.Table) -> pa.Table:
+        """Rows of `partition` with the columns that all rows share."""
+        schema = SCHEMAS["partition"]
+        arrays = [
+            columns[field.name]
+            if field.name in columns.column_names
+            else pa.repeat(pa.scalar(self._identity.get(field.name), field.type), len(columns))
+            for field in schema
+        ]
+        return pa.Table.from_arrays(arrays, schema=schema)
 
     def write_round(self, round_idx: int, row: Row, clients: Sequence[Row]) -> None:
         """Add a round's training, or replace an earlier one of the same round and its scores.
@@ -101,7 +126,10 @@ class RunRecords:
 
     def last_evaluation(self) -> Row:
         """The scores of the run's row, of the last evaluated round; empty if none is."""
-        return headline(last_evaluation(self._tables["evaluations"].merged()))
+        rounds = read_table(self._folder, "evaluations", ["round_idx"])["round_idx"]
+        last = max(rounds.unique().to_pylist(), default=None)
+        rows = [] if last is None else self._tables["evaluations"].of_round(last)
+        return headline(pa.Table.from_pylist(rows, SCHEMAS["evaluations"]))
 
     def _add(self, round_idx: int | None, added: Mapping[str, Sequence[Row]]) -> None:
         of_round = {} if round_idx is None else {"round_idx": round_idx}
@@ -117,18 +145,15 @@ class RunRecords:
         self._journal.append(Entry(self._number, round_idx, rows))
         for name, own in rows.items():
             self._tables[name].add(round_idx, own)
-        if time.monotonic() >= self._next_writing:
+        waiting = max(table.num_added for table in self._tables.values())
+        if time.monotonic() >= self._next_writing or waiting >= self._most_waiting:
             self._write_tables()
 
     def _write_tables(self) -> None:
         """Write the tables that lack rows, and empty the journal."""
         began = time.monotonic()
-        for name, growing in self._tables.items():
-            if growing.changed:
-                table = growing.merged()
-                metadata = {**table.schema.metadata, LAST_ENTRY: str(self._number)}
-                self._write(name, table.replace_schema_metadata(metadata))
-                self._tables[name] = GrowingTable(table)
+        for table in self._tables.values():
+            table.write(self._number)
         self._journal.clear()
         now = time.monotonic()
         self._next_writing = now + max(self._write_s, (now - began) / _SHARE)

@@ -5,7 +5,7 @@ P is the number of parameters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from fedvsr.federation.client_states import ClientStates
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
 from fedvsr.params import FloatVector, ParamTable, flatten
 from fedvsr.records import read_table
+from fedvsr.runs.launch import with_owners
 from fedvsr.runs.run import stored_config
 from fedvsr.seeding import derive_seed
 from fedvsr.training import checkpoint
@@ -44,7 +45,7 @@ class Replay:
     """What clients remembered before the round."""
     recorded: Mapping[int, Mapping[str, Any]]
     """The row of each client of the round in `clients.parquet`, in sampled order."""
-    clips: tuple[tuple[Clip, ...], ...]
+    clips: Sequence[Sequence[Clip]]
     """Each client's own, by client id."""
 
     @property
@@ -146,8 +147,14 @@ def rewind(folder: Path, round_idx: int | None, progress: Progress) -> Replay:
         server,
         states,
         {row["client_id"]: row for row in rows if row["round_idx"] == round_idx},
-        prepare(config.data, config.seed, progress).clients,
+        _clips(config, progress),
     )
+
+
+def _clips(config: ExperimentConfig, progress: Progress) -> Sequence[Sequence[Clip]]:
+    """Each client's clips; those of owners are read here too."""
+    split = prepare(config.data, config.seed, progress)
+    return with_owners(config, split, on_ray=False).clients
 
 
 def _choose(run_id: str, wanted: int | None, recorded: set[int], saved: set[int]) -> int:

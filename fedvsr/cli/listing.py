@@ -229,14 +229,14 @@ def _rows(folder: Path, out: Path) -> list[Row]:
     import pyarrow.compute as pc
 
     from fedvsr.labels import FILE, Labels, read_labels
-    from fedvsr.records import checked_table, read_runs
+    from fedvsr.records import checked_table, last_evaluations, read_runs
     from fedvsr.runs.run import run_status
 
-    rounds, evaluations = (checked_table(folder, name) for name in ("rounds", "evaluations"))
+    rounds, evaluations = last_evaluations(folder)
     rows, labels = read_runs(folder), Labels()
     with skipping(folder / FILE):
         labels = read_labels(folder)
-    run_ids = checked_table(folder, "runs")["run_id"]
+    run_ids = checked_table(folder, "runs", ["run_id"])["run_id"]
     # pyarrow loads pandas to compare with a Python value, so the values stay pyarrow's.
     for row, run_id in zip(rows, run_ids, strict=True):
         own = [t.filter(pc.equal(t["run_id"], run_id)) for t in (rounds, evaluations)]

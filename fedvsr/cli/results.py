@@ -105,7 +105,7 @@ def summary(folder: Path) -> None:
             f"`fedvsr list --out {folder}` shows their scores"
         )
     run = runs[0]
-    last_round = pc.max(checked_table(folder, "rounds")["round_idx"]).as_py()
+    last_round = pc.max(checked_table(folder, "rounds", ["round_idx"])["round_idx"]).as_py()
     console.print(
         Text(str(run["run_id"]), style="bold"), run_status(folder), sep="  ", soft_wrap=True
     )

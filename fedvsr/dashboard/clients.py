@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -68,17 +69,15 @@ def under_way(
 def drawn(round_idx: int, config: Json, partition: pa.Table, num_clients: int) -> list[int] | None:
     """The clients of a round, drawn as the run draws them; None if only the run can know."""
     grouped = partition.group_by("client_id").aggregate([("num_frames", "sum")])
-    frames = dict(
-        zip(grouped["client_id"].to_pylist(), grouped["num_frames_sum"].to_pylist(), strict=True)
-    )
+    grouped = grouped.sort_by("client_id")
     # Pooled training has one client, and a store of an older version no partition.
-    if sorted(frames) != list(range(num_clients)):
+    if not np.array_equal(grouped["client_id"].to_numpy(), np.arange(num_clients)):
         return None
     try:
         federation = FederationConfig.model_validate(config["federation"])
         if not federation.knows_cohorts:
             return None
-        sizes = [frames[client_id] for client_id in range(num_clients)]
+        sizes = grouped["num_frames_sum"].to_numpy()
         return sample_cohort(federation, config["seed"], round_idx, sizes, {}).client_ids
     except (UserError, ValueError, KeyError):
         # The configuration is of another version.

@@ -19,7 +19,7 @@ from fedvsr import journal
 from fedvsr.dashboard.values import finite, shortened
 from fedvsr.errors import UserError
 from fedvsr.means import headline
-from fedvsr.records import checked_table, read_runs
+from fedvsr.records import last_evaluations, read_runs
 from fedvsr.runs.pace import STARTING_S, patience_s, silence_s
 from fedvsr.runs.run import run_status
 
@@ -226,7 +226,7 @@ def _of_row(folder: Path, row: Json) -> Json:
         # The run's own row was written after all others.
         line |= {"last_round": row["num_rounds"], "slowest_s": None}
         return line | scores_of(row)
-    rounds, evaluations = (checked_table(folder, name) for name in ("rounds", "evaluations"))
+    rounds, evaluations = last_evaluations(folder)
     return line | {
         "last_round": pc.max(rounds["round_idx"]).as_py() or 0,
         "slowest_s": _slowest_s(rounds),

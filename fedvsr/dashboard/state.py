@@ -19,11 +19,22 @@ from fedvsr.dashboard.values import finite, shortened
 from fedvsr.data.owners import Owners
 from fedvsr.errors import UserError
 from fedvsr.records import SCHEMAS, checked_table, read_runs
+from fedvsr.stored import empty
 
 Json = dict[str, Any]
 _Found = TypeVar("_Found")
 
-_FILES = (*(f"{name}.parquet" for name in SCHEMAS), journal.NAME, eventlog.NAME, "config.yaml")
+# A part of a table changes only together with the journal.
+_TABLES = (*(f"{name}.parquet" for name in SCHEMAS), journal.NAME)
+_FILES = (*_TABLES, eventlog.NAME, "config.yaml")
+# Columns that the page needs of the tables that may have millions of rows; others are read whole.
+_COLUMNS = {
+    "clients": (
+        *("round_idx", "client_id", "loss", "attempts", "rejected", "upload_failed"),
+        *("node", "slot", "started_s", "train_s"),
+    ),
+    "partition": ("client_id", "num_frames"),
+}
 _MOST_FAULTS = 100
 _MOST_CONFIG_BYTES = 200_000
 # Rounds whose seconds say how long the rest will take.
@@ -43,6 +54,8 @@ class RunReader:
         self._lock = Lock()
         self._signature: Signature | None = None
         self._state: Json = {}
+        self._partition: tuple[Signature | None, pa.Table] = None, empty(SCHEMAS["partition"])
+        self._read_tables: tuple[Signature, dict[str, pa.Table], list[str]] | None = None
         self._frames_lock = Lock()
         self._frames: tuple[Signature, Json] = ((), {"frames": [], "errors": []})
 
@@ -101,11 +114,8 @@ class RunReader:
 
         rows = attempt(partial(read_runs, self._folder), list[Json]())
         row = rows[0] if rows else {}
-        tables = {
-            name: attempt(partial(checked_table, self._folder, name), schema.empty_table())
-            for name, schema in SCHEMAS.items()
-            if name != "runs"
-        }
+        tables, unreadable = self._tables()
+        errors += unreadable
         events = attempt(partial(eventlog.last_events, self._folder), list[Json]())
         rounds = _rounds(tables["rounds"])
         walls_s = curves.walls(rounds, tables["clients"])
@@ -140,6 +150,28 @@ class RunReader:
             # Last: reading the parts above may have added some.
             "errors": errors,
         }
+
+    def _tables(self) -> tuple[dict[str, pa.Table], list[str]]:
+        """The run's tables by name, and why some of them cannot be read."""
+        found = signature(self._folder, _TABLES)
+        if self._read_tables is None or self._read_tables[0] != found:
+            tables, errors = dict[str, pa.Table](), list[str]()
+            for name in SCHEMAS.keys() - {"runs"}:
+                own = tuple(file for file in found if file[0] == f"{name}.parquet")
+                if name == "partition" and self._partition[0] == own:
+                    # It may have a million rows, and changes only when a process takes over.
+                    tables[name] = self._partition[1]
+                    continue
+                try:
+                    tables[name] = checked_table(self._folder, name, _COLUMNS.get(name))
+                except (UserError, OSError, ValueError, pa.ArrowException) as error:
+                    errors.append(shortened(error, self._folder))
+                    tables[name] = empty(SCHEMAS[name])
+                else:
+                    if name == "partition":
+                        self._partition = own, tables[name]
+            self._read_tables = found, tables, sorted(errors)
+        return self._read_tables[1:]
 
     def _pictures(self) -> Signature:
         folder = self._folder / "frames"

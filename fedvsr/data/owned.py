@@ -7,43 +7,16 @@ node of the owner too, finds the clip of a number again.
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
 
-from fedvsr.data.clips import Clip, Frames, read_store
+from fedvsr.data.clips import Clip
 from fedvsr.data.config import DataConfig, OwnerConfig
+from fedvsr.data.owned_clip import OwnedClip, read_stores
 from fedvsr.data.owners import Owners
 from fedvsr.data.split import Split, deal_as, key_of, require_no_overlap
 from fedvsr.errors import UserError
 from fedvsr.seeding import derive_seed
-
-
-@dataclass(frozen=True, slots=True)
-class OwnedClip(Clip):
-    """A clip of an owner's stores, by its number in them. It opens only where the stores are."""
-
-    stores: tuple[str, ...] = ()
-    number: int = 0
-
-    def _open(self, kind: str) -> Frames:
-        known, clips = (self.num_frames, self.height, self.width), _stored(self.stores)
-        clip = clips[self.number] if self.number < len(clips) else None
-        if clip is None or (clip.num_frames, clip.height, clip.width) != known:
-            raise UserError(
-                f"the stores of {self.label} have changed since the run began (clip "
-                f"{self.clip_id}); restore them, or start a new run"
-            )
-        try:
-            return clip._open(kind)
-        except UserError:
-            # Its name and path stay here; the owner finds them by the number.
-            raise UserError(
-                f"clip {self.clip_id}, number {self.number} from 0 of owner {self.label}'s stores, "
-                f"cannot be read on {socket.gethostname()}; `fedvsr data verify` checks a store"
-            ) from None
 
 
 @dataclass(frozen=True)
@@ -71,7 +44,7 @@ def deal_own(
     Raises:
         UserError: a store is missing here, has another scale, or there are too few clips.
     """
-    clips = list(_read(owner.train))
+    clips = list(read_stores(owner.train))
     if other := next((clip for clip in clips if clip.scale != config.scale), None):
         raise UserError(
             f"a store of data.owners.{name} was prepared with --scale {other.scale}, and "
@@ -145,21 +118,3 @@ def _known(
     return OwnedClip(
         clip_id, owner, "", num_frames, height, width, scale, stores=stores, number=number
     )
-
-
-@lru_cache(maxsize=8)
-def _stored(stores: tuple[str, ...]) -> Sequence[Clip]:
-    """The clips of an owner's stores, in their order."""
-    return tuple(_read(stores))
-
-
-def _read(stores: Iterable[str]) -> Iterable[Clip]:
-    for store in stores:
-        folder = Path(store).expanduser()
-        clips = read_store(folder)
-        if clips is None:
-            raise UserError(
-                f"there is no clip store {folder} on {socket.gethostname()}; `fedvsr data prepare` "
-                "makes one"
-            )
-        yield from clips

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fedvsr.data.client_clips import ClientClips, ClipTable
 from fedvsr.data.clips import Clip, default_cache_dir, read_store
 from fedvsr.data.config import REDS4, DataConfig, is_named, video_of
 from fedvsr.data.partition import deal
@@ -23,11 +24,11 @@ from fedvsr.lookup import did_you_mean
 
 @dataclass(frozen=True)
 class Split:
-    """The clips of a run."""
+    """The clips of a run. Those that are trained on become tables."""
 
-    train: tuple[Clip, ...]
+    train: Sequence[Clip]
     """The training clips of all clients."""
-    clients: tuple[tuple[Clip, ...], ...]
+    clients: Sequence[Sequence[Clip]]
     """The training clips of each client; client i has the i-th tuple."""
     test: tuple[Clip, ...]
     """The clips to score on."""
@@ -37,6 +38,16 @@ class Split:
     """Ids of test clips that are cut from a video of which clients train on another part."""
     test_sets: dict[str, str] = field(default_factory=dict)
     """The test set of each test clip, by its id: `fedvsr.data.testsets`."""
+
+    def __post_init__(self) -> None:
+        """Make tables of clips that there may be a million of."""
+        object.__setattr__(self, "train", ClipTable.of(self.train))
+        object.__setattr__(self, "clients", ClientClips.of(self.clients))
+
+    @property
+    def of_clients(self) -> ClientClips:
+        """`clients` as the table that it is."""
+        return ClientClips.of(self.clients)
 
 
 def prepare(config: DataConfig, seed: int, progress: Progress) -> Split:
@@ -63,7 +74,8 @@ def prepare(config: DataConfig, seed: int, progress: Progress) -> Split:
     train = _apart(train, test, config.gap_clips)
     train = sorted(train, key=lambda clip: clip.clip_id) if config.max_train_clips else train
     train = train[: config.max_train_clips]
-    overlap = tuple(clip.clip_id for clip in test if key_of(clip) & keys_of(train))
+    train_keys = keys_of(train)
+    overlap = tuple(clip.clip_id for clip in test if key_of(clip) & train_keys)
     require_no_overlap(overlap, config)
     dealt = [] if config.owners else deal_as(config, train, config.num_clients, seed)
     held = {clip for own in dealt for clip in own}

@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from fedvsr.algorithms.base import Aggregated
 from fedvsr.data.clips import Clip
 from fedvsr.errors import UserError
@@ -173,6 +176,14 @@ class Clients:
     clips: Sequence[tuple[Clip, ...]]
     """By client id."""
     update: UpdateConfig = UNCHANGED
+
+    @property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """Frames of each client's clips, by client id."""
+        # A client's process imports this module, and needs no Arrow.
+        from fedvsr.data.client_clips import ClientClips
+
+        return ClientClips.of(self.clips).sizes
 
     def pooled(self, clients_per_round: int) -> Clients:
         """A single client with all clips, which takes as many steps as a cohort of mean clients."""

@@ -9,6 +9,9 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
+
 from fedvsr.algorithms.base import Aggregated, FedAvg
 from fedvsr.energy import Meter
 from fedvsr.errors import UserError
@@ -32,7 +35,8 @@ class RunState:
     server: Vectors
     """The server's vectors (P,): the global parameters, and what the algorithm keeps."""
     losses: Mapping[int, float]
-    """By client, the last loss that reached the server."""
+    """By client, the last loss that reached the server; of this round alone, unless
+    `federation.sampling` draws by losses."""
 
     @property
     def params(self) -> FloatVector:
@@ -102,7 +106,7 @@ class RoundSetup:
     algorithm: FedAvg
     config: FederationConfig
     update: UpdateConfig
-    sizes: Sequence[int]
+    sizes: Sequence[int] | npt.NDArray[np.int64]
     tensors: tuple[slice, ...]
     seed: int
 
@@ -341,7 +345,8 @@ def _aggregate(
     if reports or update.noise_multiplier:
         server = algorithm.server_step(server, vectors, round_info)
     losses = {report.client_id: report.loss for report in reports}
-    next_state = RunState(round_idx, server, {**state.losses, **losses})
+    known = {} if config.knows_cohorts else state.losses
+    next_state = RunState(round_idx, server, {**known, **losses})
     return _Summed(next_state, outcomes, _shares(aggregated.weights, reports, outcomes))
 
 

@@ -91,7 +91,7 @@ def sample_cohort(
     config: FederationConfig,
     seed: int,
     round_idx: int,
-    sizes: Sequence[int],
+    sizes: Sequence[int] | _Ids,
     losses: Mapping[int, float],
 ) -> Cohort:
     """Draw a round's clients.
@@ -134,7 +134,7 @@ def sample_cohort(
     return Cohort(drawn, len(online))
 
 
-def _by_size(sizes: Sequence[int], online: _Ids) -> npt.NDArray[np.float64]:
+def _by_size(sizes: Sequence[int] | _Ids, online: _Ids) -> npt.NDArray[np.float64]:
     weights = np.asarray(sizes, float)[online]
     shares: npt.NDArray[np.float64] = weights / weights.sum()
     return shares

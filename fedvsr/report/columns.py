@@ -23,7 +23,8 @@ _INTRODUCTION = """\
 {version}. A run writes one parquet file per table into `results/<run id>/`; each write replaces the
 whole file. A round's row is added when the round is trained. Its scores (`psnr_db`, `ssim`, rows in
 `evaluations`) follow while the next round trains. Rows of the last seconds may still be in
-`added.jsonl`, from where they move to the files: after 10 s or so, and when the run ends. Every
+`added.jsonl`, from where they move to the files: after 10 s or so, and when the run ends. While a
+run works, the rows after a table's first 32,768 are in files like `clients-000001.parquet`. Every
 file has these descriptions and units as metadata of its fields, and `schema_version` as metadata of
 the file. When an older file is read, the columns that it lacks are null.
 [Read results](../how-to/read-results.md) shows how to read the files with pandas, DuckDB, Polars

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedvsr.data.client_clips import ClientClips, label_counts
 from fedvsr.data.clips import Clip
 from fedvsr.report.figures import save
 
@@ -25,8 +25,7 @@ def draw_partition(clients: Sequence[Sequence[Clip]], title: str, path: Path) ->
         title: the title of the picture.
         path: the PNG to write.
     """
-    labels = sorted({clip.label for own in clients for clip in own})
-    counts = np.array([[Counter(c.label for c in own)[name] for own in clients] for name in labels])
+    labels, counts = label_counts(ClientClips.of(clients))
     width = min(24, 3.5 + 0.28 * len(clients))
     figure = Figure(figsize=(width, min(24, 2.4 + 0.25 * len(labels))), layout="constrained")
     above, axes = figure.subplots(2, 1, sharex=True, height_ratios=[1.2, 0.25 * len(labels) + 0.3])

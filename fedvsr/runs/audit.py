@@ -7,34 +7,41 @@ again, so the run says which ones are missing.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
 from fedvsr.errors import DamagedError
+from fedvsr.journal import Journal
+from fedvsr.parts import part_files, part_path
 from fedvsr.records import SCHEMAS, read_table
+from fedvsr.stored import require_readable
 
 
 def set_aside_damaged(folder: Path) -> list[str]:
-    """Rename a run's damaged tables, and its journal, so that new ones can be written.
+    """Rename a run's damaged files of tables, and its journal, so that new ones can be written.
 
     Returns:
         A message for each.
     """
+    checks: dict[Path, Callable[[], object]] = {
+        path: partial(require_readable, path, SCHEMAS[name])
+        for name in reversed(SCHEMAS)
+        for path in (part_path(folder, name, 0), *part_files(folder, name))
+        if path.exists()
+    }
+    journal = Journal(folder)
+    checks[journal.path] = journal.entries
     messages = list[str]()
-    names = list(SCHEMAS)
-    while names:
+    for path, check in checks.items():
         try:
-            read_table(folder, names[-1])
+            check()
         except DamagedError as error:
-            # The table's, or the journal of its newest rows.
-            path = Path(error.args[0])
             aside = path.with_name(f"{path.name}.damaged")
             path.replace(aside)
             messages.append(f"{error}; it is kept as {aside.name}")
-        else:
-            names.pop()
     return messages
 
 
@@ -49,7 +56,7 @@ def missing_rows(folder: Path, last_round: int, evaluated: Collection[int]) -> l
     Returns:
         A message for each table.
     """
-    rounds = read_table(folder, "rounds")
+    rounds = read_table(folder, "rounds", ["round_idx", "num_sampled", "num_failed"])
     known = set(rounds["round_idx"].to_pylist())
     lacking = {
         "rounds": set(range(last_round + 1)) - known,
@@ -66,7 +73,7 @@ def missing_rows(folder: Path, last_round: int, evaluated: Collection[int]) -> l
     started = (folder / "events.jsonl").is_file() and (folder / "events.jsonl").stat().st_size
     if started and not read_table(folder, "runs").num_rows:
         messages.append(f"{folder / 'runs.parquet'} is missing: when the run was started is lost")
-    lost = _num_faults(folder) - read_table(folder, "faults").num_rows
+    lost = _num_faults(folder) - read_table(folder, "faults", ["round_idx"]).num_rows
     if lost > 0:
         messages.append(
             f"{folder / 'faults.parquet'} lacks {lost} rows, which cannot be had back; "
@@ -76,7 +83,7 @@ def missing_rows(folder: Path, last_round: int, evaluated: Collection[int]) -> l
 
 
 def _rounds_of(folder: Path, name: str) -> set[int]:
-    return set(read_table(folder, name)["round_idx"].to_pylist())
+    return set(read_table(folder, name, ["round_idx"])["round_idx"].unique().to_pylist())
 
 
 def _with_clients(rounds: pa.Table, last_round: int) -> set[int]:

@@ -146,7 +146,7 @@ class Execution:
             config.model,
             config.algorithm,
             config.local,
-            split.clients,
+            split.of_clients.mapped(run.folder),
             config.update,
         )
         if self.algorithm.pooled:
@@ -199,7 +199,7 @@ class Execution:
             )
             self.executor_name, self.device_name = executor.name, self.scorer.device_name
             self.write_run("running")
-            self.records.write_partition(rows.partition_rows(self.split))
+            self.records.write_partition(rows.partition_rows(self.split.of_clients))
             notes = () if saved.state else notes_of(config, self.split)
             yield self._started((*saved.damaged, *lost, *notes))
             for fault in self._faults_before(state.round_idx, saved.damaged, lost):
@@ -267,7 +267,7 @@ class Execution:
             self.algorithm,
             federation,
             config.update,
-            sizes=[sum(clip.num_frames for clip in own) for own in self.clients.clips],
+            sizes=self.clients.sizes,
             tensors=self.table.slices(),
             seed=config.seed,
         )

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fedvsr.algorithms.base import hellinger_from_uniform
 from fedvsr.config import ExperimentConfig
-from fedvsr.data.split import Split
+from fedvsr.data.client_clips import ClientClips
 from fedvsr.environment import versions
 from fedvsr.federation.rounds import RoundFinished
 from fedvsr.inference.scores import ClipScore, headline
@@ -30,21 +32,16 @@ def run_row(config: ExperimentConfig) -> Row:
     }
 
 
-def partition_rows(split: Split) -> list[Row]:
-    """The rows of `partition`: which client holds which clip."""
-    return [
-        {
-            "client_id": client_id,
-            "clip_id": clip.clip_id,
-            "label": clip.label,
-            "num_frames": clip.num_frames,
-            "height": clip.height,
-            "width": clip.width,
-            "sha256": clip.sha256 or None,
-        }
-        for client_id, own in enumerate(split.clients)
-        for clip in own
-    ]
+def partition_rows(clients: ClientClips) -> pa.Table:
+    """The columns of `partition` that say which client holds which clip."""
+    table = clients.rows()
+    sha256 = table["sha256"]
+    known = pc.if_else(pc.equal(sha256, pa.scalar("")), pa.scalar(None, pa.string()), sha256)
+    names = ("client_id", "clip_id", "num_frames", "height", "width")
+    return pa.table(
+        {name: table[name] for name in names}
+        | {"label": table["label"].cast(pa.string()), "sha256": known}
+    )
 
 
 def round_row(finished: RoundFinished, epsilon: float | None) -> Row:

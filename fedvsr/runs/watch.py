@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pandas as pd
 from fedvsr.errors import UserError
 from fedvsr.inference.scores import ClipScore
 from fedvsr.metrics import columns
-from fedvsr.records import Results, load_results
+from fedvsr.records import run_tables
 from fedvsr.runs.events import Event, RoundRecorded, RunStarted
 from fedvsr.runs.pace import STARTING_S, patience_s, round_s, silence_s
 from fedvsr.runs.rows import num_absent
@@ -41,10 +42,11 @@ def watch(
     if not folder.is_dir():
         raise UserError(f"there is no run at {folder}; `fedvsr list` shows all runs")
     started, shown = False, -1
+    slowest_s = list[float]()
     while True:
         # Read before the tables: if the run ends in between, the next look sees all of it.
         status = _status(folder)
-        results = _read(folder)
+        results = _read(folder, shown + 1)
         if results is not None and not results.runs.empty:
             row = results.runs.iloc[0].to_dict()
             if not started:
@@ -64,7 +66,9 @@ def watch(
                     f"{folder} has no tables and no process writes any; is it a run's folder?"
                 )
             return
-        if status == "running" and _is_dead(folder, results):
+        if results is not None:
+            slowest_s = sorted([*slowest_s, *_walls(results)[lambda walls: walls.index > 0]])[-1:]
+        if status == "running" and _is_dead(folder, slowest_s):
             return
         sleep(poll_s)
 
@@ -72,7 +76,7 @@ def watch(
 def recorded(folder: Path) -> list[RoundRecorded]:
     """The rounds in a run's tables, in order; none if these cannot be read."""
     try:
-        results = load_results(folder)
+        results = _tables(folder)
     except (UserError, OSError):
         return []
     # As a resumed run sees them: it sets a damaged table aside.
@@ -81,31 +85,48 @@ def recorded(folder: Path) -> list[RoundRecorded]:
 
 def ending(folder: Path) -> tuple[str, str | None]:
     """How a run ended (`finished`, `failed`, `interrupted` or `stopped`), and its error if any."""
-    results = load_results(folder)
-    row = results.runs.iloc[0].to_dict()
+    row = run_tables(folder, {"runs": None})["runs"].to_pandas().iloc[0].to_dict()
     status = "stopped" if row["status"] == "running" else str(row["status"])
     error = row["error"]
     return status, None if pd.isna(error) else str(error)
 
 
 def _status(folder: Path) -> str:
-    results = _read(folder)
-    if results is None or results.runs.empty:
-        return "starting" if silence_s(folder) < STARTING_S else "stopped"
-    return str(results.runs["status"].iloc[0])
-
-
-def _read(folder: Path) -> Results | None:
     try:
-        return load_results(folder)
+        statuses = run_tables(folder, {"runs": ["run_id", "status"]})["runs"]["status"].to_pylist()
+    except OSError:
+        statuses = []
+    if not statuses:
+        return "starting" if silence_s(folder) < STARTING_S else "stopped"
+    return str(statuses[0])
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """The tables of a run as pandas tables, from one round on."""
+
+    runs: pd.DataFrame
+    rounds: pd.DataFrame
+    clients: pd.DataFrame
+    evaluations: pd.DataFrame
+
+
+def _tables(folder: Path, since: int = 0) -> _Tables:
+    names = [field.name for field in fields(_Tables)]
+    tables = run_tables(folder, dict.fromkeys(names), since)
+    return _Tables(**{name: table.to_pandas() for name, table in tables.items()})
+
+
+def _read(folder: Path, since: int) -> _Tables | None:
+    try:
+        return _tables(folder, since)
     except OSError:
         # On a shared file system a file can be missing for a moment while it is replaced.
         return None
 
 
-def _is_dead(folder: Path, results: Results | None) -> bool:
-    walls = [] if results is None else _walls(results).tolist()[1:]
-    return silence_s(folder) > patience_s(walls) and run_status(folder) == "stopped"
+def _is_dead(folder: Path, slowest_s: Sequence[float]) -> bool:
+    return silence_s(folder) > patience_s(slowest_s) and run_status(folder) == "stopped"
 
 
 def _start(row: dict[Any, Any]) -> RunStarted:
@@ -114,7 +135,7 @@ def _start(row: dict[Any, Any]) -> RunStarted:
     return RunStarted(run_id=row["run_id"], round_idx=0, device=row["device"], notes=(), **counts)
 
 
-def _round(results: Results, round_idx: int) -> RoundRecorded:
+def _round(results: _Tables, round_idx: int) -> RoundRecorded:
     rounds, clients, evaluations = (
         table[table["round_idx"] == round_idx]
         for table in (results.rounds, results.clients, results.evaluations)
@@ -140,7 +161,7 @@ def _round(results: Results, round_idx: int) -> RoundRecorded:
     )
 
 
-def _num_absent(results: Results, num_online: float) -> int:
+def _num_absent(results: _Tables, num_online: float) -> int:
     run = results.runs.iloc[0]
     if pd.isna(num_online) or not run["config"]:
         return 0
@@ -148,7 +169,7 @@ def _num_absent(results: Results, num_online: float) -> int:
     return num_absent(federation, int(run["num_clients"]), int(num_online))
 
 
-def _walls(results: Results) -> pd.Series[float]:
+def _walls(results: _Tables) -> pd.Series[float]:
     """Seconds of each round, by its index: what `fedvsr run` shows."""
     first = results.clients.groupby("round_idx")["started_s"].min().dropna()
     walls = dict[int, float]()

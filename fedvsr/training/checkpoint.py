@@ -17,7 +17,10 @@ from fedvsr.models.origin import KEY
 from fedvsr.models.spec import ModelConfig
 from fedvsr.params import ParamTable
 
-_FORMAT = 2
+# Format 2 has the losses in its metadata.
+_FORMAT, _READABLE = 3, (2, 3)
+# Names of the tensors of `Saved.losses`. No vector of a server has such a name.
+_LOSSES = (".losses.clients", ".losses.values")
 # Two, so that a damaged newest file costs one round and not the run.
 _KEPT = 2
 
@@ -49,11 +52,16 @@ def save(folder: Path, state: Saved, table: ParamTable, config_hash: str) -> lis
         "round_idx": state.round_idx,
         "config_hash": config_hash,
         "clients": sorted(state.clients.items()),
-        "losses": sorted(state.losses.items()),
         **asdict(table),
     }
     newest = _path(folder, state.round_idx)
-    write_tensors(newest, state.server, metadata)
+    losses = sorted(state.losses.items())
+    kinds: tuple[type, type] = (np.int64, np.float64)
+    columns = zip(*losses, strict=True) if losses else ((), ())
+    arrays: list[np.ndarray[Any, Any]] = [
+        np.array(column, kind) for column, kind in zip(columns, kinds, strict=True)
+    ]
+    write_tensors(newest, {**state.server, **dict(zip(_LOSSES, arrays, strict=True))}, metadata)
     paths = sorted(folder.glob("round-*.safetensors"))
     kept = [path for path in paths if path <= newest][-_KEPT:]
     for path in paths:
@@ -127,14 +135,23 @@ def read(folder: Path, round_idx: int, table: ParamTable, config_hash: str) -> S
 
 
 def _state(
-    path: Path, server: Vectors, metadata: dict[str, Any], table: ParamTable, config_hash: str
+    path: Path,
+    server: dict[str, Any],
+    metadata: dict[str, Any],
+    table: ParamTable,
+    config_hash: str,
 ) -> Saved:
     """The state in a checkpoint, if it is one of this configuration and network."""
     try:
-        of_another = metadata["format"] != _FORMAT or metadata["config_hash"] != config_hash
+        of_another = metadata["format"] not in _READABLE or metadata["config_hash"] != config_hash
         shapes = tuple(map(tuple, metadata["shapes"]))
         saved_table = ParamTable(tuple(metadata["names"]), shapes)
-        clients, losses = dict(metadata["clients"]), dict(metadata["losses"])
+        clients = dict(metadata["clients"])
+        if metadata["format"] == _FORMAT:
+            ids, values = (server.pop(name).tolist() for name in _LOSSES)
+            losses = dict(zip(ids, values, strict=True))
+        else:
+            losses = dict(metadata["losses"])
         state = Saved(int(metadata["round_idx"]), server, clients, losses)
     except (KeyError, TypeError, ValueError):
         raise DamagedError(path, "is damaged: its metadata is not a checkpoint's") from None

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fedvsr import algorithms
+from fedvsr.data.client_clips import ClipTable
 from fedvsr.errors import UserError
 from fedvsr.models import KIND, flow_from_scratch
 from fedvsr.models.spec import RELEASED_FLOW
@@ -89,7 +92,12 @@ def require_room(clips: Sequence[Clip], local: LocalConfig) -> None:
     Raises:
         UserError: a clip is too short or too small; the message names it.
     """
-    for clip in clips:
+    table = ClipTable.of(clips)
+    frames, height, width = (
+        table.table[name].to_numpy() for name in ("num_frames", "height", "width")
+    )
+    too_small = (frames < local.sample_shape.span) | (np.minimum(height, width) < local.crop)
+    for clip in (table[i] for i in np.flatnonzero(too_small)[:1].tolist()):
         if clip.num_frames < local.sample_shape.span:
             raise UserError(
                 f"{_reach(local)} more than clip {clip.clip_id} has ({clip.num_frames}); lower it"

@@ -138,7 +138,8 @@ def _recorded(results: Path) -> dict[str, float]:
     """Median slot seconds of a round, by the work that it did."""
     if not results.is_dir():
         return {}
-    tables = load_results(results)
+    columns = {"clients": ["round_idx", "train_s"], "runs": ["config"]}
+    tables = load_results(results, tables=columns)
     per_round = tables.clients.groupby(["run_id", "round_idx"])["train_s"].sum()
     medians = per_round.groupby("run_id").median()
     work = dict[str, str]()

@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 
 from fedvsr.cluster.doctor import look_around
 from fedvsr.config import ExperimentConfig, load_config
-from fedvsr.data.owned import OwnedClip
+from fedvsr.data.owned_clip import OwnedClip
 from fedvsr.data.owners import Owners
 from fedvsr.errors import UserError
 from fedvsr.federation import connection, placement

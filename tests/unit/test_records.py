@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import FrozenInstanceError
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -12,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import fedvsr
+from fedvsr import checked, stored
 from fedvsr.errors import UserError
 from fedvsr.recording import RunRecords
 from fedvsr.records import SCHEMAS, read_table
@@ -91,6 +94,68 @@ def test_all_runs_are_read_into_one_table_of_each_kind(tmp_path: Path) -> None:
         results.runs = results.rounds  # type: ignore[misc]
 
 
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that are read, as `run/file`."""
+    names, read = list[str](), checked.read_parquet
+
+    def noting(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+        table = read(path, columns)
+        names.append(f"{path.parent.name}/{path.name}")
+        return table
+
+    monkeypatch.setattr(stored, "read_parquet", noting)
+    return names
+
+
+def test_only_the_runs_tables_and_columns_that_are_asked_for_are_read(
+    tmp_path: Path, opened: list[str]
+) -> None:
+    for name in ("one", "two", "three"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, 1, 0.5)
+    opened.clear()
+    results = fedvsr.load_results(tmp_path, tables={"clients": ["loss"]}, runs=["two", "one"])
+    assert sorted(opened) == [
+        f"{r}/{t}.parquet" for r in ("one", "two") for t in ("clients", "runs")
+    ]
+    assert results.clients.columns.tolist() == ["run_id", "loss"]
+    assert results.clients["run_id"].tolist() == ["one", "one", "two", "two"]
+    assert results.rounds.empty
+    assert list(results.rounds.columns) == SCHEMAS["rounds"].names
+    opened.clear()
+    results = fedvsr.load_results(tmp_path, tables=["runs", "rounds"])
+    assert {name.partition("/")[2] for name in opened} == {"runs.parquet", "rounds.parquet"}
+    assert results.rounds["loss"].tolist() == [0.5] * 3
+    assert len(results.runs) == 3
+    # Of tables of several runs, only the rows are chosen.
+    study = tmp_path / "study"
+    study.mkdir()
+    for name in SCHEMAS:
+        files = sorted(tmp_path.glob(f"*/{name}.parquet"))
+        if files:
+            tables = pa.concat_tables([pq.read_table(file) for file in files])
+            pq.write_table(tables, study / f"{name}.parquet")
+    chosen = fedvsr.load_results(study, runs=["three"])
+    assert chosen.clients["run_id"].tolist() == ["three"] * 2
+    assert chosen.runs["run_id"].tolist() == ["three"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"tables": ["round"]}, "there is no table 'round'; did you mean 'rounds'?"),
+        ({"tables": {"rounds": ["los"]}}, "there is no column of rounds 'los'"),
+        ({"runs": ["on"]}, "has no run 'on'; did you mean 'one'?"),
+    ],
+)
+def test_what_a_folder_lacks_is_said(tmp_path: Path, asked: Any, message: str) -> None:
+    (tmp_path / "one").mkdir()
+    write(tmp_path / "one", 1, 0.5)
+    with pytest.raises(UserError, match=re.escape(message)):
+        fedvsr.load_results(tmp_path, **asked)
+
+
 def test_collected_tables_count_only_in_their_own_folder(tmp_path: Path) -> None:
     for folder in ("work/one", "work/two", "results/own", "results/study"):
         (tmp_path / folder).mkdir(parents=True)
@@ -111,7 +176,7 @@ def test_collected_tables_count_only_in_their_own_folder(tmp_path: Path) -> None
 def test_files_carry_their_schema_and_units(tmp_path: Path) -> None:
     write(tmp_path, 1, 0.5)
     schema = pq.read_schema(tmp_path / "evaluations.parquet")
-    assert schema.metadata[b"schema_version"] == b"6"
+    assert schema.metadata[b"schema_version"] == b"7"
     assert schema.field("psnr_db").metadata[b"unit"] == b"dB"
     for name, table in SCHEMAS.items():
         for field in table:

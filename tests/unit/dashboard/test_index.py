@@ -36,7 +36,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return read
 
-    for name in ("checked_table", "read_runs"):
+    for name in ("last_evaluations", "read_runs"):
         monkeypatch.setattr(module, name, counting(getattr(module, name)))
     return made
 
@@ -77,7 +77,7 @@ def test_many_runs_are_read_once_and_then_only_what_changes(
         shutil.copytree(template, tmp_path / f"run-{i:03}")
     index = Index(tmp_path, budget_s=60)
     assert len(index.lines()) == 40
-    assert len(reads) == 120, "the run's row, its rounds and its scores"
+    assert len(reads) == 80, "the run's row, and its rounds with their scores"
     reads.clear()
     assert len(index.lines()) == 40
     assert reads == []
@@ -85,7 +85,7 @@ def test_many_runs_are_read_once_and_then_only_what_changes(
     assert reads == []
     os.utime(tmp_path / "run-012" / "rounds.parquet")
     index.lines()
-    assert reads == ["run-012"] * 3
+    assert reads == ["run-012"] * 2
     shutil.rmtree(tmp_path / "run-012")
     assert len(index.lines()) == 39
     assert index.folder("run-012") is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,9 +100,9 @@ def test_it_is_read_again_only_if_a_file_has_changed(
     folder = write_run(tmp_path, "run", clients=CLIENTS)
     reads, original = list[str](), state.checked_table
 
-    def counting(of: Path, name: str) -> object:
+    def counting(of: Path, name: str, columns: Sequence[str] | None) -> object:
         reads.append(name)
-        return original(of, name)
+        return original(of, name, columns)
 
     monkeypatch.setattr(state, "checked_table", counting)
     reader = RunReader("run", folder)
@@ -112,7 +113,13 @@ def test_it_is_read_again_only_if_a_file_has_changed(
     with EventLog(folder / "events.jsonl", "run") as log:
         log.write(Fault(2, 0, "died", "client 0 died"))
     assert reader.state()["log"][0]["text"] == "round 2: died: client 0 died; retried"
-    assert len(reads) == 10
+    assert len(reads) == 5, "no table has changed"
+    (folder / "clients.parquet").touch()
+    reader.state()
+    assert len(reads) == 9, "the partition is that of before"
+    (folder / "partition.parquet").touch()
+    reader.state()
+    assert len(reads) == 14
 
 
 def test_clients_slots_and_faults(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from fedvsr.config import ExperimentConfig
 from fedvsr.dashboard.state import RunReader
 from fedvsr.data.config import DataConfig
-from fedvsr.data.owned import OwnedClip, deal_here, deal_own, with_owners
+from fedvsr.data.owned import deal_here, deal_own, with_owners
+from fedvsr.data.owned_clip import OwnedClip
 from fedvsr.data.owners import NOBODY, Owners
 from fedvsr.data.split import Split, keys_of, prepare
 from fedvsr.errors import UserError

@@ -116,6 +116,16 @@ def test_resuming_from_a_state_equals_never_having_stopped() -> None:
     assert resumed.state.params.tobytes() == finished[-1].state.params.tobytes()
 
 
+def test_losses_are_kept_only_for_a_sampling_that_draws_by_them() -> None:
+    for sampling, least in (("uniform", 3), ("power_of_choice", 4)):
+        config = CONFIG.model_copy(update={"sampling": sampling})
+        events = rounds([0, 1, 2], start(), fedavg.Config(), config=config)
+        last = [event for event in events if isinstance(event, RoundFinished)][-1]
+        assert last.state.losses.items() >= {r.client_id: r.loss for r in last.reports}.items()
+        assert len(last.state.losses) >= least
+        assert (len(last.state.losses) == 3) == (sampling == "uniform")
+
+
 def test_events_count_the_clients_of_a_round() -> None:
     events = rounds([2, 1, 0], start(), fedavg.Config())[:4]
     assert [e.num_finished for e in events if isinstance(e, ClientFinished)] == [1, 2, 3]
@@ -161,13 +171,13 @@ def test_a_round_closes_without_the_uploads_that_are_lost(algorithm: NamedSectio
     events = rounds([0, 1, 2], start(), algorithm, config=LOSSY, states=states)
     finished = [event for event in events if isinstance(event, RoundFinished)]
     assert [event.num_upload_failures for event in finished] == [1, 3, 0, 2]
-    before, heard = start().params, dict[int, float]()
+    before = start().params
     for event in finished:
         reports = event.reports
         arrived = [o.report for o in event.outcomes if not o.upload_failed]
         assert event.num_failed == 0
         assert len(reports) == 3, "clients whose upload is lost have trained"
-        heard |= {report.client_id: report.loss for report in arrived}
+        heard = {report.client_id: report.loss for report in arrived}
         assert event.state.losses == heard, "a loss that is lost is not known to the server"
         # All remember the round, because a client does not know that its upload was lost.
         assert all(states.round_of(r.client_id) is not None for r in reports)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,16 @@ from fedvsr.federation.sampling import (
     upload_fails,
 )
 from fedvsr.seeding import generator
+
+# SHA-256, shortened, of what was drawn before clients were a table: a run of an earlier version is
+# resumed with the same clients.
+DRAWN = {
+    "uniform": "8cb0ada8318c1de3ee05ea927fda5034",
+    "size": "9703580a5c2376082d87835850cf6c44",
+    "power_of_choice": "82b925c774716c03cd4c00aec27fdba0",
+    "round_robin": "e0ebc211322dbe9684182af901a154f6",
+    "poisson": "ee7e9f5eb48e4434dbfaa0b5b9d0522a",
+}
 
 
 def cohort(
@@ -175,3 +186,20 @@ def test_few_of_many_equal_those_of_a_plain_loop() -> None:
         config = FederationConfig(clients_per_round=64)
         client_ids = sample_cohort(config, 0, round_idx, sizes, {}).client_ids
         assert client_ids == client_by_client(config, 0, round_idx, sizes)
+
+
+@pytest.mark.parametrize("sampling", list(DRAWN))
+def test_draws_are_those_of_earlier_versions(sampling: Any) -> None:
+    drawn = list[list[int]]()
+    for num_clients in (7, 1_000, 100_000):
+        sizes = np.arange(num_clients) % 11 + 1
+        losses = {i: (i * 7919 % 1009) / 1009 for i in range(0, num_clients, 3)}
+        for offline in (0.0, 0.3):
+            config = FederationConfig(
+                sampling=sampling, clients_per_round=64, offline_probability=offline
+            )
+            for round_idx in (1, 2, 40):
+                for known in (sizes, sizes.tolist()):
+                    cohort = sample_cohort(config, 3, round_idx, known, losses)
+                    drawn.append([cohort.num_online, *cohort.client_ids])
+    assert hashlib.sha256(repr(drawn).encode()).hexdigest()[:32] == DRAWN[sampling]

@@ -101,9 +101,9 @@ def test_a_silent_run_is_waited_for_while_its_lock_or_its_pace_says_so(
     assert [e.round_idx for e in events if isinstance(e, RoundRecorded)] == [0, 1, 2]
     # A round takes 2 s here, so a minute of silence is what it takes, not less.
     monkeypatch.setattr(module, "silence_s", lambda folder: 59.0)
-    assert not module._is_dead(folder, module.load_results(folder))
+    assert not module._is_dead(folder, [2.0])
     monkeypatch.setattr(module, "silence_s", lambda folder: 61.0)
-    assert module._is_dead(folder, module.load_results(folder))
+    assert module._is_dead(folder, [2.0])
 
 
 def test_what_is_no_run_is_said(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_round_waits_for_its_scores_also_when_the_run_has_only_just_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_run(tmp_path, "new", status="finished", done=1)
-    whole = module._read(folder)
+    whole = module._read(folder, 0)
     assert whole is not None
     unscored = replace(
         whole,
@@ -129,7 +129,7 @@ def test_a_round_waits_for_its_scores_also_when_the_run_has_only_just_begun(
 
     def look(_: Path) -> str:
         status, results = next(looks)
-        monkeypatch.setattr(module, "_read", lambda _: results)
+        monkeypatch.setattr(module, "_read", lambda *_: results)
         return status
 
     monkeypatch.setattr(module, "_status", look)
@@ -137,6 +137,24 @@ def test_a_round_waits_for_its_scores_also_when_the_run_has_only_just_begun(
     rounds = [event for event in events if isinstance(event, RoundRecorded)]
     assert rounds
     assert all(event.scores for event in rounds)
+
+
+def test_a_look_reads_only_the_rounds_that_are_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_run(tmp_path, "long", status="running", done=6, num_rounds=9)
+    read, seen = module._tables, list[list[int]]()
+
+    def tables(folder: Path, since: int = 0) -> object:
+        found = read(folder, since)
+        seen.append(found.rounds["round_idx"].tolist())
+        return found
+
+    monkeypatch.setattr(module, "_tables", tables)
+    monkeypatch.setattr(module, "_is_dead", lambda *_: len(seen) == 2)
+    rounds = list(watch(folder, sleep=lambda _: None))[1:]
+    assert len(rounds) == 7
+    assert seen == [list(range(7)), []]
 
 
 def test_a_rounds_seconds_are_those_between_two_last_updates(tmp_path: Path) -> None:

@@ -32,6 +32,31 @@ def test_the_newest_is_read_and_old_ones_are_removed(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    metadata = {
+        **{"format": 2, "round_idx": 4, "config_hash": "h", "clients": [[2, 1]]},
+        **{"losses": [[2, 0.5], [7, 0.25]], "names": TABLE.names, "shapes": TABLE.shapes},
+    }
+    write_tensors(tmp_path / "round-000004.safetensors", {"params": PARAMS}, metadata)
+    state = checkpoint.latest(tmp_path, TABLE, "h").state
+    assert state is not None
+    assert (state.clients, state.losses) == ({2: 1}, {2: 0.5, 7: 0.25})
+    assert list(state.server) == ["params"]
+
+
+def test_losses_cost_two_numbers_a_client(tmp_path: Path) -> None:
+    sizes = list[int]()
+    for count in (0, 1000):
+        losses = {i: 1 / (i + 3) for i in range(count)}
+        state = checkpoint.Saved(1, {"params": PARAMS}, {}, losses)
+        checkpoint.save(tmp_path, state, TABLE, "h")
+        sizes.append((tmp_path / "round-000001.safetensors").stat().st_size)
+        found = checkpoint.latest(tmp_path, TABLE, "h").state
+        assert found is not None
+        assert found.losses == losses
+    assert sizes[1] - sizes[0] < 16_100
+
+
 def test_a_truncated_file_falls_back_to_the_one_before(tmp_path: Path) -> None:
     for round_idx in (1, 2):
         checkpoint.save(tmp_path, saved(round_idx), TABLE, "h")

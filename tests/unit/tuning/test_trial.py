@@ -57,9 +57,9 @@ def run(
     save_sweep(sweep, tmp_path / "sweep.yaml")
     reads, read = Counter[str](), records.read_table
 
-    def counted(folder: Path, name: str) -> Any:
+    def counted(folder: Path, name: str, *which: Any) -> Any:
         reads[name] += 1
-        return read(folder, name)
+        return read(folder, name, *which)
 
     tune = Tune()
     monkeypatch.setattr(records, "read_table", counted)

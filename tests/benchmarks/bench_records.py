@@ -1,0 +1,90 @@
+"""What a run's records cost: `make bench-records`, or this file with arguments.
+
+The run's own writer adds rounds, which nobody trains, as fast as it can. A row of the table is a
+tenth of the run: bytes that the process wrote and its processor time, both by round, and what one
+look at the run costs then. Seconds between two writings are few, so that tables are written often.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+
+from fedvsr.recording import RunRecords
+from fedvsr.records import SCHEMAS, read_table
+
+IDENTITY = {"run_id": "bench", "config_hash": "c" * 64, "seed": 1, "fedvsr_version": "0"}
+
+
+def written_bytes() -> int:
+    """Bytes that this process has written so far, to files or elsewhere."""
+    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(fields["wchar"])
+
+
+def memory_mb() -> float:
+    """Memory that this process has now."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+
+
+def add_round(records: RunRecords, round_idx: int, num_clients: int) -> None:
+    """Add a round of clients, and its scores of four clips."""
+    clients = [
+        {"client_id": (round_idx * num_clients + i) % 1_000_000, "position": i}
+        | {"num_samples": 16, "num_steps": 4, "loss": 1 / (round_idx + i + 1), "lr": 1e-4}
+        | {"weight": 1 / num_clients, "attempts": 1, "rejected": False, "upload_failed": False}
+        | {"upload_bytes": 10**6, "train_s": 0.1 * i, "started_s": 0.01 * i, "node": "n" * 56}
+        for i in range(num_clients)
+    ]
+    records.write_round(round_idx, {"num_sampled": num_clients, "train_s": 1.0}, clients)
+    scores = [
+        {"clip_id": f"{i:03d}", "test_set": "REDS4", "num_frames": 100, "psnr_db": 30.0 + i}
+        for i in range(4)
+    ]
+    records.write_scores(round_idx, {"psnr_db": 31.5, "evaluate_s": 1.0}, scores)
+
+
+def cpu_s(work: Callable[[], object]) -> float:
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=2000)
+    parser.add_argument("--clients", type=int, default=100, help="clients a round")
+    parser.add_argument("--write-s", type=float, default=0.2, help="seconds between writings")
+    options = parser.parse_args()
+    print("| rounds | bytes a round | CPU ms a round | read all, CPU ms | memory, MB |")
+    print("|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        records = RunRecords(folder, IDENTITY, options.write_s)
+        step = max(options.rounds // 10, 1)
+        for first in range(1, options.rounds + 1, step):
+            before, began = written_bytes(), time.process_time()
+            pa.default_memory_pool().release_unused()
+            for round_idx in range(first, first + step):
+                add_round(records, round_idx, options.clients)
+            took_s, size = time.process_time() - began, written_bytes() - before
+            memory = memory_mb()
+            read_s = cpu_s(lambda: [read_table(folder, table) for table in SCHEMAS])
+            print(
+                f"| {first + step - 1:,} | {size / step:,.0f} | {1e3 * took_s / step:.2f} "
+                f"| {1e3 * read_s:.1f} | {memory:,.0f} |",
+                flush=True,
+            )
+        before = written_bytes()
+        end_s = cpu_s(lambda: records.write_run({"status": "finished"}))
+        print(f"\nthe end: {written_bytes() - before:,} bytes, {end_s:.2f} CPU s")
+
+
+if __name__ == "__main__":
+    main()
