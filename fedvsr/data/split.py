@@ -6,10 +6,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 
 from fedvsr.data.clips import Clip, default_cache_dir, read_store
 from fedvsr.data.config import REDS4, DataConfig, is_named, video_of
+from fedvsr.data.degrade_config import Degradation, pipelines
+from fedvsr.data.degraded import deal as deal_degradations
+from fedvsr.data.degraded import degraded
 from fedvsr.data.partition import deal
 from fedvsr.data.prepare import prepare as make_store
 from fedvsr.data.recordings import fingerprint
@@ -30,7 +34,7 @@ class Split:
     clients: tuple[tuple[Clip, ...], ...]
     """The training clips of each client; client i has the i-th tuple."""
     test: tuple[Clip, ...]
-    """The clips to score on."""
+    """The clips to score on; of several degradations, a clip once under each."""
     overlap: tuple[str, ...]
     """Ids of test clips that clients also train on; empty unless `data.allow_overlap` is set."""
     same_video: tuple[str, ...] = ()
@@ -80,14 +84,45 @@ def prepare(config: DataConfig, seed: int, progress: Progress) -> Split:
     held = {clip for own in dealt for clip in own}
     trained = {_video(clip) for clip in held if clip.cut}
     same_video = tuple(clip.clip_id for clip in test if clip.cut and _video(clip) in trained)
+    train = [clip for clip in train if clip in held]
+    if config.degradation is not None:
+        before = [clip for own in dealt for clip in own]
+        dealt, test = _degraded(config, config.degradation, seed, dealt, test, progress)
+        now = dict(zip(before, chain.from_iterable(dealt), strict=True))
+        train = [now[clip] for clip in train]
     return Split(
-        tuple(clip for clip in train if clip in held),
+        tuple(train),
         tuple(dealt),
         tuple(test),
         overlap,
         same_video,
         test_sets,
     )
+
+
+def _degraded(
+    config: DataConfig,
+    degradation: Degradation,
+    seed: int,
+    dealt: Sequence[tuple[Clip, ...]],
+    test: Sequence[Clip],
+    progress: Progress,
+) -> tuple[list[tuple[Clip, ...]], list[Clip]]:
+    """The clips of each client and the test clips, with the low-resolution frames of a setting."""
+    steps = pipelines(degradation)
+    names_of = deal_degradations(
+        dealt, list(steps), seed, config.deal_degradations, config.degradation_alpha
+    )
+    pairs = [zip(own, names, strict=True) for own, names in zip(dealt, names_of, strict=True)]
+    clips = degraded(
+        [*chain.from_iterable(pairs), *((clip, name) for name in steps for clip in test)],
+        steps,
+        config.degradation_seed,
+        _cache(config),
+        lambda done, total: progress("low-resolution frames (made once)", done, total),
+    )
+    remaining = iter(clips)
+    return [tuple(islice(remaining, len(own))) for own in dealt], list(remaining)
 
 
 # The test clips of each data set, by its name.
