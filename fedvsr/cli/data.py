@@ -136,14 +136,16 @@ def partition(
     with PreparationView(console) as view:
         split = prepare_data(config, view)
     table = Table(box=None, pad_edge=False)
-    for name in ("client", "clips", "frames", "labels"):
-        table.add_column(name, justify="left" if name == "labels" else "right")
+    several = len({clip.degradation for clip in split.train}) > 1
+    for name in ("client", "clips", "frames", "labels", *(["degradations"] if several else [])):
+        table.add_column(name, justify="left" if name in ("labels", "degradations") else "right")
     for client_id, own in enumerate(split.clients):
         labels = Counter(clip.label for clip in own)
         frames = sum(clip.num_frames for clip in own)
-        table.add_row(str(client_id), str(len(own)), f"{frames:,}", _counts(labels))
+        kinds = [_counts(Counter(clip.degradation for clip in own))] if several else []
+        table.add_row(str(client_id), str(len(own)), f"{frames:,}", _counts(labels), *kinds)
     console.print(table)
-    say(f"{len(split.train)} clips to train on, {len(split.test)} held out")
+    say(f"{len(split.train)} clips to train on, {split.num_test_clips} held out")
     if plot is not None:
         title = f"{config.name}: {config.data.partition}, seed {config.seed}"
         say(str(draw_partition(split.clients, title, plot)))

@@ -42,6 +42,11 @@ class Split:
     test_sets: dict[str, str] = field(default_factory=dict)
     """The test set of each test clip, by its id: `fedvsr.data.testsets`."""
 
+    @property
+    def num_test_clips(self) -> int:
+        """The number of test clips, each counted once under all degradations."""
+        return len({clip.clip_id for clip in self.test})
+
 
 def prepare(config: DataConfig, seed: int, progress: Progress) -> Split:
     """Find the clips and deal them to clients; videos are cut if that has not been done yet.

@@ -37,6 +37,7 @@ def partition_rows(split: Split) -> list[Row]:
             "client_id": client_id,
             "clip_id": clip.clip_id,
             "label": clip.label,
+            "degradation": clip.degradation,
             "num_frames": clip.num_frames,
             "height": clip.height,
             "width": clip.width,

@@ -4,8 +4,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from fedvsr.config import load_config
 from fedvsr.data.config import DataConfig
 from fedvsr.data.degrade_config import READY, pipelines
+from fedvsr.errors import UserError
 from fedvsr.refusals import explain
 
 DOWN = {"step": "downscale"}
@@ -83,3 +85,21 @@ def test_settings_about_dealing_need_what_they_deal() -> None:
     assert unused == ["data.degradation_seed"]
     several = data({"a": "bi", "b": "compressed"}, degradation_alpha=0.1)
     assert [one.key for one in several.without_effect()] == ["degradation_alpha"]
+
+
+@pytest.mark.parametrize(
+    ("model", "way"),
+    [
+        ("tiny", "make them equal, by model.scale=1 or data.scale=4"),
+        ("vrt", "make them equal, by model.upscale=1 or data.scale=4"),
+        ("rvrt", "rvrt has no other scale: set data.scale=4, or take another network"),
+        ("iart", "iart has no other scale: set data.scale=4, or take another network"),
+    ],
+)
+def test_a_network_says_whether_it_can_restore_without_enlarging(model: str, way: str) -> None:
+    settings = ["data.scale=1", "data.degradation=compressed", f"model={{name: {model}}}"]
+    with pytest.raises(
+        UserError, match=r"data\.scale = 1, but the network enlarges by 4"
+    ) as refused:
+        load_config("demo", settings)
+    assert str(refused.value).endswith(way)
