@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from fedvsr import algorithms
 from fedvsr.errors import UserError
@@ -44,7 +44,8 @@ def require_sample(
     spec = model_spec(model)
     if scale != spec.scale:
         raise UserError(
-            f"data.scale = {scale}, but the network enlarges by {spec.scale}; make them equal"
+            f"data.scale = {scale}, but the network enlarges by {spec.scale}; "
+            f"{_way_to_scale(model, scale, spec.scale)}"
         )
     if local.crop % scale:
         raise UserError(f"local.crop = {local.crop} is not a multiple of data.scale = {scale}")
@@ -99,6 +100,15 @@ def require_room(clips: Sequence[Clip], local: LocalConfig) -> None:
                 f"local.crop = {local.crop} is larger than clip {clip.clip_id} "
                 f"({clip.width} x {clip.height}); lower it"
             )
+
+
+def _way_to_scale(model: ModelConfig, scale: int, own: int) -> str:
+    """What a user can do if the network enlarges by another factor than `data.scale`."""
+    for key in ("scale", "upscale"):
+        field = type(model).model_fields.get(key)
+        if field is not None and scale in (get_args(field.annotation) or (scale,)):
+            return f"make them equal, by model.{key}={scale} or data.scale={own}"
+    return f"{model.name} has no other scale: set data.scale={own}, or take another network"
 
 
 def _reach(local: LocalConfig) -> str:
