@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -205,6 +205,8 @@ def _read(names: Iterable[str], key: str, config: DataConfig, progress: Progress
             raise UserError(f"there is no data set {folder} (data.{key})")
         if own is None:
             own = _cut_folder(folder, config, progress)
+        if config.degradation is not None:
+            own = [_rescaled(clip, config.scale) for clip in own]
         other = next((clip.scale for clip in own if clip.scale != config.scale), None)
         if other is not None:
             raise UserError(
@@ -213,6 +215,13 @@ def _read(names: Iterable[str], key: str, config: DataConfig, progress: Progress
             )
         clips += own
     return clips
+
+
+def _rescaled(clip: Clip, scale: int) -> Clip:
+    """A clip whose own low-resolution frames are of another scale, and which gets others."""
+    if clip.scale == scale or clip.height % scale or clip.width % scale:
+        return clip
+    return replace(clip, scale=scale, degradation="")
 
 
 def _cut_folder(folder: Path, config: DataConfig, progress: Progress) -> list[Clip]:

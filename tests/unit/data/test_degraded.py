@@ -9,6 +9,7 @@ from fedvsr.checked_text import read_json
 from fedvsr.data import degraded as module
 from fedvsr.data.clips import Clip, checksum
 from fedvsr.data.config import DataConfig
+from fedvsr.data.degrade import degrade
 from fedvsr.data.degrade_config import pipelines
 from fedvsr.data.degraded import deal, degraded
 from fedvsr.data.split import Split, prepare
@@ -147,5 +148,10 @@ def test_clients_differ_and_test_clips_are_scored_under_each(
     # Another seed of the run deals otherwise, and scores the same frames.
     other = split(tmp_path, 5, degradation={"clean": "bi", "noisy": NOISY})
     assert other.test == both.test
+    # A store of another scale serves too, if its frames can be divided.
+    finer = split(tmp_path, degradation="bi", scale=2)
+    np.testing.assert_array_equal(finer.test[0].lq(), degrade(clips[5].gt(), "bi", 2))
+    with pytest.raises(UserError, match=r"--scale 4, and data\.scale = 3"):
+        split(tmp_path, degradation="bi", scale=3)
     # The short form is the store's own frames.
     assert split(tmp_path, degradation="bi") == plain
