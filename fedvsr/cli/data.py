@@ -151,6 +151,50 @@ def partition(
         say(str(draw_partition(split.clients, title, plot)))
 
 
+@app.command()
+def degradations(
+    source: SourceArgument,
+    settings: SetOption = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot", metavar="PNG", help="Also draw a test frame under each of them into this."
+        ),
+    ] = None,
+) -> None:
+    """Show what an experiment's degradations do to its first test clip; nothing is trained."""
+    import numpy as np
+
+    from fedvsr.cli.views import PreparationView
+    from fedvsr.config import load_config
+    from fedvsr.data.degraded import drawn
+    from fedvsr.inference.evaluate import bicubic
+    from fedvsr.metrics.fidelity import psnr
+    from fedvsr.report.degraded import draw_degradations
+    from fedvsr.runs.launch import prepare_data
+
+    if plot is not None:
+        _require_png(plot, "--plot")
+    config = load_config(source, settings or ())
+    with PreparationView(console) as view:
+        split = prepare_data(config, view)
+    clips = [clip for clip in split.test if clip.clip_id == split.test[0].clip_id]
+    middle = clips[0].num_frames // 2
+    gt = np.asarray(clips[0].gt()[middle])
+    enlarged = {c.degradation: bicubic(c.lq()[middle : middle + 1], c.scale)[0] for c in clips}
+    table = Table(box=None, pad_edge=False)
+    table.add_column("degradation")
+    table.add_column("bicubic", justify="right")
+    table.add_column(f"steps, as drawn for {clips[0].clip_id}")
+    for clip in clips:
+        score = f"{psnr(enlarged[clip.degradation], gt):.2f} dB"
+        table.add_row(clip.degradation, score, "\n".join(drawn(clip)) or "as prepared")
+    console.print(table)
+    if plot is not None:
+        title = f"{clips[0].clip_id}, frame {middle}, x{clips[0].scale}"
+        say(str(draw_degradations(clips, enlarged, title, plot)))
+
+
 def _require_png(path: Path, option: str) -> None:
     if path.suffix.lower() != ".png" or not path.resolve().parent.is_dir():
         raise UserError(f"{option} {path} is not a .png file in an existing folder")

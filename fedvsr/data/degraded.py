@@ -104,6 +104,29 @@ def degraded(
     return made
 
 
+def drawn(clip: Clip) -> list[str]:
+    """The steps that made a clip's frames, with the values drawn for it; empty for a store's own.
+
+    Raises:
+        UserError: the record in the cache is missing or damaged.
+    """
+    if not clip.lq_path:
+        return []
+    path = _record(Path(clip.lq_path))
+    try:
+        steps = read_json(path)["steps"]
+    except (OSError, DamagedError):
+        raise UserError(f"{path} is missing or damaged; delete {path.parent}") from None
+    return [
+        f"{step['step']} " + ", ".join(f"{k} {_short(v)}" for k, v in step.items() if k != "step")
+        for step in ({k: v for k, v in step.items() if v is not None} for step in steps)
+    ]
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
 def _key(steps: Pipeline, seed: int, scale: int) -> str:
     settings = [step.model_dump(mode="json") for step in steps]
     packages = sorted({_PACKAGES[step.step] for step in steps if step.step in _PACKAGES})
