@@ -194,7 +194,7 @@ PICTURES: dict[str, Callable[[Work], str | Path | Image.Image]] = {
     "partition.png": lambda work: work.drawn(
         "clients.png", "data", "partition", "demo", "--set", "data.partition=more", "--plot"
     ),
-    "degradations.png": lambda work: work.drawn(
+    "degradations.webp": lambda work: work.drawn(
         "degraded.png", *("data", "degradations", "demo", "--set", READY_MADE, "--plot")
     ),
     "compared.png": lambda work: after_runs(work).drawn(
