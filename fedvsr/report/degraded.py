@@ -35,7 +35,7 @@ def draw_degradations(
     side = min(_SIDE, *(n - n % first.scale for n in gt.shape[:2]))
     top, left = _liveliest(gt, side, first.scale)
     rows = -(-(1 + len(clips)) // _COLUMNS)
-    figure = Figure(figsize=(8.4, 3.1 * rows + 0.4), layout="constrained")
+    figure = Figure(figsize=(6.4, 2.45 * rows + 0.3), layout="constrained")
     panels = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
     panels[0].imshow(gt[top : top + side, left : left + side], interpolation="nearest")
     panels[0].set(title="ground truth")
