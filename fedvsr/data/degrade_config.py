@@ -187,7 +187,10 @@ READY: dict[str, Pipeline] = {
 """The pipelines that have names: low-resolution frames of papers, and harder ones."""
 
 Degradation: TypeAlias = str | list[Any] | dict[str, Any]
-"""What `data.degradation` may be: a name of `READY`, steps, or several of these by names."""
+"""What `data.degradation` may be: a name of `READY`, steps, or several of these by names.
+
+Null in place of a pipeline leaves out one that an extended file has.
+"""
 ONE = "steps"
 """The name of a pipeline that is given as a list alone."""
 
@@ -202,6 +205,7 @@ def pipelines(degradation: Degradation) -> dict[str, Pipeline]:
         return {degradation: _pipeline(degradation, "")}
     if isinstance(degradation, Sequence):
         return {ONE: _pipeline(degradation, "")}
+    degradation = {name: own for name, own in degradation.items() if own is not None}
     if not degradation:
         raise ValueError("{} holds no pipeline: name some, as {clean: bi, noisy: blur_noise}")
     for name in degradation:

@@ -69,7 +69,7 @@ def test_names_lists_and_several() -> None:
     assert pipelines("bi") == {"bi": READY["bi"]}
     steps = [DOWN, {"step": "jpeg", "quality": 60}]
     assert list(pipelines(steps)) == ["steps"]
-    several = pipelines({"clean": "bi", "web": steps})
+    several = pipelines({"clean": "bi", "harsh": None, "web": steps})
     assert several == {"clean": READY["bi"], "web": pipelines(steps)["steps"]}
     assert several["web"][1].model_dump() == {"step": "jpeg", "quality": (60, 60)}
 
