@@ -7,6 +7,8 @@ import pyarrow.compute as pc
 
 from fedvsr.metrics import columns
 
+# Clients that are named of each degradation.
+_SHOWN = 20
 # Tables are filtered by values of their own: pyarrow loads pandas to compare with one of Python.
 
 
@@ -46,3 +48,19 @@ def headline(evaluations: pa.Table) -> dict[str, str | float]:
         return {}
     name, rows = by_test_set(evaluations)[0]
     return {"test_set": name, **mean_scores(rows)}
+
+
+def degradations_of(partition: pa.Table) -> dict[str, str]:
+    """The clients that have clips of each degradation, e.g. `0, 3, 7`, by its name.
+
+    Args:
+        partition: the table of that name; in an older record nothing is known.
+    """
+    dealt = dict[str, str]()
+    for degradation, rows in groups(partition, "degradation"):
+        clients = sorted(set(rows["client_id"].to_pylist()))
+        shown = ", ".join(map(str, clients[:_SHOWN]))
+        more = len(clients) - _SHOWN
+        if degradation.is_valid:
+            dealt[degradation.as_py()] = shown + (f" and {more} more" if more > 0 else "")
+    return dict(sorted(dealt.items()))

@@ -3,7 +3,7 @@
     <run>/runs.parquet         one row: the run
     <run>/rounds.parquet       a row per round; round 0 is the network before training
     <run>/clients.parquet      a row per round and sampled client
-    <run>/evaluations.parquet  a row per evaluated round and test clip
+    <run>/evaluations.parquet  a row per evaluated round, test clip and degradation
     <run>/partition.parquet    a row per clip that a client trains on
     <run>/faults.parquet       a row per failure during the run
     <run>/added.jsonl          rows of the last seconds, on their way to these files
@@ -168,6 +168,12 @@ SCHEMAS: dict[str, pa.Schema] = {
         _field("client_id", pa.int64(), "Client whose network is scored; null for the global one."),
         _field("test_set", pa.string(), "Test set of the clip: REDS4, Vid4, held-out or a folder."),
         _field("clip_id", pa.string(), "Test clip."),
+        _field(
+            "degradation",
+            pa.string(),
+            "How its low-resolution frames were made: bi, bd or a name of `data.degradation`; null "
+            "if unknown, as in an older record.",
+        ),
         _field("num_frames", pa.int64(), "Frames scored.", "1"),
         *_scores("mean over frames", "bicubic enlargement"),
     ),
@@ -175,6 +181,11 @@ SCHEMAS: dict[str, pa.Schema] = {
         _field("client_id", pa.int64(), "Client, from 0."),
         _field("clip_id", pa.string(), "A clip that the client holds."),
         _field("label", pa.string(), "Kind of content, e.g. its action class."),
+        _field(
+            "degradation",
+            pa.string(),
+            "How its low-resolution frames were made; null in an older record.",
+        ),
         _field("num_frames", pa.int64(), "Frames of the clip.", "1"),
         _field("height", pa.int64(), "Height of the ground truth.", "px"),
         _field("width", pa.int64(), "Width of the ground truth.", "px"),
@@ -430,8 +441,9 @@ def last_evaluations(folder: Path) -> tuple[pa.Table, pa.Table]:
     rounds = checked_table(folder, "rounds", ["run_id", "round_idx", "psnr_db", "gap_s", "train_s"])
     scored = rounds.filter(pc.is_finite(rounds["psnr_db"]))
     # The folder may hold the tables of several runs.
-    last = scored.group_by("run_id", use_threads=False).aggregate([("round_idx", "max")])
-    since = pc.min(last["round_idx_max"]).as_py()
+    # Not by pyarrow's `group_by`, which loads pandas. Rounds are in order.
+    last = dict(zip(scored["run_id"].to_pylist(), scored["round_idx"].to_pylist(), strict=True))
+    since = min(last.values(), default=None)
     return rounds, checked_table(folder, "evaluations", since=since)
 
 

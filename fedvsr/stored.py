@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,8 +23,8 @@ from fedvsr.parts import ROUND, Stored, merged, read_parts
 from fedvsr.upgrades import upgraded_rows, upgraded_table
 
 _VERSION = b"schema_version"
-# The first version whose columns need no `upgrades`.
-_UPGRADED = 6
+# The first version that has all columns; those of earlier ones are upgraded, or null.
+_UPGRADED = 7
 
 
 def read_fixed(
@@ -87,7 +89,7 @@ def read_part(
     else:
         table = _in_schema(groups.read(late, columns), _subset(schema, columns))
         found = Stored.of(path, table, groups.metadata)
-    recent = pc.greater_equal(found.table[ROUND], pa.scalar(since, pa.int64()))
+    recent = _mask(np.array(found.table[ROUND].to_pylist(), np.int64) >= since)
     covers = frozenset(i for i in found.covers if i >= since)
     return replace(found, table=found.table.filter(recent), covers=covers)
 
@@ -145,6 +147,13 @@ def _in_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
         for field in schema
     ]
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _mask(chosen: npt.NDArray[np.bool_]) -> pa.Array:
+    """What `pa.Table.filter` takes."""
+    # Not by `pa.array`, `pa.scalar` or `to_numpy`, which load pandas.
+    bits = pa.py_buffer(np.packbits(chosen, bitorder="little"))
+    return pa.Array.from_buffers(pa.bool_(), len(chosen), [None, bits])
 
 
 def _subset(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:

@@ -136,17 +136,63 @@ def partition(
     with PreparationView(console) as view:
         split = with_owners(config, prepare_data(config, view), on_ray=False)
     table = Table(box=None, pad_edge=False)
-    for name in ("client", "clips", "frames", "labels"):
-        table.add_column(name, justify="left" if name == "labels" else "right")
+    several = len({clip.degradation for clip in split.train}) > 1
+    for name in ("client", "clips", "frames", "labels", *(["degradations"] if several else [])):
+        table.add_column(name, justify="left" if name in ("labels", "degradations") else "right")
     for client_id, own in enumerate(split.clients):
         labels = Counter(clip.label for clip in own)
         frames = sum(clip.num_frames for clip in own)
-        table.add_row(str(client_id), str(len(own)), f"{frames:,}", _counts(labels))
+        kinds = [_counts(Counter(clip.degradation for clip in own))] if several else []
+        table.add_row(str(client_id), str(len(own)), f"{frames:,}", _counts(labels), *kinds)
     console.print(table)
-    say(f"{len(split.train)} clips to train on, {len(split.test)} held out")
+    say(f"{len(split.train)} clips to train on, {split.num_test_clips} held out")
     if plot is not None:
         title = f"{config.name}: {config.data.partition}, seed {config.seed}"
         say(str(draw_partition(split.clients, title, plot)))
+
+
+@app.command()
+def degradations(
+    source: SourceArgument,
+    settings: SetOption = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot", metavar="PNG", help="Also draw a test frame under each of them into this."
+        ),
+    ] = None,
+) -> None:
+    """Show what an experiment's degradations do to its first test clip; nothing is trained."""
+    import numpy as np
+
+    from fedvsr.cli.views import PreparationView
+    from fedvsr.config import load_config
+    from fedvsr.data.degraded import drawn
+    from fedvsr.inference.evaluate import bicubic
+    from fedvsr.metrics.fidelity import psnr
+    from fedvsr.report.degraded import draw_degradations
+    from fedvsr.runs.launch import prepare_data
+
+    if plot is not None:
+        _require_png(plot, "--plot")
+    config = load_config(source, settings or ())
+    with PreparationView(console) as view:
+        split = prepare_data(config, view)
+    clips = [clip for clip in split.test if clip.clip_id == split.test[0].clip_id]
+    middle = clips[0].num_frames // 2
+    gt = np.asarray(clips[0].gt()[middle])
+    enlarged = {c.degradation: bicubic(c.lq()[middle : middle + 1], c.scale)[0] for c in clips}
+    table = Table(box=None, pad_edge=False)
+    table.add_column("degradation")
+    table.add_column("bicubic", justify="right")
+    table.add_column(f"steps, as drawn for {clips[0].clip_id}")
+    for clip in clips:
+        score = f"{psnr(enlarged[clip.degradation], gt):.2f} dB"
+        table.add_row(clip.degradation, score, "\n".join(drawn(clip)) or "as prepared")
+    console.print(table)
+    if plot is not None:
+        title = f"{clips[0].clip_id}, frame {middle}, x{clips[0].scale}"
+        say(str(draw_degradations(clips, enlarged, title, plot)))
 
 
 def _require_png(path: Path, option: str) -> None:

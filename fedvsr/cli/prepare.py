@@ -52,7 +52,7 @@ OutOption = Annotated[
 ScaleOption = Annotated[
     int,
     typer.Option(
-        "--scale", min=2, max=8, help="Factor by which low-resolution frames are smaller."
+        "--scale", min=1, max=8, help="Factor by which low-resolution frames are smaller."
     ),
 ]
 DegradationOption = Annotated[

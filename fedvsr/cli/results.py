@@ -92,7 +92,7 @@ def summary(folder: Path) -> None:
     from fedvsr.data.owners import Owners
     from fedvsr.inference.scores import ClipScore, scored_part
     from fedvsr.labels import FILE, read_labels
-    from fedvsr.means import by_test_set, groups, last_evaluation, mean_scores
+    from fedvsr.means import by_test_set, degradations_of, groups, last_evaluation, mean_scores
     from fedvsr.records import checked_table, read_runs
     from fedvsr.runs.run import run_status
 
@@ -124,6 +124,9 @@ def summary(folder: Path) -> None:
     with skipping(folder / FILE):
         for line in lines(read_labels(folder)):
             say(line)
+    dealt = degradations_of(checked_table(folder, "partition"))
+    if len(dealt) > 1:
+        say(f"degradations of clients: {'; '.join(f'{k}: {v}' for k, v in dealt.items())}")
     evaluations = last_evaluation(checked_table(folder, "evaluations"))
     scores = [
         # If each client has a network, a clip's row is the mean of theirs.
@@ -131,10 +134,12 @@ def summary(folder: Path) -> None:
             clip_id=str(clip_id),
             test_set=test_set,
             num_frames=rows["num_frames"][0].as_py(),
+            degradation=degradation.as_py() or "",
             values=mean_scores(rows),
         )
         for test_set, of_set in by_test_set(evaluations)
-        for clip_id, rows in sorted(groups(of_set, "clip_id"), key=lambda group: str(group[0]))
+        for degradation, of_kind in groups(of_set, "degradation")
+        for clip_id, rows in sorted(groups(of_kind, "clip_id"), key=lambda group: str(group[0]))
     ]
     crop = recorded.get("evaluation", {}).get("crop")
     print_wide(scores_table(scores, scored_part(crop)))

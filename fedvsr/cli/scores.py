@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from fedvsr.inference.scores import ClipScore, Scores, by_test_set, mean_scores
+from fedvsr.inference.scores import ClipScore, Scores, by_degradation, by_test_set, mean_scores
 from fedvsr.metrics import BICUBIC, METRICS
 
 
 def scores_table(scores: Sequence[ClipScore], part: str) -> Table:
     """A row per clip, and the mean of each test set that has several clips.
 
+    With several degradations, also the mean under each of them.
+
     Args:
-        scores: at most one per clip.
+        scores: at most one per clip and degradation.
         part: the part of each frame that is scored, in words; empty for the whole frame.
     """
     sets = by_test_set(scores)
@@ -31,9 +33,18 @@ def scores_table(scores: Sequence[ClipScore], part: str) -> Table:
     for head in heads:
         table.add_column(head, justify="right")
     for test_set, own_scores in sets.items():
-        for score in own_scores:
-            clip_id = score.clip_id if len(sets) == 1 else f"{test_set}: {score.clip_id}"
-            table.add_row(Text(clip_id), str(score.num_frames), *_cells(score, names))
+        kinds = by_degradation(own_scores)
+        for kind, scores_of_kind in kinds.items():
+            for score in scores_of_kind:
+                clip_id = score.clip_id if len(sets) == 1 else f"{test_set}: {score.clip_id}"
+                clip_id += f" ({kind or 'unknown'})" if len(kinds) > 1 else ""
+                table.add_row(Text(clip_id), str(score.num_frames), *_cells(score, names))
+            if len(kinds) > 1 and len(scores_of_kind) > 1:
+                table.add_section()
+                label = f"mean of {kind or 'unknown'}"
+                label += "" if len(sets) == 1 else f" in {test_set}"
+                table.add_row(Text(label), "", *_cells(mean_scores(scores_of_kind), names))
+                table.add_section()
         if len(own_scores) > 1:
             table.add_section()
             label = "mean" if len(sets) == 1 else f"mean of {test_set}"

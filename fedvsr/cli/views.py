@@ -41,12 +41,12 @@ class _Bar(Progress):
 
 
 class PreparationView:
-    """A progress bar per video or folder that is cut into clips; nothing if none is cut."""
+    """A progress bar for each video or folder that is cut, and for frames that are degraded."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._progress = _Bar(
-            plain_column("cutting {task.description}"),
+            plain_column("preparing {task.description}"),
             BarColumn(),
             plain_column("{task.completed}/{task.total}"),
             console=console,
@@ -55,10 +55,10 @@ class PreparationView:
         self._tasks = dict[str, TaskID]()
 
     def __call__(self, video: str, done: int, total: int) -> None:
-        """Show how many frames of a video or a folder have been cut."""
+        """Show how many frames of a video or a folder have been prepared."""
         if video not in self._tasks:
             if not self._console.is_terminal:
-                self._console.print(f"cutting {video} into clips")
+                self._console.print(f"preparing {video}")
             self._tasks[video] = self._progress.add_task(video, total=total)
         if not self._console.is_terminal:
             return

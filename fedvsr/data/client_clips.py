@@ -22,7 +22,7 @@ from fedvsr.data.owned_clip import OwnedClip
 
 _Ids = npt.NDArray[np.int64]
 # What many clips have in common is stored once.
-_SHARED = ("label", "folder")
+_SHARED = ("label", "folder", "degradation")
 _KINDS = {
     "str": pa.string(),
     "int": pa.int64(),

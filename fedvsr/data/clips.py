@@ -28,6 +28,8 @@ Degradation: TypeAlias = Literal["bi", "bd"]
 _MANIFEST = "manifest.json"
 # Format 1 has no checksums and no record of what the store was made from.
 _FORMAT, _READABLE = 2, (1, 2)
+# Fields of a clip that its entry in the manifest lacks.
+_NOT_KEPT = {"folder", "cut", "degradation", "lq_path"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,10 @@ class Clip:
     """Checksum of the ground truth (see `checksum`); empty in a store of format 1."""
     cut: bool = False
     """Whether it is a part of a longer recording, as its id says (see `video_of`)."""
+    degradation: str = "bi"
+    """How its low-resolution frames were made: `bi`, `bd` or a name in `data.degradation`."""
+    lq_path: str = ""
+    """File of low-resolution frames that are not the store's own."""
 
     def gt(self) -> Frames:
         """Ground truth, uint8 RGB (T, H, W, 3), memory-mapped and read-only."""
@@ -57,6 +63,8 @@ class Clip:
 
     def _open(self, kind: str) -> Frames:
         path = Path(self.folder) / f"{self.clip_id}_{kind}.npy"
+        if kind == "lq" and self.lq_path:
+            path = Path(self.lq_path)
         try:
             frames: Frames = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
@@ -111,13 +119,12 @@ def open_store(folder: Path) -> Store | None:
                 "delete it and prepare it again"
             )
         entries: list[dict[str, Any]] = manifest["clips"]
-        known = {f.name for f in fields(Clip)} - {"cut"}
+        known = {f.name for f in fields(Clip)} - _NOT_KEPT
         request = manifest.get("request", {})
         cut = manifest.get("source", Store.source) == "video" or bool(request.get("clip_frames"))
-        clips = [
-            Clip(folder=str(folder), cut=cut, **{k: v for k, v in entry.items() if k in known})
-            for entry in entries
-        ]
+        own: dict[str, Any] = {"folder": str(folder), "cut": cut}
+        own["degradation"] = manifest.get("degradation", Store.degradation)
+        clips = [Clip(**own, **{k: v for k, v in entry.items() if k in known}) for entry in entries]
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -214,8 +221,21 @@ def write_clip(
         shape, sha256 = gt_file.finish()
         _, lq_sha256 = lq_file.finish()
     clip = Clip(clip_id, label, "", *shape, scale, sha256)
-    entry = {k: v for k, v in asdict(clip).items() if k not in ("folder", "cut")}
+    entry = {k: v for k, v in asdict(clip).items() if k not in _NOT_KEPT}
     return entry | {"lq_sha256": lq_sha256}
+
+
+def write_frames(path: Path, frames: Iterable[Frames]) -> tuple[tuple[int, int, int], str]:
+    """Write frames, uint8 RGB (H, W, 3), as one array; the file is renamed when it is whole.
+
+    Returns:
+        Their number, height and width, and the checksum (see `checksum`).
+    """
+    with ExitStack() as stack:
+        file = _ArrayFile(stack, stack.enter_context(replacing(path)))
+        for frame in frames:
+            file.append(frame)
+        return file.finish()
 
 
 def reduce(gt: Frames, scale: int, degradation: Degradation) -> Frames:

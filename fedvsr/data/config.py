@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from fedvsr.data.degrade_config import READY, Degradation, pipelines, require_scale
 from fedvsr.errors import UserError
 from fedvsr.section import NAME, OnlyWith, Section
 
@@ -102,7 +103,36 @@ class DataConfig(Section):
         None, ge=1, description="Train on at most this many clips, the first by their ids."
     )
     scale: int = Field(
-        4, ge=2, le=8, description="Factor by which low-resolution frames are smaller."
+        4,
+        ge=1,
+        le=8,
+        description="Factor by which low-resolution frames are smaller; 1 restores frames without "
+        "enlarging them.",
+    )
+    degradation: Degradation | None = Field(
+        None,
+        description="How low-resolution frames are made of the ground truth: the name of a "
+        f"ready-made pipeline ({', '.join(READY)}), a list of steps, or several of these by names "
+        "of your own, {NAME: PIPELINE}, which are dealt to clients and all scored (default: as the "
+        "clips were prepared).",
+    )
+    degradation_seed: Annotated[int, OnlyWith("degradation")] = Field(
+        0,
+        ge=0,
+        lt=2**63,
+        description="Seed of what a pipeline draws; not the run's, so that runs of other seeds are "
+        "scored on the same frames.",
+    )
+    deal_degradations: Annotated[Literal["client", "dirichlet"], OnlyWith("degradation")] = Field(
+        "client",
+        description="How several degradations are dealt: client, one per client, each to as many "
+        "clients; dirichlet, a client's shares of them by Dirichlet(degradation_alpha).",
+    )
+    degradation_alpha: Annotated[float, OnlyWith("deal_degradations", "dirichlet")] = Field(
+        0.5,
+        gt=0,
+        le=1e6,
+        description="Concentration of `deal_degradations: dirichlet`; smaller is more uneven.",
     )
     clip_frames: int = Field(
         11,
@@ -179,6 +209,16 @@ class DataConfig(Section):
                 "data.train needs clips to score on: name data sets in data.test, or clips in "
                 "data.held_out"
             )
+        if self.degradation is not None:
+            try:
+                require_scale(pipelines(self.degradation), self.scale)
+            except ValueError as error:
+                raise UserError(f"data.degradation: {error}") from None
+        elif self.scale == 1:
+            raise UserError(
+                "data.scale = 1 leaves low-resolution frames equal to the ground truth: say by "
+                "data.degradation what is to be restored, e.g. compressed"
+            )
 
     def _why_unused(self, name: str, values: Mapping[str, object], path: str) -> str | None:
         if values["owners"] and name in _OF_TRAIN:
@@ -196,6 +236,11 @@ class DataConfig(Section):
             raise UserError(
                 "data.owners needs clips to score on that the scorer may read: name data sets in "
                 "data.test"
+            )
+        if self.degradation is not None:
+            raise UserError(
+                "data.degradation does not reach the clips of data.owners, whose low-resolution "
+                "frames are those of their stores; leave one of them out"
             )
         total = sum(owner.clients for owner in self.owners.values())
         if self.num_clients != total:

@@ -23,8 +23,8 @@ from fedvsr.seeding import derive_seed
 class Dealt:
     """All that leaves an owner's nodes before training."""
 
-    clients: tuple[tuple[tuple[int, int, int, int], ...], ...]
-    """For each of the owner's clients its clips: number, frames, height and width."""
+    clients: tuple[tuple[tuple[int, int, int, int, str], ...], ...]
+    """For each of the owner's clients its clips: number, frames, height, width, degradation."""
     tested: frozenset[str]
     """Keys of test clips that are among them, see `fedvsr.data.split`."""
 
@@ -57,13 +57,11 @@ def deal_own(
     dealt = deal_as(how, clips, owner.clients, own_seed, f"data.owners.{name}.clients")
     # Names of other clips may be the same by chance, so a name counts only without a checksum.
     keys = {clip.sha256 or next(iter(key_of(clip))) for own in dealt for clip in own}
-    return Dealt(
-        tuple(
-            tuple((numbers[clip], clip.num_frames, clip.height, clip.width) for clip in own)
-            for own in dealt
-        ),
-        frozenset(keys & set(tests)),
-    )
+
+    def facts(clip: Clip) -> tuple[int, int, int, int, str]:
+        return numbers[clip], clip.num_frames, clip.height, clip.width, clip.degradation
+
+    return Dealt(tuple(tuple(map(facts, own)) for own in dealt), frozenset(keys & set(tests)))
 
 
 def deal_here(config: DataConfig, seed: int, tests: Collection[str]) -> dict[str, Dealt]:
@@ -112,9 +110,19 @@ def _known(
     num_frames: int,
     height: int,
     width: int,
+    degradation: str,
 ) -> OwnedClip:
     """What is known of a clip elsewhere: its owner is its label, and its number names it."""
     clip_id = f"{owner}-{number:04d}"
     return OwnedClip(
-        clip_id, owner, "", num_frames, height, width, scale, stores=stores, number=number
+        clip_id,
+        owner,
+        "",
+        num_frames,
+        height,
+        width,
+        scale,
+        degradation=degradation,
+        stores=stores,
+        number=number,
     )

@@ -131,7 +131,7 @@ def workshop(
                 if folder.exists() and not any(folder.glob(f"*{_RECORD}")):
                     shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
-        raise UserError(_explain(error, out)) from error
+        raise UserError(explain(error, out)) from error
 
 
 class Workshop:
@@ -154,7 +154,7 @@ class Workshop:
             UserError: the disk has too little space.
         """
         self._total = num_frames
-        _require_disk(self.request.out, self._folder, num_bytes)
+        require_disk(self.request.out, self._folder, num_bytes)
 
     def each(self, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
         """Call a function for every item, on all cores; return the results in the items' order.
@@ -170,7 +170,7 @@ class Workshop:
                 self._stop.set()
                 raise
 
-        with ThreadPoolExecutor(self._workers, initializer=_one_thread) as pool:
+        with ThreadPoolExecutor(self._workers, initializer=one_thread) as pool:
             futures = [pool.submit(stopping, item) for item in items]
             try:
                 wait(futures, return_when=FIRST_EXCEPTION)
@@ -307,7 +307,7 @@ class _StoppedError(Exception):
     """Another task has failed, or the user has stopped the preparation."""
 
 
-def _require_disk(out: Path, folder: Path, num_bytes: int) -> None:
+def require_disk(out: Path, folder: Path, num_bytes: int) -> None:
     """Raise UserError if the disk of an existing folder has too little space for `out`."""
     needed, free = num_bytes + _SPARE_BYTES, shutil.disk_usage(folder).free
     if needed > free:
@@ -322,8 +322,8 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _one_thread() -> None:
-    # Each core makes a clip of its own, so torch's threads would only compete with each other.
+def one_thread() -> None:
+    """Let torch use one thread: each core makes a clip, so its threads would only compete."""
     torch.set_num_threads(1)
 
 
@@ -359,7 +359,7 @@ def _begin(folder: Path, request: Request) -> None:
     write_json(path, request.as_dict())
 
 
-def _explain(error: OSError, out: Path) -> str:
+def explain(error: OSError, out: Path) -> str:
     """The message for an error of the file system while `out` is made."""
     if error.errno in DISK_FULL:
         return f"no space left on the disk of {out}; free some and retry, finished clips are kept"

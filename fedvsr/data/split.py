@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 
 from fedvsr.data.client_clips import ClientClips, ClipTable
 from fedvsr.data.clips import Clip, default_cache_dir, read_store
 from fedvsr.data.config import REDS4, DataConfig, is_named, video_of
+from fedvsr.data.degrade_config import Degradation, pipelines
+from fedvsr.data.degraded import deal as deal_degradations
+from fedvsr.data.degraded import degraded
 from fedvsr.data.partition import deal
 from fedvsr.data.prepare import prepare as make_store
 from fedvsr.data.recordings import fingerprint
@@ -31,7 +35,7 @@ class Split:
     clients: Sequence[Sequence[Clip]]
     """The training clips of each client; client i has the i-th tuple."""
     test: tuple[Clip, ...]
-    """The clips to score on."""
+    """The clips to score on; of several degradations, a clip once under each."""
     overlap: tuple[str, ...]
     """Ids of test clips that clients also train on; empty unless `data.allow_overlap` is set."""
     same_video: tuple[str, ...] = ()
@@ -48,6 +52,11 @@ class Split:
     def of_clients(self) -> ClientClips:
         """`clients` as the table that it is."""
         return ClientClips.of(self.clients)
+
+    @property
+    def num_test_clips(self) -> int:
+        """The number of test clips, each counted once under all degradations."""
+        return len({clip.clip_id for clip in self.test})
 
 
 def prepare(config: DataConfig, seed: int, progress: Progress) -> Split:
@@ -81,8 +90,14 @@ def prepare(config: DataConfig, seed: int, progress: Progress) -> Split:
     held = {clip for own in dealt for clip in own}
     trained = {_video(clip) for clip in held if clip.cut}
     same_video = tuple(clip.clip_id for clip in test if clip.cut and _video(clip) in trained)
+    train = [clip for clip in train if clip in held]
+    if config.degradation is not None:
+        before = [clip for own in dealt for clip in own]
+        dealt, test = _degraded(config, config.degradation, seed, dealt, test, progress)
+        now = dict(zip(before, chain.from_iterable(dealt), strict=True))
+        train = [now[clip] for clip in train]
     return Split(
-        tuple(clip for clip in train if clip in held),
+        tuple(train),
         tuple(dealt),
         tuple(test),
         overlap,
@@ -108,6 +123,31 @@ def deal_as(
         clips_per_client=config.clips_per_client,
         setting=setting,
     )
+
+
+def _degraded(
+    config: DataConfig,
+    degradation: Degradation,
+    seed: int,
+    dealt: Sequence[tuple[Clip, ...]],
+    test: Sequence[Clip],
+    progress: Progress,
+) -> tuple[list[tuple[Clip, ...]], list[Clip]]:
+    """The clips of each client and the test clips, with the low-resolution frames of a setting."""
+    steps = pipelines(degradation)
+    names_of = deal_degradations(
+        dealt, list(steps), seed, config.deal_degradations, config.degradation_alpha
+    )
+    pairs = [zip(own, names, strict=True) for own, names in zip(dealt, names_of, strict=True)]
+    clips = degraded(
+        [*chain.from_iterable(pairs), *((clip, name) for name in steps for clip in test)],
+        steps,
+        config.degradation_seed,
+        _cache(config),
+        lambda done, total: progress("low-resolution frames (made once)", done, total),
+    )
+    remaining = iter(clips)
+    return [tuple(islice(remaining, len(own))) for own in dealt], list(remaining)
 
 
 # The test clips of each data set, by its name.
@@ -185,6 +225,8 @@ def _read(names: Iterable[str], key: str, config: DataConfig, progress: Progress
             raise UserError(f"there is no data set {folder} (data.{key})")
         if own is None:
             own = _cut_folder(folder, config, progress)
+        if config.degradation is not None:
+            own = [_rescaled(clip, config.scale) for clip in own]
         other = next((clip.scale for clip in own if clip.scale != config.scale), None)
         if other is not None:
             raise UserError(
@@ -193,6 +235,13 @@ def _read(names: Iterable[str], key: str, config: DataConfig, progress: Progress
             )
         clips += own
     return clips
+
+
+def _rescaled(clip: Clip, scale: int) -> Clip:
+    """A clip whose own low-resolution frames are of another scale, and which gets others."""
+    if clip.scale == scale or clip.height % scale or clip.width % scale:
+        return clip
+    return replace(clip, scale=scale, degradation="")
 
 
 def _cut_folder(folder: Path, config: DataConfig, progress: Progress) -> list[Clip]:

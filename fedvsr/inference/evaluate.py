@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -48,8 +48,10 @@ class Evaluator:
         self.network = models.build_fresh(model).eval()
         if torch.cuda.is_available():
             self.network.cuda()
-        self._baseline = dict[str, dict[str, float]]()
-        self._pictured = set[str]()
+        # By clips, not by their ids: a clip may be scored under several degradations.
+        self._baseline = dict[Clip, dict[str, float]]()
+        self._pictured = set[Clip]()
+        self._times = Counter(clip.clip_id for clip in clips)
 
     @property
     def device_name(self) -> str:
@@ -77,15 +79,16 @@ class Evaluator:
     def _score(self, clip: Clip) -> tuple[ClipScore, Frames]:
         """A clip's score, and its super-resolved frames."""
         lq, gt = scored_frames(clip, self.config)
-        if clip.clip_id not in self._baseline:
-            self._baseline[clip.clip_id] = self._compare(bicubic(lq, clip.scale), gt)
+        if clip not in self._baseline:
+            self._baseline[clip] = self._compare(bicubic(lq, clip.scale), gt)
         sr = super_resolve(self.network, self.spec, lq, self.config.tiles)
         values = self._compare(sr, gt)
         score = ClipScore(
             clip_id=clip.clip_id,
             test_set=self.test_sets[clip.clip_id],
             num_frames=len(gt),
-            values=_beside(values, self._baseline[clip.clip_id]),
+            degradation=clip.degradation,
+            values=_beside(values, self._baseline[clip]),
         )
         return score, sr
 
@@ -93,14 +96,14 @@ class Evaluator:
         """Pictures of a clip's middle frame, by the names of their files."""
         middle = len(sr) // 2
         kinds = {"sr": sr[middle]}
-        if clip.clip_id not in self._pictured:
-            self._pictured.add(clip.clip_id)
+        if clip not in self._pictured:
+            self._pictured.add(clip)
             lq, gt = scored_frames(clip, self.config)
             kinds["bicubic"] = bicubic(lq[middle : middle + 1], clip.scale)[0]
             kinds["gt"] = gt[middle]
-        return {
-            f"{clip.clip_id}_{middle:03d}_{kind}.png": _png(frame) for kind, frame in kinds.items()
-        }
+        several = self._times[clip.clip_id] > 1
+        name = f"{clip.clip_id}@{clip.degradation}" if several else clip.clip_id
+        return {f"{name}_{middle:03d}_{kind}.png": _png(frame) for kind, frame in kinds.items()}
 
     def _compare(self, sr: Frames, gt: Frames) -> dict[str, float]:
         with Meter(self.config.metrics, self.config.metric_weights) as meter:
@@ -141,6 +144,7 @@ def score_clip(
     scale: int,
     *,
     test_set: str,
+    degradation: str = "",
     metrics: Sequence[str] = (),
     weights: str | None = None,
 ) -> ClipScore:
@@ -152,6 +156,7 @@ def score_clip(
         enlarge: maps low-resolution frames to as many super-resolved frames, in order.
         scale: the enlargement.
         test_set: names the test set of the clip.
+        degradation: names how the low-resolution frames were made.
         metrics: the metrics to score beside PSNR and SSIM, by name.
         weights: the folder with the weights of metrics; see `Meter`.
     """
@@ -171,6 +176,7 @@ def score_clip(
             clip_id=clip_id,
             test_set=test_set,
             num_frames=of_sr.num_frames,
+            degradation=degradation,
             values=_beside(of_sr.means(), of_bicubic.means()),
         )
 

@@ -28,12 +28,15 @@ class ClipScore(Scores):
     clip_id: str
     test_set: str
     num_frames: int
+    degradation: str = ""
+    """How the low-resolution frames were made; empty if unknown."""
 
-    def row(self) -> dict[str, str | int | float]:
+    def row(self) -> dict[str, str | int | float | None]:
         """Columns of `evaluations`."""
         return {
             "test_set": self.test_set,
             "clip_id": self.clip_id,
+            "degradation": self.degradation or None,
             "num_frames": self.num_frames,
             **self.values,
         }
@@ -46,7 +49,8 @@ class Scored:
     scores: Sequence[ClipScore]
     pictures: Mapping[str, bytes]
     """PNG files of the middle frame of each clip, by name, `CLIP_FRAME_KIND.png`: `sr`, and for the
-    evaluator's first network also `bicubic` and `gt`, which are the same for all."""
+    evaluator's first network also `bicubic` and `gt`, which are the same for all. `CLIP` is
+    `CLIP@DEGRADATION` for a clip that is scored under several degradations."""
     wall_s: float
     """Wall seconds that it took."""
 
@@ -60,10 +64,19 @@ def scored_part(crop: int | None) -> str:
     return f"centred {crop}-pixel crop" if crop else ""
 
 
+def by_degradation(scores: Iterable[ClipScore]) -> dict[str, list[ClipScore]]:
+    """Scores of one test set by degradation, in the order in which these first occur."""
+    kinds = dict[str, list[ClipScore]]()
+    for score in scores:
+        kinds.setdefault(score.degradation, []).append(score)
+    return kinds
+
+
 def mean_scores(scores: Iterable[Scores]) -> Scores:
     """Means over clips, each clip counted once whatever its length.
 
-    If each client has its own network, a clip has a score for each client; all scores count alike.
+    If each client has its own network, a clip has a score for each client, and of several
+    degradations one for each; all scores count alike.
 
     Returns:
         The means of the columns that all of them have.

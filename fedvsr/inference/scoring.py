@@ -41,6 +41,8 @@ class TestClip:
     width: int
     pairs: Callable[[], Pairs]
     """Reads ground truth and low-resolution frames from the start."""
+    degradation: str = ""
+    """How the low-resolution frames were made; empty if unknown."""
     notes: tuple[str, ...] = ()
     """What is not scored as it is in the files."""
 
@@ -152,6 +154,7 @@ def evaluate(
             ),
             trained.spec.scale,
             test_set=clip.test_set,
+            degradation=clip.degradation,
             metrics=metrics,
             weights=weights,
         )
@@ -176,7 +179,8 @@ def _stored(clip: Clip, test_set: str, config: EvaluationConfig) -> TestClip:
         lq, gt = scored_frames(clip, config)
         return ((np.array(gt[t]), np.array(lq[t])) for t in range(num_frames))
 
-    return TestClip(clip.clip_id, test_set, num_frames, height, width, pairs)
+    of_clip = (clip.clip_id, test_set, num_frames, height, width, pairs)
+    return TestClip(*of_clip, degradation=clip.degradation)
 
 
 def _test_clip(
@@ -195,7 +199,14 @@ def _test_clip(
     num_frames = min(gt.num_frames, max_frames or gt.num_frames)
     notes = tuple(note for clip in (gt, lq) if clip is not None for note in _notes(clip))
     return TestClip(
-        name, test_set, num_frames, height, width, lambda: _pairs(gt, lq, scale, max_frames), notes
+        name,
+        test_set,
+        num_frames,
+        height,
+        width,
+        lambda: _pairs(gt, lq, scale, max_frames),
+        "bi" if lq is None else "",
+        notes,
     )
 
 

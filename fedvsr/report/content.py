@@ -11,7 +11,7 @@ import pandas as pd
 
 from fedvsr.errors import UserError
 from fedvsr.records import Results, read_results, run_folders
-from fedvsr.report import crops, curves, paired, tables
+from fedvsr.report import crops, curves, degradations, paired, tables
 from fedvsr.report.clients import fault_rows
 from fedvsr.report.gather import Gathered, gather
 from fedvsr.report.overhead import overhead
@@ -31,6 +31,10 @@ class Report:
     """The form of the paper whose values stand beside the runs'."""
     main: pd.DataFrame
     ablation: pd.DataFrame
+    degradations: pd.DataFrame
+    """Scores under each degradation; empty without several."""
+    own: pd.DataFrame
+    """Scores of clients under their own degradation; empty without several."""
     margins: pd.DataFrame
     differences: pd.DataFrame
     """Empty without scipy."""
@@ -82,6 +86,8 @@ def read(folder: Path, paper: Paper = DEFAULT, metrics: Sequence[str] | None = N
         paper,
         main,
         tables.ablation_table(gathered, paper),
+        tables.degradation_table(gathered, degradations.by_degradation(results, gathered), paper),
+        degradations.own_scores(results, gathered),
         tables.margins(main),
         differences,
         overhead(results, gathered, paper),

@@ -51,10 +51,14 @@ class Frame:
     gt: Path
     methods: Mapping[str, Path]
     """The super-resolved picture by method, in the order of a table's rows."""
+    degradation: str = ""
+    """Of a clip that is scored under several, which `clip_id` names too: `CLIP@DEGRADATION`."""
 
 
 def frames(gathered: Gathered, folders: Mapping[str, Path]) -> Iterator[Frame]:
     """The test frames with pictures of finished runs, one per network, heterogeneity and clip.
+
+    Of a clip that is scored under several degradations, one for each.
 
     All pictures of a frame are of one seed, because runs of one seed share their random draws: the
     seed with most methods, or the lowest of several.
@@ -62,10 +66,11 @@ def frames(gathered: Gathered, folders: Mapping[str, Path]) -> Iterator[Frame]:
     clips = gathered.scores[["run_id", "clip_id", "testset"]].drop_duplicates()
     # Others have pictures of an earlier round, which would be compared with the last one's.
     finished = gathered.runs[gathered.runs["status"] == "finished"]
+    known = set(clips["clip_id"])
     pictures = [
         {**row, **picture}
         for row in clips.merge(finished, on="run_id").to_dict("records")
-        for picture in _pictures(folders[row["run_id"]], row["clip_id"])
+        for picture in _pictures(folders[row["run_id"]], row["clip_id"], known)
     ]
     if not pictures:
         return
@@ -88,6 +93,7 @@ def frames(gathered: Gathered, folders: Mapping[str, Path]) -> Iterator[Frame]:
                 bicubic=paths[first, "bicubic"],
                 gt=paths[first, "gt"],
                 methods={method: paths[method, "sr"] for method in methods},
+                degradation=str(of_seed["degradation"].iloc[0]),
             )
 
 
@@ -181,7 +187,12 @@ def _keys(table: pd.DataFrame) -> Iterator[tuple[str, str, str, str]]:
                     yield model, heterogeneity, testset, clip_id
 
 
-def _pictures(folder: Path, clip_id: str) -> Iterator[dict[str, object]]:
+def _pictures(folder: Path, clip_id: str, known: set[str]) -> Iterator[dict[str, object]]:
+    """The pictures of a clip. `known`: the ids of all clips, any of which may hold an `@`."""
     for saved in saved_frames(folder):
-        if saved.clip_id == clip_id:
-            yield {"frame": saved.frame_idx, "kind": saved.kind, "path": saved.path}
+        clip, degradation = saved.clip_id, ""
+        if saved.clip_id not in known:
+            clip, _, degradation = saved.clip_id.rpartition("@")
+        if clip == clip_id:
+            named = {"clip_id": saved.clip_id, "degradation": degradation}
+            yield {**named, "frame": saved.frame_idx, "kind": saved.kind, "path": saved.path}

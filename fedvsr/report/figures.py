@@ -31,6 +31,7 @@ Picture = npt.NDArray[np.uint8]
 _OURS, _BASELINE = "#0072B2", "#D55E00"
 # Lines of the means of a run's test sets.
 _DASHES = ("-", "-.", ":")
+_KINDS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _TITLES = {"bicubic": "Bicubic", "sr": "Super-resolved", "gt": "Ground truth"}
 
 
@@ -89,6 +90,11 @@ def curves(folder: Path) -> Figure:
             ms=3,
             label=f"Mean of {name}",
         )
+        own = scores[scores["test_set"] == name]
+        kinds = own["degradation"].dropna().unique() if len(sets) == 1 else []
+        for kind, colour in zip(kinds if len(kinds) > 1 else [], cycle(_KINDS), strict=False):
+            of_kind = mean_scores(own[own["degradation"] == kind], ["round_idx"], columns)
+            left.plot(of_kind["round_idx"], of_kind["gain_db"], color=colour, lw=1.5, label=kind)
     label = f"Bicubic ({', '.join(bicubic)})"
     left.axhline(0, color=_BASELINE, lw=1.5, ls="--", label=label)
     part = _part(results)
@@ -124,7 +130,10 @@ def draw_comparison(folder: Path) -> Path:
     scores = scores[scores["client_id"].fillna(0) == 0]
     scores = scores[scores["round_idx"] == scores["round_idx"].max()]
     by_gain = _with_gain(scores).sort_values("gain_db")
-    clip_id = str(by_gain["clip_id"].iloc[-1])
+    best = by_gain.iloc[-1]
+    clip_id = str(best["clip_id"])
+    if by_gain.groupby("clip_id")["degradation"].nunique().max() > 1:
+        clip_id = f"{clip_id}@{best['degradation']}"
     pictures = {kind: _picture(folder, clip_id, kind) for kind in _TITLES}
     top, left, size = _best_crop(pictures)
     crop = slice(top, top + size), slice(left, left + size)

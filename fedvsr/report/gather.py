@@ -91,7 +91,11 @@ _LABELLED = (
     "evaluation.metrics",
 )
 # Settings in which runs of different heterogeneity may differ: what data is dealt.
-_DATA = ("data.alpha", "data.videos", "data.train", "data.owners", "data.test", "data.held_out")
+_DATA = (
+    *("data.alpha", "data.videos", "data.train", "data.owners", "data.test", "data.held_out"),
+    *("data.degradation", "data.deal_degradations", "data.degradation_alpha"),
+)
+_DEGRADATION = "data.degradation"
 
 # Longest list of settings in a method's name; a figure's legend has little room.
 _MOST_CHARACTERS = 60
@@ -305,7 +309,8 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
                 for owner, own in value.items()
             }
             continue
-        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+        whole = not isinstance(value, Mapping) or name == _DEGRADATION
+        flat |= {name: value} if whole else _flat(value, f"{name}.")
     return flat
 
 
@@ -316,5 +321,11 @@ def _model_label(model: str, size: str | None) -> str:
 def _heterogeneity(flat: Mapping[str, Any]) -> str:
     partition = str(flat.get("data.partition", "less"))
     if partition in ("dirichlet", "quantity"):
-        return f"{partition} {flat.get('data.alpha'):g}"
+        partition = f"{partition} {flat.get('data.alpha'):g}"
+    several = flat.get(_DEGRADATION)
+    if isinstance(several, Mapping) and len(several) > 1:
+        dealt = str(flat.get("data.deal_degradations"))
+        if dealt == "dirichlet":
+            dealt = f"dirichlet {flat.get('data.degradation_alpha'):g}"
+        partition += f", degradations by {dealt}"
     return partition

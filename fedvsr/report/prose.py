@@ -37,7 +37,16 @@ def sections(report: Report, markup: Markup) -> list[Section]:
         *_scores("Scores", report, report.main, markup),
         *([Section("Summary", tuple(summary))] if summary else []),
         *_scores("Ablation", report, report.ablation, markup),
+        *_scores("By degradation", report, report.degradations, markup),
     ]
+    if not report.own.empty:
+        rows = [_own(row) for row in report.own.to_dict("records")]
+        after = (
+            "RGB PSNR in dB of each client's network on the test clips: under the client's own "
+            "degradation (mean over clients, and the client with the lowest), and under those of "
+            "which it has no clip. Where clients share a network, it is that network's."
+        )
+        parts.append(Section("Clients' own degradation", (), _table(rows, markup), after))
     if not report.differences.empty:
         rows = [_difference(row) for row in report.differences.to_dict("records")]
         after = (
@@ -113,6 +122,26 @@ def _difference(row: Mapping[Any, Any]) -> dict[str, str]:
         "over seeds": _interval(row, "seeds", decimals),
         "over clips": _interval(row, "clips", decimals),
     }
+
+
+def _own(row: Mapping[Any, Any]) -> dict[str, str]:
+    return {
+        "network": row["model"],
+        "method": row["method"],
+        "heterogeneity": row["heterogeneity"],
+        "test set": row["testset"],
+        "seeds": str(row["num_seeds"]),
+        "own": _with_deviation(row, "own"),
+        "own, worst client": _with_deviation(row, "worst"),
+        "others'": _with_deviation(row, "others"),
+    }
+
+
+def _with_deviation(row: Mapping[Any, Any], name: str) -> str:
+    mean, std = row[f"{name}_db"], row[f"{name}_std"]
+    if pd.isna(mean):
+        return MISSING
+    return number(mean, 2) + ("" if pd.isna(std) else f" ± {std:.2f}")
 
 
 def _interval(row: Mapping[Any, Any], what: str, decimals: int) -> str:

@@ -47,6 +47,17 @@ def main_table(gathered: Gathered, paper: Paper = papers.DEFAULT) -> pd.DataFram
     return _table(gathered, paper, lambda algorithm: algorithm not in PARTS, with_bicubic=True)
 
 
+def degradation_table(
+    gathered: Gathered, scores: pd.DataFrame, paper: Paper = papers.DEFAULT
+) -> pd.DataFrame:
+    """The cells of Table 1 under each degradation, of `fedvsr.report.degradations`."""
+    if scores.empty:
+        return pd.DataFrame(columns=_COLUMNS)
+    runs = gathered.runs[gathered.runs["run_id"].isin(scores["run_id"])]
+    of_runs = replace(gathered, runs=runs, scores=scores)
+    return _table(of_runs, paper, lambda _: True, with_bicubic=True)
+
+
 def ablation_table(gathered: Gathered, paper: Paper = papers.DEFAULT) -> pd.DataFrame:
     """Table 2: FedAvg, each part of FedVSR alone, and FedVSR, of the networks with such a part."""
     runs = gathered.runs

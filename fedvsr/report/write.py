@@ -90,6 +90,8 @@ def _texts(
     """What makes the content of each file that is text, by the file's name."""
     texts = dict[str, Callable[[], str]]()
     tidy = {name: getattr(report, name) for name in _TIDY} | dict(_numbered(report))
+    if not report.own.empty:
+        tidy["own_degradation"] = report.own
     if "csv" in formats:
         texts |= {f"{name}.csv": partial(cells.to_csv, index=False) for name, cells in tidy.items()}
     if "tex" in formats:
@@ -111,7 +113,7 @@ def _figures(
         yield _slug("curves", model), partial(curves.draw_curves, report.points, model, styles)
     groups = dict[tuple[str, ...], list[crops.Frame]]()
     for frame in report.frames:
-        key = frame.model, frame.heterogeneity, frame.testset
+        key = frame.model, frame.heterogeneity, frame.testset, frame.degradation
         groups.setdefault(key, []).append(frame)
     for group, frames in groups.items():
         chosen = crops.choose(frames, crop, clip_id)
@@ -131,6 +133,7 @@ def _figures(
 
 def _numbered(report: Report) -> list[tuple[str, pd.DataFrame]]:
     tables = [("table1", report.main), ("table2", report.ablation)]
+    tables.append(("degradations", report.degradations))
     return [(name, cells) for name, cells in tables if not cells.empty]
 
 

@@ -328,7 +328,7 @@ class Execution:
             "num_params": self.table.size,
             "num_clients": len(self.clients.clips),
             "num_train_clips": len(self.split.train),
-            "num_test_clips": len(self.split.test),
+            "num_test_clips": self.split.num_test_clips,
         }
         self.records.write_run(
             {

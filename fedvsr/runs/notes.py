@@ -20,9 +20,9 @@ def notes_of(config: ExperimentConfig, split: Split) -> tuple[str, ...]:
         )
     if split.same_video:
         notes += (
-            f"{len(split.same_video)} of {len(split.test)} test clips are parts of videos that "
-            f"clients train on (data.gap_clips = {config.data.gap_clips}): the scores say less "
-            "about other videos",
+            f"{len(split.same_video)} of {split.num_test_clips} test clips are parts of videos "
+            f"that clients train on (data.gap_clips = {config.data.gap_clips}): the scores say "
+            "less about other videos",
         )
     if config.cluster.isolation == "slot":
         notes += (

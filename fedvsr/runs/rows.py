@@ -40,7 +40,8 @@ def partition_rows(clients: ClientClips) -> pa.Table:
     names = ("client_id", "clip_id", "num_frames", "height", "width")
     return pa.table(
         {name: table[name] for name in names}
-        | {"label": table["label"].cast(pa.string()), "sha256": known}
+        | {name: table[name].cast(pa.string()) for name in ("label", "degradation")}
+        | {"sha256": known}
     )
 
 

@@ -146,6 +146,7 @@ def _round(results: _Tables, round_idx: int) -> RoundRecorded:
             clip_id=score["clip_id"],
             test_set=score["test_set"],
             num_frames=score["num_frames"],
+            degradation=score["degradation"] or "",
             values={name: score[name] for name in columns() if not pd.isna(score[name])},
         )
         for score in evaluations.to_dict("records")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
 from fedvsr import algorithms
-from fedvsr.data.client_clips import ClipTable
 from fedvsr.errors import UserError
 from fedvsr.models import KIND, flow_from_scratch
 from fedvsr.models.spec import RELEASED_FLOW
@@ -47,7 +46,8 @@ def require_sample(
     spec = model_spec(model)
     if scale != spec.scale:
         raise UserError(
-            f"data.scale = {scale}, but the network enlarges by {spec.scale}; make them equal"
+            f"data.scale = {scale}, but the network enlarges by {spec.scale}; "
+            f"{_way_to_scale(model, scale, spec.scale)}"
         )
     if local.crop % scale:
         raise UserError(f"local.crop = {local.crop} is not a multiple of data.scale = {scale}")
@@ -92,6 +92,9 @@ def require_room(clips: Sequence[Clip], local: LocalConfig) -> None:
     Raises:
         UserError: a clip is too short or too small; the message names it.
     """
+    # Reading a configuration imports this module, and needs no clips.
+    from fedvsr.data.client_clips import ClipTable
+
     table = ClipTable.of(clips)
     frames, height, width = (
         table.table[name].to_numpy() for name in ("num_frames", "height", "width")
@@ -107,6 +110,15 @@ def require_room(clips: Sequence[Clip], local: LocalConfig) -> None:
                 f"local.crop = {local.crop} is larger than clip {clip.clip_id} "
                 f"({clip.width} x {clip.height}); lower it"
             )
+
+
+def _way_to_scale(model: ModelConfig, scale: int, own: int) -> str:
+    """What a user can do if the network enlarges by another factor than `data.scale`."""
+    for key in ("scale", "upscale"):
+        field = type(model).model_fields.get(key)
+        if field is not None and scale in (get_args(field.annotation) or (scale,)):
+            return f"make them equal, by model.{key}={scale} or data.scale={own}"
+    return f"{model.name} has no other scale: set data.scale={own}, or take another network"
 
 
 def _reach(local: LocalConfig) -> str:

@@ -30,6 +30,8 @@ from PIL import Image
 from rich.console import CONSOLE_SVG_FORMAT, Console
 from rich.text import Text
 
+from fedvsr.data.degrade_config import READY
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "images"
 COLUMNS = 110
@@ -184,6 +186,8 @@ def terminal(text: str, frame: str = "") -> str:
     return console.export_svg(title="", code_format=template, unique_id="terminal")
 
 
+READY_MADE = "data.degradation={" + ", ".join(f"{name}: {name}" for name in READY) + "}"
+
 # A picture by its name: SVG text, or a picture to be saved.
 PICTURES: dict[str, Callable[[Work], str | Path | Image.Image]] = {
     "run.svg": lambda work: terminal(printed(work, "demo"), "2(/| of )4 clients"),
@@ -194,6 +198,9 @@ PICTURES: dict[str, Callable[[Work], str | Path | Image.Image]] = {
     "comparison.webp": lambda work: work.run("demo") / "comparison.png",
     "partition.png": lambda work: work.drawn(
         "clients.png", "data", "partition", "demo", "--set", "data.partition=more", "--plot"
+    ),
+    "degradations.webp": lambda work: work.drawn(
+        "degraded.png", *("data", "degradations", "demo", "--set", READY_MADE, "--plot")
     ),
     "compared.png": lambda work: after_runs(work).drawn(
         "compared.png", "compare", *ids(work), "--picture"

@@ -21,6 +21,8 @@ UNLIMITED = {
         "data/loader.py",
         "self._work.get()",
     ): "a thread that lives until told to end",
+    ("data/degraded.py", "future.result()"): "the futures are done",
+    ("data/degraded.py", "wait(futures, return_when=FIRST_EXCEPTION)"): "a computation",
     ("data/loader.py", "future.result()"): "the future is done",
     ("data/prepare.py", "future.result()"): "the futures are done",
     ("data/prepare.py", "future.exception()"): "the futures are done",

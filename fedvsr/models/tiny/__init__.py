@@ -25,7 +25,7 @@ class Config(ModelConfig):
 
     name: Literal["tiny"] = "tiny"
     size: Literal["demo"] = Field("demo", description="Packaged configuration; there is one.")
-    scale: int = Field(4, ge=2, le=8, description="Enlargement of height and width.")
+    scale: int = Field(4, ge=1, le=8, description="Enlargement of height and width; 1 restores.")
     channels: int = Field(16, ge=4, le=128, description="Feature channels.")
     blocks: int = Field(2, ge=0, le=20, description="Residual blocks per direction.")
 

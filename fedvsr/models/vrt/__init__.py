@@ -92,7 +92,9 @@ class Config(FlowModelConfig):
         description="Packaged configuration that sets the other keys: the paper's, for 16 frames; "
         "the published one for 6 frames; that of the released checkpoint for 16; or a small one.",
     )
-    upscale: Literal[2, 4] = Field(4, description="Enlargement of height and width.")
+    upscale: Literal[1, 2, 4] = Field(
+        4, description="Enlargement of height and width; 1 restores without enlarging."
+    )
     img_size: Window = Field(
         (16, 64, 64),
         description="Frames, height and width of the training samples; recorded only, without "
@@ -200,5 +202,5 @@ def spec(config: Config) -> ModelSpec:
         min_frames=config.pa_frames // 2 + 1,
         min_size=max(8 * max(config.window_size[1:]), _MIN_FLOW_SIZE),
         size_multiple=8,
-        features="conv_before_upsample",
+        features="conv_last" if config.upscale == 1 else "conv_before_upsample",
     )

@@ -59,6 +59,10 @@ class Model(nn.Module):
             self.stage8.append(_FinalGroup(config, i, by_depth[i]))
         self.norm = LayerNorm(width)
         self.conv_after_body = nn.Linear(width, channels)
+        if config.upscale == 1:
+            # As the published networks for deblurring and denoising end.
+            self.conv_last = FrameConv(channels, 3, 3)
+            return
         self.conv_before_upsample = nn.Sequential(
             FrameConv(channels, _UPSAMPLE_WIDTH, 3), nn.LeakyReLU(0.01, inplace=True)
         )
@@ -129,7 +133,9 @@ class Model(nn.Module):
         return x
 
     def _enlarge(self, features_NCHW: Tensor, _kept: Kept | None = None) -> Tensor:
-        enlarged: Tensor = self.conv_last(self.upsample(self.conv_before_upsample(features_NCHW)))
+        if self.spec.scale > 1:
+            features_NCHW = self.upsample(self.conv_before_upsample(features_NCHW))
+        enlarged: Tensor = self.conv_last(features_NCHW)
         return enlarged
 
 

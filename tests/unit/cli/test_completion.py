@@ -51,7 +51,7 @@ RUNS = ["latest", "second", "first"]
         (["show", "--out", "other", ""], ["latest", "third"]),
         (["upscale", "a.mp4", "--checkpoint", "l"], ["latest"]),
         (["upscale", "a.mp4", "--results", "other", "--checkpoint", "t"], ["third"]),
-        (["run", "dem"], ["demo", "demo_fedavg"]),
+        (["run", "dem"], ["demo", "demo_degradations", "demo_fedavg"]),
         (["run", "mi"], ["mine.yaml"]),
         (["list", "--model", ""], names("fedvsr.models")),
         (["list", "--algorithm", "fedp"], ["fedprox"]),

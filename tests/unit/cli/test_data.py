@@ -192,3 +192,26 @@ def test_info_names_clips_of_equal_content(
     capsys.readouterr()
     assert fedvsr("data", "info", out) == 0
     assert re.search(r"same content +a, b\n", capsys.readouterr().out)
+
+
+def test_an_experiments_degradations_are_shown_and_drawn(
+    tmp_path: Path, small_yaml: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    several = "data.degradation={clean: bi, web: [{step: downscale}, {step: jpeg, quality: 50}]}"
+    settings = ("--set", several, "--set", f"data.cache_dir={tmp_path / 'cache'}")
+    assert fedvsr("data", "partition", str(small_yaml), *settings) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    (head,) = [row for row in rows if row[:1] == ["client"]]
+    assert head[-1] == "degradations"
+    kinds = [row[-1] for row in rows if row and row[0] in ("0", "1", "2", "3")]
+    assert sorted(kinds) == ["clean", "clean", "web", "web"]
+
+    picture = tmp_path / "degradations.png"
+    assert fedvsr("data", "degradations", str(small_yaml), *settings, "--plot", str(picture)) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"clean +\d+\.\d\d dB +as prepared", text)
+    assert re.search(r"web +\d+\.\d\d dB +downscale kernel bicubic *\n +jpeg quality 50", text)
+    with Image.open(picture) as drawn:
+        assert drawn.width > 600
+    assert fedvsr("data", "degradations", str(small_yaml)) == 0
+    assert re.search(r"bi +\d+\.\d\d dB +as prepared", capsys.readouterr().out)

@@ -44,10 +44,10 @@ def test_a_clients_clips_are_those_that_it_was_given(
     assert table.sizes.dtype == np.int64
     rows = table.rows()
     assert rows["client_id"].to_pylist() == [0, 1, 1, 1, 3]
-    assert rows["clip_id"].to_pylist() == ["c0", "c4", "c2", "c1", "c3"]
+    assert rows["clip_id"].to_pylist() == ["c0", "c4", "c2", "c1", "a-0003"]
     labels, counts = label_counts(table)
-    assert labels == ["l0", "l1", "l2"]
-    assert counts.tolist() == [[1, 0, 0, 1], [0, 2, 0, 0], [0, 1, 0, 0]]
+    assert labels == ["a", "l0", "l1", "l2"]
+    assert counts.tolist() == [[0, 0, 0, 1], [1, 0, 0, 0], [0, 2, 0, 0], [0, 1, 0, 0]]
     # To a driver on another machine.
     assert pickle.loads(pickle.dumps(table)) == CLIENTS
 

@@ -325,6 +325,18 @@ def test_trains_under_autocast(checkpointing):
         assert p.grad.dtype == torch.float32
 
 
+def test_restoring_without_enlarging():
+    network, lq = small(upscale=1), clip(1, 2, 3, 40, 48)
+    assert network.spec.scale == 1
+    assert network.get_submodule(network.spec.features).out_channels == 3
+    with torch.no_grad():
+        assert network(lq).shape == lq.shape
+        network.conv_last.weight.zero_()
+        network.conv_last.bias.zero_()
+        # What the network makes is added to its input.
+        torch.testing.assert_close(network(lq), lq)
+
+
 def test_twofold_enlargement():
     with torch.no_grad():
         assert small(upscale=2)(clip(1, 2, 3, 40, 48)).shape == (1, 2, 3, 80, 96)
