@@ -36,12 +36,17 @@ _SIZES = {
         }
     ),
     "demo": Size(
-        network={"mid_channels": 16, "num_blocks": 2, "checkpointing": "none"},
+        network={
+            "mid_channels": 16,
+            "num_blocks": 2,
+            "checkpointing": "none",
+            "start": "edges",
+        },
         recipe={
             "local": {
-                "steps": 5,
+                "steps": 12,
                 "batch_size": 1,
-                "num_frames": 4,
+                "num_frames": 2,
                 "crop": 128,
                 "lr": 1e-3,
                 "slow_params": ("spynet",),
@@ -80,6 +85,11 @@ class Config(FlowModelConfig):
         ge=1,
         le=1_000_000,
         description="Frames above which inference keeps features in host memory.",
+    )
+    start: Literal["published", "edges"] = Field(
+        "published",
+        description="Fresh weights: as published; or such that features begin as edges and the "
+        "network as bilinear enlargement, which soon learns to sharpen.",
     )
     checkpointing: Checkpointing = Field(
         "blocks",

@@ -22,12 +22,18 @@ def conv3x3(inputs: int, outputs: int, gain: float | None = None) -> nn.Conv2d:
     """A 3 x 3 convolution; with a gain, of weights that keep a rectifier's variance, times it."""
     conv = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
     if gain is not None:
-        nn.init.kaiming_normal_(conv.weight)
-        assert conv.bias is not None
-        nn.init.zeros_(conv.bias)
-        with torch.no_grad():
-            conv.weight.mul_(gain)
+        start_with_gain(conv, gain)
     return conv
+
+
+def start_with_gain(conv: nn.Module, gain: float = 1.0) -> None:
+    """Draw weights that keep a rectifier's variance, times the gain, and no bias."""
+    assert isinstance(conv, nn.Conv2d)
+    assert conv.bias is not None
+    nn.init.kaiming_normal_(conv.weight)
+    nn.init.zeros_(conv.bias)
+    with torch.no_grad():
+        conv.weight.mul_(gain)
 
 
 class Blocks(nn.Module):
@@ -41,17 +47,21 @@ class Blocks(nn.Module):
         blocks = nn.Sequential(*(_ResidualBlock(channels) for _ in range(depth)))
         self.main = nn.ModuleDict({"0": conv3x3(inputs, channels), "2": blocks})
 
+    @property
+    def first(self) -> nn.Conv2d:
+        """The convolution."""
+        conv = self.main["0"]
+        assert isinstance(conv, nn.Conv2d)
+        return conv
+
     def enter(self, *parts: Tensor) -> Tensor:
         """Apply the convolution to its first channels, `(N, c, H, W)` for each part."""
-        conv, x = self.main["0"], torch.cat(parts, dim=1)
-        assert isinstance(conv, nn.Conv2d)
-        return F.conv2d(x, conv.weight[:, : x.shape[1]], conv.bias, padding=1)
+        x = torch.cat(parts, dim=1)
+        return F.conv2d(x, self.first.weight[:, : x.shape[1]], self.first.bias, padding=1)
 
     def enter_last(self, x: Tensor) -> Tensor:
         """Apply the convolution to its last channels, without the bias."""
-        conv = self.main["0"]
-        assert isinstance(conv, nn.Conv2d)
-        return F.conv2d(x, conv.weight[:, -x.shape[1] :], padding=1)
+        return F.conv2d(x, self.first.weight[:, -x.shape[1] :], padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply all that follows the convolution, `(N, C, H, W)` to the same."""
