@@ -67,7 +67,7 @@ def load_start(network: nn.Module, config: ModelConfig) -> None:
 
     if config.weights is not None:
         path = Path(config.weights).expanduser()
-        load_tensors(network, read_tensors(path)[0], path)
+        load_tensors(network, _named(config, read_tensors(path)[0], path), path)
     if isinstance(config, FlowModelConfig) and config.flow_weights is not None:
         load_flow_weights(network, Path(config.flow_weights).expanduser())
 
@@ -85,7 +85,7 @@ def load_checkpoint(path: str | Path, config: ModelConfig | None = None) -> nn.M
     It reads the `model.safetensors` of a run, and files of `torch.save`: bare, or with the wrappers
     and prefixes that `fedvsr.models._checkpoint.read_tensors` knows. A file of `torch.save` names
     no configuration; the packaged configuration with the same tensors is used, so released
-    checkpoints of VRT, RVRT and IART need only the path.
+    checkpoints of VRT, RVRT, IART and BasicVSR++ need only the path.
 
     Args:
         path: the file.
@@ -103,8 +103,9 @@ def load_checkpoint(path: str | Path, config: ModelConfig | None = None) -> nn.M
         config = _recorded(settings, path)
     if config is None:
         config = _identify(tensors, path)
+    tensors = _named(config, tensors, path)
     # Before the network takes memory, because the settings may come from a file.
-    elif difference := first_difference(_state_of(config), tensors):
+    if difference := first_difference(_state_of(config), tensors):
         raise FileError(path, difference)
     network = build_fresh(config)
     load_tensors(network, tensors, path)
@@ -169,11 +170,11 @@ def _identify(tensors: dict[str, Tensor], path: Path) -> ModelConfig:
     nearest: tuple[int, str, str] | None = None
     for name in names(__name__):
         for config in packaged(name):
-            own = _state_of(config)
-            difference = first_difference(own, tensors)
+            own, named = _state_of(config), _named(config, tensors, path)
+            difference = first_difference(own, named)
             if difference is None:
                 return config
-            fitting = sum(n in own and own[n].shape == t.shape for n, t in tensors.items())
+            fitting = sum(n in own and own[n].shape == t.shape for n, t in named.items())
             if nearest is None or fitting > nearest[0]:
                 nearest = (fitting, f"{name} ({config.size})", difference)
     assert nearest is not None
@@ -184,6 +185,18 @@ def _identify(tensors: dict[str, Tensor], path: Path) -> ModelConfig:
     raise UserError(
         f"{path} fits no packaged network: compared with the nearest, {nearest[1]}, it {nearest[2]}"
     )
+
+
+def _named(config: ModelConfig, tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors of a file under the network's own names, without those of its trainer."""
+    named: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        own = config.own_name(name)
+        if own in named:
+            raise FileError(path, f"holds {own} twice, once as {name}")
+        if own is not None:
+            named[own] = tensor
+    return named
 
 
 @lru_cache(maxsize=32)

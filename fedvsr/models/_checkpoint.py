@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -102,6 +102,7 @@ def _bare(content: object, path: Path) -> dict[str, Tensor]:
     table = {str(name): value for name, value in content.items()}
     if len(table) < len(content):
         raise FileError(path, "names a tensor twice, as a number and as text")
+    table = _stripped(table, _PREFIXES)
     for prefix in _PARTS:
         if any(name.startswith(prefix) for name in table):
             table = {name: value for name, value in table.items() if name.startswith(prefix)}
@@ -109,13 +110,14 @@ def _bare(content: object, path: Path) -> dict[str, Tensor]:
     for name, value in table.items():
         if not isinstance(value, Tensor):
             raise FileError(path, f": {name} is a {type(value).__name__}, not a tensor")
-    while prefix := next((p for p in (*_PARTS, *_PREFIXES) if _all_start(table, p)), ""):
+    return _stripped(table, (*_PARTS, *_PREFIXES))
+
+
+def _stripped(table: dict[str, Tensor], prefixes: Sequence[str]) -> dict[str, Tensor]:
+    """A table without the prefixes that all of its names have."""
+    while prefix := next((p for p in prefixes if all(n.startswith(p) for n in table)), ""):
         table = {name.removeprefix(prefix): value for name, value in table.items()}
     return table
-
-
-def _all_start(table: Mapping[str, Tensor], prefix: str) -> bool:
-    return all(name.startswith(prefix) for name in table)
 
 
 def first_difference(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str | None:

@@ -1,11 +1,14 @@
 """Modulated deformable 3 x 3 convolution (Zhu et al. 2019) from PyTorch's own operations.
 
 N images, C channels, H x W their height and width, G offset groups of consecutive channels.
-torchvision's `deform_conv2d` gives the same numbers, but runs on one core of a CPU and takes five
-times as long.
+torchvision's `deform_conv2d` gives the same numbers, but runs on one core of a CPU, takes four
+times as long there (docs/design/0021-basicvsrpp.md), and has no deterministic backward pass on a
+GPU.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,8 +17,8 @@ from fedvsr.models._recompute import recompute_plain
 from fedvsr.models._sampling import grid_sample
 
 _TAPS = 9
-# Sampled values of the images that are convolved together, at most: on a CPU, and on a GPU, where
-# the host's time for each chunk counts more than memory.
+# Sampled values of the images, or of rows of one, that are convolved together, at most: on a CPU,
+# and on a GPU, where the host's time for each chunk counts more than memory.
 _CHUNK_SAMPLES = 2**24
 _GPU_CHUNK_SAMPLES = 2**26
 
@@ -45,39 +48,47 @@ def deform_conv3x3(
     """
     chunk_samples = _CHUNK_SAMPLES if x_NCHW.is_cpu else _GPU_CHUNK_SAMPLES
     step = max(1, chunk_samples // (_TAPS * x_NCHW[0].numel()))
+    num_rows = max(1, chunk_samples // (_TAPS * x_NCHW[0, :, 0].numel()))
     parts = []
     with torch.autocast(x_NCHW.device.type, enabled=False):
         chunks = (torch.split(t.float(), step) for t in (x_NCHW, offset, mask))
-        for chunk in zip(*chunks, strict=True):
-            args = (*chunk, weight.float())
-            parts.append(recompute_plain(_convolve, *args) if lean else _convolve(*args))
+        for x, *fields in zip(*chunks, strict=True):
+            strips = []
+            for i, strip in enumerate(zip(*(f.split(num_rows, 2) for f in fields), strict=True)):
+                convolve, args = partial(_convolve, i * num_rows), (x, *strip, weight.float())
+                strips.append(recompute_plain(convolve, *args) if lean else convolve(*args))
+            parts.append(torch.cat(strips, dim=2) if len(strips) > 1 else strips[0])
         return torch.cat(parts) + bias.float()[:, None, None]
 
 
-def _convolve(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+def _convolve(first_row: int, x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+    """The convolution's rows from `first_row` on, as many as `offset` and `mask` have."""
     count, channels, height, width = x.shape
     groups = mask.shape[1] // _TAPS
     columns = grid_sample(
         x.reshape(count * groups, channels // groups, height, width),
-        _sampling_grid(offset, groups),
+        _sampling_grid(offset, groups, first_row, height),
     )
-    columns = columns.reshape(count, groups, -1, _TAPS, height * width)
-    columns = columns * mask.reshape(count, groups, 1, _TAPS, height * width)
+    columns = columns.reshape(count, groups, -1, _TAPS, mask.shape[2] * width)
+    columns = columns * mask.reshape(count, groups, 1, _TAPS, mask.shape[2] * width)
     conv_groups = channels // weight.shape[1]
     kernels = weight.view(conv_groups, len(weight) // conv_groups, -1)
-    out = torch.matmul(kernels, columns.reshape(count, conv_groups, -1, height * width))
-    return out.view(count, -1, height, width)
+    out = torch.matmul(kernels, columns.reshape(count, conv_groups, -1, mask.shape[2] * width))
+    return out.view(count, -1, mask.shape[2], width)
 
 
-def _sampling_grid(offset: Tensor, groups: int) -> Tensor:
-    """Positions for `grid_sample`, `(N * G, 9 * H, W, 2)`: x, y, in [-1, 1] inside the image."""
-    count, _, height, width = offset.shape
-    rows = torch.arange(height, device=offset.device, dtype=torch.float32)
+def _sampling_grid(offset: Tensor, groups: int, first_row: int, height: int) -> Tensor:
+    """Positions in images of a `height` for `grid_sample`, `(N * G, 9 * h, W, 2)`.
+
+    They are x, y, in [-1, 1] inside the image, for the h rows of `offset` from `first_row` on.
+    """
+    count, _, num_rows, width = offset.shape
+    rows = torch.arange(first_row, first_row + num_rows, device=offset.device, dtype=torch.float32)
     columns = torch.arange(width, device=offset.device, dtype=torch.float32)
     steps = torch.arange(3, device=offset.device, dtype=torch.float32) - 1
-    by_tap = offset.reshape(count * groups, _TAPS, 2, height, width)
+    by_tap = offset.reshape(count * groups, _TAPS, 2, num_rows, width)
     # Tap 3 * i + j looks i - 1 rows down and j - 1 columns to the right.
     y = by_tap[:, :, 0] + (steps.repeat_interleave(3)[:, None, None] + rows[:, None])
     x = by_tap[:, :, 1] + (steps.repeat(3)[:, None, None] + columns)
     grid = torch.stack((2 * x / max(width - 1, 1) - 1, 2 * y / max(height - 1, 1) - 1), dim=-1)
-    return grid.view(count * groups, _TAPS * height, width, 2)
+    return grid.view(count * groups, _TAPS * num_rows, width, 2)

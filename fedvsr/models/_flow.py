@@ -8,6 +8,7 @@ b: warping b with it gives an image aligned to a.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from fedvsr.errors import UserError
 from fedvsr.models._checkpoint import load_tensors, read_tensors
 from fedvsr.models._sampling import grid_sample
+from fedvsr.models.spec import flow_name
 
 _FINEST = 5
 # Pairs are processed in chunks of at most this many pixels, which bounds the memory of long clips.
@@ -86,15 +88,18 @@ class SpyNet(nn.Module):
 
     Args:
         return_levels: the pyramid levels to return, 0 (1/32 of the size) to 5 (the full size).
+        wrapped: name a level's convolutions `0.conv` to `4.conv`, as BasicVSR++'s released files
+            do, instead of `0`, `2`, `4`, `6` and `8`.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, return_levels: Sequence[int] = (_FINEST,)) -> None:
+    def __init__(self, return_levels: Sequence[int] = (_FINEST,), wrapped: bool = False) -> None:
         super().__init__()
         self.return_levels = tuple(sorted(return_levels, reverse=True))
-        self.basic_module = nn.ModuleList(_Level() for _ in range(_FINEST + 1))
+        self.wrapped = wrapped
+        self.basic_module = nn.ModuleList(_Level(wrapped) for _ in range(_FINEST + 1))
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
 
@@ -176,13 +181,20 @@ class SpyNet(nn.Module):
 class _Level(nn.Module):
     """One pyramid level: maps reference, warped image and enlarged flow to a residual flow."""
 
-    def __init__(self) -> None:
+    def __init__(self, wrapped: bool) -> None:
         super().__init__()
         widths = (8, 32, 64, 32, 16, 2)
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(widths):
             layers += [nn.Conv2d(inputs, outputs, kernel_size=7, padding=3), nn.ReLU()]
-        self.basic_module = nn.Sequential(*layers[:-1])
+        if wrapped:
+            pairs = zip(layers[::2], [*layers[1:-1:2], nn.Identity()], strict=True)
+            layers = [
+                nn.Sequential(OrderedDict(conv=conv, activate=activate)) for conv, activate in pairs
+            ]
+        else:
+            layers.pop()
+        self.basic_module = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
         residual: Tensor = self.basic_module(x)
@@ -204,6 +216,8 @@ def _resize_flow(flow: Tensor, height: int, width: int) -> Tensor:
 def load_flow_weights(module: nn.Module, path: str | Path) -> None:
     """Load the released SpyNet weights: 60 tensors under the key `params`, or bare.
 
+    Either of the two forms of names that released files have fits any network.
+
     Args:
         module: a `SpyNet`, or a network that holds one as `spynet`.
         path: the file. The constants `mean` and `std` may be missing.
@@ -217,6 +231,7 @@ def load_flow_weights(module: nn.Module, path: str | Path) -> None:
         raise UserError(f"model.flow_weights: {type(module).__name__} estimates no flow")
     try:
         tensors, _ = read_tensors(Path(path))
+        tensors = {flow_name(name, spynet.wrapped): value for name, value in tensors.items()}
         load_tensors(spynet, tensors, Path(path), optional=("mean", "std"))
     except UserError as error:
         raise UserError(f"model.flow_weights: {error}") from None

@@ -27,6 +27,7 @@ _RELEASED = {
     r"\d{3}_VRT_\w+\.pth": "VRT, CC-BY-NC-4.0",
     r"\d{3}_RVRT_\w+\.pth": "RVRT, CC-BY-NC-4.0",
     r"IART_\w+\.pth": "IART, MIT",
+    r"basicvsr_plusplus_[\w-]+\.pth": "BasicVSR++, Apache-2.0",
 }
 # The released name of SpyNet's file ends in the first digits of its SHA-256.
 _SPYNET_DIGITS = RELEASED_FLOW.removesuffix(".pth").rpartition("-")[2]

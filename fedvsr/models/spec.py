@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -24,6 +25,10 @@ Window = tuple[int, int, int]
 _MAX_LAYERS, _MAX_CHANNELS, _MAX_TOKENS, _MAX_BYTES = 512, 1024, 4096, 2 << 30
 RELEASED_FLOW = "spynet_sintel_final-3d2a1287.pth"
 """Name of the file of SpyNet weights that the published networks start from."""
+_FLOW_CONV = re.compile(
+    r"(?P<level>(?:.*\.)?basic_module\.\d\.basic_module\.)(?P<index>\d)(?P<conv>\.conv)?"
+    r"(?P<kind>\.(?:weight|bias))"
+)
 # Largest side or number of frames.
 MAX_SIZE = 65536
 
@@ -63,6 +68,13 @@ class ModelConfig(NamedSection):
         """Settings of training and scoring for this size, by section, for those not set."""
         return self.sizes[self.size].recipe
 
+    def own_name(self, name: str) -> str | None:
+        """The network's name for a tensor of a file, in which another trainer may have renamed it.
+
+        None if the tensor belongs to the trainer and not to the network.
+        """
+        return name
+
 
 class FlowModelConfig(ModelConfig):
     """Settings that networks which estimate optical flow have."""
@@ -72,6 +84,22 @@ class FlowModelConfig(ModelConfig):
         description="File of SpyNet's released weights to start from, "
         f"{RELEASED_FLOW} (default: fresh weights).",
     )
+
+
+def flow_name(name: str, wrapped: bool) -> str:
+    """Name of a tensor of SpyNet in one of the two forms that released files have.
+
+    Args:
+        name: the tensor's name in either form. Other names are returned unchanged.
+        wrapped: count a level's convolutions `0.conv` to `4.conv`, otherwise `0` to `8` in twos.
+    """
+    found = _FLOW_CONV.fullmatch(name)
+    if found is None or (found["conv"] is not None) == wrapped:
+        return name
+    index = int(found["index"])
+    if wrapped and index % 2 == 0:
+        return f"{found['level']}{index // 2}.conv{found['kind']}"
+    return name if wrapped else f"{found['level']}{2 * index}{found['kind']}"
 
 
 @dataclass(frozen=True)

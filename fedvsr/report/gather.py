@@ -39,6 +39,7 @@ _NAMES = {
     "vrt": "VRT",
     "rvrt": "RVRT",
     "iart": "IART",
+    "basicvsrpp": "BasicVSR++",
     "fedavg": "FedAvg",
     "fedprox": "FedProx",
     "scaffold": "SCAFFOLD",
@@ -63,7 +64,7 @@ _NAMES = {
 # The order of a table's rows; other algorithms come between these, by name.
 _FIRST = ("fedavg", "fedprox", "scaffold", "fedmedian")
 _LAST = ("f_gla", "f_ala", "f_hifr", *VARIANTS, *BOUNDS)
-_MODELS = ("vrt", "rvrt", "iart")
+_MODELS = ("vrt", "rvrt", "iart", "basicvsrpp")
 _HETEROGENEITY = ("less", "more")
 # The seed, and the settings that `ExperimentConfig.config_hash` leaves out.
 _NO_NUMBER = (

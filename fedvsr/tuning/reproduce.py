@@ -26,8 +26,8 @@ from fedvsr.tuning.space import flat
 from fedvsr.tuning.sweep import Trial, expand, load_sweep
 
 Size = Literal["paper", "demo"]
-# The sweep without data sets, which is an example.
-_NOT_OF_THE_PAPER = ("smoke",)
+# The sweeps without data sets, which are examples.
+_NOT_OF_THE_PAPER = ("demo_basicvsrpp", "smoke")
 _STORES, _FLOW = "stores/", "model.flow_weights"
 # How each store is made, but for its --out.
 _COMMANDS = {

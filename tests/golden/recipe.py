@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 FOLDER = Path(__file__).parent
 
-_FLOW_HEAD = re.compile(r"(^|\.)basic_module\.\d+\.basic_module\.8\.(weight|bias)$")
+_FLOW_HEAD = re.compile(r"(^|\.)basic_module\.\d+\.basic_module\.(8|4\.conv)\.(weight|bias)$")
+_DAMPED = re.compile(r"(^|\.)main\.2\.\d+\.conv2\.(weight|bias)$")
 _OFFSET_CONV = re.compile(r"(?P<owner>.*)conv_offset\.(?P<index>\d+)\.(weight|bias)$")
 
 
@@ -30,7 +31,8 @@ def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
 
     Norm scales are around 1, biases and bias tables around 0; other weights keep the variance of
     their input. The flow network's last convolutions are doubled, for flows of some pixels. The
-    last convolutions that produce offsets are reduced to a tenth, for offsets below a pixel.
+    last convolutions that produce offsets are reduced to a tenth, for offsets below a pixel. Those
+    of BasicVSR++'s residual blocks are reduced to 0.3, or its recurrence would grow to 200.
     """
     last: dict[str, int] = {}
     for name in shapes:
@@ -47,6 +49,8 @@ def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
             draw = draw / np.sqrt(np.prod(shape[1:]))
         if _FLOW_HEAD.search(name):
             draw = draw * 2.0
+        if _DAMPED.search(name):
+            draw = draw * 0.3
         offset = _OFFSET_CONV.match(name)
         if offset and int(offset["index"]) == last[offset["owner"]]:
             draw = draw * 0.1
@@ -113,9 +117,14 @@ def state_of(module: nn.Module) -> list[tuple[str, tuple[int, ...], str, bool]]:
 
 
 def check_network(
-    case: Case, network: nn.Module, usual: float = 2e-5, largest: float = 5e-3
+    case: Case,
+    network: nn.Module,
+    usual: float = 2e-5,
+    largest: float = 5e-3,
+    output: float = 1e-5,
+    most: float | None = None,
 ) -> None:
-    """Check a network's output to 1e-5, its loss to 1e-6, and its gradient norms.
+    """Check a network's output, its loss to 1e-6, and its gradient norms.
 
     Gradients of this loss are nearly signs: an output that differs by rounding flips a few of them.
     If signs nearly cancel, a norm may then differ by 1e-3, while most agree to 1e-5.
@@ -123,8 +132,10 @@ def check_network(
     Args:
         case: the stored numbers.
         network: a network of the case's configuration.
-        usual: bound on the median error of the gradient norms; 95 % must be within five times it.
+        usual: bound on the median error of the gradient norms.
         largest: bound on the largest error of the gradient norms.
+        output: bound on the relative error of the output.
+        most: bound on 95 % of the errors of the gradient norms; five times `usual` if left out.
     """
     fill(network)
     shape = case.meta["out_shape"]
@@ -134,11 +145,11 @@ def check_network(
     gt = torch.from_numpy(target.astype(np.float32) / np.float32(255))
     loss = torch.sqrt((sr - gt) ** 2 + 1e-12).mean()
     loss.backward()
-    assert case.error("output", sr) < 1e-5
+    assert case.error("output", sr) < output
     assert abs(loss.item() / case.meta["loss"] - 1) < 1e-6
     errors = case.gradient_errors(network)
     assert np.median(errors) < usual
-    assert np.quantile(errors, 0.95) < 5 * usual
+    assert np.quantile(errors, 0.95) < (most or 5 * usual)
     assert errors.max() < largest
 
 

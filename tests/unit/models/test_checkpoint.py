@@ -144,6 +144,7 @@ def test_a_small_file_takes_no_memory_for_a_large_network(
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
+        ("basicvsrpp", {"mid_channels": 520}),
         ("iart", {"embed_dim": 1024, "depths": (64,), "num_heads": (1,)}),
         ("iart", {"depths": (1,) * 65, "num_heads": (6,) * 65}),
         ("iart", {"window_size": (3, 64, 64)}),
@@ -221,7 +222,7 @@ def test_refuses_files_that_are_not_checkpoints(tmp_path: Path) -> None:
             models.load_checkpoint(tmp_path / name)
     with pytest.raises(UserError, match="weights is a int, not a tensor"):
         models.load_checkpoint(saved(tmp_path / "n.pth", {"weights": 3}))
-    with pytest.raises(UserError, match=r"is not a checkpoint of a known network \(iart, rvrt"):
+    with pytest.raises(UserError, match=r"is not a checkpoint of a known network \(basicvsrpp, ia"):
         models.load_checkpoint(saved(tmp_path / "n.pth", {"fc.weight": torch.zeros(2)}))
     twice = {"conv.weight": torch.zeros(2), 1: torch.zeros(2), "1": torch.zeros(2)}
     with pytest.raises(UserError, match="names a tensor twice"):
@@ -237,6 +238,7 @@ PUBLISHED = {
     ("vrt", "released_16frames"): "vrt_released_16frames",
     ("rvrt", "paper"): "rvrt",
     ("iart", "paper"): "iart",
+    ("basicvsrpp", "paper"): "basicvsrpp",
 }
 
 

@@ -121,6 +121,17 @@ def test_load_flow_weights(spynet, tmp_path, wrap):
     assert all(torch.equal(loaded[name], value) for name, value in spynet.state_dict().items())
 
 
+def test_flow_weights_load_under_both_forms_of_names(spynet, tmp_path):
+    torch.save(_released(spynet), tmp_path / "twos.pth")
+    wrapped = SpyNet((5, 3), wrapped=True)
+    load_flow_weights(wrapped, tmp_path / "twos.pth")
+    assert "basic_module.5.basic_module.4.conv.bias" in wrapped.state_dict()
+    torch.save(_released(wrapped), tmp_path / "wrapped.pth")
+    again = SpyNet()
+    load_flow_weights(again, tmp_path / "wrapped.pth")
+    assert all(torch.equal(again.state_dict()[name], v) for name, v in spynet.state_dict().items())
+
+
 def _drop(tensors: dict[str, Tensor]) -> None:
     del tensors["basic_module.3.basic_module.4.bias"]
 

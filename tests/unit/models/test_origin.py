@@ -23,6 +23,7 @@ UNKNOWN = "weights of unknown origin"
         ("001_VRT_videosr_bi_REDS_6frames.pth", "VRT, CC-BY-NC-4.0"),
         ("002_RVRT_videosr_bi_Vimeo_14frames.pth", "RVRT, CC-BY-NC-4.0"),
         ("IART_REDS_BI_N16.pth", "IART, MIT"),
+        ("basicvsr_plusplus_reds-0a.pth", "BasicVSR++, Apache-2.0"),
         (RELEASED_FLOW, SPYNET),
         ("VRT.pth", UNKNOWN),
         ("my_001_VRT_x.pth", UNKNOWN),

@@ -71,7 +71,7 @@ def test_cuda_graphs_change_no_bit(algorithm: str, precision: str) -> None:
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "attention", "blocks"])
-@pytest.mark.parametrize("name", ["vrt", "rvrt", "iart"])
+@pytest.mark.parametrize("name", ["vrt", "rvrt", "iart", "basicvsrpp"])
 def test_every_network_is_replayed(name: str, checkpointing: str) -> None:
     # A warning, which the tests take for an error, would say that it is not.
     model = load("fedvsr.models", name).Config(size="demo", checkpointing=checkpointing)
@@ -93,7 +93,7 @@ def test_every_network_is_replayed(name: str, checkpointing: str) -> None:
     assert 0 < max(losses) < 1.2 * min(losses)
 
 
-@pytest.mark.parametrize("name", ["vrt", "rvrt", "iart"])
+@pytest.mark.parametrize("name", ["vrt", "rvrt", "iart", "basicvsrpp"])
 def test_a_fixed_order_gives_the_same_bits_again(name: str) -> None:
     model = load("fedvsr.models", name).Config(size="demo")
     network = models.build_fresh(model).cuda().train()

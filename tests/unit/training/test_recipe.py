@@ -162,18 +162,25 @@ def test_a_compiled_network_learns_nearly_the_same(small: ExperimentConfig) -> N
 
 
 def test_recipes_of_the_published_option_files() -> None:
-    from fedvsr.models import iart, rvrt, vrt
+    from fedvsr.models import basicvsrpp, iart, rvrt, vrt
 
     recipes = [
         LocalConfig(**config.recipe()["local"])
-        for config in (vrt.Config(), vrt.Config(size="paper_6frames"), rvrt.Config(), iart.Config())
+        for config in (
+            vrt.Config(),
+            vrt.Config(size="paper_6frames"),
+            rvrt.Config(),
+            iart.Config(),
+            basicvsrpp.Config(),
+        )
     ]
-    assert [r.num_frames for r in recipes] == [16, 6, 30, 16]
-    assert [r.lr for r in recipes] == [4e-4, 4e-4, 4e-4, 2e-4]
-    assert [r.slow_factor for r in recipes] == [0.125, 0.125, 0.25, 0.125]
-    assert [r.freeze_steps for r in recipes] == [20_000, 20_000, 30_000, 5_000]
+    assert [r.num_frames for r in recipes] == [16, 6, 30, 16, 30]
+    assert [r.lr for r in recipes] == [4e-4, 4e-4, 4e-4, 2e-4, 1e-4]
+    assert [r.slow_factor for r in recipes] == [0.125, 0.125, 0.25, 0.125, 0.25]
+    assert [r.freeze_steps for r in recipes] == [20_000, 20_000, 30_000, 5_000, 5_000]
     assert {(r.betas, r.crop, r.optimizer, r.weight_decay) for r in recipes} == {
         ((0.9, 0.99), 256, "adam", 0.0)
     }
     assert math.isclose(vrt.spec(vrt.Config()).charbonnier_eps, 1e-9)
     assert math.isclose(iart.spec(iart.Config()).charbonnier_eps, 1e-12)
+    assert math.isclose(basicvsrpp.spec(basicvsrpp.Config()).charbonnier_eps, 1e-12)

@@ -17,10 +17,13 @@ from fedvsr.tuning.sweep import expand, load_sweep
 
 FOLDER = Path(__file__).parents[3] / "tune_configs"
 FILES = sorted(FOLDER.glob("*.yaml"))
+# Sweeps of the demo's videos; the others need data sets.
+EXAMPLES = {"demo_basicvsrpp", "smoke"}
 EXPECTED = {
     "alpha": 6,
     "clients": 12,
     "confounds": 8,
+    "demo_basicvsrpp": 2,
     "failures": 16,
     "fedprox_mu": 12,
     "lambda_bounded_iart": 10,
@@ -36,6 +39,7 @@ EXPECTED = {
     "overhead": 7,
     "smoke": 4,
     "table1": 36,
+    "table1_basicvsrpp": 12,
     "table2_ablation": 18,
 }
 
@@ -58,7 +62,7 @@ def test_a_files_comment_gives_its_number_of_runs_and_hours(path: Path, tmp_path
     assert int(found[1].replace(",", "")) == len(trials) == EXPECTED[path.stem]
     assert {t.config.federation.num_rounds for t in trials} == {int(found[2])}
     estimate = cost(sweep, trials, tmp_path)
-    if path.stem == "smoke":
+    if path.stem in EXAMPLES:
         assert estimate is None
         return
     # By the preset that the sweep is based on, unless --set names another file.
@@ -103,6 +107,18 @@ def test_table1_has_the_runs_of_the_paper() -> None:
     assert lambdas["fedvsr"] == {"vrt": (1, 1), "rvrt": (1, 0.5), "iart": (0.5, 0.5)}
     assert lambdas["fedvsr_published"] == dict.fromkeys(("vrt", "rvrt", "iart"), (1, 1))
     assert {c.algorithm.lambda_hifr for c in configs if c.algorithm.name not in VARIANTS} == {0}
+
+
+def test_table1_of_basicvsrpp_has_the_methods_and_data_of_table1() -> None:
+    def cells(name: str, model: str) -> list[tuple[object, ...]]:
+        configs = [t.config for t in expand(load_sweep(FOLDER / f"{name}.yaml"))]
+        return [
+            (c.algorithm.name, c.data.model_dump(), c.federation.num_rounds, c.evaluation.metrics)
+            for c in configs
+            if c.model.name == model
+        ]
+
+    assert cells("table1_basicvsrpp", "basicvsrpp") == cells("table1", "vrt")
 
 
 def test_table2_has_one_part_of_fedvsr_at_a_time() -> None:

@@ -14,18 +14,18 @@ from fedvsr.tuning import reproduce
 from fedvsr.tuning.sweep import load_sweep
 from tests.unit.data import trees
 from tests.unit.data.clips import write_store
-from tests.unit.tuning.test_configs import EXPECTED, FOLDER
+from tests.unit.tuning.test_configs import EXAMPLES, EXPECTED, FOLDER
 
 
 def test_every_sweep_of_the_paper_can_be_reproduced() -> None:
-    assert reproduce.names() == sorted(set(EXPECTED) - {"smoke"})
+    assert reproduce.names() == sorted(set(EXPECTED) - EXAMPLES)
     for name, description in reproduce.descriptions().items():
         assert description == load_sweep(FOLDER / f"{name}.yaml").description
     with pytest.raises(UserError, match=r"table3 is not one of .*; did you mean 'table1'\?"):
         reproduce.planned("table3", Path("d"))
 
 
-@pytest.mark.parametrize("name", sorted(set(EXPECTED) - {"smoke"}))
+@pytest.mark.parametrize("name", sorted(set(EXPECTED) - EXAMPLES))
 def test_a_plan_is_the_sweep_on_the_users_stores(name: str, tmp_path: Path) -> None:
     paper = reproduce.planned(name, tmp_path)
     demo = reproduce.planned(name, tmp_path, "demo")
