@@ -23,7 +23,7 @@ from fedvsr.parts import (
     part_path,
     spans,
 )
-from fedvsr.records import SCHEMAS
+from fedvsr.schemas import SCHEMAS
 from fedvsr.stored import GrowingTable, empty, read_part
 
 _VERSION = b"schema_version"

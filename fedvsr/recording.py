@@ -16,7 +16,8 @@ from fedvsr.checked import write_parquet, write_tables
 from fedvsr.growing import PART_ROWS, GrowingFiles
 from fedvsr.journal import Entry, Journal
 from fedvsr.means import headline
-from fedvsr.records import GROWING, SCHEMAS, Row, read_table
+from fedvsr.records import read_table
+from fedvsr.schemas import GROWING, SCHEMAS, Row
 
 _COUNTS = (
     *("num_sampled", "num_rejected", "num_failed", "num_upload_failures"),

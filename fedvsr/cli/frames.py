@@ -289,7 +289,7 @@ def _require_table(out: Path) -> None:
 def _write(out: Path, trained: Trained, compute: Compute, scores: Sequence[ClipScore]) -> None:
     from fedvsr import __version__
     from fedvsr.environment import git_commit
-    from fedvsr.records import write_scores
+    from fedvsr.schemas import write_scores
 
     common = {
         "checkpoint": trained.name,

@@ -18,7 +18,8 @@ from fedvsr.dashboard.index import Signature, last_scores, live_status, scores_o
 from fedvsr.dashboard.values import finite, shortened
 from fedvsr.data.owners import Owners
 from fedvsr.errors import UserError
-from fedvsr.records import SCHEMAS, checked_table, read_runs
+from fedvsr.records import checked_table, read_runs
+from fedvsr.schemas import SCHEMAS
 from fedvsr.stored import empty
 
 Json = dict[str, Any]

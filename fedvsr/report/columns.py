@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-from fedvsr.records import SCHEMA_VERSION, SCHEMAS, SCORES
+from fedvsr.schemas import SCHEMA_VERSION, SCHEMAS, SCORES
 
 _ROWS = {
     "runs": "the run: status, settings, versions, last scores",
@@ -19,7 +19,7 @@ _ROWS = {
 _INTRODUCTION = """\
 # Result tables
 
-`fedvsr report --columns` writes this page from the schemas in `fedvsr/records.py`, version
+`fedvsr report --columns` writes this page from the schemas in `fedvsr/schemas.py`, version
 {version}. A run writes one parquet file per table into `results/<run id>/`; each write replaces the
 whole file. A round's row is added when the round is trained. Its scores (`psnr_db`, `ssim`, rows in
 `evaluations`) follow while the next round trains. Rows of the last seconds may still be in

@@ -16,7 +16,8 @@ import pyarrow as pa
 from fedvsr.errors import DamagedError
 from fedvsr.journal import Journal
 from fedvsr.parts import part_files, part_path
-from fedvsr.records import SCHEMAS, read_table
+from fedvsr.records import read_table
+from fedvsr.schemas import SCHEMAS
 from fedvsr.stored import require_readable
 
 

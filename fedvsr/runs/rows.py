@@ -1,4 +1,4 @@
-"""Rows of a run's tables, made from what a run knows. Columns: `fedvsr.records.SCHEMAS`."""
+"""Rows of a run's tables, made from what a run knows. Columns: `fedvsr.schemas.SCHEMAS`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedvsr.environment import versions
 from fedvsr.federation.rounds import RoundFinished
 from fedvsr.inference.scores import ClipScore, headline
 from fedvsr.metrics import METRICS
-from fedvsr.records import Row
+from fedvsr.schemas import Row
 
 
 def run_row(config: ExperimentConfig) -> Row:

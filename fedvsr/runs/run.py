@@ -89,7 +89,8 @@ class Run:
         Raises:
             UserError: there is no table of that name, or its file is damaged.
         """
-        from fedvsr.records import SCHEMAS, checked_table
+        from fedvsr.records import checked_table
+        from fedvsr.schemas import SCHEMAS
 
         if name not in SCHEMAS:
             raise UserError(

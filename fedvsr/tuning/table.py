@@ -21,9 +21,10 @@ from fedvsr.errors import FileError, UserError, skipping
 from fedvsr.lookup import did_you_mean
 from fedvsr.means import by_test_set, groups, last_evaluation, mean_scores
 from fedvsr.metrics import METRICS
-from fedvsr.records import SCHEMAS, checked_table, read_run
+from fedvsr.records import checked_table, read_run
 from fedvsr.runs.events import RoundRecorded
 from fedvsr.runs.run import run_status
+from fedvsr.schemas import SCHEMAS
 from fedvsr.tuning.space import Value
 
 SCHEMA_VERSION = 2

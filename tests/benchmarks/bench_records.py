@@ -16,7 +16,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from fedvsr.recording import RunRecords
-from fedvsr.records import SCHEMAS, read_table
+from fedvsr.records import read_table
+from fedvsr.schemas import SCHEMAS
 
 IDENTITY = {"run_id": "bench", "config_hash": "c" * 64, "seed": 1, "fedvsr_version": "0"}
 

@@ -18,7 +18,8 @@ import pyarrow as pa
 from fedvsr import load_results
 from fedvsr.checked import write_parquet
 from fedvsr.recording import RunRecords
-from fedvsr.records import SCHEMAS, read_table
+from fedvsr.records import read_table
+from fedvsr.schemas import SCHEMAS
 from tests.benchmarks.bench_records import IDENTITY, add_round
 
 NUM_ROUNDS, NUM_CLIENTS = 20, 4

@@ -24,11 +24,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fedvsr.files import replacing
-from fedvsr.records import SCHEMAS, load_results
+from fedvsr.records import load_results
 from fedvsr.report.content import Report, read
 from fedvsr.report.curves import draw_curves, line_styles
 from fedvsr.report.figures import save
 from fedvsr.report.prose import markdown
+from fedvsr.schemas import SCHEMAS
 
 ROOT = Path(__file__).parents[2]
 SWEEPS = ROOT / "tune_configs" / "study_small"

@@ -17,7 +17,8 @@ import fedvsr
 from fedvsr import checked, stored
 from fedvsr.errors import UserError
 from fedvsr.recording import RunRecords
-from fedvsr.records import SCHEMAS, read_table
+from fedvsr.records import read_table
+from fedvsr.schemas import SCHEMAS
 
 IDENTITY = {"config_hash": "c", "seed": 1, "fedvsr_version": "v", "git_commit": None}
 

@@ -19,8 +19,8 @@ import pytest
 from fedvsr.cluster import archive, fetch, jobs
 from fedvsr.errors import UserError
 from fedvsr.labels import add_tags, read_labels
-from fedvsr.records import SCHEMAS
 from fedvsr.runs import launch
+from fedvsr.schemas import SCHEMAS
 from tests.unit.cli.test_cli import fedvsr
 
 JOB = "demo-20260101-000000-abcd"

@@ -18,11 +18,11 @@ from fedvsr.dashboard.state import RunReader
 from fedvsr.federation.executors import Fault, SerialExecutor
 from fedvsr.federation.rounds import ClientFinished
 from fedvsr.messages import ClientReport
-from fedvsr.records import SCHEMAS
 from fedvsr.runs.events import EventLog, RoundRecorded, RunStarted
 from fedvsr.runs.execution import execute
 from fedvsr.runs.run import create_run
 from fedvsr.runs.watch import watch
+from fedvsr.schemas import SCHEMAS
 from tests.conftest import moving_texture
 from tests.integration.running import split_of
 from tests.unit.dashboard.test_index import damage

@@ -13,11 +13,11 @@ from fedvsr.inference.config import EvaluationConfig, MetricName
 from fedvsr.lookup import load
 from fedvsr.metrics import METRICS, OPTIONAL, columns
 from fedvsr.metrics.meter import Meter
-from fedvsr.records import SCHEMAS, SCORES
 from fedvsr.report.gather import gather
 from fedvsr.report.paired import paired_differences
 from fedvsr.report.render import grid, render
 from fedvsr.report.tables import main_table
+from fedvsr.schemas import SCHEMAS, SCORES
 from fedvsr.training.checkpoint import save_model
 from tests.conftest import moving_texture
 from tests.unit.cli.test_cli import fedvsr

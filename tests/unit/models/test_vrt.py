@@ -246,8 +246,8 @@ def test_checkpointing_keeps_less():
 def test_chunks_change_no_number(monkeypatch):
     lq = clip(1, 3, 3, 40, 40, seed=2)
     sr, want = gradients(small(), lq)
-    # A frame at a time. Strips of rows, which test_basicvsrpp tests, add gradients in another order,
-    # and this network turns a change of 1e-7 in its input into one of 0.07.
+    # A frame at a time. Strips of rows (see test_basicvsrpp) add gradients in another order, and
+    # this network turns a change of 1e-7 in its input into one of 0.07.
     monkeypatch.setattr(_deform, "_CHUNK_SAMPLES", 9 * 8 * 40 * 40)
     monkeypatch.setattr(_windows, "_CHUNK_LOGITS", 1)
     got_sr, got = gradients(small(), lq)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from fedvsr.data.testsets import recorded_names
-from fedvsr.records import SCHEMAS
+from fedvsr.schemas import SCHEMAS
 
 CLIPS = ("a", "b")
 Score = Callable[[int, str], float]

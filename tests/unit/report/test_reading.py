@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fedvsr.records import SCHEMAS
 from fedvsr.report.columns import reference
+from fedvsr.schemas import SCHEMAS
 from tests.unit.report.synthetic import write_run
 
 DOCS = Path(__file__).parents[3] / "docs"

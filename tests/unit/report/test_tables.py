@@ -264,7 +264,7 @@ def test_scores_are_means_over_clients_with_their_own_networks(tmp_path: Path) -
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from fedvsr.records import SCHEMAS
+    from fedvsr.schemas import SCHEMAS
 
     pq.write_table(
         pa.Table.from_pandas(two, schema=SCHEMAS["evaluations"], preserve_index=False),

@@ -8,8 +8,8 @@ import pytest
 from fedvsr.federation.executors import ClientOutcome
 from fedvsr.federation.rounds import RoundFinished, RunState
 from fedvsr.messages import ClientReport
-from fedvsr.records import SCHEMAS
 from fedvsr.runs.rows import client_rows, round_row
+from fedvsr.schemas import SCHEMAS
 
 
 def finished(weights: list[float] | None, losses: list[float], lost: int) -> RoundFinished:
