@@ -34,7 +34,14 @@ Losses = dict[int, tuple[FaultKind, str]]
 """By client whose update is lost: how, and why."""
 
 
-def count_slices(clients: Clients, config: ClusterConfig, places: Sequence[Place]) -> int:
+# Every slice of every update is an object, of which the driver keeps account. Where slices are
+# smaller, that costs more time than their nodes' links save (`make bench-scale`).
+_LEAST_SLICE_BYTES = 16 << 20
+
+
+def count_slices(
+    clients: Clients, config: ClusterConfig, places: Sequence[Place], num_params: int
+) -> int:
     """Slices into which a run's uploads are cut; 1 leaves them whole, for the driver to combine."""
     algorithm = algorithms.build(clients.algorithm)
     compressed = clients.update.compression != "none"
@@ -45,7 +52,8 @@ def count_slices(clients: Clients, config: ClusterConfig, places: Sequence[Place
     if any(place.owner for place in places):
         # What a client sends can be turned back into frames, so it is not sent to other owners.
         return 1
-    return len({place.node_id for place in places}) or 1
+    num_nodes = len({place.node_id for place in places})
+    return max(1, min(num_nodes, 4 * num_params // _LEAST_SLICE_BYTES))
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,6 @@ class Aggregators:
         clients: the run's.
         config: how often what is lost is tried again.
         placement: where actors may run.
-        num_slices: slices of each upload.
         stop: ends the wait with KeyboardInterrupt once another thread sets it.
     """
 
@@ -71,12 +78,12 @@ class Aggregators:
         clients: Clients,
         config: ClusterConfig,
         placement: Placement,
-        num_slices: int,
         stop: threading.Event,
     ) -> None:
         self._clients, self._placement = clients, placement
         self._max_retries, self._stop = config.max_retries, stop
-        self.num_slices = num_slices
+        self.num_slices = 0
+        """Slices of each upload; the executor sets it in its first round."""
         # By slice.
         self._actors = dict[int, _Aggregator]()
         # Nodes on which an actor was lost: the cluster learns of a node's death later.

@@ -69,8 +69,8 @@ class ClusterConfig(Section):
         le=1024,
         description="Slices of the parameter vector that are combined apart, each on a node of its "
         "own if there are enough; 1 combines all in the driver (default: as many as nodes with "
-        "slots, if the algorithm combines coordinate by coordinate and no data.owners are given: "
-        "an owner's updates then reach no other owner's node).",
+        "slots, but none below 16 MiB, if the algorithm combines coordinate by coordinate; 1 with "
+        "data.owners: an owner's updates then reach no other owner's node).",
     )
     client_state_bytes: int = Field(
         2**30,

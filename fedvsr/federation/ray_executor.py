@@ -92,8 +92,7 @@ class RayExecutor:
         # Where the clients of the next round are to train, while this one trains.
         self._upcoming = dict[int, Place]()
         self._scorer: RayScorer | None = None
-        num_slices = count_slices(clients, config, self._places)
-        self._aggregators = Aggregators(clients, config, placement, num_slices, self._stop)
+        self._aggregators = Aggregators(clients, config, placement, self._stop)
         self._shared_ref: Any = None
         # By client whose update was lost: how often it has trained already.
         self._attempts = dict[int, int]()
@@ -115,6 +114,10 @@ class RayExecutor:
         else:
             # The cluster's head is asked no more often in short rounds than in long ones.
             self._dispatch.set_places(self._places)
+        if not self._aggregators.num_slices:
+            self._aggregators.num_slices = count_slices(
+                self._clients, self._config, self._places, shared["params"].size
+            )
         shared_ref = self._shared_ref = ray.put(shared)
         plan = self._plan([task.client_id for task in tasks])
         self._dispatch.queue(

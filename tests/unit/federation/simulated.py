@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import ray
 import torch
 from ray.exceptions import RayTaskError
@@ -196,7 +197,8 @@ def run_rounds(
         tasks = [ClientTask(i, round_idx, len(cohorts), seed=i) for i in cohort]
         upcoming = cohorts[round_idx] if round_idx < len(cohorts) else ()
         states: Any = SimpleNamespace(find=lambda _: {})
-        results = list(executor.run_round(tasks, {}, states, upcoming))
+        shared = {"params": np.zeros(1, np.float32)}
+        results = list(executor.run_round(tasks, shared, states, upcoming))
         failed = [result for result in results if isinstance(result, Fault)]
         lost = [fault for fault in failed if fault.final]
         assert len(results) - len(failed) + len(lost) == len(cohort), "a client was lost"

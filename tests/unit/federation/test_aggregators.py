@@ -28,9 +28,12 @@ def count(
     *owners: str,
     shards: int | None = None,
     update: UpdateConfig = UNCHANGED,
+    num_params: int = 36_000_000,
 ) -> int:
     clients = Clients(tiny.Config(), algorithm, LocalConfig(), (), update)
-    return count_slices(clients, ClusterConfig(aggregation_shards=shards), places_of(*owners))
+    return count_slices(
+        clients, ClusterConfig(aggregation_shards=shards), places_of(*owners), num_params
+    )
 
 
 @pytest.mark.parametrize("algorithm", [fedavg.Config(), fedmedian.Config()])
@@ -38,6 +41,13 @@ def test_there_is_a_slice_for_each_node(algorithm: NamedSection) -> None:
     assert count(algorithm, "") == 1
     assert count(algorithm, "", "", "") == 3
     assert count(algorithm, "", "", "", shards=2) == 2
+
+
+def test_slices_are_not_small() -> None:
+    assert count(fedavg.Config(), *[""] * 64) == 8
+    assert count(fedavg.Config(), *[""] * 64, num_params=9_000_000) == 2
+    assert count(fedavg.Config(), *[""] * 64, num_params=1_000) == 1
+    assert count(fedavg.Config(), *[""] * 64, num_params=1_000, shards=64) == 64
 
 
 def test_what_needs_whole_vectors_is_not_sliced() -> None:
