@@ -173,13 +173,13 @@ def test_a_process_is_sent_no_clips_but_its_clients(small: ExperimentConfig) -> 
 
         def train(self, *arguments: Any) -> Any:
             sent.append(arguments)
-            return MagicMock(), MagicMock()
+            return MagicMock(), MagicMock(), MagicMock()
 
     with executor_of(clients, ClusterConfig()) as executor:
         executor.pool._remote = Spy()
         waiting = Waiting(task, executor._places[0])
         executor._send(waiting, executor._places[0], 0, None, ClientStates())
-        ((settings,), client_id), (_, _, _, clips) = sent
+        ((settings,), client_id), (_, _, _, clips, _) = sent
         assert ray.get(settings).clips == ()
         # There is no process to end.
         executor.pool._actors.clear()
