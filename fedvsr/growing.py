@@ -1,6 +1,6 @@
 """Writes one table of a run that grows by rounds, at the same cost whatever came before.
 
-Design: docs/design/0020-scale.md.
+Design: docs/design/0019-scale.md.
 """
 
 from __future__ import annotations

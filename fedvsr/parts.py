@@ -4,7 +4,7 @@
     <run>/clients-000001.parquet  part 1: rows that were added while the run worked
 
 A part says in its metadata which rounds it covers: their rows in earlier parts do not count.
-Design: docs/design/0020-scale.md.
+Design: docs/design/0019-scale.md.
 """
 
 from __future__ import annotations

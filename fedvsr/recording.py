@@ -1,6 +1,6 @@
 """Writes a run's tables while it is executed.
 
-Design: docs/design/0012-recording.md, and 0020-scale.md for runs of many rows.
+Design: docs/design/0012-recording.md, and 0019-scale.md for runs of many rows.
 """
 
 from __future__ import annotations

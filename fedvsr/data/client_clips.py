@@ -1,6 +1,6 @@
 """Clips as rows of an Arrow table: a million registered clients cost bytes, and no objects.
 
-Design: docs/design/0020-scale.md.
+Design: docs/design/0019-scale.md.
 """
 
 from __future__ import annotations

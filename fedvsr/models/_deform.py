@@ -2,7 +2,7 @@
 
 N images, C channels, H x W their height and width, G offset groups of consecutive channels.
 torchvision's `deform_conv2d` gives the same numbers, but runs on one core of a CPU, takes four
-times as long there (docs/design/0021-basicvsrpp.md), and has no deterministic backward pass on a
+times as long there (docs/design/0020-basicvsrpp.md), and has no deterministic backward pass on a
 GPU.
 """
 
