@@ -139,6 +139,7 @@ def test_two_owners_draw_by_themselves(stores: dict[str, str]) -> None:
         ({"train": ["/x"]}, "data.owners excludes data.train and data.videos"),
         ({"videos": ["x"]}, "data.owners excludes data.train and data.videos"),
         ({"test": []}, "data.owners needs clips to score on"),
+        ({"degradation": "bd"}, "data.degradation does not reach the clips of data.owners"),
         ({"num_clients": 8}, "data.num_clients = 8, but the owners of data.owners have 1"),
         ({"owners": {"a": owner("relative")}}, "relative is relative; give the path on"),
     ],
