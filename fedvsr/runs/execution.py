@@ -218,6 +218,13 @@ class Execution:
                 yield from self._rounds(state, executor)
                 yield from self._settle()
                 return
+            except UserError as error:
+                # The round before is whole with its scores, which a sweep waits for: without any,
+                # it would try again what fails the same way. The error says more than theirs would.
+                if not isinstance(error, ClusterGoneError):
+                    with suppress(UserError, RuntimeError):
+                        yield from self._settle()
+                raise
             except LostError as error:
                 lost = f"what client {error.client_id} remembered was lost with its node: {error}"
                 if not retries_left:
