@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
+from typing import Any
 
 from fedvsr.limits import ANSWER_S
 
@@ -32,8 +33,7 @@ def chunks(stream: AsyncGenerator[str, None], has_ended: Callable[[], bool]) -> 
         while (text := _next(loop, stream, has_ended)) is not None:
             yield text
     finally:
-        closing = loop.create_task(_close(stream))
-        loop.run_until_complete(asyncio.wait([closing], timeout=_CANCEL_S))
+        _wait(loop, loop.create_task(_close(stream)), _CANCEL_S)
         loop.close()
 
 
@@ -53,13 +53,33 @@ def _next(
 
     piece, ended = loop.create_task(next_piece()), False
     try:
-        while not loop.run_until_complete(asyncio.wait([piece], timeout=QUIET_S))[0]:
+        while not _wait(loop, piece, QUIET_S):
             if ended:
                 raise LogStoppedError("the job has ended, but its log stopped before the end")
             ended = has_ended()
     except BaseException:
         # Also an interruption: nothing may be left that reads from the stream.
         piece.cancel()
-        loop.run_until_complete(asyncio.wait([piece], timeout=_CANCEL_S))
+        _wait(loop, piece, _CANCEL_S)
         raise
     return piece.result()
+
+
+def _wait(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], limit_s: float) -> bool:
+    """Run the loop until a task is done, for at most `limit_s` seconds; returns whether it is.
+
+    Not by `asyncio.wait`: Ctrl-C between that call and its first step leaves a coroutine that was
+    never awaited, of which Python warns.
+    """
+
+    def stop(_: object = None) -> None:
+        loop.stop()
+
+    timer = loop.call_later(limit_s, stop)
+    task.add_done_callback(stop)
+    try:
+        loop.run_forever()
+    finally:
+        timer.cancel()
+        task.remove_done_callback(stop)
+    return task.done()
