@@ -73,7 +73,8 @@ def part_files(folder: Path, name: str) -> list[Path]:
 def read_parts(folder: Path, name: str, read: Callable[[Path], Stored]) -> list[Stored]:
     """Read the files of a table in their order; empty if there are none.
 
-    The parts are read before the table's own file: if they are moved to it meanwhile, it says so.
+    The parts are read before the table's own file. That file says which parts were moved to it, so
+    none is missed if they are moved meanwhile.
 
     Raises:
         FileNotFoundError: parts keep disappearing.

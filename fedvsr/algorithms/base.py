@@ -166,6 +166,7 @@ def by_coordinate(aggregate: Aggregate) -> Aggregate:
 
     The mark is the function's: a method that overrides `aggregate` has none unless it sets its own.
     """
+    # The mark is the function's own, so that an override does not inherit it.
     aggregate.by_coordinate = True  # type: ignore[attr-defined]
     return aggregate
 

@@ -38,7 +38,7 @@ Shape = tuple[int, int, int]
 _LR = 0.03
 # Deviation of the noise that a start adds to its colour.
 _SPREAD = 0.1
-# Of a gradient's mean size: how soon a value counts as its sign, where only signs are known.
+# Where only signs are known: a value of this part of the mean size counts as half its sign.
 _SOFTNESS = 0.3
 
 

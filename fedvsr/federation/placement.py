@@ -221,7 +221,7 @@ def _for_owners(
         if dealt[name] * per_bundle >= clients[name]:
             full.add(name)
         elif room.take(wanted.bundle, labels) or (slots is not None and dealt[name]):
-            # By `cluster.slots` in proportion, also if that is too much: `reserve` says so.
+            # `cluster.slots` are dealt even if there is no room for them: `reserve` then fails.
             dealt[name] += 1
         elif dealt[name]:
             full.add(name)

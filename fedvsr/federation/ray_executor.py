@@ -106,7 +106,7 @@ class RayExecutor:
     ) -> Iterator[TrainedClient | Fault]:
         """Train the round's clients; see `Executor.run_round`."""
         for left in self._running.values():
-            # Of a round that was given up: it must not train beside the others.
+            # What is left of a round that was given up must not train beside this one.
             self.pool.discard(left.waiting.task.client_id)
         self._dispatch, self._running = Dispatch(self._schedule), {}
         if time.monotonic() - self._looked > POLL_S:

@@ -291,9 +291,9 @@ def _remember(trained: Sequence[TrainedClient], states: ClientStates) -> None:
 class _Summed:
     state: RunState
     outcomes: list[ClientOutcome]
-    """Of all clients that trained."""
+    """The outcomes of all clients that trained, in sampled order."""
     weights: list[float] | None
-    """Of these; None if there are no shares."""
+    """The shares of these clients; None if there are no shares."""
 
 
 def _aggregate(

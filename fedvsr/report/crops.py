@@ -52,7 +52,7 @@ class Frame:
     methods: Mapping[str, Path]
     """The super-resolved picture by method, in the order of a table's rows."""
     degradation: str = ""
-    """Of a clip that is scored under several, which `clip_id` names too: `CLIP@DEGRADATION`."""
+    """Its name, if the clip is scored under several; `clip_id` is then `CLIP@DEGRADATION`."""
 
 
 def frames(gathered: Gathered, folders: Mapping[str, Path]) -> Iterator[Frame]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedvsr.models._deform import deform_conv3x3
 from fedvsr.models.basicvsrpp import GROUPS, Config
 
-# Of all leaky rectifiers; the residual blocks have plain ones.
+# Slope below zero of all leaky rectifiers; the residual blocks have plain ones.
 SLOPE = 0.1
 _TAPS = 9
 
