@@ -55,7 +55,9 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class _Measured:
+class Measured:
+    """What a client takes of a GPU, as a process there tells it."""
+
     taken: Footprint
     before: bool
     """Whether it was measured before, by another run."""
@@ -100,6 +102,23 @@ def _count(
     if num_clients == 1:
         return 1, f"{num_gpus} GPUs are enough for all clients that train at once"
     measured = _measure_on(nodes, clients, cache, probe, config.placement_timeout_s)
+    return _fewest(measured, config, clients, num_clients)
+
+
+def _fewest(
+    measured: Sequence[tuple[Mapping[str, Any], Measured | str]],
+    config: ClusterConfig,
+    clients: Clients,
+    num_clients: int,
+) -> tuple[int, str]:
+    """The number of clients that share each GPU, and why, from what each kind of GPU gave.
+
+    Args:
+        measured: results of `_measure_on`.
+        config: the settings.
+        clients: how clients train.
+        num_clients: clients that train at once, for each GPU.
+    """
     choices = []
     for node, result in measured:
         if isinstance(result, str):
@@ -134,7 +153,7 @@ def _measure_on(
     cache: Path,
     probe: Probe,
     patience_s: float,
-) -> list[tuple[Mapping[str, Any], _Measured | str]]:
+) -> list[tuple[Mapping[str, Any], Measured | str]]:
     """What each kind of GPU gives, or why it gives nothing, with a node that has it."""
     # Without a label, each node may have a kind of its own.
     kinds = {node["Labels"].get(GPU_LABEL) or node["NodeID"]: node for node in nodes}
@@ -154,9 +173,9 @@ def _measure_on(
             ray.cancel(ref, force=True)
 
 
-def _result(ref: Any, limit_s: float) -> _Measured | str:
+def _result(ref: Any, limit_s: float) -> Measured | str:
     try:
-        measured: _Measured = ray.get(ref, timeout=0)
+        measured: Measured = ray.get(ref, timeout=0)
     except GetTimeoutError:
         return f"no answer within {limit_s:g} s"
     except RayTaskError as error:
@@ -166,15 +185,15 @@ def _result(ref: Any, limit_s: float) -> _Measured | str:
     return measured
 
 
-def _measured(probe: Probe, clients: Clients, cache: str) -> _Measured:
+def _measured(probe: Probe, clients: Clients, cache: str) -> Measured:
     """In a process that holds a GPU: what a client takes of it."""
     file = Path(cache).expanduser() / FILE
     key = key_of(clients, probe.card())
     if known := recall(file, key):
-        return _Measured(known, before=True)
+        return Measured(known, before=True)
     taken = probe.measure(clients)
     try:
         keep(file, key, taken)
     except OSError as error:
-        return _Measured(taken, before=False, unkept=f"{file}: {error.strerror}")
-    return _Measured(taken, before=False)
+        return Measured(taken, before=False, unkept=f"{file}: {error.strerror}")
+    return Measured(taken, before=False)

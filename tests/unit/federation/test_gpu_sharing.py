@@ -3,13 +3,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fedvsr.config import load_config
 from fedvsr.errors import UserError
-from fedvsr.federation import gpu_probe
-from fedvsr.federation.config import ClusterConfig
+from fedvsr.federation import gpu_probe, placement
+from fedvsr.federation.config import GPU_LABEL, ClusterConfig
 from fedvsr.federation.executors import Clients
 from fedvsr.federation.gpu_sharing import Card, Room, choose, keep, key_of, recall
 from fedvsr.training.footprint import Footprint
@@ -109,6 +110,59 @@ def test_auto_is_a_number_or_a_word() -> None:
 def test_a_given_number_asks_no_cluster(tmp_path: Path) -> None:
     config = ClusterConfig(clients_per_gpu=2)
     assert gpu_probe.resolved(config, clients_of(), 4, tmp_path) == (config, ())
+
+
+def node(name: str, kind: str, gpus: int, cpus: int = 64) -> dict[str, Any]:
+    return {
+        "NodeID": name,
+        "NodeManagerHostname": name,
+        "Alive": True,
+        "Labels": {GPU_LABEL: kind},
+        "Resources": {"GPU": gpus, "CPU": cpus},
+    }
+
+
+def test_the_kind_of_gpu_with_room_for_fewest_decides() -> None:
+    roomy = (node("a", "H100", 2), gpu_probe.Measured(taken(0.24, 10), before=False))
+    tight = (node("b", "T4", 2), gpu_probe.Measured(taken(0.24, 6, total_gb=16), before=True))
+    config, clients = ClusterConfig(max_live_clients=1), clients_of()
+    count, why = gpu_probe._fewest([roomy, tight], config, clients, 8)
+    assert count == 2
+    assert why == (
+        "more do not fit into its memory; on card a client computes 24% of the time and takes 6.0 "
+        "GB of 16.0 GB (measured by an earlier run), the kind of GPU with room for fewest"
+    )
+    count, why = gpu_probe._fewest([roomy], config, clients, 8)
+    assert (count, "which keeps it busy; on card" in why) == (4, True)
+    slow = (node("c", "H100", 2, cpus=6), roomy[1])
+    assert gpu_probe._fewest([slow], config, clients, 8)[0] == 3
+    count, why = gpu_probe._fewest(
+        [roomy, (tight[0], "no answer within 630 s")], config, clients, 8
+    )
+    assert (count, why) == (1, "the GPU of node b was not measured: no answer within 630 s")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "settings", "why"),
+    [
+        ([], {}, "the run uses no GPU"),
+        ([node("a", "H100", 1)], {"gpu_share": 0}, "the run uses no GPU"),
+        ([node("a", "H100", 1)], {"accelerator": "T4"}, "the run uses no GPU"),
+        ([node("a", "H100", 4)], {}, "4 GPUs are enough for all clients that train at once"),
+    ],
+)
+def test_nothing_is_measured_for_nothing(
+    nodes: list[dict[str, Any]],
+    settings: dict[str, Any],
+    why: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(placement.ray, "nodes", lambda: nodes)
+    auto = ClusterConfig(clients_per_gpu="auto", **settings)
+    config, notes = gpu_probe.resolved(auto, clients_of(), 4, tmp_path)
+    assert config.clients_per_gpu == 1
+    assert notes == (f"cluster.clients_per_gpu = auto is 1 here: {why}",)
 
 
 def test_a_client_is_measured_once_for_a_card(tmp_path: Path) -> None:
