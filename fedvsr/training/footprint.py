@@ -38,9 +38,8 @@ def measure(trainer: LocalTrainer) -> Footprint:
     total = torch.cuda.mem_get_info()[1]
     with trainer.on_device():
         peak, busy = _steps(trainer)
+        # As a client's process does after its task, which the optimiser does not outlast.
         trainer.release()
-        # What the optimiser held too, which a task does not outlast.
-        torch.cuda.empty_cache()
         idle = _taken()
     return Footprint(torch.cuda.get_device_name(), total, peak, min(idle, peak), busy)
 
