@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 _KINDS = {kind.name: kind for kind in (models.KIND, algorithms.KIND)}
-_TYPE = re.compile(r"bool|int|float|str|.*\[.*\]")
+_TYPE = re.compile(r"(constrained-)?(bool|int|float|str)|.*\[.*\]")
 
 
 def explain(error: ValidationError, has_overrides: bool = True) -> str:

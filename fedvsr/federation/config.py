@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,8 @@ GPU_LABEL = "ray.io/accelerator-type"
 
 
 Isolation = Literal["client", "slot"]
+AUTO: Literal["auto"] = "auto"
+"""The value of `clients_per_gpu` that lets a run measure how many clients fit."""
 
 
 class ClusterConfig(Section):
@@ -29,7 +31,11 @@ class ClusterConfig(Section):
         description="Kind of GPU to use, by Ray's label ray.io/accelerator-type, e.g. RTX-A6000 "
         "(default: any).",
     )
-    clients_per_gpu: int = Field(1, ge=1, le=64, description="Clients that train on a GPU at once.")
+    clients_per_gpu: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = Field(
+        1,
+        description="Clients that train on a GPU at once; auto: as many as keep it busy and fit "
+        "into its memory, from a measured step.",
+    )
     gpu_share: float | None = Field(
         None,
         ge=0,
@@ -79,9 +85,14 @@ class ClusterConfig(Section):
         "the rest is on disk.",
     )
 
+    @property
+    def num_per_gpu(self) -> int:
+        """`clients_per_gpu`; 1 as long as `auto` is not replaced by a number."""
+        return 1 if self.clients_per_gpu == AUTO else self.clients_per_gpu
+
     def model_post_init(self, _: object) -> None:
         """Check that the clients which share a GPU fit on it."""
-        if self.gpu_share is not None and self.clients_per_gpu * self.gpu_share > 1:
+        if self.gpu_share is not None and self.num_per_gpu * self.gpu_share > 1:
             raise UserError(
                 f"cluster.gpu_share = {self.gpu_share:g} leaves no room for "
                 f"cluster.clients_per_gpu = {self.clients_per_gpu}; lower one of them"

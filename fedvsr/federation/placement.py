@@ -23,7 +23,7 @@ from fedvsr.errors import UserError
 from fedvsr.federation.config import GPU_LABEL, ClusterConfig
 from fedvsr.limits import ANSWER_S, ClusterGoneError, within
 
-_DEFAULT_GPU_SHARE = 0.1
+DEFAULT_GPU_SHARE = 0.1
 _NODE_LABEL = "ray.io/node-id"
 
 Resources = dict[str, float]
@@ -159,11 +159,10 @@ def ask(
 def _ask(config: ClusterConfig, num_threads: int, cohort: int) -> Slots:
     """What a run without owners requests."""
     nodes = list(alive_nodes().values())
-    fitting = [n for n in nodes if config.accelerator in (None, n["Labels"].get(GPU_LABEL))]
-    num_gpus = sum(int(node["Resources"].get("GPU", 0)) for node in fitting)
+    num_gpus = sum(gpus_of(node) for node in nodes if suits(config, node))
     share = config.gpu_share
     if share is None and (num_gpus or config.accelerator):
-        share = min(_DEFAULT_GPU_SHARE, 1 / config.clients_per_gpu)
+        share = min(DEFAULT_GPU_SHARE, 1 / config.num_per_gpu)
     if share:
         if not num_gpus:
             kind = f"{config.accelerator} GPU" if config.accelerator else "GPU"
@@ -173,7 +172,7 @@ def _ask(config: ClusterConfig, num_threads: int, cohort: int) -> Slots:
                 f"cluster.{name} = {value}, but this Ray cluster has no {kind} ({_describe(nodes)})"
                 "; set it to one that it has"
             )
-        per_bundle = config.clients_per_gpu
+        per_bundle = config.num_per_gpu
         slots = config.slots or min(cohort, num_gpus * per_bundle)
         bundle = {"GPU": 1.0, "CPU": float(num_threads)}
         return Slots(math.ceil(slots / per_bundle), per_bundle, share, bundle, config.accelerator)
@@ -183,6 +182,16 @@ def _ask(config: ClusterConfig, num_threads: int, cohort: int) -> Slots:
     fits -= all(n % num_threads == 0 for n in cpus)
     fits = max(1, fits)
     return Slots(config.slots or min(cohort, fits), 1, 0.0, {"CPU": float(num_threads)})
+
+
+def suits(config: ClusterConfig, node: Mapping[str, Any]) -> bool:
+    """Whether a node has the kind of GPU that a run wants."""
+    return config.accelerator in (None, node["Labels"].get(GPU_LABEL))
+
+
+def gpus_of(node: Mapping[str, Any]) -> int:
+    """The number of GPUs that a node offers."""
+    return int(node["Resources"].get("GPU", 0))
 
 
 def _for_owners(

@@ -28,6 +28,9 @@ Device = Literal["auto", "cpu", "cuda"]
 
 # Frames that an encoder holds to look ahead, and its samples per pixel (4:2:0).
 _ENCODER_FRAMES, _ENCODER_SAMPLES = 64, 1.5
+# Bytes of frames that wait to be written, or are read in advance; but two frames at least, and no
+# more than the windows of two networks.
+_QUEUED_BYTES, _FEWEST, _MOST = 64 << 20, 2, 32
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,11 @@ def parse_tile(text: str) -> TileConfig:
         raise UserError(
             f"--tile {text} is not of the form FRAMESxSIZE, e.g. 16x128, with a size of at least 8"
         ) from None
+
+
+def queue_length(frame_bytes: int) -> int:
+    """How many frames a queue before or behind the network holds."""
+    return max(_FEWEST, min(_MOST, _QUEUED_BYTES // frame_bytes))
 
 
 def super_resolve_stream(
@@ -174,6 +182,7 @@ def _limits(compute: Compute, device: torch.device, sr_bytes: int) -> Limits:
     `sr_bytes` are those of one channel of an output frame.
     """
     encoder = int(_ENCODER_FRAMES * _ENCODER_SAMPLES * sr_bytes)
+    encoder += queue_length(3 * sr_bytes) * 3 * sr_bytes
     host = available_bytes() // 2 - encoder
     limit = compute.memory_bytes
     if device.type == "cpu":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -24,7 +24,14 @@ from fedvsr.data.encode import (
 )
 from fedvsr.data.frames import Folder, Source, Video, open_clip
 from fedvsr.errors import UserError
-from fedvsr.inference.streaming import Compute, Progress, Say, super_resolve_stream
+from fedvsr.inference.side_thread import ReadAhead, SideThread, WriteBehind
+from fedvsr.inference.streaming import (
+    Compute,
+    Progress,
+    Say,
+    queue_length,
+    super_resolve_stream,
+)
 from fedvsr.inference.trained import Trained, find_trained
 
 
@@ -143,13 +150,15 @@ def upscale(
 ) -> int:
     """Enlarge a clip into `output`, which is written only if every frame is.
 
+    A thread reads frames in advance and another writes them, while the network computes.
+
     Returns:
         The number of frames.
 
     Raises:
         UserError: a frame cannot be read, the output cannot be written, or memory does not suffice.
     """
-    times, done = deque[int](), 0
+    times = deque[int]()
     deep = source.depth > 8
     if isinstance(source, Video):
         # Found now, a file that was cut short costs no hours of computing.
@@ -158,27 +167,37 @@ def upscale(
     else:
         num_frames, frames = source.num_frames, source.frames(deep=deep)
 
-    def timed() -> Iterator[Samples]:
-        for rgb, time in frames:
+    def timed(ahead: Iterable[tuple[Samples, int]]) -> Iterator[Samples]:
+        for rgb, time in ahead:
             times.append(time)
             yield rgb
 
     for line in warnings(source, output):
         say(line)
-    with closing(frames), _open(output, source) as writer:
-        shape = num_frames, source.height, source.width
+    shape = num_frames, source.height, source.width
+    lq_bytes = source.height * source.width * 3 * (2 if deep else 1)
+    sr_bytes = source.height * source.width * trained.spec.scale**2 * 3 * (2 if deep else 1)
+    done = 0
+    with (
+        closing(frames),
+        _open(output, source) as writer,
+        SideThread(f"reading {source.path}") as reader,
+        SideThread(f"writing {output.path}") as encoder,
+    ):
+        behind = WriteBehind(writer.write, encoder, queue_length(sr_bytes))
         for sr in super_resolve_stream(
             trained.network,
             trained.spec,
-            timed(),
+            timed(ReadAhead(frames, reader, queue_length(lq_bytes))),
             shape,
             compute,
             progress,
             say,
             deep=output.bits > 8,
         ):
-            writer.write(sr, times.popleft())
+            behind.add(sr, times.popleft())
             done += 1
+        behind.finish()
     return done
 
 

@@ -7,9 +7,10 @@ columns) with n tokens, row-major with frames slowest. W windows are counted ove
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -104,26 +105,29 @@ def window_plan(size: Window, window: Window, shift: Window, device: torch.devic
         return WindowPlan(
             size, window, shift, padded, None, None, ((_count(padded, window), None),)
         )
+    # Per axis: whether a window is the last one, which holds both ends. In plain Python, because a
+    # compiled graph can hold numbers that are known beforehand, and no numbers of a tensor.
+    last = [
+        [bool(s) and i == p // w - 1 for i in range(p // w)]
+        for p, w, s in zip(padded, window, shift, strict=True)
+    ]
+    kinds = [*product(*last)]
+    order = sorted(range(len(kinds)), key=kinds.__getitem__)
+    inverse = sorted(range(len(kinds)), key=order.__getitem__)
     # The cache outlives this call; tensors made in inference mode could not be used in training.
     with torch.inference_mode(False):
-        # Per axis: whether a window is the last one, which holds both ends.
-        last = [
-            torch.arange(p // w) == (p // w - 1 if s else -1)
-            for p, w, s in zip(padded, window, shift, strict=True)
-        ]
-        kind = last[0][:, None, None] * 4 + last[1][:, None] * 2 + last[2] * 1
-        kinds, order = torch.sort(kind.flatten(), stable=True)
-        values, counts = torch.unique_consecutive(kinds, return_counts=True)
         groups = tuple(
-            (count, _separation(window, shift, (value & 4, value & 2, value & 1), device))
-            for value, count in zip(values.tolist(), counts.tolist(), strict=True)
+            (kinds.count(kind), _separation(window, shift, kind, device))
+            for kind in sorted(set(kinds))
         )
-        inverse = torch.argsort(order)
-        return WindowPlan(size, window, shift, padded, order.to(device), inverse.to(device), groups)
+        ordered, back = (torch.tensor(numbers, device=device) for numbers in (order, inverse))
+        return WindowPlan(size, window, shift, padded, ordered, back, groups)
 
 
-def _separation(window: Window, shift: Window, last: Window, device: torch.device) -> Tensor | None:
-    """Mask (n, n) of a window that is last along the axes for which `last` is not 0."""
+def _separation(
+    window: Window, shift: Window, last: Sequence[bool], device: torch.device
+) -> Tensor | None:
+    """Mask (n, n) of a window that is last along the axes for which `last` is true."""
     if not any(last):
         return None
     sides = [
@@ -147,7 +151,7 @@ def _three(values: Iterable[int]) -> Window:
 
 
 def _count(padded: Window, window: Window) -> int:
-    return math.prod(p // w for p, w in zip(padded, window, strict=True))
+    return math.prod([p // w for p, w in zip(padded, window, strict=True)])
 
 
 def sine_position(channels: int, rows: int, columns: int) -> Tensor:

@@ -51,6 +51,7 @@ def execute(
     split: Split,
     make_executor: Callable[[Clients], Executor],
     patience_s: float = 1.0,
+    notes: tuple[str, ...] = (),
 ) -> Iterator[Event]:
     """Run to the end, from the newest checkpoint if there is one. Yields recorded events.
 
@@ -62,13 +63,14 @@ def execute(
         split: its clips.
         make_executor: makes what trains the clients.
         patience_s: how long to wait for another process that still executes the run.
+        notes: what the user should know, besides `notes_of`, each time that the run starts.
 
     Raises:
         UserError: another process writes this run, the disk is full, or training failed for a
             reason that the user can fix.
     """
     with locked(run.folder, patience_s):
-        execution = Execution(run, split, make_executor)
+        execution = Execution(run, split, make_executor, notes)
         loggers = RunLoggers(run, execution.records)
         try:
             with EventLog(run.folder / "events.jsonl", run.run_id) as log:
@@ -118,13 +120,18 @@ class Execution:
         run: the run.
         split: its clips.
         make_executor: makes what trains the clients.
+        notes: see `execute`.
     """
 
     def __init__(
-        self, run: Run, split: Split, make_executor: Callable[[Clients], Executor]
+        self,
+        run: Run,
+        split: Split,
+        make_executor: Callable[[Clients], Executor],
+        notes: tuple[str, ...] = (),
     ) -> None:
         config = run.config
-        self.run, self.split, self.make_executor = run, split, make_executor
+        self.run, self.split, self.make_executor, self.notes = run, split, make_executor, notes
         self.executor_name = self.device_name = ""
         self.checkpoints = run.folder / "checkpoints"
         with scoped_torch(derive_seed(config.seed, "init"), 1):
@@ -192,7 +199,7 @@ class Execution:
             self.write_run("running")
             self.records.write_partition(rows.partition_rows(self.split.of_clients))
             notes = () if saved.state else notes_of(config, self.split)
-            yield self._started((*saved.damaged, *lost, *notes))
+            yield self._started((*saved.damaged, *lost, *notes, *self.notes))
             for fault in self._faults_before(state.round_idx, saved.damaged, lost):
                 yield self.record_fault(fault)
             yield from self._whole(state, executor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,11 +13,12 @@ from typing import TYPE_CHECKING, Literal
 from fedvsr import algorithms, models
 from fedvsr.config import ExperimentConfig
 from fedvsr.data import owned
+from fedvsr.data.clips import default_cache_dir
 from fedvsr.data.owners import Owners
 from fedvsr.data.split import Split, keys_of, prepare
 from fedvsr.data.videos import Progress
 from fedvsr.errors import UserError
-from fedvsr.federation.executors import Executor, SerialExecutor
+from fedvsr.federation.executors import Clients, Executor, SerialExecutor
 from fedvsr.limits import ClusterGoneError
 from fedvsr.loggers.config import require_packages
 from fedvsr.params import ParamTable
@@ -27,6 +29,7 @@ from fedvsr.runs.run import Run
 from fedvsr.training.requirements import require_room
 
 if TYPE_CHECKING:
+    from fedvsr.federation.gpu_probe import Probe
     from fedvsr.federation.placement import Placement
 
 # Ray takes seconds to end a driver that is stopped, which this one then replaces.
@@ -144,7 +147,10 @@ def _launch(run: Run, split: Split, executor: str, address: str | None) -> Itera
 
 
 def on_cluster(
-    run: Run, split: Split, make_executor: Callable[..., Executor] | None = None
+    run: Run,
+    split: Split,
+    make_executor: Callable[..., Executor] | None = None,
+    probe: Probe | None = None,
 ) -> Iterator[Event]:
     """Run on the Ray cluster that this process is connected to: reserve, drive, release.
 
@@ -152,13 +158,14 @@ def on_cluster(
         run: the run; `cluster` of its configuration says what to reserve.
         split: its clips.
         make_executor: takes the arguments of `RayExecutor`, which is the default.
+        probe: measures GPUs for `cluster.clients_per_gpu: auto`.
 
     Raises:
         UserError: a node does not see the run's data, or the cluster lacks what the run asks for.
         ClusterGoneError: the cluster, or this node's part of it, has died.
     """
     try:
-        yield from _on_cluster(run, split, make_executor)
+        yield from _on_cluster(run, split, make_executor, probe)
     except ClusterGoneError as error:
         saved = run.folder.joinpath("runs.parquet").exists()
         way_out = (
@@ -168,17 +175,27 @@ def on_cluster(
 
 
 def _on_cluster(
-    run: Run, split: Split, make_executor: Callable[..., Executor] | None
+    run: Run, split: Split, make_executor: Callable[..., Executor] | None, probe: Probe | None
 ) -> Iterator[Event]:
     from fedvsr.cluster.nodes import require_plugins, require_readable
-    from fedvsr.federation import connection, driver, placement
+    from fedvsr.federation import connection, driver, gpu_probe, placement
 
     config = run.config
     require_plugins(config)
     require_readable(config)
     split, here = with_owners(config, split, on_ray=True), connection.here()
-    wanted = placement.ask(
+    cluster, notes = gpu_probe.resolved(
         config.cluster,
+        Clients(config.model, config.algorithm, config.local, ()),
+        1 if algorithms.build(config.algorithm).pooled else config.federation.clients_per_round,
+        Path(config.data.cache_dir or default_cache_dir()),
+        probe,
+    )
+    # The run's row in `runs.parquet` tells the number.
+    config = config.model_copy(update={"cluster": cluster})
+    run = replace(run, config=config)
+    wanted = placement.ask(
+        cluster,
         config.local.num_threads,
         config.federation.clients_per_round,
         Owners.in_config(config.data),
@@ -187,7 +204,7 @@ def _on_cluster(
     placed = placement.reserve(wanted, config.cluster.placement_timeout_s, here)
     gone = False
     try:
-        start = partial(_start, run, split, placed, make_executor)
+        start = partial(_start, run, split, placed, make_executor, notes)
         in_folder = partial(_start_in, Path.cwd(), start)
         yield from driver.drive(in_folder, placed, measure, run.run_id, config.cluster.max_retries)
     except ClusterGoneError:
@@ -214,6 +231,7 @@ def _start(
     split: Split,
     placed: Placement,
     make_executor: Callable[..., Executor] | None,
+    notes: tuple[str, ...],
     stop: threading.Event,
 ) -> Iterator[Event]:
     """Inside the driver actor."""
@@ -222,4 +240,4 @@ def _start(
     make = make_executor or RayExecutor
     config = run.config.cluster
     make_here = partial(make, config=config, placement=placed, stop=stop)
-    return execute(run, split, make_here, _LOCK_S)
+    return execute(run, split, make_here, _LOCK_S, notes)

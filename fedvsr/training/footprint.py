@@ -26,12 +26,25 @@ class Footprint:
     """Its memory."""
     peak_bytes: int
     """Memory that the client's process takes, with the GPU's own share for a process."""
+    idle_bytes: int
+    """Memory that it takes while it waits for its next task."""
     busy: float
     """Share of a step's time in which the GPU computes, 0 to 1."""
 
 
 def measure(trainer: LocalTrainer) -> Footprint:
     """Measure some steps on random frames, on a GPU that nothing else uses."""
+    total = torch.cuda.mem_get_info()[1]
+    with trainer.on_device():
+        peak, busy = _steps(trainer)
+        # As a client's process does after its task, which the optimiser does not outlast.
+        trainer.release()
+        idle = _taken()
+    return Footprint(torch.cuda.get_device_name(), total, peak, min(idle, peak), busy)
+
+
+def _steps(trainer: LocalTrainer) -> tuple[int, float]:
+    """The memory that steps take, and the share of a step's time in which the GPU computes."""
     local, spec = trainer.local, trainer.spec
     frames = local.num_frames * (2 if local.mirror else 1)
     sides = (local.crop // spec.scale, local.crop)
@@ -44,30 +57,30 @@ def measure(trainer: LocalTrainer) -> Footprint:
     )
     params = trainer.params()
     state = {"params": params} if trainer.algorithm.contrasts else {}
-    total = torch.cuda.mem_get_info()[1]
-    with trainer.on_device():
-        trainer.gradients.begin(start(trainer.algorithm, params), state)
-        optimiser = make_optimiser(
-            local, trainer.layout.params(trainer.network, "shared", "own"), []
-        )
-        scaler = torch.amp.GradScaler("cuda", enabled=local.precision == "fp16")
+    trainer.gradients.begin(start(trainer.algorithm, params), state)
+    trained = trainer.layout.params(trainer.network, "shared", "own")
+    optimiser = make_optimiser(local, trained, [])
+    scaler = torch.amp.GradScaler("cuda", enabled=local.precision == "fp16")
 
-        def step() -> None:
-            trainer.gradients.compute((lq, gt), scaler)
-            scaler.step(optimiser)
-            scaler.update()
-            torch.cuda.synchronize()
+    def step() -> None:
+        trainer.gradients.compute((lq, gt), scaler)
+        scaler.step(optimiser)
+        scaler.update()
+        torch.cuda.synchronize()
 
-        for _ in range(_WARM_UP_STEPS):
-            step()
-        started = time.perf_counter()
+    for _ in range(_WARM_UP_STEPS):
         step()
-        wall_s = time.perf_counter() - started
-        with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiled:
-            step()
-        taken = total - torch.cuda.mem_get_info()[0]
+    started = time.perf_counter()
+    step()
+    wall_s = time.perf_counter() - started
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiled:
+        step()
     assert profiled.profiler is not None
     events = profiled.profiler.kineto_results.events()
     busy_s = sum(e.duration_ns() for e in events if "CUDA" in str(e.device_type())) / 1e9
-    trainer.release()
-    return Footprint(torch.cuda.get_device_name(), total, taken, min(1.0, busy_s / wall_s))
+    return _taken(), min(1.0, busy_s / wall_s)
+
+
+def _taken() -> int:
+    free, total = torch.cuda.mem_get_info()
+    return total - free

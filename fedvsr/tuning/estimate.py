@@ -107,7 +107,7 @@ def fits_here(config: ExperimentConfig) -> int:
     if has_gpus_here(config):
         # Whole GPUs: only slots of the same trial share one.
         have = torch.cuda.device_count()
-        needed = math.ceil(slots_of(config) / config.cluster.clients_per_gpu)
+        needed = math.ceil(slots_of(config) / config.cluster.num_per_gpu)
     else:
         have, needed = os.cpu_count() or 1, slots_of(config) * config.local.num_threads
     return max(1, have // needed)

@@ -19,6 +19,7 @@ from fedvsr.checked_text import read_json, write_json
 from fedvsr.config import ExperimentConfig
 from fedvsr.data.owners import Owners
 from fedvsr.errors import UserError
+from fedvsr.federation.config import AUTO
 from fedvsr.federation.executors import Clients, Executor, SerialExecutor
 from fedvsr.federation.placement import Placement, Slots, ask
 from fedvsr.federation.ray_executor import RayExecutor
@@ -92,7 +93,7 @@ def run_trial(settings: dict[str, Value]) -> None:
     if run_status(run.folder) == "finished":
         return
     try:
-        for event in execute(run, split, _executor(sweep, trial.config)):
+        for event in execute(run, split, _executor(sweep, trial.config), notes=_notes(trial)):
             # The last round is reported after the run has finished: a scheduler may end a trial at
             # any report, and the network is saved only after the last round.
             last = trial.config.federation.num_rounds
@@ -142,6 +143,15 @@ def _executor(sweep: SweepConfig, config: ExperimentConfig) -> Callable[[Clients
     group = get_current_placement_group()
     assert group is not None, "Tune places a trial in a group"
     return partial(RayExecutor, config=config.cluster, placement=Placement(group, wanted(config)))
+
+
+def _notes(trial: Trial) -> tuple[str, ...]:
+    if trial.config.cluster.clients_per_gpu != AUTO:
+        return ()
+    return (
+        f"cluster.clients_per_gpu = {AUTO} counts as 1 in a sweep, which reserves whole GPUs for "
+        "trials before anything is measured; give a number to let a trial's clients share them",
+    )
 
 
 def _own_run(trial: Trial, runs: Path) -> Run:

@@ -32,7 +32,7 @@ PUBLISHED = {
     ("vrt", "bf16", "blocks"): (1428, 21766),
     ("iart", "bf16", "blocks"): (5716, 12622),
 }
-FRAMES = {"rvrt": 30, "vrt": 16, "iart": 16}
+FRAMES = {"rvrt": 30, "vrt": 16, "iart": 16, "basicvsrpp": 30}
 # Seconds for all, and for one figure.
 TOTAL_S, ONE_S = 480, 120
 
@@ -42,19 +42,35 @@ STEPS: list[dict[str, Any]] = [
         ("rvrt", "bf16", "none", "graph"),
         ("vrt", "bf16", "none", "graph"),
         ("iart", "bf16", "blocks", "graph"),
+        ("basicvsrpp", "bf16", "none", "graph"),
         ("rvrt", "fp32", "none", "graph"),
         ("vrt", "fp32", "none", "graph"),
+        ("basicvsrpp", "fp32", "none", "graph"),
         ("vrt", "bf16", "blocks", "graph"),
         ("rvrt", "bf16", "blocks", "graph"),
         ("iart", "bf16", "attention", "graph"),
+        ("basicvsrpp", "bf16", "none", "compiled"),
         ("rvrt", "bf16", "none", "compiled"),
         ("vrt", "bf16", "none", "compiled"),
         ("iart", "bf16", "blocks", "compiled"),
     )
 ]
 UPSCALING: list[dict[str, Any]] = [
-    {"model": "rvrt", "precision": precision, "num_frames": 128} for precision in ("bf16", "fp32")
+    {"model": model, "precision": precision, "num_frames": 128}
+    for model, precision in (("rvrt", "bf16"), ("basicvsrpp", "bf16"), ("rvrt", "fp32"))
 ]
+# Clients of the networks' own recipes, but for the crop, the frames and a batch of one.
+SHARING: list[dict[str, Any]] = [
+    {"model": model, "size": size, "precision": "bf16", "share": True}
+    for model, size in (
+        ("rvrt", "paper"),
+        ("basicvsrpp", "paper"),
+        ("vrt", "paper"),
+        ("rvrt", "demo"),
+        ("basicvsrpp", "demo"),
+    )
+]
+FEDERATED: dict[str, Any] = {"model": "rvrt", "size": "demo", "rounds": 2}
 
 
 def main() -> None:
@@ -66,16 +82,20 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         task = json.loads(options.one)
-        print(json.dumps(_upscaling(**task) if "num_frames" in task else _step(**task)))
+        kinds = {"num_frames": _upscaling, "share": _sharing, "rounds": _federated}
+        work = next((kinds[key] for key in kinds if key in task), _step)
+        print(json.dumps(work(**task)))
         return
     import torch
 
-    print(f"{torch.cuda.get_device_name()}; torch {torch.__version__}\n", flush=True)
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: a rehearsal"
+    print(f"{card}; torch {torch.__version__}\n", flush=True)
     end = time.monotonic() + TOTAL_S
     if options.tests:
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:benchmark"]
-        command += ["tests/unit/models", "tests/unit/training/test_gradients.py"]
-        subprocess.run([*command, "tests/unit/test_graphs.py"], timeout=ONE_S, check=False)
+        command += ["tests/unit/models", "tests/unit/training", "tests/unit/test_graphs.py"]
+        command += ["tests/unit/federation/test_gpu_sharing.py"]
+        subprocess.run(command, timeout=ONE_S, check=False)
     print(
         "| network | frames | precision | checkpointing | way | step ms | peak MiB | launches "
         "| GPU busy | first step s | recording s | published ms | its MiB | times as fast |"
@@ -90,6 +110,20 @@ def main() -> None:
             done = _in_process(task, end)
             text = f"{done['fps']:.1f} | {done['gpu_ms']:.1f}" if "fps" in done else done["failed"]
             print(f"| {task['model']} | {task['precision']} | {text} |", flush=True)
+    print(
+        "\n| network | size | clients on a GPU | GPU busy with one | peak MiB | idle MiB | why |\n"
+        "|---|---|---|---|---|---|---|"
+    )
+    for task in SHARING:
+        if options.only in json.dumps(task):
+            done = _in_process(task, end)
+            text = done.get("failed") or (
+                f"{done['count']} | {done['busy']:.0%} | {done['peak_mib']:.0f} | "
+                f"{done['idle_mib']:.0f} | {done['why']}"
+            )
+            print(f"| {task['model']} | {task['size']} | {text} |", flush=True)
+    if options.only in json.dumps(FEDERATED):
+        print(f"\nA federated run: {json.dumps(_in_process(FEDERATED, end))}", flush=True)
 
 
 def _print_step(task: dict[str, Any], done: dict[str, Any]) -> None:
@@ -199,6 +233,61 @@ def _upscaling(model: str, precision: str, num_frames: int) -> dict[str, float]:
     return {
         "fps": 70 / (arrived[98] - arrived[28]),
         "gpu_ms": 1000 * gpu_s / 14,
+    }
+
+
+def _sharing(model: str, size: str, precision: str, share: bool) -> dict[str, Any]:
+    """How many clients `cluster.clients_per_gpu: auto` lets share this GPU."""
+    from fedvsr.federation.gpu_sharing import MOST, Room, choose
+    from fedvsr.lookup import load
+    from fedvsr.training.config import LocalConfig
+    from fedvsr.training.footprint import measure
+    from fedvsr.training.local import LocalTrainer
+
+    assert share
+    settings = {"num_frames": FRAMES[model], "crop": 256, "batch_size": 1, "precision": precision}
+    config = load("fedvsr.models", model).Config(size=size)
+    algorithm = load("fedvsr.algorithms", "fedvsr").Config()
+    taken = measure(LocalTrainer(config, algorithm, LocalConfig(**settings)))
+    count, why = choose(taken, Room(MOST, MOST, 10))
+    return {
+        "count": count,
+        "why": why,
+        "busy": taken.busy,
+        "peak_mib": taken.peak_bytes / 2**20,
+        "idle_mib": taken.idle_bytes / 2**20,
+    }
+
+
+def _federated(model: str, size: str, rounds: int) -> dict[str, Any]:
+    """A run of the preset `demo` whose clients share this GPU as `auto` chooses."""
+    import tempfile
+
+    import fedvsr
+    from fedvsr.runs.events import RunStarted
+
+    changes = {
+        "model.name": model,
+        "model.size": size,
+        "federation.num_rounds": rounds,
+        "local.steps": 4,
+        "cluster.clients_per_gpu": "auto",
+    }
+    notes = list[str]()
+
+    def look(event: object) -> None:
+        notes.extend(event.notes if isinstance(event, RunStarted) else ())
+
+    with tempfile.TemporaryDirectory() as out:
+        run = fedvsr.run("demo", changes, address="local", out=out, on_event=look, progress=False)
+        config = json.loads(run.table("runs")["config"].iloc[0])
+        train_s = run.table("rounds")["train_s"].dropna().round(1).tolist()
+        faults = run.table("faults")["kind"].tolist()
+    return {
+        "clients_per_gpu": config["cluster"]["clients_per_gpu"],
+        "train_s": train_s,
+        "faults": faults,
+        "notes": [note for note in notes if "clients_per_gpu" in note],
     }
 
 

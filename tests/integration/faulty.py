@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from fedvsr.errors import UserError
 from fedvsr.federation.executors import Clients, SerialExecutor
@@ -100,6 +101,10 @@ def _eat_memory() -> None:
     time.sleep(60)
 
 
+def _fill_gpu() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
 HOW: dict[str, Callable[[], None]] = {
     "raise": _raise,
     "user_error": _raise_user_error,
@@ -107,6 +112,7 @@ HOW: dict[str, Callable[[], None]] = {
     "die": _die,
     "stop": _stop,
     "eat_memory": _eat_memory,
+    "fill_gpu": _fill_gpu,
 }
 
 

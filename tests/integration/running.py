@@ -12,6 +12,7 @@ from fedvsr.data.split import Split
 from fedvsr.federation import connection, placement
 from fedvsr.federation.config import ClusterConfig
 from fedvsr.federation.executors import Clients, Executor, Fault
+from fedvsr.federation.gpu_probe import Probe
 from fedvsr.federation.placement import Placement
 from fedvsr.federation.ray_executor import RayExecutor
 from fedvsr.runs.events import Event
@@ -45,9 +46,13 @@ def run_serially(config: ExperimentConfig, out: Path) -> Path:
     return run.folder
 
 
-def on_ray(run: Run, make_executor: Callable[..., Executor] | None = None) -> Iterator[Event]:
+def on_ray(
+    run: Run,
+    make_executor: Callable[..., Executor] | None = None,
+    probe: Probe | None = None,
+) -> Iterator[Event]:
     """Run, or resume, on the Ray that the test is connected to."""
-    return on_cluster(run, split_of(run.config), make_executor)
+    return on_cluster(run, split_of(run.config), make_executor, probe)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -22,10 +23,13 @@ from fedvsr.config import ExperimentConfig
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.config import ClusterConfig
 from fedvsr.federation.executors import Clients, TrainedClient
+from fedvsr.federation.gpu_probe import Probe, resolved
+from fedvsr.federation.gpu_sharing import Card
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate
 from fedvsr.records import load_results
 from fedvsr.runs.events import RunStarted
 from fedvsr.runs.run import create_run
+from fedvsr.training.footprint import Footprint
 from tests.integration.equality import assert_equal_runs
 from tests.integration.faulty import Failure, FaultyExecutor
 from tests.integration.running import (
@@ -201,38 +205,77 @@ def test_no_gpu_idles_while_a_client_waits(small: ExperimentConfig) -> None:
             assert after.started_at >= before.started_at + before.train_s
 
 
+def card() -> Card:
+    """Of a GPU that Ray only counts."""
+    assert os.environ["CUDA_VISIBLE_DEVICES"] in ("0", "1"), "the task holds a GPU"
+    return Card("card", 10**10)
+
+
+def footprint(clients: Clients) -> Footprint:
+    """Three clients keep the GPU busy, and two fit."""
+    return Footprint("card", 10**10, 4 * 10**9, 10**8, 0.3)
+
+
 def test_a_run_in_slots_of_gpus_gives_the_same_bits(
     small: ExperimentConfig, tmp_path: Path
 ) -> None:
-    """The evaluator takes a slot while it scores. Ray only counts the GPUs."""
-    federation = small.federation.model_copy(update={"num_rounds": 8})
-    # Scored before the first round and after the last: between, clients have both slots.
+    """The evaluator takes a slot while it scores. Ray only counts the GPUs.
+
+    Two clients share each GPU, and one of them runs out of its memory.
+    """
+    federation = small.federation.model_copy(update={"num_rounds": 8, "clients_per_round": 3})
+    # Scored before the first round and after the last: between, clients have all slots.
     evaluation = small.evaluation.model_copy(update={"every_rounds": 8})
-    config = small.model_copy(update={"federation": federation, "evaluation": evaluation})
+    data = small.data.model_copy(update={"cache_dir": str(tmp_path / "cache")})
+    changed = {"federation": federation, "evaluation": evaluation, "data": data}
+    config = small.model_copy(update=changed)
     undisturbed = run_serially(config, tmp_path / "serial")
-    run = create_run(with_cluster(config, gpu_share=0.2), tmp_path / "out")
-    with cluster_of({"num_cpus": 3, "num_gpus": 2}):
-        events = list(on_ray(run))
-    assert not faults_in(events)
+    clients = load_results(undisturbed).clients
+    victim = int(clients[clients["round_idx"] == 3]["client_id"].iloc[0])
+    run = create_run(with_cluster(config, clients_per_gpu="auto", gpu_share=0.2), tmp_path / "out")
+    failure = Failure("fill_gpu", victim, 3, tmp_path / "marker")
+    with cluster_of({"num_cpus": 4, "num_gpus": 2}):
+        events = list(on_ray(run, FaultyExecutor(failure), Probe(card, footprint)))
+    (fault,) = faults_in(events)
+    assert (fault.kind, fault.client_id, fault.final) == ("out_of_memory", victim, False)
     (started,) = (event for event in events if isinstance(event, RunStarted))
     assert started.device == "GPU"
+    assert started.notes[-1].startswith("cluster.clients_per_gpu = auto is 2 here: ")
     assert_equal_runs(undisturbed, run.folder, ignore=["device"])
-    assert set(load_results(run.folder).clients["slot"]) == {0, 1}
+    results = load_results(run.folder)
+    (row,) = results.runs.to_dict("records")
+    assert json.loads(row["config"])["cluster"]["clients_per_gpu"] == 2
+    assert set(results.clients["slot"] // 2) == {0, 1}
+    in_round = results.clients[results.clients["round_idx"] == 3].set_index("client_id")
+    own = in_round.loc[victim]
+    beside = in_round[in_round["slot"] // 2 == own["slot"] // 2].drop(victim)
+    ended_s = beside["started_s"] + beside["train_s"]
+    is_apart = (ended_s <= own["started_s"]) | (
+        beside["started_s"] >= own["started_s"] + own["train_s"]
+    )
+    assert is_apart.all(), "it was not alone on its GPU"
 
 
-def test_an_actor_holds_its_share_of_its_slots_gpu(small: ExperimentConfig) -> None:
+def kaput(clients: Clients) -> Footprint:
+    raise RuntimeError("the GPU has fallen off the bus")
+
+
+def test_an_actor_holds_its_share_of_its_slots_gpu(small: ExperimentConfig, tmp_path: Path) -> None:
+    """And a GPU that cannot be measured takes one client."""
     config = ClusterConfig(clients_per_gpu=2, gpu_share=0.5, slots=4)
+    auto = config.model_copy(update={"clients_per_gpu": "auto"})
     clients = SleepingClients(**vars(clients_of(small)))
-    with (
-        cluster_of({"num_cpus": 3, "num_gpus": 2}),
-        executor_of(clients, config, cohort=4) as executor,
-    ):
-        tasks = [ClientTask(i, 1, 1, seed=0) for i in range(4)]
-        outcomes = list(
-            executor.run_round(tasks, {"params": np.zeros(10, np.float32)}, ClientStates())
-        )
-        asked = {i: actor.handle.__ray_call__.remote(gpus) for i, actor in executor.pool.items()}
-        held = {i: ray.get(ref) for i, ref in asked.items()}
+    with cluster_of({"num_cpus": 3, "num_gpus": 2}):
+        alone, (note,) = resolved(auto, clients, 4, tmp_path, Probe(card, kaput))
+        with executor_of(clients, config, cohort=4) as executor:
+            tasks = [ClientTask(i, 1, 1, seed=0) for i in range(4)]
+            outcomes = list(
+                executor.run_round(tasks, {"params": np.zeros(10, np.float32)}, ClientStates())
+            )
+            asked = {i: a.handle.__ray_call__.remote(gpus) for i, a in executor.pool.items()}
+            held = {i: ray.get(ref) for i, ref in asked.items()}
+    assert alone.clients_per_gpu == 1
+    assert note.endswith(" was not measured: RuntimeError: the GPU has fallen off the bus")
     assert sorted(held.values()) == [(0.5, "0"), (0.5, "0"), (0.5, "1"), (0.5, "1")]
     assert {c.outcome.slot for c in outcomes if isinstance(c, TrainedClient)} == {0, 1, 2, 3}
 

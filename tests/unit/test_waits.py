@@ -30,6 +30,8 @@ UNLIMITED = {
     ("federation/connection.py", "self._close.wait()"): "the thread that holds the connection",
     ("federation/driver.py", "event.result()"): "the future is done",
     ("federation/driver.py", "stopped.result()"): "inside `within`",
+    ("inference/side_thread.py", "self._work.get()"): "a thread that lives until told to end",
+    ("inference/side_thread.py", "future.result()"): "the future is done",
     ("loggers/feed.py", "self._inbox.get()"): "a thread that lives until the run ends",
     ("metrics/vmaf.py", "self._process.communicate()"): "a computation, whose input has ended",
     ("runs/execution.py", "pending.result()"): "`Pending.result` itself waits with limits",

@@ -39,7 +39,6 @@ _BACKWARD_TILE = 512
 _WARPS = 4
 
 
-@torch.compiler.disable
 def guided_attention(q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int) -> Tensor:
     """Compute `network.guided_attention` by the kernels.
 
@@ -59,34 +58,83 @@ def guided_attention(q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int) 
 
 
 class _Attention(torch.autograd.Function):
-    """Maps three `(N, H, W, C)` and a float32 grid, all contiguous, to `(N, H, W, C)`."""
+    """Maps three `(N, H, W, C)` and a float32 grid, all contiguous, to `(N, H, W, C)`.
+
+    It calls the operators below, which a compiled graph can hold; they have no gradients of their
+    own.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, q_NHWC: Tensor, k_NHWC: Tensor, v_NHWC: Tensor, grid: Tensor, heads: int
     ) -> Tensor:
-        count, height, width, _ = q_NHWC.shape
-        out = torch.empty_like(q_NHWC, dtype=torch.float32)
-        log_sum = out.new_empty(count, height, width, heads)
-        sizes, programs, options = _launch(q_NHWC, grid, heads, _FORWARD_TILE)
-        # Triton launches on the current device, not on that of the tensors.
-        with torch.cuda.device_of(q_NHWC):
-            _forward[programs](q_NHWC, k_NHWC, v_NHWC, grid, out, log_sum, *sizes, **options)
+        out, log_sum = torch.ops.fedvsr.guided_attention(q_NHWC, k_NHWC, v_NHWC, grid, heads)
         ctx.heads = heads
         ctx.save_for_backward(q_NHWC, k_NHWC, v_NHWC, grid, log_sum)
-        return out
+        result: Tensor = out
+        return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout_NHWC: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, grid, log_sum = ctx.saved_tensors
-        dq, dgrid = torch.empty_like(q), torch.zeros_like(grid)
-        dk, dv = (torch.zeros_like(x, dtype=torch.float32) for x in (k, v))
-        sizes, programs, options = _launch(q, grid, ctx.heads, _BACKWARD_TILE)
-        inputs = (q, k, v, grid, log_sum, dout_NHWC.float().contiguous())
-        with torch.cuda.device_of(q):
-            _backward[programs](*inputs, dq, dk, dv, dgrid, *sizes, **options)
-        return dq, dk.to(k.dtype), dv.to(v.dtype), dgrid, None
+        gradients = torch.ops.fedvsr.guided_attention_backward(
+            dout_NHWC, *ctx.saved_tensors, ctx.heads
+        )
+        return *gradients, None
+
+
+torch.library.define(
+    "fedvsr::guided_attention",
+    "(Tensor q, Tensor k, Tensor v, Tensor grid, int heads) -> (Tensor, Tensor)",
+)
+torch.library.define(
+    "fedvsr::guided_attention_backward",
+    "(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor grid, Tensor log_sum, int heads) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+@torch.library.register_fake("fedvsr::guided_attention")
+def _forward_outputs(
+    q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int
+) -> tuple[Tensor, Tensor]:
+    """The output, and the logarithm of the sum of each softmax, by pixel and head."""
+    out = torch.empty_like(q, dtype=torch.float32)
+    return out, out.new_empty(*q.shape[:-1], heads)
+
+
+@torch.library.register_fake("fedvsr::guided_attention_backward")
+def _backward_outputs(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, grid: Tensor, log_sum: Tensor, heads: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of queries, keys, values and positions."""
+    dq, dk, dv, dgrid = (torch.empty_like(x) for x in (q, k, v, grid))
+    return dq, dk, dv, dgrid
+
+
+@torch.library.impl("fedvsr::guided_attention", "default")
+def _run_forward(
+    q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int
+) -> tuple[Tensor, Tensor]:
+    out, log_sum = _forward_outputs(q, k, v, grid, heads)
+    sizes, programs, options = _launch(q, grid, heads, _FORWARD_TILE)
+    # Triton launches on the current device, not on that of the tensors.
+    with torch.cuda.device_of(q):
+        _forward[programs](q, k, v, grid, out, log_sum, *sizes, **options)
+    return out, log_sum
+
+
+@torch.library.impl("fedvsr::guided_attention_backward", "default")
+def _run_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, grid: Tensor, log_sum: Tensor, heads: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dq, dgrid = torch.empty_like(q), torch.zeros_like(grid)
+    dk, dv = (torch.zeros_like(x, dtype=torch.float32) for x in (k, v))
+    sizes, programs, options = _launch(q, grid, heads, _BACKWARD_TILE)
+    inputs = (q, k, v, grid, log_sum, dout.float().contiguous())
+    with torch.cuda.device_of(q):
+        _backward[programs](*inputs, dq, dk, dv, dgrid, *sizes, **options)
+    return dq, dk.to(k.dtype), dv.to(v.dtype), dgrid
 
 
 def _launch(

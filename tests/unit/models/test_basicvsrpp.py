@@ -157,12 +157,6 @@ def test_trains_under_autocast():
     check_autocast(small(), small(checkpointing="none"), clips(3))
 
 
-@pytest.mark.slow
-def test_is_one_graph():
-    explained = torch._dynamo.explain(small())(clips(3))
-    assert explained.graph_break_count == 0
-
-
 def _of_basicsr(name: str) -> str:
     for i in range(5):
         name = name.replace(f".{i}.conv.", f".{2 * i}.")

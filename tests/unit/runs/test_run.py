@@ -258,7 +258,7 @@ def test_a_driver_on_ray_waits_for_the_runs_lock_no_longer_than_its_limit(
     placed, stop = MagicMock(), threading.Event()
     began = time.monotonic()
     with pytest.raises(UserError, match="another process is writing"):
-        next(_start(foreign_lock, split, placed, None, stop))
+        next(_start(foreign_lock, split, placed, None, (), stop))
     assert 1.5 <= time.monotonic() - began < 20
 
 

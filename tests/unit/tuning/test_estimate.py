@@ -71,9 +71,11 @@ def test_trials_at_once_on_a_cluster() -> None:
     assert fits(bundles, {"CPU": 64}) == 0
 
 
-@pytest.mark.parametrize(("slots", "clients_per_gpu", "trials"), [(1, 1, 4), (2, 2, 4), (3, 2, 2)])
+@pytest.mark.parametrize(
+    ("slots", "clients_per_gpu", "trials"), [(1, 1, 4), (2, 2, 4), (3, 2, 2), (2, "auto", 2)]
+)
 def test_trials_on_one_machine_take_whole_gpus(
-    slots: int, clients_per_gpu: int, trials: int, monkeypatch: pytest.MonkeyPatch
+    slots: int, clients_per_gpu: object, trials: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     changes = [f"cluster.slots={slots}", f"cluster.clients_per_gpu={clients_per_gpu}"]

@@ -49,7 +49,7 @@ def run(
             "name": "s",
             "base": str(small_yaml),
             "space": {"algorithm.alpha": {"grid": [1.5]}},
-            "set": {"federation.num_rounds": num_rounds},
+            "set": {"federation.num_rounds": num_rounds, "cluster.clients_per_gpu": "auto"},
             "executor": "serial",
         }
     )
@@ -81,6 +81,8 @@ def test_a_trial_reports_what_its_tables_hold_and_reads_them_no_more_often_for_m
         tune, folder, reads[num_rounds] = run(
             small_yaml, tmp_path / str(num_rounds), monkeypatch, num_rounds
         )
+        first, *_ = (folder / "events.jsonl").read_text().splitlines()
+        assert "cluster.clients_per_gpu = auto counts as 1 in a sweep, which reserves" in first
         expected = [reported(scores) for scores in history(folder)]
         assert [m["round_idx"] for m in tune.reported] == list(range(num_rounds + 1))
         # The loss before training is not a number, which equals nothing.
