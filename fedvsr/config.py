@@ -25,6 +25,7 @@ from fedvsr.algorithms import build
 from fedvsr.data.config import DataConfig
 from fedvsr.errors import UserError
 from fedvsr.federation.config import ClusterConfig
+from fedvsr.federation.masking import require_secure
 from fedvsr.federation.privacy import require_private
 from fedvsr.federation.sampling import FederationConfig
 from fedvsr.inference.config import EvaluationConfig
@@ -147,12 +148,13 @@ class ExperimentConfig(Section):
                 f"{num_clients}"
             )
         algorithm = build(self.algorithm)
-        if (self.update.active or self.update.noise_multiplier) and (
+        update = self.update
+        if (update.active or update.noise_multiplier or update.secure_sum) and (
             algorithm.personal or algorithm.pooled
         ):
             raise UserError(
                 f"algorithm.name = {self.algorithm.name} sends no updates: leave update.clip_norm, "
-                "noise_multiplier and compression out"
+                "noise_multiplier, secure_sum and compression out"
             )
         if algorithm.pooled and self.data.owners:
             raise UserError(
@@ -163,6 +165,7 @@ class ExperimentConfig(Section):
         if self.federation.upload_failure_probability:
             _require_any_cohort(algorithm)
         require_private(algorithm, self.federation, self.update, num_clients)
+        require_secure(algorithm, self.federation, self.cluster, self.update)
         require_features(self.model, self.algorithm)
         frames = self.data.clip_frames if self.data.videos else None
         require_sample(self.model, self.local, self.data.scale, frames)
@@ -200,6 +203,9 @@ class ExperimentConfig(Section):
         if not self.data.owners:
             # Earlier versions had no owners: their runs keep their hashes.
             del settings["data"]["owners"]
+        if not self.update.secure_sum:
+            # Nor had they secure sums.
+            del settings["update"]["secure_sum"], settings["update"]["secure_range"]
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
     def files(self) -> dict[str, list[str]]:
