@@ -253,9 +253,9 @@ class Losing(RayExecutor):
         yield from super().aggregate(work)
         for halves in zip(first, second, strict=True):
             assert not is_held(halves)
-        planted = ray.put(np.frombuffer(first[0] + second[0], np.uint8))
-        assert is_held((first[0], second[0])), "the search would find it"
-        del planted
+        fetched = ray.get(handles[0].__ray_call__.remote(lambda actor: actor._change))
+        assert is_held((first[0], second[0])), "the search finds what a client's process sends"
+        del fetched
 
 
 class Without(SerialExecutor):
