@@ -22,11 +22,13 @@ from fedvsr.algorithms import build, scaffold
 from fedvsr.algorithms.base import Aggregated
 from fedvsr.config import ExperimentConfig
 from fedvsr.data.clips import Clip
+from fedvsr.federation import masked_sum
 from fedvsr.federation.actors import ActorPool
 from fedvsr.federation.aggregation import RoundSum
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.config import ClusterConfig
 from fedvsr.federation.executors import Fault, SerialExecutor, TrainedClient
+from fedvsr.federation.masking import Field, MaskRequest, quantum_of, rounded, unmasked
 from fedvsr.federation.placement import Place
 from fedvsr.federation.ray_executor import RayExecutor
 from fedvsr.federation.rounds import RoundFinished, RoundSetup, RunState, run_rounds
@@ -197,15 +199,15 @@ def test_a_slots_process_keeps_nothing_of_the_clients_that_it_trained(
     assert len({found.num_threads for found in remains}) == 1, "readers have ended"
 
 
-def windows_of(actor: Any, begin: np.ndarray, half: int) -> list[bytes]:
-    """Inside a client's process: 32 bytes of its update, and of its parameters.
+def windows_of(actor: Any, begin: np.ndarray, request: MaskRequest, half: int) -> list[bytes]:
+    """Inside a client's process: 32 bytes of its update, of its parameters and of what it rounds.
 
     Halves come one by one, so that nothing but a copy of the whole has both side by side.
     """
-    start = int(np.flatnonzero(actor._change)[0]) + 8 * half
-    return [
-        values[start : start + 8].tobytes() for values in (actor._change, begin + actor._change)
-    ]
+    change = actor._change
+    start = int(np.flatnonzero(change)[0]) + 8 * half
+    vectors = change, begin + change, rounded(change, request)
+    return [vector[start : start + 8].tobytes() for vector in vectors]
 
 
 def is_held(halves: tuple[bytes, bytes]) -> bool:
@@ -235,6 +237,7 @@ class Losing(RayExecutor):
     """Kills client 1 before it masks, twice; then looks for an update of another in the driver."""
 
     deaths: ClassVar[list[bool]] = [True, True, False]
+    sent: ClassVar[list[Field]] = []
 
     def aggregate(self, work: RoundSum) -> Iterator[Fault | Aggregated]:
         begin = work.server["params"]
@@ -247,15 +250,19 @@ class Losing(RayExecutor):
             os.kill(ray.get(handles[1].__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
             yield from super().aggregate(work)
             return
+        quantum = quantum_of(work.weights, self._clients.update)
+        request = MaskRequest(0, 1, {}, work.weights[0], quantum)
         first, second = (
-            ray.get(handles[0].__ray_call__.remote(windows_of, begin, half)) for half in (0, 1)
+            ray.get(handles[0].__ray_call__.remote(windows_of, begin, request, half))
+            for half in (0, 1)
         )
+        self.sent.clear()
         yield from super().aggregate(work)
+        assert len(self.sent) == len(updates)
         for halves in zip(first, second, strict=True):
             assert not is_held(halves)
-        fetched = ray.get(handles[0].__ray_call__.remote(lambda actor: actor._change))
-        assert is_held((first[0], second[0])), "the search finds what a client's process sends"
-        del fetched
+        masked = self.sent[0]
+        assert is_held((masked[:8].tobytes(), masked[8:16].tobytes())), "it finds what was sent"
 
 
 class Without(SerialExecutor):
@@ -266,8 +273,17 @@ class Without(SerialExecutor):
         yield from super().run_round([t for t in tasks if t.client_id != 1], *arguments)
 
 
-def test_the_driver_sees_only_the_sum_of_updates(small: ExperimentConfig) -> None:
+def test_the_driver_sees_only_the_sum_of_updates(
+    small: ExperimentConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With fewer slots and live processes than clients, one of which is lost after training."""
+
+    def noting(masked: Iterator[Field], work: RoundSum, quantum: float) -> Aggregated:
+        # Kept, so that the memory is not written over before it is searched.
+        Losing.sent += masked
+        return unmasked(iter(Losing.sent), work, quantum)
+
+    monkeypatch.setattr(masked_sum, "unmasked", noting)
     update = UpdateConfig(secure_sum=True)
     clients = dataclasses.replace(clients_of(small, steps=2), update=update)
     federation = FederationConfig(
