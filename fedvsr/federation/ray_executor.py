@@ -110,13 +110,13 @@ class RayExecutor:
             # What is left of a round that was given up must not train beside this one.
             self.pool.discard(left.waiting.task.client_id)
         self._dispatch, self._running = Dispatch(self._schedule), {}
+        require_room(self._clients, len(tasks), self._placement)
         if time.monotonic() - self._looked > POLL_S:
             self._look_for_places()
         else:
             # The cluster's head is asked no more often in short rounds than in long ones.
             self._dispatch.set_places(self._places)
         if not self._aggregators.num_slices:
-            require_room(self._clients, len(tasks), self._placement)
             self._aggregators.num_slices = count_slices(
                 self._clients, self._config, self._places, shared["params"].size
             )
