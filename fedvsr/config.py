@@ -25,6 +25,7 @@ from fedvsr.algorithms import build
 from fedvsr.data.config import DataConfig
 from fedvsr.errors import UserError
 from fedvsr.federation.config import ClusterConfig
+from fedvsr.federation.masking import require_secure
 from fedvsr.federation.privacy import require_private
 from fedvsr.federation.sampling import FederationConfig
 from fedvsr.inference.config import EvaluationConfig
@@ -96,7 +97,13 @@ _NO_NUMBER: dict[str, Any] = {
 
 
 # Settings of later versions, which are empty unless they are used.
-_LATER = (("data", "owners"), ("algorithm", "share"), ("algorithm", "keep"), ("local", "train"))
+_LATER = (
+    ("data", "owners"),
+    ("algorithm", "share"),
+    ("algorithm", "keep"),
+    ("local", "train"),
+    ("update", "secure_sum"),
+)
 
 
 class CheckpointConfig(Section):
@@ -156,12 +163,13 @@ class ExperimentConfig(Section):
                 f"{num_clients}"
             )
         algorithm = build(self.algorithm)
-        if (self.update.active or self.update.noise_multiplier) and (
+        update = self.update
+        if (update.active or update.noise_multiplier or update.secure_sum) and (
             not algorithm.upload or algorithm.pooled
         ):
             raise UserError(
                 f"algorithm.name = {self.algorithm.name} sends no updates: leave update.clip_norm, "
-                "noise_multiplier and compression out"
+                "noise_multiplier, secure_sum and compression out"
             )
         if algorithm.pooled and self.data.owners:
             raise UserError(
@@ -172,6 +180,7 @@ class ExperimentConfig(Section):
         if self.federation.upload_failure_probability:
             _require_any_cohort(algorithm)
         require_private(algorithm, self.federation, self.update, num_clients)
+        require_secure(algorithm, self.federation, self.cluster, self.update)
         require_features(self.model, self.algorithm)
         frames = self.data.clip_frames if self.data.videos else None
         require_sample(self.model, self.local, self.data.scale, frames)
@@ -211,6 +220,8 @@ class ExperimentConfig(Section):
             # Earlier versions had no such setting: their runs keep their hashes.
             if not settings[section].get(name):
                 settings[section].pop(name, None)
+        if not self.update.secure_sum:
+            del settings["update"]["secure_range"]
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
     def files(self) -> dict[str, list[str]]:

@@ -184,8 +184,8 @@ SCHEMAS: dict[str, pa.Schema] = {
         _field(
             "kind",
             pa.string(),
-            "died, node_lost, out_of_memory, timeout, raised, not_finite, driver, checkpoint, "
-            "table or logger.",
+            "died, node_lost, out_of_memory, timeout, raised, not_finite, alone (see "
+            "update.secure_sum), driver, checkpoint, table or logger.",
         ),
         _field("final", pa.bool_(), "Whether the work was given up; otherwise it was retried."),
         _field("node", pa.string(), "Ray node; null if unknown."),

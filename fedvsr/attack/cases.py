@@ -1,7 +1,8 @@
 """What is attacked: one client's update, sent with and without each protection.
 
 All cases but the last are of one small step, the easiest one for the attacker. The last is the
-update that the run's client sent.
+update that the run's client sent. A secure sum hides a client's update, so what is attacked then is
+the sum of the round's.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from fedvsr.attack.replay import Replay
 from fedvsr.data.degrade import quantise
 from fedvsr.data.sampling import passes, read_batch
 from fedvsr.errors import UserError
+from fedvsr.federation.aggregation import RoundSum
+from fedvsr.federation.executors import ClientOutcome, TrainedClient
+from fedvsr.federation.masking import LEAST_CLIENTS, sum_here
 from fedvsr.federation.privacy import add_noise
 from fedvsr.layout import NOT_SHARED
-from fedvsr.messages import ClientReport
+from fedvsr.messages import ClientReport, Round
 from fedvsr.metrics.fidelity import MIN_SIDE, fidelity
 from fedvsr.metrics.psnr import psnr
-from fedvsr.params import load_flat
+from fedvsr.params import FloatVector, load_flat
 from fedvsr.seeding import derive_seed
 from fedvsr.training.config import LocalConfig
 from fedvsr.training.local import count_steps
@@ -57,6 +61,11 @@ class Case:
     noise: float = 0.0
     """Noise multiplier."""
 
+    @property
+    def summed(self) -> bool:
+        """Whether the server reads the sum of the round's updates alone."""
+        return self.update.secure_sum
+
 
 @dataclass(frozen=True)
 class Result:
@@ -65,7 +74,8 @@ class Result:
     case: Case
     lq: Frame
     gt: Frame
-    """What the client trained on: of several frames, the one nearest to the reconstruction."""
+    """What the client, or those of the sum, trained on: of several frames, the one nearest to the
+    reconstruction."""
     lq_found: Frame
     gt_found: Frame
     scores: dict[str, float | None]
@@ -74,6 +84,8 @@ class Result:
     frames below 11 pixels."""
     mismatch: float
     """How far the guess's gradient is from the update, see `Guess`."""
+    num_samples: int
+    """Samples of the update, or of all of a secure sum."""
     report: ClientReport
     """What the client reported."""
     colour: list[float] | None
@@ -104,13 +116,31 @@ def make_cases(replay: Replay, client_id: int, crop: int) -> list[Case]:
         *(Case(f"noise-{m:g}", f"clipped, noise {m:g}", step, clipped, m) for m in NOISE),
         Case("int8", "compressed to 8 bits", step, _packed("int8")),
         Case("top-k", "its largest 1 %", step, _packed("top_k")),
+        *_secure(replay, step),
         Case("adam", "a step of Adam", step.model_copy(update={"optimizer": "adam"})),
         Case(
             "batch", f"{_MANY} samples in the step", step.model_copy(update={"batch_size": _MANY})
         ),
         Case("steps", f"{_MANY} steps, a sample each", step.model_copy(update=several)),
-        Case("run", "as the run's client sent it", None, config.update),
+        Case("run", _as_run(config.update), None, config.update),
     ]
+
+
+def _secure(replay: Replay, step: LocalConfig) -> list[Case]:
+    """The secure sum of the round's clients, unless there is but one."""
+    count = len(replay.recorded)
+    if count < LEAST_CLIENTS:
+        return []
+    label = f"secure sum: {count} clients' updates"
+    return [Case("secure-sum", label, step, UpdateConfig(secure_sum=True))]
+
+
+def _as_run(update: UpdateConfig) -> str:
+    return (
+        "the sum as the run's server read it"
+        if update.secure_sum
+        else "as the run's client sent it"
+    )
 
 
 def attack(
@@ -143,8 +173,7 @@ def _attack(
 ) -> Result:
     config = replay.config
     local = case.local or config.local
-    report, sent = replay.train(client_id, case.local, case.update if case.local else None)
-    received = incoming(sent.upload["params"], replay.params)
+    report, received = received_of(replay, client_id, case)
     if case.noise:
         noisy = case.update.model_copy(update={"noise_multiplier": case.noise})
         seed = derive_seed(effort.seed, "noise")
@@ -163,7 +192,9 @@ def _attack(
     guess = invert(network, target, (frames, side, side), effort, tick)
     gt = target_frames(network, guess, replay.algorithm, spec.charbonnier_eps, report.first_loss)
     lq_found, gt_found = _picture(guess.lq), _picture(gt)
-    lq, truth = _nearest(_samples(replay, client_id, local), lq_found)
+    seen = replay.recorded if case.summed else [client_id]
+    samples = [sample for i in seen for sample in _samples(replay, i, local)]
+    lq, truth = _nearest(samples, lq_found)
     colour = None if signs else mean_colour(network, target.tensors)
     return Result(
         case,
@@ -173,9 +204,30 @@ def _attack(
         gt_found,
         _scores(lq_found, lq, gt_found, truth),
         guess.mismatch,
+        len(samples),
         report,
         None if colour is None else colour.tolist(),
     )
+
+
+def received_of(replay: Replay, client_id: int, case: Case) -> tuple[ClientReport, FloatVector]:
+    """What a client reports, and the parameters (P,) that the server reads.
+
+    They are the client's or, of a secure sum, those that the round would end in.
+    """
+    update = case.update if case.local else None
+    if not case.summed:
+        report, sent = replay.train(client_id, case.local, update)
+        return report, incoming(sent.upload["params"], replay.params)
+    trained = {i: replay.train(i, case.local, update) for i in replay.recorded}
+    clients = [TrainedClient(ClientOutcome(report), sent) for report, sent in trained.values()]
+    # The run's own weights count where the run's own updates are summed.
+    rows = replay.recorded.values()
+    weights = [1 / len(clients) if case.local else row["weight"] or 0.0 for row in rows]
+    num_rounds = replay.config.federation.num_rounds
+    info = Round(replay.round_idx, num_rounds, len(replay.clips), len(clients), ())
+    work = RoundSum(replay.algorithm, clients, weights, replay.server, info)
+    return trained[client_id][0], sum_here(work, case.update).vectors["params"]
 
 
 def _samples(replay: Replay, client_id: int, local: LocalConfig) -> Iterator[tuple[Frame, Frame]]:

@@ -100,7 +100,7 @@ def _figures(
             "update": result.case.label,
             **result.scores,
             "mismatch": result.mismatch,
-            "num_samples": result.report.num_samples,
+            "num_samples": result.num_samples,
             "num_steps": result.report.num_steps,
             "update_norm": result.report.update_norm,
             "mean_colour": [float(v) / 255 for v in result.lq.mean((0, 1))],
@@ -132,7 +132,7 @@ def _shown(result: Result) -> dict[str, object]:
     found = {"lq": result.lq_found, "gt": result.gt_found}
     return {
         "label": _sentence(result),
-        "num_samples": result.report.num_samples,
+        "num_samples": result.num_samples,
         "frames": {name: _data(frame) for name, frame in frames.items()},
         "found": {name: _data(frame) for name, frame in found.items()},
         "scores": {name: _score(result, name) for name in frames},

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fedvsr.inference.scores import ClipScore
+    from fedvsr.inference.scoring import Degrading
     from fedvsr.inference.streaming import Compute
     from fedvsr.inference.trained import Trained
 
@@ -175,6 +176,15 @@ def evaluate(
             help="Low-resolution clips; repeatable. Default: made from GT by bicubic.",
         ),
     ] = None,
+    degrade: Annotated[
+        str | None,
+        typer.Option(
+            "--degrade",
+            metavar="PIPELINES",
+            help="How to make them from GT, as data.degradation is written: compressed, or "
+            "'{clean: bi, noisy: blur_noise}'; with a run's degradation_seed.",
+        ),
+    ] = None,
     metrics: Annotated[
         str,
         typer.Option(
@@ -225,8 +235,13 @@ def evaluate(
     trained = find_trained(checkpoint, results, model, settings or ())
     compute, part = _compute(tile, memory, device, precision, threads), ""
     if gt:
-        clips = scoring.find_clips(gt, lq or (), trained.spec.scale, max_frames)
+        if lq and degrade is not None:
+            raise UserError("--lq and --degrade both say what is enlarged; leave one out")
+        degrading = _degrading(degrade, trained)
+        clips = scoring.find_clips(gt, lq or (), trained.spec.scale, max_frames, degrading)
     else:
+        if degrade is not None:
+            raise UserError("--degrade needs ground truth to make frames of; name it before it")
         if lq:
             raise UserError("--lq needs ground truth to compare with; name it before --lq")
         with PreparationView(console) as preparation:
@@ -251,6 +266,20 @@ def evaluate(
     if out is not None:
         _write(out, trained, compute, scores)
         say(f"{out}")
+
+
+def _degrading(text: str | None, trained: Trained) -> Degrading | None:
+    """What `--degrade` asks for."""
+    from fedvsr import yaml12
+    from fedvsr.inference.scoring import Degrading
+
+    if text is None:
+        return None
+    degradation = yaml12.load(text, "--degrade")
+    if not isinstance(degradation, str | list | dict):
+        raise UserError(f"--degrade {text}: give the name of a pipeline, or steps")
+    data = trained.config.data if trained.config is not None else None
+    return Degrading(degradation, data.degradation_seed if data is not None else 0)
 
 
 def _chosen(text: str) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import chain
 from typing import Any
@@ -42,7 +42,7 @@ def draw(steps: Pipeline, seed: int, clip_id: str) -> list[dict[str, Any]]:
 
 def run_steps(
     gt: Iterable[Frames], drawn: Iterable[Values], scale: int, seed: int, clip_id: str
-) -> Iterator[Frames]:
+) -> Generator[Frames, None, None]:
     """Degrade a clip's frames, uint8 RGB (H, W, 3), by steps in their order.
 
     Args:

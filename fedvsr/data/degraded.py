@@ -19,6 +19,8 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+
 from fedvsr.checked_text import read_json, write_json
 from fedvsr.data.clips import Clip, Frames, checksum, write_frames
 from fedvsr.data.degrade_config import READY, Pipeline
@@ -99,7 +101,7 @@ def degraded(
         tasks[path] = made[-1], steps
     for folder in dict.fromkeys(path.parent for path in tasks):
         own = {path: task for path, task in tasks.items() if path.parent == folder}
-        if missing := {path: task for path, task in own.items() if not _is_made(path)}:
+        if missing := _missing(own):
             _make(folder, missing, seed, progress)
     return made
 
@@ -138,10 +140,27 @@ def _record(path: Path) -> Path:
     return path.with_name(f"{path.name.removesuffix('_lq.npy')}.json")
 
 
-def _is_made(path: Path) -> bool:
+def _missing(tasks: Mapping[Path, tuple[Clip, Pipeline]]) -> dict[Path, tuple[Clip, Pipeline]]:
+    """The clips whose frames are not there as they were written; frames are read on all cores."""
+    with ThreadPoolExecutor(num_cores()) as pool:
+        made = pool.map(_is_made, tasks, (clip for clip, _ in tasks.values()))
+        return {
+            path: task for (path, task), done in zip(tasks.items(), made, strict=True) if not done
+        }
+
+
+def _is_made(path: Path, clip: Clip) -> bool:
     """Whether frames are there as their record says; a damaged record counts as none."""
+    low = clip.height // clip.scale, clip.width // clip.scale
     with suppress(FileNotFoundError, DamagedError):
-        return bool(read_json(_record(path))["num_bytes"] == path.stat().st_size)
+        record = read_json(_record(path))
+        if record["num_bytes"] != path.stat().st_size:
+            return False
+        with suppress(OSError, ValueError, EOFError):
+            # The array's own checksum does not cover its header.
+            frames = np.load(path, mmap_mode="r", allow_pickle=False)
+            is_whole = frames.dtype == np.uint8 and frames.shape == (clip.num_frames, *low, 3)
+            return bool(is_whole and checksum(frames) == record["lq_sha256"])
     return False
 
 
@@ -157,7 +176,7 @@ def _make(
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder, folder, wait=True):
             # Another process may have made them in the meantime.
-            missing = {path: task for path, task in tasks.items() if not _is_made(path)}
+            missing = _missing(tasks)
             sizes = (c.num_frames * c.height * c.width for c, _ in missing.values())
             scale = next(iter(tasks.values()))[0].scale
             require_disk(folder, folder, 3 * sum(sizes) // scale**2)

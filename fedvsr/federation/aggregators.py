@@ -20,6 +20,7 @@ from fedvsr.algorithms.base import Aggregated, is_by_coordinate
 from fedvsr.federation.aggregation import RoundSum, aggregate_here, cut
 from fedvsr.federation.config import ClusterConfig
 from fedvsr.federation.executors import Clients, Fault, FaultKind, TrainedClient, given_up
+from fedvsr.federation.masked_sum import Losses, masked_sum
 from fedvsr.federation.placement import Place, Placement, alive_nodes
 from fedvsr.federation.pulse import CONTROL, Pulse, SilentError, end
 from fedvsr.federation.remote import RemoteUpdate, fault_kind
@@ -29,9 +30,6 @@ from fedvsr.messages import LostError, Vectors
 
 # Seconds between two checks of the actors, and of whether to stop.
 _POLL_S = 1.0
-
-Losses = dict[int, tuple[FaultKind, str]]
-"""By client whose update is lost: how, and why."""
 
 
 # Every slice of every update is an object, of which the driver keeps account. Where slices are
@@ -44,8 +42,9 @@ def count_slices(
 ) -> int:
     """Slices into which a run's uploads are cut; 1 leaves them whole, for the driver to combine."""
     algorithm = algorithms.build(clients.algorithm)
-    compressed = clients.update.compression != "none"
-    if compressed or not algorithm.upload or not is_by_coordinate(algorithm):
+    # Neither compressed vectors nor those that stay with their client can be cut.
+    whole = clients.update.secure_sum or clients.update.compression != "none"
+    if whole or not algorithm.upload or not is_by_coordinate(algorithm):
         return 1
     if config.aggregation_shards:
         return config.aggregation_shards
@@ -84,6 +83,8 @@ class Aggregators:
         self._max_retries, self._stop = config.max_retries, stop
         self.num_slices = 0
         """Slices of each upload; the executor sets it in its first round."""
+        self.holding = set[int]()
+        """Clients whose process keeps an update that is not summed yet, for a secure sum."""
         # By slice.
         self._actors = dict[int, _Aggregator]()
         # Nodes on which an actor was lost: the cluster learns of a node's death later.
@@ -98,11 +99,14 @@ class Aggregators:
         """
         losses = _on_dead_nodes(work)
         if not losses:
-            if self.num_slices == 1:
+            if self._clients.update.secure_sum:
+                result = masked_sum(work, self._clients.update, self._stop)
+            elif self.num_slices == 1:
                 result = _combine_here(work)
             else:
                 result = yield from self._combine_slices(work, shared_ref)
             if isinstance(result, Aggregated):
+                self.holding.clear()
                 yield result
                 return
             # All that went with the same node train again together.

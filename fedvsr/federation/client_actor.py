@@ -20,9 +20,11 @@ from fedvsr.limits import FETCH_S
 if TYPE_CHECKING:
     from fedvsr.data.clips import Clip
     from fedvsr.federation.executors import Clients
+    from fedvsr.federation.masking import Field, KeyPair, MaskRequest
     from fedvsr.messages import ClientTask, Vectors
     from fedvsr.params import FloatVector
     from fedvsr.training.local import LocalTrainer
+    from fedvsr.training.updates import UpdateConfig
 
 
 def keep_to_own_gpus() -> None:
@@ -45,6 +47,9 @@ class ClientActor:
         (self._settings,), self._client_id = settings, client_id
         self._trainer: LocalTrainer | None = None
         self._vector: FloatVector | None = None
+        # Under `update.secure_sum`: the update that is not masked yet, and the keys for it.
+        self._change: FloatVector | None = None
+        self._pair: KeyPair | None = None
 
     def ping(self) -> None:
         """Answer; see `Pulse`."""
@@ -71,9 +76,11 @@ class ClientActor:
             num_slices: parts of the upload, each of which may be fetched by another node.
 
         Returns:
-            The client's report, what it remembers, and each slice of its upload.
+            The client's report, what it remembers, and each slice of its upload. The upload is
+            empty under `update.secure_sum`: the update stays here until it is masked.
         """
         assert self._client_id in (None, task.client_id)
+        self._change = self._pair = None
         out = self._vector
         if out is None:
             out = np.empty_like(shared["params"])
@@ -83,12 +90,45 @@ class ClientActor:
         try:
             # Ray copies the result to the object store before the next task begins.
             report, update = trainer.train(task, shared, state, clips, out)
+            if trainer.update.secure_sum:
+                return report, update.state, self._keep(update.upload, shared, trainer.update, task)
             return report, update.state, *_slices(update.upload, num_slices)
         finally:
             # The next client on this GPU needs the memory.
             trainer.release()
             if self._client_id is None:
                 trainer.forget()
+
+    def open_key(self) -> bytes:
+        """Make keys for one sum; returns the public one."""
+        from fedvsr.federation.masking import KeyPair
+
+        self._pair = KeyPair()
+        return self._pair.public
+
+    def mask(self, request: MaskRequest) -> Field:
+        """The update, masked with the keys of `open_key`, which are used once.
+
+        Raises:
+            ValueError: there is no update, or see `KeyPair.mask`.
+        """
+        pair, self._pair = self._pair, None
+        if self._change is None or pair is None:
+            raise ValueError(f"client {request.client_id} has no update or no key to mask it with")
+        return pair.mask(self._change, request)
+
+    def _keep(
+        self, upload: Mapping[str, Any], shared: Vectors, config: UpdateConfig, task: ClientTask
+    ) -> Mapping[str, Any]:
+        """Keep the update of a task; returns what is sent, which is nothing."""
+        from fedvsr.federation.masking import change_of
+
+        # Empty if the client diverged.
+        if upload:
+            params, begin = upload["params"], shared["params"]
+            ids = task.client_id, task.round_idx
+            self._change = change_of(params, begin, config, *ids, out=params)
+        return {}
 
     def _build(self) -> LocalTrainer:
         # Not in `__init__`: the process answers `ping` only after that.

@@ -19,6 +19,7 @@ from fedvsr.algorithms.base import Aggregated
 from fedvsr.data.clips import Clip
 from fedvsr.errors import UserError
 from fedvsr.federation.aggregation import RoundSum, aggregate_here
+from fedvsr.federation.masking import change_of, sum_here
 from fedvsr.messages import ClientReport, ClientTask, Update, Vectors
 from fedvsr.models.spec import ModelConfig
 from fedvsr.params import FloatVector
@@ -40,6 +41,7 @@ FaultKind = Literal[
     "timeout",
     "raised",
     "not_finite",
+    "alone",
     "driver",
     "checkpoint",
     "table",
@@ -224,6 +226,7 @@ class SerialExecutor:
             started = time.perf_counter()
             try:
                 report, update = self._trainer.train(task, shared, state, clips)
+                self._require_range(task, update, shared)
             except Exception as error:
                 # Whatever the training of a client raises is that client's fault, with its cause.
                 yield Fault(
@@ -243,7 +246,17 @@ class SerialExecutor:
 
     def aggregate(self, work: RoundSum) -> Iterator[Fault | Aggregated]:
         """Combine them in this process, which has them."""
-        yield aggregate_here(work)
+        if self._clients.update.secure_sum:
+            yield sum_here(work, self._clients.update)
+        else:
+            yield aggregate_here(work)
+
+    def _require_range(self, task: ClientTask, update: Update, shared: Vectors) -> None:
+        """Check that an update fits into a secure sum, as a client's process does."""
+        params = update.upload.get("params")
+        if self._clients.update.secure_sum and isinstance(params, np.ndarray):
+            ids = task.client_id, task.round_idx
+            change_of(params, shared["params"], self._clients.update, *ids)
 
     def start_scorer(self, make: Callable[[], Evaluator]) -> Scorer:
         """Make a scorer that computes at once, in this process."""

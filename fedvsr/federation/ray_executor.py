@@ -34,6 +34,7 @@ from fedvsr.federation.executors import (
     first_line,
     given_up,
 )
+from fedvsr.federation.masked_sum import require_room
 from fedvsr.federation.placement import Place, Placement
 from fedvsr.federation.pulse import Pulse
 from fedvsr.federation.ray_scorer import POLL_S, RayScorer
@@ -109,6 +110,7 @@ class RayExecutor:
             # What is left of a round that was given up must not train beside this one.
             self.pool.discard(left.waiting.task.client_id)
         self._dispatch, self._running = Dispatch(self._schedule), {}
+        require_room(self._clients, len(tasks), self._placement)
         if time.monotonic() - self._looked > POLL_S:
             self._look_for_places()
         else:
@@ -151,6 +153,9 @@ class RayExecutor:
         for event in self._aggregators.aggregate(work, shared_ref):
             if isinstance(event, Fault) and event.client_id is not None and not event.final:
                 self._attempts[event.client_id] = event.attempt
+                if event.client_id in self._aggregators.holding:
+                    # Its process may be dead, which is not to cost another attempt.
+                    self.pool.discard(event.client_id)
             yield event
 
     def start_scorer(self, make: Callable[[], Evaluator]) -> Scorer:
@@ -233,7 +238,7 @@ class RayExecutor:
             self._dispatch.began(self._dispatch.slot_of[client_id], time.monotonic())
 
     def _trains(self, client_id: int | None) -> bool:
-        return client_id in self._dispatch.slot_of
+        return client_id in self._dispatch.slot_of or client_id in self._aggregators.holding
 
     def _take(self, ref: Any) -> _Running:
         """What runs, which ends: its slot is free."""
@@ -269,7 +274,10 @@ class RayExecutor:
         if num_bytes:
             node = running.place.node_id
             state = RemoteState(task.client_id, node, num_bytes, running.state)
-        return RemoteUpdate(task, state, running.slices)
+        holder = self.pool[task.client_id] if self._clients.update.secure_sum else None
+        if holder:
+            self._aggregators.holding.add(task.client_id)
+        return RemoteUpdate(task, state, running.slices, holder)
 
     def _failed(
         self, running: _Running, kind: FaultKind, error: Exception, trace: str | None = None
@@ -377,7 +385,9 @@ class RayExecutor:
 
     def _is_needed(self, client_id: int | None) -> bool:
         return client_id is not None and (
-            client_id in self._upcoming or self._dispatch.is_busy(client_id)
+            client_id in self._upcoming
+            or self._trains(client_id)
+            or self._dispatch.is_busy(client_id)
         )
 
     def _keep_room_for_scorer(self) -> None:

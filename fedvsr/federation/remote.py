@@ -51,6 +51,9 @@ class RemoteUpdate:
     state: Vectors | RemoteState
     slices: Sequence[Any]
     """References to the slices of the upload, or to the whole one."""
+    holder: Any = None
+    """The client's live actor, if that keeps the update until it is masked for a secure sum; the
+    upload is then empty."""
 
     @property
     def upload(self) -> dict[str, FloatVector | Packed]:

@@ -18,6 +18,7 @@ from fedvsr.errors import UserError
 from fedvsr.federation.aggregation import RoundSum
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.executors import ClientOutcome, Executor, Fault, TrainedClient
+from fedvsr.federation.masking import LEAST_CLIENTS
 from fedvsr.federation.privacy import add_noise
 from fedvsr.federation.sampling import FederationConfig, sample_cohort, upload_fails
 from fedvsr.messages import ClientReport, ClientTask, Round, Vectors
@@ -319,7 +320,10 @@ def _aggregate(
     reports = [client.outcome.report for client in clients]
     round_info = Round(round_idx, config.num_rounds, len(setup.sizes), len(reports), setup.tensors)
     aggregated = Aggregated({"params": state.params}, None)
-    if reports:
+    has_sum = len(reports) >= (LEAST_CLIENTS if update.secure_sum else 1)
+    if reports and not has_sum:
+        yield _alone(reports[0])
+    if has_sum:
         weights = algorithm.weights(reports, config.num_rounds)
         if update.noise_multiplier:
             # A cohort that fell short must not make each of its clients count for more.
@@ -342,12 +346,24 @@ def _aggregate(
         )
         vectors = {**vectors, "params": noisy}
     server = state.server
-    if reports or update.noise_multiplier:
+    if has_sum or update.noise_multiplier:
         server = algorithm.server_step(server, vectors, round_info)
     losses = {report.client_id: report.loss for report in reports}
     known = {} if config.knows_cohorts else state.losses
     next_state = RunState(round_idx, server, {**known, **losses})
     return _Summed(next_state, outcomes, _shares(aggregated.weights, reports, outcomes))
+
+
+def _alone(report: ClientReport) -> Fault:
+    return Fault(
+        report.round_idx,
+        report.client_id,
+        "alone",
+        f"client {report.client_id} is the only one left of round {report.round_idx}: "
+        "update.secure_sum does not reveal its update, and the global network stays as it is",
+        final=True,
+        lost_s=report.train_s,
+    )
 
 
 def _shares(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from itertools import islice, zip_longest
+from functools import partial
+from itertools import islice, tee, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 
 from fedvsr.data.clips import Clip, Frames
 from fedvsr.data.degrade import bicubic_downscale, quantise
+from fedvsr.data.degrade_config import Degradation, Pipeline, pipelines, require_scale
 from fedvsr.data.frames import Source, Video, clips_in, open_clip
 from fedvsr.data.split import prepare
 from fedvsr.data.testsets import folder_names, name_clips
@@ -50,18 +52,47 @@ class TestClip:
     __test__ = False
 
 
+@dataclass(frozen=True)
+class Degrading:
+    """How low-resolution frames are made of ground truth, as a run's test clips are.
+
+    Raises:
+        UserError: a pipeline is none, or does not suit the scale.
+    """
+
+    degradation: Degradation
+    """See `data.degradation`."""
+    seed: int = 0
+    """See `data.degradation_seed`."""
+
+    def pipelines(self, scale: int) -> dict[str, Pipeline]:
+        """The pipelines by their names."""
+        try:
+            named = pipelines(self.degradation)
+            require_scale(named, scale)
+        except ValueError as error:
+            raise UserError(f"--degrade: {error}") from None
+        return named
+
+
 def find_clips(
-    gt: Sequence[str], lq: Sequence[str], scale: int, max_frames: int | None = None
+    gt: Sequence[str],
+    lq: Sequence[str],
+    scale: int,
+    max_frames: int | None = None,
+    degrading: Degrading | None = None,
 ) -> list[TestClip]:
     """Find the test clips that paths name: videos, picture folders, or folders of these.
 
     Clips of `gt` and `lq` are matched by name, or in order if names differ. Without `lq`,
-    low-resolution frames are made from `gt` by MATLAB's bicubic reduction, and quantised. The clips
-    of each path of `gt` are a test set, named like those of `data.test`.
+    low-resolution frames are made from `gt`: under each degradation of `degrading`, by default by
+    MATLAB's bicubic reduction, and quantised. The clips of each path of `gt` are a test set, named
+    like those of `data.test`.
 
     Raises:
-        UserError: a path holds no clip, or `gt` and `lq` do not match.
+        UserError: a path holds no clip, or `gt` and `lq` do not match; see `Degrading`.
     """
+    named = degrading.pipelines(scale) if degrading else {}
     found = [(name, path) for name in gt for path in clips_in(Path(name))]
     truths = [path for _, path in found]
     names = [path.resolve().name if path.is_dir() else path.stem for path in truths]
@@ -84,9 +115,20 @@ def find_clips(
                 f"there are {len(truths)} clips of ground truth and {len(lows)} of --lq, and their "
                 "names differ; give --lq as many clips, or the same names"
             )
-    return [
+    clips = [
         _test_clip(name, test_sets[name], truth, low, scale, max_frames)
         for name, truth, low in zip(names, truths, inputs, strict=True)
+    ]
+    if not degrading:
+        return clips
+    return [
+        replace(
+            clip,
+            pairs=partial(_degraded, truth, clip.clip_id, scale, max_frames, steps, degrading.seed),
+            degradation=name,
+        )
+        for clip, truth in zip(clips, truths, strict=True)
+        for name, steps in named.items()
     ]
 
 
@@ -234,6 +276,23 @@ def _pairs(gt: Source, lq: Source | None, scale: int, max_frames: int | None) ->
                     f"{(lq if gt_frame is None else gt).path} does not"
                 )
             yield gt_frame[:height, :width], lq_frame
+
+
+def _degraded(
+    truth: Path, clip_id: str, scale: int, max_frames: int | None, steps: Pipeline, seed: int
+) -> Pairs:
+    """Ground truth beside what a pipeline makes of it, as the cached frames of a run are made."""
+    # Loaded only if frames are to be made.
+    from fedvsr.data.degrade_steps import draw, run_steps
+
+    gt = open_clip(truth)
+    height, width = gt.height // scale * scale, gt.width // scale * scale
+    with ExitStack() as stack:
+        whole = (frame[:height, :width] for frame in _frames(gt, stack))
+        # A codec gives its first frame after some have gone in.
+        truths, sources = tee(whole)
+        lows = run_steps(sources, draw(steps, seed, clip_id), scale, seed, clip_id)
+        yield from islice(zip(truths, stack.enter_context(closing(lows)), strict=False), max_frames)
 
 
 def _frames(clip: Source, stack: ExitStack) -> Iterator[Frames]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fedvsr import models
 from fedvsr.config import ExperimentConfig
 from fedvsr.data.split import Split
+from fedvsr.federation.masking import LEAST_CLIENTS
 from fedvsr.federation.privacy import delta_of, epsilon
 from fedvsr.models.origin import licence_note, weights_source
 from fedvsr.models.spec import RELEASED_FLOW
@@ -42,6 +43,16 @@ def notes_of(config: ExperimentConfig, split: Split) -> tuple[str, ...]:
             f"local.train = [{', '.join(config.local.train)}]: all else stays as it is drawn at "
             "random; model.weights=PATH starts from a trained network",
         )
+    if config.update.secure_sum:
+        notes += (
+            "the server reads the sum of a round's updates, and of each client the report alone "
+            "(update.secure_sum); with --executor serial all is one process, and nothing is hidden",
+        )
+        if config.federation.clients_per_round == LEAST_CLIENTS:
+            notes += (
+                "in a round of two clients each learns the other's update from the sum and its "
+                "own; raise federation.clients_per_round",
+            )
     if source := weights_source(config.model):
         notes += (licence_note(source),)
     if not models.flow_from_scratch(config.model):

@@ -60,8 +60,26 @@ class UpdateConfig(Section):
         "update (Seide et al. 2014).",
     )
 
+    secure_sum: bool = Field(
+        False,
+        description="Mask what clients send, so that the server reads only the sum of a round's "
+        "updates (needs the extra `privacy`).",
+    )
+    secure_range: Annotated[float, OnlyWith("secure_sum"), OnlyWith("clip_norm", None)] = Field(
+        1.0,
+        gt=0,
+        le=1e6,
+        description="secure_sum: the most by which a client's training may change a value in a "
+        "round; a larger change ends the run. With clip_norm, that is the bound.",
+    )
+
     def model_post_init(self, _: object) -> None:
         """Check what one field alone cannot show."""
+        if self.secure_sum and self.compression != "none":
+            raise UserError(
+                f"update.compression = {self.compression} makes updates of another form, which "
+                "cannot be summed under the masks of update.secure_sum; leave one out"
+            )
         if self.noise_multiplier and self.clip_norm is None:
             raise UserError(
                 "update.noise_multiplier needs update.clip_norm, which bounds a client's influence"
@@ -76,6 +94,11 @@ class UpdateConfig(Section):
     def active(self) -> bool:
         """Whether updates are modified at all."""
         return self.clip_norm is not None or self.compression != "none"
+
+    @property
+    def range(self) -> float:
+        """The most by which a client may change a value, under `secure_sum`."""
+        return self.secure_range if self.clip_norm is None else self.clip_norm
 
 
 UNCHANGED = UpdateConfig()

@@ -7,7 +7,9 @@ import dataclasses
 import gc
 import os
 import re
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,18 +18,25 @@ import pytest
 import ray
 import torch
 
-from fedvsr.algorithms import scaffold
+from fedvsr.algorithms import build, scaffold
+from fedvsr.algorithms.base import Aggregated
 from fedvsr.config import ExperimentConfig
 from fedvsr.data.clips import Clip
+from fedvsr.federation import masked_sum
 from fedvsr.federation.actors import ActorPool
+from fedvsr.federation.aggregation import RoundSum
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.config import ClusterConfig
-from fedvsr.federation.executors import TrainedClient
+from fedvsr.federation.executors import Fault, SerialExecutor, TrainedClient
+from fedvsr.federation.masking import Field, MaskRequest, quantum_of, rounded, unmasked
 from fedvsr.federation.placement import Place
 from fedvsr.federation.ray_executor import RayExecutor
+from fedvsr.federation.rounds import RoundFinished, RoundSetup, RunState, run_rounds
+from fedvsr.federation.sampling import FederationConfig
 from fedvsr.messages import ClientTask
 from fedvsr.models import build_fresh
 from fedvsr.params import flatten
+from fedvsr.training.updates import UpdateConfig
 from tests.integration.running import clients_of, executor_of, split_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -188,3 +197,112 @@ def test_a_slots_process_keeps_nothing_of_the_clients_that_it_trained(
     assert [found.clips for found in remains] == [set()] * 6
     assert [found.num_values for found in remains] == [0] * 6
     assert len({found.num_threads for found in remains}) == 1, "readers have ended"
+
+
+def windows_of(actor: Any, begin: np.ndarray, request: MaskRequest, half: int) -> list[bytes]:
+    """Inside a client's process: 32 bytes of its update, of its parameters and of what it rounds.
+
+    Halves come one by one, so that nothing but a copy of the whole has both side by side.
+    """
+    change = actor._change
+    start = int(np.flatnonzero(change)[0]) + 8 * half
+    vectors = change, begin + change, rounded(change, request)
+    return [vector[start : start + 8].tobytes() for vector in vectors]
+
+
+def is_held(halves: tuple[bytes, bytes]) -> bool:
+    """Whether memory of this process, also that of the object store, has two halves in a row."""
+    first, second = halves
+    with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb", buffering=0) as memory:
+        for line in maps:
+            region, rights, _, _, _, *path = line.split(maxsplit=5)
+            is_store = bool(path) and "plasma" in path[0]
+            if not rights.startswith("rw") or (path and path[0][0] == "/" and not is_store):
+                continue
+            begin, end = (int(part, 16) for part in region.split("-"))
+            memory.seek(begin)
+            try:
+                content = memory.read(end - begin)
+            except OSError:
+                continue  # Unmapped meanwhile.
+            place = content.find(first)
+            while place >= 0:
+                if content[place + len(first) :].startswith(second):
+                    return True
+                place = content.find(first, place + 1)
+    return False
+
+
+class Losing(RayExecutor):
+    """Kills client 1 before it masks, twice; then looks for an update of another in the driver."""
+
+    deaths: ClassVar[list[bool]] = [True, True, False]
+    sent: ClassVar[list[Field]] = []
+
+    def aggregate(self, work: RoundSum) -> Iterator[Fault | Aggregated]:
+        begin = work.server["params"]
+        updates = {client.outcome.report.client_id: client.update for client in work.clients}
+        kept = [(update.upload, update.state) for update in updates.values()]
+        assert kept == [({}, {})] * len(updates)
+        handles = {client_id: update.holder.handle for client_id, update in updates.items()}
+        if self.deaths.pop(0):
+            # Of a process that has masked its update once, another time.
+            os.kill(ray.get(handles[1].__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
+            yield from super().aggregate(work)
+            return
+        quantum = quantum_of(work.weights, self._clients.update)
+        request = MaskRequest(0, 1, {}, work.weights[0], quantum)
+        first, second = (
+            ray.get(handles[0].__ray_call__.remote(windows_of, begin, request, half))
+            for half in (0, 1)
+        )
+        self.sent.clear()
+        yield from super().aggregate(work)
+        assert len(self.sent) == len(updates)
+        for halves in zip(first, second, strict=True):
+            assert not is_held(halves)
+        masked = self.sent[0]
+        assert is_held((masked[:8].tobytes(), masked[8:16].tobytes())), "it finds what was sent"
+
+
+class Without(SerialExecutor):
+    """Client 1 fails for good."""
+
+    def run_round(self, tasks: Any, *arguments: Any) -> Iterator[TrainedClient | Fault]:
+        yield Fault(1, 1, "died", "its process is gone", final=True)
+        yield from super().run_round([t for t in tasks if t.client_id != 1], *arguments)
+
+
+def test_the_driver_sees_only_the_sum_of_updates(
+    small: ExperimentConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fewer slots and live processes than clients, one of which is lost after training."""
+
+    def noting(masked: Iterator[Field], work: RoundSum, quantum: float) -> Aggregated:
+        # Kept, so that the memory is not written over before it is searched.
+        Losing.sent += masked
+        return unmasked(iter(Losing.sent), work, quantum)
+
+    monkeypatch.setattr(masked_sum, "unmasked", noting)
+    update = UpdateConfig(secure_sum=True)
+    clients = dataclasses.replace(clients_of(small, steps=2), update=update)
+    federation = FederationConfig(
+        num_rounds=1, clients_per_round=3, min_updates=2, sampling="round_robin"
+    )
+    setup = RoundSetup(build(small.algorithm), federation, update, [4] * 4, (), seed=3)
+    state = RunState(0, {"params": flatten(build_fresh(small.model))}, {})
+    *_, expected = run_rounds(state, setup, Without(clients), ClientStates())
+    config = ClusterConfig(slots=2, max_live_clients=1, max_retries=1)
+    with executor_of(clients, config, Losing, cohort=3) as executor:
+        events = [*run_rounds(state, setup, executor, ClientStates())]
+    faults = [event for event in events if isinstance(event, Fault)]
+    assert [(f.client_id, f.kind, f.final) for f in faults] == [
+        (1, "died", False),
+        (1, "died", True),
+    ]
+    found = events[-1]
+    assert isinstance(found, RoundFinished)
+    assert isinstance(expected, RoundFinished)
+    assert [report.client_id for report in found.reports] == [0, 2]
+    assert found.weights == expected.weights
+    assert found.state.params.tobytes() == expected.state.params.tobytes()

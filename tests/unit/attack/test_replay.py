@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedvsr.attack.cases import Case, received_of
 from fedvsr.attack.replay import Replay, rewind
 from fedvsr.config import ExperimentConfig
 from fedvsr.errors import UserError
@@ -56,6 +57,21 @@ def test_so_do_those_of_clients_that_remember_what_compression_left_out(
     # The first round starts from the seed.
     first = rewind(folder, 1, no_progress)
     assert after(first).tobytes() == replay.params.tobytes()
+
+
+def test_what_is_attacked_of_a_secure_sum_is_what_the_server_read(
+    small: ExperimentConfig, tmp_path: Path
+) -> None:
+    """The sum, with the run's own weights: FedVSR's next parameters, and no client's."""
+    secure = small.model_copy(update={"update": UpdateConfig(secure_sum=True)})
+    federation = secure.federation.model_copy(update={"num_rounds": 2})
+    folder = run_serially(secure.model_copy(update={"federation": federation}), tmp_path)
+    replay = rewind(folder, 2, no_progress)
+    client_id = next(iter(replay.recorded))
+    case = Case("run", "", None, replay.config.update)
+    report, received = received_of(replay, client_id, case)
+    assert report.client_id == client_id
+    assert received.tobytes() == params_of(folder, replay.config, 2).tobytes()
 
 
 def test_a_round_whose_start_is_not_kept_is_refused(undisturbed: Path) -> None:

@@ -18,14 +18,20 @@ from tests.unit.cli.test_cli import fedvsr
 def test_shows_what_was_found_beside_the_frames(
     undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    quick = ["--iterations", "2", "--crop", "44", "--cases", "noise-0.1,plain,run"]
+    quick = ["--iterations", "2", "--crop", "44", "--cases", "secure-sum,noise-0.1,plain,run"]
     assert fedvsr("audit", str(undisturbed), *quick, "--out", str(tmp_path / "one")) == 0
     assert "clipped, noise 0.1" in capsys.readouterr().out
     figures = read_json(tmp_path / "one" / "audit.json")
     assert figures["round_idx"] == 3
     assert figures["is_recorded_update"] is True
-    plain, noisy, run = figures["cases"]
-    assert [plain["case"], noisy["case"], run["case"]] == ["plain", "noise-0.1", "run"]
+    plain, _, summed, run = figures["cases"]
+    names = [case["case"] for case in figures["cases"]]
+    assert names == ["plain", "noise-0.1", "secure-sum", "run"]
+    # One small step of each of the round's two clients; the attack sees the sum alone.
+    assert (summed["num_steps"], summed["num_samples"]) == (1, 2)
+    assert summed["update"] == "secure sum: 2 clients' updates"
+    assert summed["update_norm"] == plain["update_norm"]
+    assert summed["mismatch"] != plain["mismatch"]
     assert (plain["num_steps"], plain["num_samples"]) == (1, 1)
     assert (run["num_steps"], run["num_samples"]) == (3, 6)
     assert all(math.isfinite(plain[name]) for name in ("lq_psnr_db", "lq_ssim", "gt_psnr_db"))
@@ -34,7 +40,7 @@ def test_shows_what_was_found_beside_the_frames(
     with Image.open(tmp_path / "one" / "audit.png") as sheet:
         assert sheet.width > 800
     page = (tmp_path / "one" / "audit.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 4 * 3
+    assert page.count("data:image/png;base64,") == 4 * 4
     assert "A failed attack proves nothing" in page
     # Deterministic for a seed.
     assert fedvsr("audit", str(undisturbed), *quick, "--out", str(tmp_path / "two")) == 0

@@ -68,7 +68,7 @@ def test_any_number_of_cores_makes_the_same_bits(
     assert len({*sums[0]}) == 6
 
 
-@pytest.mark.parametrize("harm", ["record", "frames", "both"])
+@pytest.mark.parametrize("harm", ["record", "frames", "both", "bit", "header"])
 def test_a_damaged_clip_is_made_again(tmp_path: Path, clips: list[Clip], harm: str) -> None:
     (clip,) = degraded([(clips[0], "noisy")], STEPS, 0, tmp_path)
     before, path = checksum(clip.lq()), Path(clip.lq_path)
@@ -77,6 +77,12 @@ def test_a_damaged_clip_is_made_again(tmp_path: Path, clips: list[Clip], harm: s
         record.write_text(json.dumps(read_json(record)))
     if harm in ("frames", "both"):
         path.write_bytes(path.read_bytes()[:-10])
+    if harm == "bit":
+        content = bytearray(path.read_bytes())
+        content[-700] ^= 4
+        path.write_bytes(content)
+    if harm == "header":
+        path.write_bytes(path.read_bytes().replace(b"(3, 8, 12, 3)", b"(3, 12, 8, 3)"))
     assert degraded([(clips[0], "noisy")], STEPS, 0, tmp_path) == [clip]
     assert checksum(clip.lq()) == before
 

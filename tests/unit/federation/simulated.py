@@ -28,6 +28,7 @@ from fedvsr.federation.executors import Fault
 from fedvsr.federation.placement import Place
 from fedvsr.federation.ray_executor import RayExecutor
 from fedvsr.messages import ClientTask
+from fedvsr.training.updates import UNCHANGED
 
 
 @dataclass
@@ -145,7 +146,7 @@ def _of(cluster: Cluster, config: ClusterConfig) -> Simulated:
         max_live_per_place=10,
         wanted=SimpleNamespace(gpu_share=0.1, owners=cluster.owners),
     )
-    clients: Any = SimpleNamespace(clips=[()] * len(cluster.durations))
+    clients: Any = SimpleNamespace(clips=[()] * len(cluster.durations), update=UNCHANGED)
     pools = {
         isolation: type(kind.__name__, (kind,), {"start": _starts_on(cluster)})
         for isolation, kind in POOLS.items()

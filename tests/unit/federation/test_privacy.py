@@ -119,5 +119,8 @@ def test_what_the_noise_would_not_cover_is_refused(
     small_yaml: Path, settings: list[str], message: str
 ) -> None:
     load_config(str(small_yaml), PRIVATE)
+    # Noise and a sum that hides the updates go together.
+    secure = ["federation.sampling=uniform", "update.secure_sum=true"]
+    assert load_config(str(small_yaml), [*PRIVATE, *secure]).update.range == 0.5
     with pytest.raises(UserError, match=message):
         load_config(str(small_yaml), [*PRIVATE, *settings])

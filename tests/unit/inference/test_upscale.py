@@ -400,6 +400,15 @@ def test_test_sets(weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "is a file, not a run with test clips" in refused()
     assert "--lq needs ground truth" in refused("--lq", gt)
     assert "it must be 12 x 9" in refused(gt, "--lq", gt)
+    assert "--degrade needs ground truth" in refused("--degrade", "bd")
+    assert "--lq and --degrade both say" in refused(gt, "--lq", gt, "--degrade", "bd")
+    assert "give the name of a pipeline, or steps" in refused(gt, "--degrade", "7")
+    assert "bda is no ready-made pipeline" in refused(gt, "--degrade", "bda")
+    several = ["--degrade", "{clean: bi, soft: bd}", "--max-frames", "1"]
+    assert fedvsr("evaluate", weights, gt, *several, *RUN) == 0
+    printed = capsys.readouterr().out
+    assert "mean of clean" in printed
+    assert "mean of soft" in printed
     lone = str(write_pictures(tmp_path / "lone", SOFT[:2]))
     assert "2 clips of ground truth and 1 of --lq" in refused(gt, "--lq", lone)
     assert "name a .parquet file" in refused(gt, "--out", str(tmp_path / "s.csv"))

@@ -111,6 +111,15 @@ def test_a_run_says_that_clients_share_processes() -> None:
     assert "cluster.isolation = slot" in note
 
 
+def test_a_run_says_what_a_secure_sum_hides() -> None:
+    secure = ["update.secure_sum=true"]
+    (note,) = notes(load_config("demo", secure))
+    assert "the server reads the sum of a round's updates" in note
+    assert "with --executor serial all is one process" in note
+    _, pair = notes(load_config("demo", [*secure, "federation.clients_per_round=2"]))
+    assert "each learns the other's update" in pair
+
+
 def test_a_run_and_what_comes_of_it_name_the_weights_that_it_started_from(
     small: ExperimentConfig, tmp_path: Path
 ) -> None:
