@@ -142,11 +142,12 @@ class Execution:
             self.network = models.build_fresh(config.model)
         self.table = ParamTable.of(self.network)
         self.algorithm = algorithms.build(config.algorithm)
+        split.of_clients.move_to_disk(run.folder)
         self.clients = Clients(
             config.model,
             config.algorithm,
             config.local,
-            split.of_clients.mapped(run.folder),
+            split.of_clients,
             config.update,
         )
         if self.algorithm.pooled:
@@ -334,7 +335,7 @@ class Execution:
         counts = {
             "num_params": self.table.size,
             "num_clients": len(self.clients.clips),
-            "num_train_clips": len(self.split.train),
+            "num_train_clips": len(self.split.of_clients.clips),
             "num_test_clips": self.split.num_test_clips,
         }
         self.records.write_run(
