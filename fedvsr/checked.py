@@ -10,7 +10,7 @@ import errno
 import json
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,14 @@ def write_tensors(
             data.flush()
 
 
-def read_tensors(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
+def read_tensors(
+    path: Path, names: Collection[str] | None = None
+) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
     """Read a file of `write_tensors`: its tensors by name, and its metadata.
+
+    Args:
+        path: the file. All its bytes are compared with its checksum.
+        names: the tensors to read, as far as the file has them (default: all).
 
     Raises:
         DamagedError: the file is missing, incomplete, or not as it was written.
@@ -60,7 +66,8 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str,
     try:
         with safe_open(str(path), framework="numpy") as file:
             # An open file has `keys`, but is not iterable. A copy: what the file returns is a view.
-            return {name: np.array(file.get_tensor(name)) for name in file.keys()}, metadata  # noqa: SIM118
+            found = [name for name in file.keys() if names is None or name in names]  # noqa: SIM118
+            return {name: np.array(file.get_tensor(name)) for name in found}, metadata
     except (SafetensorError, OSError) as error:
         raise DamagedError(path, f"is damaged ({first_line(error)})") from None
 

@@ -6,7 +6,7 @@ Design: docs/design/0012-recording.md, and 0019-scale.md for runs of many rows.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +70,10 @@ class RunRecords:
                 table.join(self._number)
         self._write("runs", self._table("runs", [row]))
 
-    def write_partition(self, columns: pa.Table) -> None:
-        """Write which client holds which clips: the columns that rows do not share."""
+    def write_partition(self, tables: Iterable[pa.Table]) -> None:
+        """Write which client holds which clips: the columns that rows do not share, in tables."""
         path, schema = self._folder / "partition.parquet", SCHEMAS["partition"]
-        starts = range(0, max(len(columns), 1), PART_ROWS)
-        write_tables(path, schema, (self._of_rows(columns.slice(i, PART_ROWS)) for i in starts))
+        write_tables(path, schema, map(self._of_rows, tables))
 
     def _of_rows(self, columns: pa.Table) -> pa.Table:
         """Rows of `partition` with the columns that all rows share."""

@@ -19,10 +19,10 @@ from fedvsr.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fedvsr.data.clips import Store
     from fedvsr.data.prepare import Progress
     from fedvsr.data.recordings import Task
     from fedvsr.data.request import Request
+    from fedvsr.data.store import Store
 
 # Modules that load torch are imported inside the commands, so that `--help` is quick.
 
@@ -328,8 +328,8 @@ def _prepare(
 def _making(request: Request) -> Iterator[Progress]:
     """Show progress, then a summary, or after an interruption how to resume."""
     from fedvsr.cli.views import FramesView
-    from fedvsr.data.clips import open_store
     from fedvsr.data.inspection import num_bytes
+    from fedvsr.data.store import open_store
 
     started = time.monotonic()
     try:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from fedvsr import journal
@@ -36,6 +37,12 @@ _COLUMNS = {
     ),
     "partition": ("client_id", "num_frames"),
 }
+# Tables of which rows of earlier rounds stay as they are, unless a process takes the run over.
+_BY_ROUND = ("rounds", "clients", "evaluations")
+# `rounds` first: a table that is read after it has all rows of the rounds before its last one.
+_ORDER = (*_BY_ROUND, "faults", "partition")
+# Pieces that a table may be in before it is copied to one.
+_MOST_PIECES = 64
 _MOST_FAULTS = 100
 _MOST_CONFIG_BYTES = 200_000
 # Rounds whose seconds say how long the rest will take.
@@ -57,6 +64,8 @@ class RunReader:
         self._state: Json = {}
         self._partition: tuple[Signature | None, pa.Table] = None, empty(SCHEMAS["partition"])
         self._read_tables: tuple[Signature, dict[str, pa.Table], list[str]] | None = None
+        # What is known of these tables, up to which round it stays, and who wrote it.
+        self._known: tuple[object, int, dict[str, pa.Table]] = None, 0, {}
         self._frames_lock = Lock()
         self._frames: tuple[Signature, Json] = ((), {"frames": [], "errors": []})
 
@@ -115,9 +124,9 @@ class RunReader:
 
         rows = attempt(partial(read_runs, self._folder), list[Json]())
         row = rows[0] if rows else {}
-        tables, unreadable = self._tables()
-        errors += unreadable
         events = attempt(partial(eventlog.last_events, self._folder), list[Json]())
+        tables, unreadable = self._tables(events)
+        errors += unreadable
         rounds = _rounds(tables["rounds"])
         walls_s = curves.walls(rounds, tables["clients"])
         config = attempt(partial(_config, row), Json())
@@ -152,27 +161,47 @@ class RunReader:
             "errors": errors,
         }
 
-    def _tables(self) -> tuple[dict[str, pa.Table], list[str]]:
+    def _tables(self, events: Sequence[Json]) -> tuple[dict[str, pa.Table], list[str]]:
         """The run's tables by name, and why some of them cannot be read."""
         found = signature(self._folder, _TABLES)
         if self._read_tables is None or self._read_tables[0] != found:
+            partition = tuple(file for file in found if file[0] == "partition.parquet")
+            started = [event for event in events if event.get("event") == "RunStarted"]
+            writer = partition, started[-1:]
+            known, final = self._known[2], self._known[1]
+            if writer != self._known[0]:
+                # Rounds may be repeated.
+                known, final = {}, 0
             tables, errors = dict[str, pa.Table](), list[str]()
-            for name in SCHEMAS.keys() - {"runs"}:
-                own = tuple(file for file in found if file[0] == f"{name}.parquet")
-                if name == "partition" and self._partition[0] == own:
+            for name in _ORDER:
+                if name == "partition" and self._partition[0] == partition:
                     # It may have a million rows, and changes only when a process takes over.
                     tables[name] = self._partition[1]
                     continue
                 try:
-                    tables[name] = checked_table(self._folder, name, _COLUMNS.get(name))
+                    tables[name] = self._table(name, known.get(name), final)
                 except (UserError, OSError, ValueError, pa.ArrowException) as error:
                     errors.append(shortened(error, self._folder))
                     tables[name] = empty(SCHEMAS[name])
                 else:
                     if name == "partition":
-                        self._partition = own, tables[name]
+                        self._partition = partition, tables[name]
             self._read_tables = found, tables, sorted(errors)
+            last = max(tables["rounds"]["round_idx"].to_pylist()[-1:], default=0)
+            self._known = (None, 0, {}) if errors else (writer, last, tables)
         return self._read_tables[1:]
+
+    def _table(self, name: str, known: pa.Table | None, final: int) -> pa.Table:
+        """A table: what is known of it before round `final`, and what is read of later rounds."""
+        columns = _COLUMNS.get(name)
+        if known is None or name not in _BY_ROUND or not final:
+            return checked_table(self._folder, name, columns)
+        new = checked_table(self._folder, name, columns, since=final)
+        # Rows are in the order of rounds.
+        end = int(np.searchsorted(known["round_idx"].to_numpy(), final))
+        table = pa.concat_tables([known.slice(0, end), new])
+        is_scattered = table["round_idx"].num_chunks > _MOST_PIECES
+        return table.combine_chunks() if is_scattered else table
 
     def _pictures(self) -> Signature:
         folder = self._folder / "frames"

@@ -6,8 +6,8 @@ Design: docs/design/0019-scale.md.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, overload
@@ -15,7 +15,6 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from fedvsr.data.clips import Clip
 from fedvsr.data.owned_clip import OwnedClip
@@ -25,7 +24,7 @@ _Ids = npt.NDArray[np.int64]
 _SHARED = ("label", "folder", "degradation")
 _KINDS = {
     "str": pa.string(),
-    "int": pa.int64(),
+    "int": pa.int32(),
     "bool": pa.bool_(),
     "tuple[str, ...]": pa.list_(pa.string()),
 }
@@ -39,6 +38,8 @@ SCHEMA = pa.schema(
     for field in fields(OwnedClip)
 )
 """The columns of a table of clips: the fields of `OwnedClip`, empty for what is no such clip."""
+_DEFAULTS = {f.name: f.default for f in fields(OwnedClip) if f.default is not MISSING}
+_DEFAULTS |= dict.fromkeys(("stores", "number"))
 # Clips that are made, or read, at once.
 _BLOCK = 16_384
 # Bytes from which a table is worth a file.
@@ -69,6 +70,44 @@ class ClipTable(Sequence[Clip]):
         empty = [pa.nulls(0, field.type) for field in SCHEMA]
         return cls(pa.concat_tables([pa.Table.from_arrays(empty, schema=SCHEMA), *blocks]))
 
+    @classmethod
+    def of_columns(cls, columns: Mapping[str, Any], num_rows: int) -> ClipTable:
+        """The table of these columns of `SCHEMA`; others have the value that a `Clip` has.
+
+        Args:
+            columns: by name, a value for each row, or one for all of them.
+            num_rows: the number of rows.
+
+        Raises:
+            KeyError: a column is missing for which a `Clip` has no value.
+            TypeError: a value is of another kind.
+            ValueError: the same; Arrow raises both.
+        """
+        arrays = list[Any]()
+        for field in SCHEMA:
+            values = columns.get(field.name, _DEFAULTS.get(field.name, MISSING))
+            if values is MISSING:
+                raise KeyError(field.name)
+            if values is None:
+                values = pa.nulls(num_rows, field.type)
+            elif isinstance(values, str) and field.name in _SHARED:
+                codes = pa.array(np.zeros(num_rows, np.int32))
+                values = pa.DictionaryArray.from_arrays(codes, pa.array([values], pa.string()))
+            elif isinstance(values, str | int):
+                values = pa.repeat(pa.scalar(values, field.type), num_rows)
+            elif isinstance(values, pa.Array | pa.ChunkedArray):
+                values = values.cast(field.type)
+            else:
+                values = pa.array(values, field.type)
+            arrays.append(values)
+        return cls(pa.Table.from_arrays(arrays, schema=SCHEMA))
+
+    @classmethod
+    def joined(cls, tables: Iterable[ClipTable]) -> ClipTable:
+        """The clips of several tables, one after another."""
+        own = [clips.table for clips in tables]
+        return cls(pa.concat_tables(own)) if own else cls.of(())
+
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
@@ -96,8 +135,36 @@ class ClipTable(Sequence[Clip]):
 
     __hash__ = None  # type: ignore[assignment]
 
-    def mapped(self, folder: Path) -> ClipTable:
-        """The same clips in a file that is mapped into memory, unless they are few.
+    def column(self, name: str) -> pa.Array:
+        """A column as one array; of what many clips share, the values themselves."""
+        column = self.table[name]
+        column = column.cast(pa.string()) if name in _SHARED else column
+        return column.combine_chunks()
+
+    def coded(self, name: str) -> tuple[list[str], _Ids]:
+        """The values of a column that many clips share, and the place in them of each clip's."""
+        column = self.table[name].combine_chunks()
+        # The dictionary of a table that was cut may have values that no clip has.
+        used, codes = np.unique(column.indices.to_numpy(), return_inverse=True)
+        return column.dictionary.take(pa.array(used)).to_pylist(), codes
+
+    def labels(self) -> tuple[list[str], _Ids]:
+        """The labels, sorted, and the place in them of each clip's label."""
+        names, codes = self.coded("label")
+        labels = sorted(names)
+        place = {label: i for i, label in enumerate(labels)}
+        return labels, np.array([place[name] for name in names], np.int64)[codes]
+
+    def take(self, indices: _Ids) -> ClipTable:
+        """The clips at some indices, in this order."""
+        return ClipTable(self.table.take(pa.array(indices)))
+
+    def where(self, chosen: pa.Array) -> ClipTable:
+        """The clips for which a Boolean array is true."""
+        return ClipTable(self.table.filter(chosen))
+
+    def move_to_disk(self, folder: Path) -> None:
+        """Keep the clips in a file that is mapped into memory from now on, unless they are few.
 
         The file has no name once it is open: no other process can change it, and the system removes
         it with this process.
@@ -106,12 +173,13 @@ class ClipTable(Sequence[Clip]):
             folder: a folder on a disk with room.
         """
         if self.table.nbytes < _MAPPED_BYTES:
-            return self
+            return
         path = folder / f".clips.{os.getpid()}.tmp"
         try:
             with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
                 writer.write_table(self.table)
-            return ClipTable(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
+            self.table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            pa.default_memory_pool().release_unused()
         finally:
             path.unlink(missing_ok=True)
 
@@ -178,21 +246,14 @@ class ClientClips(Sequence[tuple[Clip, ...]]):
         ids = np.repeat(np.arange(len(self)), self.counts)
         return self.clips.table.add_column(0, "client_id", pa.array(ids, pa.int64()))
 
-    def mapped(self, folder: Path) -> ClientClips:
-        """The same in a file that is mapped into memory; see `ClipTable.mapped`."""
-        return ClientClips(self.clips.mapped(folder), self._ends)
+    def move_to_disk(self, folder: Path) -> None:
+        """Keep the clips in a file from now on; see `ClipTable.move_to_disk`."""
+        self.clips.move_to_disk(folder)
 
 
 def label_counts(clients: ClientClips) -> tuple[list[str], _Ids]:
     """The labels, sorted, and the number of clips by label (rows) and client (columns)."""
-    column = clients.clips.table["label"].combine_chunks()
-    column = column if isinstance(column, pa.DictionaryArray) else column.dictionary_encode()
-    names = column.dictionary.to_pylist()
-    labels = sorted(set(names))
-    place = np.array([labels.index(name) for name in names], np.int64)
-    codes = place[pc.fill_null(column.indices, 0).to_numpy()]
+    labels, codes = clients.clips.labels()
     counts = np.zeros((len(labels), len(clients)), np.int64)
     np.add.at(counts, (codes, np.repeat(np.arange(len(clients)), clients.counts)), 1)
-    # Labels that no client has may be in the dictionary of a table that was cut.
-    used = np.flatnonzero(counts.sum(axis=1)).tolist()
-    return [labels[i] for i in used], counts[used]
+    return labels, counts

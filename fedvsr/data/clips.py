@@ -1,7 +1,7 @@
 """The clip store: clips as memory-mapped uint8 arrays, so that a sample reads only its own bytes.
 
 A store is a folder of `<clip>_gt.npy` (T, H, W, 3) and `<clip>_lq.npy` (T, H / scale, W / scale, 3)
-files and a `manifest.json`. The manifest is written last, so a folder that has one is complete.
+files, and what `fedvsr.data.store` writes when these are complete.
 """
 
 from __future__ import annotations
@@ -10,26 +10,24 @@ import hashlib
 import os
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from fedvsr.checked_text import read_json, write_json
 from fedvsr.data.degrade import degrade
-from fedvsr.errors import DamagedError, UserError
+from fedvsr.errors import UserError
 from fedvsr.files import replacing
 
 Frames = npt.NDArray[np.uint8]
 Degradation: TypeAlias = Literal["bi", "bd"]
 
-_MANIFEST = "manifest.json"
-# Format 1 has no checksums and no record of what the store was made from.
-_FORMAT, _READABLE = 2, (1, 2)
-# Fields of a clip that its entry in the manifest lacks.
-_NOT_KEPT = {"folder", "cut", "degradation", "lq_path"}
+LQ_SUM = "lq_sha256"
+"""Key of the checksum of low-resolution frames in a clip's entry."""
+NOT_KEPT = {"folder", "cut", "degradation", "lq_path"}
+"""Fields of a clip that its entry in the manifest lacks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,107 +75,6 @@ class Clip:
         return frames
 
 
-@dataclass(frozen=True)
-class Store:
-    """A finished store: its clips and the other contents of its manifest."""
-
-    folder: Path
-    clips: tuple[Clip, ...]
-    format: int
-    source: str = "video"
-    """The kind of data set that it was made from: reds, vid4, kinetics, folder or video."""
-    degradation: str = "bi"
-    """How its low-resolution frames were made, `bi` or `bd`."""
-    request: dict[str, Any] = field(default_factory=dict)
-    """The settings that it was made with; empty in stores of earlier versions."""
-    notes: tuple[str, ...] = ()
-    """What a user should know about the clips, e.g. which were cropped."""
-    rejected: tuple[dict[str, str], ...] = ()
-    """Videos that could not be used and were replaced: label, video, reason."""
-    lq_sha256: dict[str, str] = field(default_factory=dict)
-    """Checksum of each clip's low-resolution frames, by clip id."""
-
-
-def read_store(folder: Path) -> list[Clip] | None:
-    """The clips of a finished store; None if the folder is not a store."""
-    store = open_store(folder)
-    return None if store is None else list(store.clips)
-
-
-def open_store(folder: Path) -> Store | None:
-    """Read a store's manifest; None if the folder has none.
-
-    Raises:
-        UserError: the manifest cannot be read, is damaged, or has an unknown format.
-    """
-    path = folder / _MANIFEST
-    try:
-        manifest = read_json(path)
-        if manifest["format"] not in _READABLE:
-            raise UserError(
-                f"{folder} has store format {manifest['format']}, which this version cannot read; "
-                "delete it and prepare it again"
-            )
-        entries: list[dict[str, Any]] = manifest["clips"]
-        known = {f.name for f in fields(Clip)} - _NOT_KEPT
-        request = manifest.get("request", {})
-        cut = manifest.get("source", Store.source) == "video" or bool(request.get("clip_frames"))
-        own: dict[str, Any] = {"folder": str(folder), "cut": cut}
-        own["degradation"] = manifest.get("degradation", Store.degradation)
-        clips = [Clip(**own, **{k: v for k, v in entry.items() if k in known}) for entry in entries]
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except DamagedError as error:
-        raise UserError(f"{error}; delete {folder} and prepare it again") from None
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is not a clip store's manifest; delete {folder}") from None
-    return Store(
-        folder,
-        tuple(clips),
-        manifest["format"],
-        manifest.get("source", Store.source),
-        manifest.get("degradation", Store.degradation),
-        request,
-        tuple(manifest.get("notes", ())),
-        tuple(manifest.get("rejected", ())),
-        {entry["clip_id"]: entry.get("lq_sha256", "") for entry in entries},
-    )
-
-
-def write_manifest(
-    folder: Path,
-    entries: Iterable[dict[str, Any]],
-    source: str,
-    degradation: str,
-    request: dict[str, Any],
-    notes: Iterable[str] = (),
-    rejected: Iterable[dict[str, str]] = (),
-) -> None:
-    """Write the manifest, which makes a folder of clips a finished store.
-
-    Args:
-        folder: the folder that holds the clips' files.
-        entries: what `write_clip` returned, in the order of the clips.
-        source: see `Store`, as for the rest.
-        degradation: how low-resolution frames were made.
-        request: the settings.
-        notes: what a user should know.
-        rejected: videos that were replaced.
-    """
-    manifest = {
-        "format": _FORMAT,
-        "source": source,
-        "degradation": degradation,
-        "request": request,
-        "notes": list(notes),
-        "rejected": list(rejected),
-        "clips": list(entries),
-    }
-    write_json(folder / _MANIFEST, manifest)
-
-
 def write_clip(
     folder: Path,
     clip_id: str,
@@ -221,8 +118,8 @@ def write_clip(
         shape, sha256 = gt_file.finish()
         _, lq_sha256 = lq_file.finish()
     clip = Clip(clip_id, label, "", *shape, scale, sha256)
-    entry = {k: v for k, v in asdict(clip).items() if k not in _NOT_KEPT}
-    return entry | {"lq_sha256": lq_sha256}
+    entry = {k: v for k, v in asdict(clip).items() if k not in NOT_KEPT}
+    return entry | {LQ_SUM: lq_sha256}
 
 
 def write_frames(path: Path, frames: Iterable[Frames]) -> tuple[tuple[int, int, int], str]:

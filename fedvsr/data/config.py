@@ -18,7 +18,9 @@ Partition = Literal["less", "more", "by_folder", "dirichlet", "quantity", "motio
 # The four clips of REDS that are customarily scored on (Wang et al. 2019, EDVR).
 REDS4 = ("000", "011", "015", "020")
 
-_PART = re.compile(r"(.+)-([0-9]{3,})")
+# The number of a clip in its recording, at the end of its id.
+PART_NUMBER = r"[0-9]{3,}"
+_PART = re.compile(rf"(.+)-({PART_NUMBER})")
 # Settings that choose among the clips of `train` before they are dealt.
 _OF_TRAIN = ("held_out", "gap_clips", "max_train_clips")
 # What Ray takes as a label: no `!` and no `in(...)`, which have a meaning in its selectors.

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from fedvsr.data.clips import Clip, Store, checksum, open_store
+from fedvsr.data.clips import Clip, checksum
 from fedvsr.data.prepare import num_cores
+from fedvsr.data.store import Store, open_store
 from fedvsr.errors import UserError
 from fedvsr.files import replacing
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 
+from fedvsr.data.client_clips import ClipTable
 from fedvsr.data.clips import Clip
 from fedvsr.data.config import DataConfig, OwnerConfig
 from fedvsr.data.owned_clip import OwnedClip, read_stores
@@ -44,24 +46,25 @@ def deal_own(
     Raises:
         UserError: a store is missing here, has another scale, or there are too few clips.
     """
-    clips = list(read_stores(owner.train))
+    clips = ClipTable.of(read_stores(owner.train))
     if other := next((clip for clip in clips if clip.scale != config.scale), None):
         raise UserError(
             f"a store of data.owners.{name} was prepared with --scale {other.scale}, and "
             f"data.scale = {config.scale}; make them equal"
         )
-    numbers = {clip: number for number, clip in enumerate(clips)}
     # One client has them all, however clips would be dealt.
     how = config if owner.clients > 1 else config.model_copy(update={"partition": "less"})
     own_seed = derive_seed(seed, "owner", name)
-    dealt = deal_as(how, clips, owner.clients, own_seed, f"data.owners.{name}.clients")
+    numbers, counts = deal_as(how, clips, owner.clients, own_seed, f"data.owners.{name}.clients")
+    dealt = clips.take(numbers)
     # Names of other clips may be the same by chance, so a name counts only without a checksum.
-    keys = {clip.sha256 or next(iter(key_of(clip))) for own in dealt for clip in own}
-
-    def facts(clip: Clip) -> tuple[int, int, int, int, str]:
-        return numbers[clip], clip.num_frames, clip.height, clip.width, clip.degradation
-
-    return Dealt(tuple(tuple(map(facts, own)) for own in dealt), frozenset(keys & set(tests)))
+    keys = {clip.sha256 or next(iter(key_of(clip))) for clip in dealt}
+    facts = (
+        (number, clip.num_frames, clip.height, clip.width, clip.degradation)
+        for number, clip in zip(numbers.tolist(), dealt, strict=True)
+    )
+    clients = tuple(tuple(islice(facts, count)) for count in counts.tolist())
+    return Dealt(clients, frozenset(keys & set(tests)))
 
 
 def deal_here(config: DataConfig, seed: int, tests: Collection[str]) -> dict[str, Dealt]:
@@ -98,8 +101,7 @@ def with_owners(split: Split, config: DataConfig, dealt: Mapping[str, Dealt]) ->
     tested = frozenset[str]().union(*(one.tested for one in dealt.values()))
     overlap = tuple(clip.clip_id for clip in split.test if key_of(clip) & tested)
     require_no_overlap(overlap, config)
-    train = tuple(clip for own in clients for clip in own)
-    return replace(split, train=train, clients=tuple(clients), overlap=overlap)
+    return replace(split, clients=tuple(clients), overlap=overlap)
 
 
 def _known(

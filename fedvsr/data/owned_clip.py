@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from fedvsr.data.clips import Clip, Frames, read_store
+from fedvsr.data.clips import Clip, Frames
 from fedvsr.errors import UserError
 
 
@@ -43,6 +43,9 @@ def read_stores(stores: Iterable[str]) -> Iterable[Clip]:
     Raises:
         UserError: a store is missing on this machine.
     """
+    # It needs this module, for tables of clips.
+    from fedvsr.data.store import read_store
+
     for store in stores:
         folder = Path(store).expanduser()
         clips = read_store(folder)

@@ -22,15 +22,10 @@ import torch
 from rich.filesize import decimal
 
 from fedvsr.checked_text import read_json, write_json
-from fedvsr.data.clips import (
-    Frames,
-    Store,
-    open_store,
-    write_clip,
-    write_manifest,
-)
+from fedvsr.data.clips import Frames, write_clip
 from fedvsr.data.recordings import Task, fingerprint, pairs_of, too_short
 from fedvsr.data.request import Request, difference, existing
+from fedvsr.data.store import INDEX, MANIFEST, Store, open_store, write_manifest
 from fedvsr.data.store_lock import locked
 from fedvsr.errors import DamagedError, UserError
 from fedvsr.files import DISK_FULL
@@ -291,7 +286,7 @@ class Workshop:
             rejected,
         )
         for path in self._folder.iterdir():
-            if path.name not in files and path.name != "manifest.json":
+            if path.name not in files and path.name not in (MANIFEST, INDEX):
                 path.unlink()
         old = request.out.with_name(f".{request.out.name}-old")
         if request.overwrite and request.out.exists():

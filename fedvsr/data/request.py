@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedvsr.data.clips import Degradation, Store, open_store
+from fedvsr.data.clips import Degradation
+from fedvsr.data.store import Store, open_store
 from fedvsr.errors import UserError
 from fedvsr.files import require_folder
 

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from fedvsr.data.client_clips import ClientClips, ClipTable
-from fedvsr.data.clips import Clip, default_cache_dir, read_store
-from fedvsr.data.config import REDS4, DataConfig, is_named, video_of
+from fedvsr.data.clips import Clip, default_cache_dir
+from fedvsr.data.config import PART_NUMBER, REDS4, DataConfig, is_named, video_of
 from fedvsr.data.degrade_config import Degradation, pipelines
 from fedvsr.data.degraded import deal as deal_degradations
 from fedvsr.data.degraded import degraded
-from fedvsr.data.partition import deal
+from fedvsr.data.partition import shares
 from fedvsr.data.prepare import prepare as make_store
 from fedvsr.data.recordings import fingerprint
 from fedvsr.data.request import Request
 from fedvsr.data.sources.folder import recordings
+from fedvsr.data.store import read_store
 from fedvsr.data.testsets import HELD_OUT, folder_names, name_clips
 from fedvsr.data.videos import Progress, absolute, clips_of, resolve
 from fedvsr.errors import UserError
@@ -28,10 +35,8 @@ from fedvsr.lookup import did_you_mean
 
 @dataclass(frozen=True)
 class Split:
-    """The clips of a run. Those that are trained on become tables."""
+    """The clips of a run. Those that are trained on become a table."""
 
-    train: Sequence[Clip]
-    """The training clips of all clients."""
     clients: Sequence[Sequence[Clip]]
     """The training clips of each client; client i has the i-th tuple."""
     test: tuple[Clip, ...]
@@ -42,11 +47,18 @@ class Split:
     """Ids of test clips that are cut from a video of which clients train on another part."""
     test_sets: dict[str, str] = field(default_factory=dict)
     """The test set of each test clip, by its id: `fedvsr.data.testsets`."""
+    order: npt.NDArray[np.int64] | None = field(default=None, compare=False)
+    """The clients' clips, by their indices, in the order of the data sets; None: as they are."""
 
     def __post_init__(self) -> None:
-        """Make tables of clips that there may be a million of."""
-        object.__setattr__(self, "train", ClipTable.of(self.train))
+        """Make a table of clips that there may be a million of."""
         object.__setattr__(self, "clients", ClientClips.of(self.clients))
+
+    @property
+    def train(self) -> ClipTable:
+        """The training clips of all clients, in the order of the data sets."""
+        clips = self.of_clients.clips
+        return clips if self.order is None else clips.take(self.order)
 
     @property
     def of_clients(self) -> ClientClips:
@@ -76,45 +88,35 @@ def prepare(config: DataConfig, seed: int, progress: Progress) -> Split:
     train, sets = how(config, progress)
     test = [clip for clips in sets.values() for clip in clips]
     _require_own_ids(train, "train on")
-    _require_own_ids(test, "score on")
+    _require_own_ids(ClipTable.of(test), "score on")
     test_sets = dict[str, str]()
     for name, clips in sets.items():
         test_sets |= name_clips(name, (clip.clip_id for clip in clips))
     train = _apart(train, test, config.gap_clips)
-    train = sorted(train, key=lambda clip: clip.clip_id) if config.max_train_clips else train
-    train = train[: config.max_train_clips]
-    train_keys = keys_of(train)
-    overlap = tuple(clip.clip_id for clip in test if key_of(clip) & train_keys)
+    if config.max_train_clips:
+        order = pc.sort_indices(train.column("clip_id")).to_numpy()
+        train = train.take(order[: config.max_train_clips])
+    overlap = _overlap(train, test)
     require_no_overlap(overlap, config)
-    dealt = [] if config.owners else deal_as(config, train, config.num_clients, seed)
-    held = {clip for own in dealt for clip in own}
-    trained = {_video(clip) for clip in held if clip.cut}
-    same_video = tuple(clip.clip_id for clip in test if clip.cut and _video(clip) in trained)
-    train = [clip for clip in train if clip in held]
+    if config.owners:
+        return Split((), tuple(test), overlap, (), test_sets)
+    order, counts = deal_as(config, train, config.num_clients, seed)
+    dealt = ClientClips(train.take(order), np.cumsum(counts))
+    same_video = _same_video(dealt.clips, test)
     if config.degradation is not None:
-        before = [clip for own in dealt for clip in own]
         dealt, test = _degraded(config, config.degradation, seed, dealt, test, progress)
-        now = dict(zip(before, chain.from_iterable(dealt), strict=True))
-        train = [now[clip] for clip in train]
-    return Split(
-        tuple(train),
-        tuple(dealt),
-        tuple(test),
-        overlap,
-        same_video,
-        test_sets,
-    )
+    return Split(dealt, tuple(test), overlap, same_video, test_sets, np.argsort(order))
 
 
 def deal_as(
     config: DataConfig,
-    clips: Sequence[Clip],
+    clips: ClipTable,
     num_clients: int,
     seed: int,
     setting: str = "data.num_clients",
-) -> list[tuple[Clip, ...]]:
-    """Deal clips to clients as the `data` section says; see `deal`."""
-    return deal(
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Deal clips to clients as the `data` section says; see `fedvsr.data.partition.shares`."""
+    return shares(
         clips,
         num_clients,
         seed,
@@ -129,10 +131,10 @@ def _degraded(
     config: DataConfig,
     degradation: Degradation,
     seed: int,
-    dealt: Sequence[tuple[Clip, ...]],
+    dealt: ClientClips,
     test: Sequence[Clip],
     progress: Progress,
-) -> tuple[list[tuple[Clip, ...]], list[Clip]]:
+) -> tuple[ClientClips, list[Clip]]:
     """The clips of each client and the test clips, with the low-resolution frames of a setting."""
     steps = pipelines(degradation)
     names_of = deal_degradations(
@@ -146,15 +148,16 @@ def _degraded(
         _cache(config),
         lambda done, total: progress("low-resolution frames (made once)", done, total),
     )
-    remaining = iter(clips)
-    return [tuple(islice(remaining, len(own))) for own in dealt], list(remaining)
+    num_dealt = len(dealt.clips)
+    of_clients = ClientClips(ClipTable.of(clips[:num_dealt]), np.cumsum(dealt.counts))
+    return of_clients, clips[num_dealt:]
 
 
 # The test clips of each data set, by its name.
-_Sets = dict[str, list[Clip]]
+_Sets = dict[str, Sequence[Clip]]
 
 
-def _of_videos(config: DataConfig, progress: Progress) -> tuple[list[Clip], _Sets]:
+def _of_videos(config: DataConfig, progress: Progress) -> tuple[ClipTable, _Sets]:
     cache = _cache(config)
     train, test = list[Clip](), list[Clip]()
     for name in config.videos:
@@ -171,40 +174,68 @@ def _of_videos(config: DataConfig, progress: Progress) -> tuple[list[Clip], _Set
             )
         train += clips[:-held_out]
         test += clips[-held_out:]
-    return train, {HELD_OUT: test}
+    return ClipTable.of(train), {HELD_OUT: test}
 
 
-def _of_data_sets(config: DataConfig, progress: Progress) -> tuple[list[Clip], _Sets]:
+def _of_data_sets(config: DataConfig, progress: Progress) -> tuple[ClipTable, _Sets]:
     train = _read(config.train, "train", config, progress)
     sets = _Sets()
     for name, folder in zip(folder_names(config.test), config.test, strict=True):
-        sets.setdefault(name, []).extend(_read([folder], "test", config, progress))
+        sets[name] = [*sets.get(name, ()), *_read([folder], "test", config, progress)]
     wanted = list(REDS4) if config.held_out == "reds4" else list(config.held_out)
-    ids = [clip.clip_id for clip in train]
-    missing = [
-        name for name in sorted(wanted) if not any(is_named(clip_id, name) for clip_id in ids)
-    ]
-    if missing:
+    ids = train.column("clip_id")
+    named = {name: _named(ids, name) for name in sorted(wanted)}
+    if missing := [name for name, chosen in named.items() if not len(chosen)]:
+        known = ids.to_pylist()
         raise UserError(
             f"data.held_out names clips that data.train does not have: {_some(missing)}"
-            + did_you_mean(missing[0], [*ids, *(video_of(clip_id)[0] for clip_id in ids)])
+            + did_you_mean(missing[0], [*known, *(video_of(clip_id)[0] for clip_id in known)])
         )
-    chosen = {clip_id for clip_id in ids if any(is_named(clip_id, name) for name in wanted)}
-    held_out = [clip for clip in train if clip.clip_id in chosen]
-    return [clip for clip in train if clip.clip_id not in chosen], {HELD_OUT: held_out, **sets}
+    is_held = np.zeros(len(train), bool)
+    is_held[np.concatenate([np.empty(0, np.int64), *named.values()])] = True
+    held_out = train.where(pa.array(is_held))
+    return train.where(pa.array(~is_held)), {HELD_OUT: held_out, **sets}
 
 
-def _apart(train: Sequence[Clip], test: Iterable[Clip], gap: int) -> list[Clip]:
+def _named(clip_ids: pa.Array, name: str) -> npt.NDArray[np.int64]:
+    """Where the clips are that an entry of `data.held_out` names; see `is_named`."""
+    # What the ids of such clips begin with, so that few are compared in Python.
+    start = re.split(r"[*?[]", name)[0]
+    similar = pc.starts_with(clip_ids, start).to_numpy(zero_copy_only=False)
+    places = np.flatnonzero(similar)
+    found = clip_ids.take(pa.array(places)).to_pylist()
+    return places[[is_named(clip_id, name) for clip_id in found]] if found else places
+
+
+def _videos(clips: ClipTable) -> tuple[pa.Array, pa.Array]:
+    """By clip, its recording (see `_video`) and its number there, as strings."""
+    ids, folders = clips.column("clip_id"), clips.column("folder")
+    parts = pc.extract_regex(ids, f"^(?P<video>.+)-(?P<number>{PART_NUMBER})$")
+    is_part = parts.is_valid()
+    video = pc.if_else(is_part, pc.struct_field(parts, "video"), ids)
+    number = pc.if_else(is_part, pc.struct_field(parts, "number"), "0")
+    return _joined(folders, video), pc.utf8_ltrim(number, "0")
+
+
+def _joined(*columns: pa.Array) -> pa.Array:
+    # No name of a file has this character.
+    return pc.binary_join_element_wise(*columns, "\0")
+
+
+def _apart(train: ClipTable, test: Iterable[Clip], gap: int) -> ClipTable:
     """Training clips without those within `gap` clips of a test clip of the same video."""
     near = {
-        (_video(clip), video_of(clip.clip_id)[1] + step)
+        "\0".join((*_video(clip), str(number or "")))
         for clip in test
         if clip.cut
         for step in range(-gap, gap + 1)
-        if step
+        if step and (number := video_of(clip.clip_id)[1] + step) >= 0
     }
-    kept = [c for c in train if not (c.cut and (_video(c), video_of(c.clip_id)[1]) in near)]
-    if train and not kept:
+    if not near:
+        return train
+    is_near = pc.is_in(_joined(*_videos(train)), value_set=pa.array(sorted(near), pa.string()))
+    kept = train.where(pc.invert(pc.and_(train.column("cut"), is_near)))
+    if len(train) and not len(kept):
         raise UserError(
             f"data.gap_clips = {gap} leaves no clip to train on; lower it, or hold out fewer clips"
         )
@@ -216,8 +247,32 @@ def _video(clip: Clip) -> tuple[str, str]:
     return clip.folder, video_of(clip.clip_id)[0]
 
 
-def _read(names: Iterable[str], key: str, config: DataConfig, progress: Progress) -> list[Clip]:
-    clips = list[Clip]()
+def _same_video(train: ClipTable, test: Sequence[Clip]) -> tuple[str, ...]:
+    """Ids of test clips that are cut from a video of which another part is trained on."""
+    cut = {clip.clip_id: "\0".join(_video(clip)) for clip in test if clip.cut}
+    if not cut:
+        return ()
+    videos, _ = _videos(train.where(train.column("cut")))
+    trained = set(_among(videos, cut.values()))
+    return tuple(clip_id for clip_id, video in cut.items() if video in trained)
+
+
+def _overlap(train: ClipTable, test: Sequence[Clip]) -> tuple[str, ...]:
+    """Ids of test clips that are trained on: see `key_of`."""
+    ids = set(_among(train.column("clip_id"), (clip.clip_id for clip in test)))
+    sums = set(_among(train.column("sha256"), (clip.sha256 for clip in test if clip.sha256)))
+    return tuple(c.clip_id for c in test if c.clip_id in ids or c.sha256 in sums)
+
+
+def _among(column: pa.Array, values: Iterable[str]) -> list[str]:
+    """The values of a column that are among some others."""
+    wanted = pa.array(sorted(set(values)), pa.string())
+    found: list[str] = column.filter(pc.is_in(column, value_set=wanted)).to_pylist()
+    return found
+
+
+def _read(names: Iterable[str], key: str, config: DataConfig, progress: Progress) -> ClipTable:
+    tables = list[ClipTable]()
     for name in names:
         folder = absolute(name, f"data.{key}")
         own = read_store(folder)
@@ -226,15 +281,15 @@ def _read(names: Iterable[str], key: str, config: DataConfig, progress: Progress
         if own is None:
             own = _cut_folder(folder, config, progress)
         if config.degradation is not None:
-            own = [_rescaled(clip, config.scale) for clip in own]
-        other = next((clip.scale for clip in own if clip.scale != config.scale), None)
-        if other is not None:
+            own = ClipTable.of([_rescaled(clip, config.scale) for clip in own])
+        scales = own.column("scale").to_numpy()
+        if (others := scales[scales != config.scale]).size:
             raise UserError(
-                f"{folder} was prepared with --scale {other}, and data.scale = {config.scale}; "
+                f"{folder} was prepared with --scale {others[0]}, and data.scale = {config.scale}; "
                 "make them equal"
             )
-        clips += own
-    return clips
+        tables.append(own)
+    return ClipTable.joined(tables)
 
 
 def _rescaled(clip: Clip, scale: int) -> Clip:
@@ -244,7 +299,7 @@ def _rescaled(clip: Clip, scale: int) -> Clip:
     return replace(clip, scale=scale, degradation="")
 
 
-def _cut_folder(folder: Path, config: DataConfig, progress: Progress) -> list[Clip]:
+def _cut_folder(folder: Path, config: DataConfig, progress: Progress) -> ClipTable:
     """The clips of a folder of videos or pictures, from the cache if its files are unchanged."""
     tasks, notes = recordings(folder, clip_frames=config.clip_frames)
     state = json.dumps([config.scale, *map(fingerprint, tasks)])
@@ -261,7 +316,7 @@ def _cut_folder(folder: Path, config: DataConfig, progress: Progress) -> list[Cl
         progress=lambda done, total: progress(name, int(done), total),
         wait=True,
     )
-    return list(store.clips)
+    return store.clips
 
 
 def _cache(config: DataConfig) -> Path:
@@ -294,17 +349,20 @@ def key_of(clip: Clip) -> set[str]:
     return {f"id {clip.clip_id}", *([clip.sha256] if clip.sha256 else [])}
 
 
-def _require_own_ids(clips: Iterable[Clip], use: str) -> None:
+def _require_own_ids(clips: ClipTable, use: str) -> None:
     """Raise UserError if two clips have the same id, because records name clips by their ids."""
-    seen = dict[str, Clip]()
-    for clip in clips:
-        if clip.clip_id in seen:
-            places = " and ".join(dict.fromkeys((seen[clip.clip_id].folder, clip.folder)))
+    ids = clips.column("clip_id")
+    if pc.count_distinct(ids).as_py() == len(ids):
+        return
+    seen = dict[str, int]()
+    for index, clip_id in enumerate(ids.to_pylist()):
+        if clip_id in seen:
+            folders = (clips[i].folder for i in (seen[clip_id], index))
             raise UserError(
-                f"there are two clips {clip.clip_id} to {use}, in {places}; rename the video or "
-                "folder that one of them is made of, or leave it out"
+                f"there are two clips {clip_id} to {use}, in {' and '.join(dict.fromkeys(folders))}"
+                "; rename the video or folder that one of them is made of, or leave it out"
             )
-        seen[clip.clip_id] = clip
+        seen[clip_id] = index
 
 
 def _some(names: Sequence[str]) -> str:

@@ -94,7 +94,7 @@ def recorded_names(config: Mapping[str, Any], clip_ids: Iterable[str]) -> dict[s
 
 def listed_clips(folder: Path) -> list[str] | None:
     """The ids of the clips of a data set that is not read yet; None if the folder is missing."""
-    from fedvsr.data.clips import read_store
+    from fedvsr.data.store import read_store
 
     if not folder.is_dir():
         return None

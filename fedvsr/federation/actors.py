@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import ray
 from ray.exceptions import RayError
@@ -17,6 +17,7 @@ from fedvsr.federation.config import Isolation
 from fedvsr.federation.executors import Clients
 from fedvsr.federation.placement import Place, Placement
 from fedvsr.federation.pulse import CONTROL, Pulse, end
+from fedvsr.federation.schedule import BUILD_S
 from fedvsr.limits import FETCH_S
 
 IsNeeded = Callable[[int | None], bool]
@@ -44,11 +45,16 @@ class ActorPool:
     The least recently used actor makes room for a new one. Actors hold no state between tasks, so
     losing one costs time and no bit.
 
+    Attributes:
+        move_s: seconds that a client pays to train in another place than before.
+
     Args:
         clients: all that any client needs.
         placement: where actors may run.
         max_live: actors to keep alive at most, if there are fewer slots than that.
     """
+
+    move_s: ClassVar[float] = BUILD_S
 
     def __init__(self, clients: Clients, placement: Placement, max_live: int) -> None:
         self._clients, self._placement, self._max_live = clients, placement, max_live
@@ -212,6 +218,9 @@ class SlotPool(ActorPool):
 
     So a round starts no process, whatever clients are drawn.
     """
+
+    # The process of the other slot lives already.
+    move_s = 0.0
 
     def __init__(self, clients: Clients, placement: Placement, max_live: int) -> None:
         super().__init__(clients, placement, max_live)

@@ -82,8 +82,8 @@ class RayExecutor:
         self._clients, self._config, self._placement = clients, config, placement
         self._stop = stop or threading.Event()
         self._owners = placement.wanted.owners
-        self._schedule = Schedule(partial(_steps, clients), self._owners.of)
         make_pool = self.pools[config.isolation]
+        self._schedule = Schedule(partial(_steps, clients), self._owners.of, make_pool.move_s)
         self.pool = make_pool(clients, placement, config.max_live_clients)
         self._dispatch = Dispatch(self._schedule)
         self._places = list[Place]()

@@ -9,8 +9,8 @@ from heapq import heappop, heappush
 from fedvsr.data.owners import NOBODY
 from fedvsr.federation.placement import Place
 
-# Seconds to start an actor: mostly the import of PyTorch.
-_BUILD_S = 5.0
+BUILD_S = 5.0
+"""Seconds to start an actor: mostly the import of PyTorch."""
 
 
 class Schedule:
@@ -20,12 +20,16 @@ class Schedule:
         num_steps: gives a client's optimiser steps in a round, by its id: all that is known before
             the client has trained.
         owner_of: gives a client's owner.
+        move_s: seconds that a client pays for a place other than that of its actor.
     """
 
     def __init__(
-        self, num_steps: Callable[[int], int], owner_of: Callable[[int], str] = NOBODY.of
+        self,
+        num_steps: Callable[[int], int],
+        owner_of: Callable[[int], str] = NOBODY.of,
+        move_s: float = BUILD_S,
     ) -> None:
-        self._num_steps, self._owner_of = num_steps, owner_of
+        self._num_steps, self._owner_of, self._move_s = num_steps, owner_of, move_s
         self._took_s = dict[int, float]()
         self._all_s, self._all_steps = 0.0, 0
 
@@ -51,7 +55,7 @@ class Schedule:
 
     def worth_moving(self, wait_s: float) -> bool:
         """Whether a client that would wait for `wait_s` should start in a free place instead."""
-        return wait_s > _BUILD_S
+        return wait_s > self._move_s
 
     def plan(
         self,
@@ -75,7 +79,9 @@ class Schedule:
         by_owner = dict[str, list[Place]]()
         for place in places:
             by_owner.setdefault(place.owner, []).append(place)
-        seats = {owner: _Seats(own, taken_s, residents) for owner, own in by_owner.items()}
+        seats = {
+            owner: _Seats(own, taken_s, residents, self._move_s) for owner, own in by_owner.items()
+        }
         return {
             i: own.take(living.get(i), self.expected_s(i))
             for i in client_ids
@@ -90,12 +96,17 @@ class _Seats:
         places: the places of the slots.
         taken_s: seconds for which others hold a place's first slot.
         residents: clients of the round that live in each place.
+        move_s: seconds that a client pays for another place.
     """
 
     def __init__(
-        self, places: Iterable[Place], taken_s: Mapping[Place, float], residents: Counter[Place]
+        self,
+        places: Iterable[Place],
+        taken_s: Mapping[Place, float],
+        residents: Counter[Place],
+        move_s: float,
     ) -> None:
-        self._residents = residents
+        self._residents, self._move_s = residents, move_s
         self._place_of = {slot: place for place in places for slot in place.slots}
         self._free_at = dict[int, float]()
         # Heaps of slots, the first free one first: for a newcomer, who prefers places with few
@@ -127,7 +138,7 @@ class _Seats:
         free_s, slot = self._first(self._for_all)
         if self._place_of[slot] == home:
             return free_s, slot
-        moved = free_s + _BUILD_S, slot
+        moved = free_s + self._move_s, slot
         return min(moved, self._first(self._at_home[home])) if home in self._at_home else moved
 
     def _first(self, heap: list[tuple[float, int]]) -> tuple[float, int]:

@@ -140,11 +140,12 @@ class Execution:
         self.algorithm = algorithms.build(config.algorithm)
         spec = model_spec(config.model)
         self.layout = layout_of(self.network, spec, config.algorithm, config.local)
+        split.of_clients.move_to_disk(run.folder)
         self.clients = Clients(
             config.model,
             config.algorithm,
             config.local,
-            split.of_clients.mapped(run.folder),
+            split.of_clients,
             config.update,
         )
         if self.algorithm.pooled:
@@ -339,7 +340,7 @@ class Execution:
                 "num_params": self.table.size,
                 "num_shared_params": self.layout.table_of("shared").size,
                 "num_clients": len(self.clients.clips),
-                "num_train_clips": len(self.split.train),
+                "num_train_clips": len(self.split.of_clients.clips),
                 "num_test_clips": self.split.num_test_clips,
                 **self.records.last_evaluation(),
                 "status": status,

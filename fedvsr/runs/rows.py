@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from fedvsr.config import ExperimentConfig
 from fedvsr.data.client_clips import ClientClips
 from fedvsr.environment import versions
 from fedvsr.federation.rounds import RoundFinished
+from fedvsr.growing import PART_ROWS
 from fedvsr.inference.scores import ClipScore, headline
 from fedvsr.metrics import METRICS
 from fedvsr.schemas import Row
@@ -32,17 +33,18 @@ def run_row(config: ExperimentConfig) -> Row:
     }
 
 
-def partition_rows(clients: ClientClips) -> pa.Table:
-    """The columns of `partition` that say which client holds which clip."""
+def partition_rows(clients: ClientClips) -> Iterator[pa.Table]:
+    """The columns of `partition` that say which client holds which clip, some rows at a time."""
     table = clients.rows()
-    sha256 = table["sha256"]
-    known = pc.if_else(pc.equal(sha256, pa.scalar("")), pa.scalar(None, pa.string()), sha256)
-    names = ("client_id", "clip_id", "num_frames", "height", "width")
-    return pa.table(
-        {name: table[name] for name in names}
-        | {name: table[name].cast(pa.string()) for name in ("label", "degradation")}
-        | {"sha256": known}
-    )
+    for part in (table.slice(i, PART_ROWS) for i in range(0, max(len(table), 1), PART_ROWS)):
+        sums = part["sha256"]
+        known = pc.if_else(pc.equal(sums, pa.scalar("")), pa.scalar(None, pa.string()), sums)
+        yield pa.table(
+            {name: part[name].cast(pa.int64()) for name in ("num_frames", "height", "width")}
+            | {name: part[name].cast(pa.string()) for name in ("label", "degradation")}
+            | {name: part[name] for name in ("client_id", "clip_id")}
+            | {"sha256": known}
+        )
 
 
 def round_row(finished: RoundFinished, epsilon: float | None) -> Row:

@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from torch import nn
 
-from fedvsr.checked import read_metadata, read_tensors, write_tensors
+from fedvsr.checked import read_tensors, write_tensors
 from fedvsr.errors import DamagedError, UserError
 from fedvsr.messages import Vectors
 from fedvsr.models.origin import KEY
 from fedvsr.models.spec import ModelConfig
 from fedvsr.params import ParamTable
 
-# Format 2 has the losses in its metadata.
-_FORMAT, _READABLE = 3, (2, 3)
-# Names of the tensors of `Saved.losses`. No vector of a server has such a name.
+# Format 3 has `Saved.clients` in its metadata, and format 2 the losses too.
+_FORMAT, _READABLE = 4, (2, 3, 4)
+# Names of the tensors of `Saved.losses` and `Saved.clients`. No vector of a server has such a name.
 _LOSSES = (".losses.clients", ".losses.values")
+_CLIENTS = (".clients.ids", ".clients.rounds")
 # Two, so that a damaged newest file costs one round and not the run.
 _KEPT = 2
 
@@ -51,23 +53,18 @@ def save(folder: Path, state: Saved, table: ParamTable, config_hash: str) -> lis
         "format": _FORMAT,
         "round_idx": state.round_idx,
         "config_hash": config_hash,
-        "clients": sorted(state.clients.items()),
         **asdict(table),
     }
     newest = _path(folder, state.round_idx)
-    losses = sorted(state.losses.items())
-    kinds: tuple[type, type] = (np.int64, np.float64)
-    columns = zip(*losses, strict=True) if losses else ((), ())
-    arrays: list[np.ndarray[Any, Any]] = [
-        np.array(column, kind) for column, kind in zip(columns, kinds, strict=True)
-    ]
-    write_tensors(newest, {**state.server, **dict(zip(_LOSSES, arrays, strict=True))}, metadata)
+    own = _arrays(_LOSSES, state.losses, np.float64) | _arrays(_CLIENTS, state.clients, np.int64)
+    write_tensors(newest, {**state.server, **own}, metadata)
     paths = sorted(folder.glob("round-*.safetensors"))
     kept = [path for path in paths if path <= newest][-_KEPT:]
     for path in paths:
         if path not in kept:
             path.unlink()
-    return [index for path in kept if (index := _clients(path))]
+    indices = [state.clients if path == newest else _clients(path) for path in kept]
+    return [index for index in indices if index]
 
 
 @dataclass(frozen=True)
@@ -146,12 +143,8 @@ def _state(
         of_another = metadata["format"] not in _READABLE or metadata["config_hash"] != config_hash
         shapes = tuple(map(tuple, metadata["shapes"]))
         saved_table = ParamTable(tuple(metadata["names"]), shapes)
-        clients = dict(metadata["clients"])
-        if metadata["format"] == _FORMAT:
-            ids, values = (server.pop(name).tolist() for name in _LOSSES)
-            losses = dict(zip(ids, values, strict=True))
-        else:
-            losses = dict(metadata["losses"])
+        losses = dict(metadata["losses"]) if metadata["format"] == 2 else _dict(_LOSSES, server)
+        clients = _clients_of(server, metadata)
         state = Saved(int(metadata["round_idx"]), server, clients, losses)
     except (KeyError, TypeError, ValueError):
         raise DamagedError(path, "is damaged: its metadata is not a checkpoint's") from None
@@ -166,10 +159,30 @@ def _state(
 
 def _clients(path: Path) -> dict[int, int]:
     try:
-        return dict(read_metadata(path)["clients"])
+        return _clients_of(*read_tensors(path, _CLIENTS))
     except (DamagedError, KeyError, TypeError, ValueError):
         # A damaged checkpoint is never resumed from, so it needs no client's file.
         return {}
+
+
+def _clients_of(tensors: dict[str, Any], metadata: Mapping[str, Any]) -> dict[int, int]:
+    """`Saved.clients` of a file; its tensors are removed from `tensors`."""
+    return dict(metadata["clients"]) if metadata["format"] < 4 else _dict(_CLIENTS, tensors)
+
+
+def _arrays(
+    names: tuple[str, str], table: Mapping[int, float], kind: type
+) -> dict[str, npt.NDArray[Any]]:
+    """A table as two arrays under these names, by its keys."""
+    keys = sorted(table)
+    values: npt.NDArray[Any] = np.array([table[key] for key in keys], kind)
+    return {names[0]: np.array(keys, np.int64), names[1]: values}
+
+
+def _dict(names: tuple[str, str], tensors: dict[str, Any]) -> dict[int, Any]:
+    """The table of two arrays of `_arrays`, which are removed from `tensors`."""
+    keys, values = (tensors.pop(name).tolist() for name in names)
+    return dict(zip(keys, values, strict=True))
 
 
 def _path(folder: Path, round_idx: int) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedvsr.config import ExperimentConfig
-from fedvsr.data.clips import open_store
+from fedvsr.data.store import open_store
 from fedvsr.errors import UserError
 from fedvsr.lookup import did_you_mean
 from fedvsr.metrics import OPTIONAL

@@ -4,8 +4,7 @@ A run goes through its real driver: rounds are drawn, recorded and saved. Its cl
 each, which does not exist, and an executor that trains nobody sends their updates back. Each row is
 from a process of its own: one starts the run and ends after some rounds, the next one resumes it.
 
-The table of clips is made as columns. With `--prepare` it is made of a store's index as a run does,
-which reads the index and deals the clips as objects.
+The table of clips is made as columns; with `--prepare`, of a store's index, as a run does.
 """
 
 from __future__ import annotations
@@ -26,9 +25,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fedvsr.config import ExperimentConfig
-from fedvsr.data.client_clips import SCHEMA, ClientClips, ClipTable
-from fedvsr.data.clips import write_manifest
+from fedvsr.data.client_clips import ClientClips, ClipTable
 from fedvsr.data.split import Split
+from fedvsr.data.store import write_manifest
+from fedvsr.federation.aggregation import Aggregated, RoundSum, aggregate_here
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.executors import (
     ClientOutcome,
@@ -85,6 +85,9 @@ class IdleExecutor:
     def result(self) -> Scored:
         return Scored(scores=[], pictures={}, wall_s=0.0)
 
+    def aggregate(self, work: RoundSum) -> Iterator[Fault | Aggregated]:
+        yield aggregate_here(work)
+
     def take_faults(self) -> list[tuple[str, str]]:
         return []
 
@@ -111,13 +114,11 @@ def split_of(num_clients: int) -> Split:
         "label": pa.DictionaryArray.from_arrays(
             pa.array(ids % 50, pa.int32()), [f"kind-{i:02d}" for i in range(50)]
         ),
-        "folder": pa.DictionaryArray.from_arrays(pa.array(0 * ids, pa.int32()), ["/store"]),
-        **{"num_frames": 100 + 0 * ids, "height": 256 + 0 * ids, "width": 448 + 0 * ids},
-        **{"scale": 4 + 0 * ids, "sha256": pa.repeat("0" * 64, num_clients)},
-        "cut": pa.repeat(False, num_clients),
+        **{"folder": "/store", "num_frames": 100, "height": 256, "width": 448, "scale": 4},
+        "sha256": "0" * 64,
     }
-    clips = ClipTable(pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA))
-    return Split(clips, ClientClips(clips, ids + 1), (), ())
+    clips = ClipTable.of_columns(columns, num_clients)
+    return Split(ClientClips(clips, ids + 1), (), ())
 
 
 def config_of(store: Path, num_clients: int, sampling: str) -> ExperimentConfig:

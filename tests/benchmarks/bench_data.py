@@ -32,11 +32,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.io import decode_png, read_file
 
-from fedvsr.data.clips import Clip, Frames, read_store, write_clip, write_manifest
+from fedvsr.data.clips import Clip, Frames, write_clip
 from fedvsr.data.degrade import bicubic_upscale
 from fedvsr.data.loader import Loader
 from fedvsr.data.sampling import Draw, passes, read_batch, to_float
 from fedvsr.data.shape import SampleShape
+from fedvsr.data.store import read_store, write_manifest
 
 CPU = torch.device("cpu")
 SHAPE = SampleShape(num_frames=30, crop=256, augment=True)

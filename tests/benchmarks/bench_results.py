@@ -51,7 +51,7 @@ def write_runs(folder: Path, count: int) -> list[str]:
     for round_idx in range(1, NUM_ROUNDS + 1):
         add_round(records, round_idx, NUM_CLIENTS)
     held = {"client_id": range(NUM_CLIENTS), "clip_id": map(str, range(NUM_CLIENTS))}
-    records.write_partition(pa.table({k: list(v) for k, v in held.items()}))
+    records.write_partition([pa.table({k: list(v) for k, v in held.items()})])
     row = {"name": "bench", "status": "finished", "model": "tiny", "algorithm": "fedavg"}
     records.write_run({**row, "config": "{}", "num_rounds": NUM_ROUNDS})
     tables = {name: read_table(first, name) for name in SCHEMAS}

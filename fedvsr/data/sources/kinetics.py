@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fedvsr.data.clips import Store
 from fedvsr.data.frames import Video
 from fedvsr.data.prepare import Progress, TaskClips, Workshop, workshop
 from fedvsr.data.recordings import Task
 from fedvsr.data.request import Request, existing
 from fedvsr.data.sources.folder import VIDEOS
+from fedvsr.data.store import Store
 from fedvsr.errors import FileError, UserError
 from fedvsr.lookup import did_you_mean
 from fedvsr.seeding import generator

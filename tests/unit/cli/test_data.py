@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fedvsr.data import prepare as preparation
-from fedvsr.data.clips import open_store
+from fedvsr.data.store import open_store
 from tests.unit.cli.test_cli import fedvsr
 from tests.unit.data import trees
 from tests.unit.data.clips import write_pictures

@@ -98,7 +98,7 @@ def test_mistakes_cost_one_line(
 def test_a_sweep_prints_the_notes_of_its_runs_once(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    split = Split((), (), (), ("a clip",))
+    split = Split((), (), ("a clip",))
     monkeypatch.setattr("fedvsr.runs.launch.prepare_data", lambda *_: split)
     mu = "algorithm={name: fedprox, mu: 1}"
     configs = [load_config("demo", [mu, *more]) for more in ([], [], ["model.name=rvrt"])]

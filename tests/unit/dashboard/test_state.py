@@ -18,6 +18,7 @@ from fedvsr.dashboard.state import RunReader
 from fedvsr.federation.executors import Fault, SerialExecutor
 from fedvsr.federation.rounds import ClientFinished
 from fedvsr.messages import ClientReport
+from fedvsr.recording import RunRecords
 from fedvsr.runs.events import EventLog, RoundRecorded, RunStarted
 from fedvsr.runs.execution import execute
 from fedvsr.runs.run import create_run
@@ -100,9 +101,11 @@ def test_it_is_read_again_only_if_a_file_has_changed(
     folder = write_run(tmp_path, "run", clients=CLIENTS)
     reads, original = list[str](), state.checked_table
 
-    def counting(of: Path, name: str, columns: Sequence[str] | None) -> object:
+    def counting(
+        of: Path, name: str, columns: Sequence[str] | None, since: int | None = None
+    ) -> object:
         reads.append(name)
-        return original(of, name, columns)
+        return original(of, name, columns, since)
 
     monkeypatch.setattr(state, "checked_table", counting)
     reader = RunReader("run", folder)
@@ -120,6 +123,54 @@ def test_it_is_read_again_only_if_a_file_has_changed(
     (folder / "partition.parquet").touch()
     reader.state()
     assert len(reads) == 14
+
+
+def test_rows_of_earlier_rounds_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look at a run of many rounds costs the rows of its newest rounds, whatever came before.
+
+    A process that takes the run over may write other rows of earlier rounds, and all are read.
+    """
+    counts, original = list[int](), state.checked_table
+
+    def counting(*arguments: object, **since: int) -> pa.Table:
+        table = original(*arguments, **since)  # type: ignore[arg-type]
+        counts.append(len(table))
+        return table
+
+    folder = write_run(tmp_path, "run", num_rounds=8, done=0, status="running")
+    identity = {"run_id": "run", "seed": 1, "config_hash": "run"}
+    records = RunRecords(folder, identity, write_s=60, part_rows=20)
+
+    def add(round_idx: int, loss: float) -> None:
+        clients = [{"client_id": i, "loss": loss, "train_s": 1.0} for i in range(10)]
+        records.write_round(round_idx, {"num_sampled": 10, "gap_s": 0, "train_s": 2.0}, clients)
+        score = {"clip_id": "a", "test_set": "A", "psnr_db": 30.0 + loss}
+        records.write_scores(round_idx, {"psnr_db": 30.0 + loss}, [score])
+
+    monkeypatch.setattr(state, "checked_table", counting)
+    reader = RunReader("run", folder)
+    for round_idx in range(1, 9):
+        add(round_idx, 1 / round_idx)
+        before = len(counts)
+        shown = reader.state()
+        # At most the last round that was known, and this one: 10 clients, a score and a round.
+        assert round_idx == 1 or sum(counts[before:]) <= 24 + len(SCHEMAS), round_idx
+    assert shown["errors"] == []
+    assert shown == RunReader("run", folder).state()
+    add(8, 9.0)
+    assert (
+        reader.state()["clients"]["rows"] == RunReader("run", folder).state()["clients"]["rows"]
+    ), "the newest round was written again"
+    # Another process repeats rounds 5 to 8.
+    with EventLog(folder / "events.jsonl", "run") as log:
+        log.write(RunStarted("run", 4, 8, 1, 10, "CPU", ()))
+    for round_idx in range(5, 9):
+        add(round_idx, 5.0)
+    whole = RunReader("run", folder).state()
+    assert reader.state() == whole
+    assert {row["loss"] for row in whole["clients"]["rows"]} == {5.0}, "in the last round"
 
 
 def test_clients_slots_and_faults(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fedvsr.data import clips
+from fedvsr.data import clips, store
 from fedvsr.data.clips import Clip, Frames
 from fedvsr.data.colour import Colour
 from tests.conftest import moving_texture
@@ -33,8 +33,8 @@ def write_store(folder: Path, frames: dict[str, Frames], scale: int = 4) -> list
         )
         for clip_id, gt in frames.items()
     ]
-    clips.write_manifest(folder, entries, "video", "bi", {})
-    return clips.read_store(folder) or []
+    store.write_manifest(folder, entries, "video", "bi", {})
+    return list(store.read_store(folder) or ())
 
 
 def write_clip(

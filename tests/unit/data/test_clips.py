@@ -2,19 +2,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fedvsr.data.clips import (
-    Clip,
-    checksum,
-    open_store,
-    read_store,
-    write_clip,
-    write_manifest,
-)
+from fedvsr.data import store as store_module
+from fedvsr.data.clips import Clip, checksum, write_clip
+from fedvsr.data.inspection import fingerprint
+from fedvsr.data.store import open_store, read_store, write_manifest
 from fedvsr.errors import UserError
 from tests.unit.data.clips import write_store
 from tests.unit.data.trees import reduced, texture
@@ -62,9 +59,9 @@ def test_format_1_is_read(tmp_path: Path) -> None:
 def test_folders_that_are_not_stores(tmp_path: Path) -> None:
     assert read_store(tmp_path) is None
     path = tmp_path / "manifest.json"
-    path.write_text('{"format": 3, "clips": []}')
+    path.write_text('{"format": 4, "clips": []}')
     with pytest.raises(
-        UserError, match="has store format 3, which this version cannot read; delete it"
+        UserError, match="has store format 4, which this version cannot read; delete it"
     ):
         read_store(tmp_path)
     for damaged in ('{"format": 2', "[]", '{"format": 2}', '{"format": 2, "clips": [{}]}'):
@@ -87,3 +84,44 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"a_gt\.npy is damaged"):
         clip.gt()
+
+
+def test_a_store_of_many_clips_has_an_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"num_frames": 9, "height": 32, "width": 48, "scale": 4}
+    entries = [
+        {"clip_id": f"c{i}", "label": f"l{i % 2}", "sha256": f"{i:064x}", "lq_sha256": f"{i}"}
+        | sizes
+        for i in range(5)
+    ]
+    clips, digests = list[list[Clip]](), set[str]()
+    for name, most in (("listed", 5), ("indexed", 4)):
+        monkeypatch.setattr(store_module, "_MOST_IN_MANIFEST", most)
+        folder = tmp_path / name
+        folder.mkdir()
+        write_manifest(folder, entries, "folder", "bd", {"clip_frames": 9})
+        store = open_store(folder)
+        assert store is not None
+        assert (folder / "clips.parquet").exists() == (name == "indexed")
+        assert store.lq_sha256 == {f"c{i}": f"{i}" for i in range(5)}
+        digests.add(fingerprint(store))
+        clips.append([replace(clip, folder="") for clip in store.clips])
+    assert clips[0] == clips[1]
+    assert len(digests) == 1
+    assert clips[1][3] == Clip("c3", "l1", "", 9, 32, 48, 4, f"{3:064x}", True, "bd")
+    index = folder / "clips.parquet"
+    data = bytearray(index.read_bytes())
+    data[len(data) // 3] ^= 1
+    index.write_bytes(data)
+    with pytest.raises(UserError, match=r"clips\.parquet is damaged.*; delete .*indexed and prep"):
+        open_store(folder)
+    index.unlink()
+    with pytest.raises(UserError, match=r"clips\.parquet is missing; delete .*indexed and prepare"):
+        open_store(folder)
+    write_manifest(folder, entries, "folder", "bd", {})
+    (tmp_path / "other").mkdir()
+    write_manifest(tmp_path / "other", entries * 2, "folder", "bd", {})
+    (tmp_path / "other" / "clips.parquet").rename(index)
+    with pytest.raises(UserError, match=r"lists 10 clips, and .*manifest\.json has 5; delete"):
+        open_store(folder)

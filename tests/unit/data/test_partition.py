@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +23,7 @@ def clips(num_labels: int = 10, each: int = 6) -> list[Clip]:
     ]
 
 
-def ids(dealt: list[tuple[Clip, ...]]) -> list[list[str]]:
+def ids(dealt: Iterable[tuple[Clip, ...]]) -> list[list[str]]:
     return [[clip.clip_id for clip in own] for own in dealt]
 
 
@@ -32,6 +35,26 @@ def test_every_clip_goes_to_one_client_and_the_seed_decides(partition: Partition
     assert all(dealt)
     assert ids(deal(clips(), 8, 1, partition)) == ids(dealt)
     assert ids(deal(clips(), 8, 2, partition)) != ids(dealt)
+
+
+@pytest.mark.parametrize(
+    ("partition", "num_clients", "settings", "digest"),
+    [
+        ("less", 7, {}, "0492e865a9d839e0"),
+        ("more", 4, {}, "7651386b6057be42"),
+        ("more", 23, {}, "e9731bb83f0c0ff4"),
+        ("by_folder", 10, {}, "b08bbc9735256b11"),
+        ("dirichlet", 30, {"alpha": 0.05}, "20221dea8562e674"),
+        ("quantity", 40, {"alpha": 0.1}, "125195978139f6a0"),
+        ("less", 5, {"clips_per_client": 3}, "53d403afb2cc1b9a"),
+    ],
+)
+def test_clips_are_dealt_as_in_earlier_versions(
+    partition: Partition, num_clients: int, settings: dict[str, Any], digest: str
+) -> None:
+    # The digests are of the code that dealt the clips one by one.
+    dealt = ids(deal(clips(), num_clients, 5, partition, **settings))
+    assert hashlib.sha256(repr(dealt).encode()).hexdigest()[:16] == digest
 
 
 def test_less_deals_evenly_and_mixes_labels() -> None:

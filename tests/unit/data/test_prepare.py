@@ -17,11 +17,12 @@ from PIL import Image
 
 from fedvsr.data import clips
 from fedvsr.data import prepare as preparation
-from fedvsr.data.clips import Frames, Store
+from fedvsr.data.clips import Frames
 from fedvsr.data.degrade import degrade
 from fedvsr.data.prepare import prepare
 from fedvsr.data.request import Request, existing
 from fedvsr.data.sources import folder
+from fedvsr.data.store import Store
 from fedvsr.errors import UserError
 from tests.unit.data.clips import Usage, write_pictures
 from tests.unit.data.trees import texture

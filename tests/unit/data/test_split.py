@@ -8,8 +8,10 @@ import pytest
 from pydantic import ValidationError
 
 from fedvsr.config import ExperimentConfig, load_config
+from fedvsr.data.clips import Clip
 from fedvsr.data.config import REDS4, DataConfig
 from fedvsr.data.split import Split, prepare
+from fedvsr.data.store import write_manifest
 from fedvsr.errors import UserError
 from fedvsr.federation.executors import SerialExecutor
 from fedvsr.records import load_results
@@ -18,6 +20,8 @@ from fedvsr.runs.execution import execute
 from fedvsr.runs.launch import prepare_data
 from fedvsr.runs.run import create_run
 from fedvsr.settings import presets
+from fedvsr.training.config import LocalConfig
+from fedvsr.training.requirements import require_room
 from tests.conftest import moving_texture, write_video
 from tests.unit.cli.test_cli import fedvsr
 from tests.unit.data.clips import write_store
@@ -144,6 +148,38 @@ def test_a_folder_of_videos_is_cut_at_the_first_run(tmp_path: Path) -> None:
     assert steps[-1] == ("own (not prepared; this takes a while, once)", 18, 18)
     again = prepare(config, 0, lambda *step: pytest.fail("cut again"))
     assert again == result
+
+
+def test_dealing_many_clips_makes_objects_of_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver pays for the clips of its round and for those that it scores on, not for all."""
+    num_clips, made = 30_000, list[str]()
+    shape = {"num_frames": 9, "height": 32, "width": 48, "scale": 4}
+    entries = [
+        {"clip_id": f"v{i // 100}-{i % 100:03d}", "label": f"l{i % 7}", "sha256": f"{i:064x}"}
+        | shape
+        for i in range(num_clips)
+    ]
+    write_manifest(tmp_path, entries, "video", "bi", {})
+    init = Clip.__init__
+
+    def counted(self: Clip, *values: Any, **fields: Any) -> None:
+        init(self, *values, **fields)
+        made.append(self.clip_id)
+
+    monkeypatch.setattr(Clip, "__init__", counted)
+    result = split(
+        *(str(tmp_path),),
+        **{"held_out": ["v200-050", "v7*-001"], "gap_clips": 2, "num_clients": 29_000},
+    )
+    assert len(result.test) == 1 + 11, "v7 and v70 to v79"
+    assert len(result.train) == num_clips - 12 - 4 - 11 * 3
+    assert len(result.same_video) == 12
+    # The samples' room is looked at too, and a client's clips are asked for.
+    require_room(result.train, LocalConfig(num_frames=3, crop=32))
+    assert [clip.clip_id for clip in result.clients[15_000]] == [made[-1]]
+    assert len(made) < 100
 
 
 def test_a_clip_too_short_for_samples_is_named(small: ExperimentConfig, tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from fedvsr.data import videos
-from fedvsr.data.clips import Clip, Frames, checksum, read_store
+from fedvsr.data.clips import Clip, Frames, checksum
 from fedvsr.data.config import DataConfig
 from fedvsr.data.degrade import bicubic_downscale, quantise
 from fedvsr.data.frames import open_clip
 from fedvsr.data.split import Split, prepare
+from fedvsr.data.store import read_store
 from fedvsr.errors import UserError
 from tests.conftest import moving_texture, write_video
 from tests.unit.cli.test_cli import fedvsr

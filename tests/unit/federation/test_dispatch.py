@@ -18,7 +18,7 @@ from fedvsr.federation.config import Isolation
 from fedvsr.federation.dispatch import Dispatch, Waiting
 from fedvsr.federation.executors import Fault
 from fedvsr.federation.placement import Place
-from fedvsr.federation.schedule import _BUILD_S, Schedule
+from fedvsr.federation.schedule import BUILD_S, Schedule
 from fedvsr.messages import ClientTask
 from tests.unit.federation.simulated import Cluster, greedy_s, run_rounds, simulated
 
@@ -76,6 +76,20 @@ def test_a_process_of_a_slot_takes_one_client_after_the_other() -> None:
     assert cluster.num_built == 16, "once, and in the first round"
     least = [greedy_s([cluster.durations[i] for i in ids], 16) for ids in cohorts]
     assert all(s <= 1.05 * g + 5 for s, g in zip(seconds, least, strict=True)), (seconds, least)
+
+
+@pytest.mark.parametrize(("isolation", "seconds"), [("slot", 15), ("client", 16)])
+def test_a_short_wait_is_worth_a_move_if_no_process_starts(
+    isolation: Isolation, seconds: int
+) -> None:
+    # All are expected to take as long, so each slot gets two. Client 0 is late: after 7 of its 8
+    # seconds client 2, which waits for it, can go to the other slot.
+    cluster = Cluster([8.0, 4.0, 3.0, 3.0], 2)
+    with simulated(cluster, isolation=isolation) as executor:
+        assert run_rounds(executor, [range(4)]) == [seconds]
+    slots = {client_id: slot for client_id, slot, *_ in cluster.log}
+    assert (slots[2] == slots[3]) == (isolation == "slot")
+    assert cluster.num_built == (2 if isolation == "slot" else 4)
 
 
 @pytest.mark.parametrize("isolation", ["client", "slot"])
@@ -152,7 +166,7 @@ def planned(
         home = living.get(client_id)
         costs = {
             (
-                free + (_BUILD_S if home is not None and home != place else 0.0),
+                free + (BUILD_S if home is not None and home != place else 0.0),
                 residents[place] if home is None else 0,
                 slot,
             ): place
@@ -243,7 +257,7 @@ def test_no_client_is_ever_off_its_owners_places_and_no_slot_idles() -> None:
                 assert all(cluster.gpu_owners[gpu] == owners.of(i) for i, gpu, *_ in cluster.log)
                 # A client waits for a slot rather than for a new process, and one that is late is
                 # expected as much later again. The executor looks once a second.
-                assert longest_idle_s(cluster, begun) <= 2 * _BUILD_S + 2
+                assert longest_idle_s(cluster, begun) <= 2 * BUILD_S + 2
                 for i, gpu, *_ in cluster.log:
                     places.setdefault(i, set()).add(gpu)
         num_moved += any(len(gpus) > 1 for gpus in places.values())

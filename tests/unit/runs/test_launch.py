@@ -57,7 +57,7 @@ def test_a_preset_finds_released_flow_weights_beside_the_stores(
     (tmp_path / "stores").mkdir()
     torch.save({"params": dict(flow.named_parameters())}, tmp_path / "stores" / RELEASED_FLOW)
     require_weights(config)
-    (note,) = notes_of(config, Split((), (), (), ()))
+    (note,) = notes_of(config, Split((), (), ()))
     assert "weights of unknown origin, not the released file" in note, "only its shapes are"
     assert "from scratch" not in note
     network = models.build_fresh(config.model)

@@ -90,7 +90,7 @@ def test_a_frame_of_each_clip_is_kept_after_every_evaluation(
 
 
 def notes(config: ExperimentConfig, *overlap: str) -> tuple[str, ...]:
-    return notes_of(config, Split((), (), (), overlap))
+    return notes_of(config, Split((), (), overlap))
 
 
 def test_a_run_says_that_flow_starts_from_scratch() -> None:

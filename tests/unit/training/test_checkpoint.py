@@ -32,28 +32,40 @@ def test_the_newest_is_read_and_old_ones_are_removed(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path: Path, version: int) -> None:
     metadata = {
-        **{"format": 2, "round_idx": 4, "config_hash": "h", "clients": [[2, 1]]},
-        **{"losses": [[2, 0.5], [7, 0.25]], "names": TABLE.names, "shapes": TABLE.shapes},
+        **{"format": version, "round_idx": 4, "config_hash": "h", "clients": [[2, 1]]},
+        **{"names": TABLE.names, "shapes": TABLE.shapes},
     }
-    write_tensors(tmp_path / "round-000004.safetensors", {"params": PARAMS}, metadata)
+    tensors = {"params": PARAMS}
+    if version == 2:
+        metadata["losses"] = [[2, 0.5], [7, 0.25]]
+    else:
+        tensors[".losses.clients"] = np.array([2, 7])
+        tensors[".losses.values"] = np.array([0.5, 0.25])
+    write_tensors(tmp_path / "round-000004.safetensors", tensors, metadata)
     state = checkpoint.latest(tmp_path, TABLE, "h").state
     assert state is not None
     assert (state.clients, state.losses) == ({2: 1}, {2: 0.5, 7: 0.25})
     assert list(state.server) == ["params"]
+    # The next checkpoint keeps this one, and the clients' files that it refers to.
+    kept = checkpoint.save(tmp_path, saved(5), TABLE, "h")
+    assert kept == [{2: 1}, {2: 1}]
 
 
-def test_losses_cost_two_numbers_a_client(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["losses", "clients"])
+def test_each_client_costs_two_numbers(tmp_path: Path, kind: str) -> None:
     sizes = list[int]()
     for count in (0, 1000):
-        losses = {i: 1 / (i + 3) for i in range(count)}
-        state = checkpoint.Saved(1, {"params": PARAMS}, {}, losses)
+        losses = {i: 1 / (i + 3) for i in range(count) if kind == "losses"}
+        clients = {i: i % 7 for i in range(count) if kind == "clients"}
+        state = checkpoint.Saved(1, {"params": PARAMS}, clients, losses)
         checkpoint.save(tmp_path, state, TABLE, "h")
         sizes.append((tmp_path / "round-000001.safetensors").stat().st_size)
         found = checkpoint.latest(tmp_path, TABLE, "h").state
         assert found is not None
-        assert found.losses == losses
+        assert (found.losses, found.clients) == (losses, clients)
     assert sizes[1] - sizes[0] < 16_100
 
 

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from fedvsr.data import pictures
-from fedvsr.data.clips import Store
 from fedvsr.data.prepare import prepare
 from fedvsr.data.request import Request
 from fedvsr.data.sources import folder
+from fedvsr.data.store import Store
 from fedvsr.errors import UserError
 from tests.unit.data.clips import garble, turn, write_clip, write_pictures
 from tests.unit.data.trees import texture

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from fedvsr.data import prepare as preparation
-from fedvsr.data.clips import Clip, Store, checksum
+from fedvsr.data.clips import Clip, checksum
 from fedvsr.data.request import Request
 from fedvsr.data.sources import kinetics
 from fedvsr.data.sources.kinetics import Choice
+from fedvsr.data.store import Store
 from fedvsr.errors import UserError
 from tests.unit.data import trees
 from tests.unit.data.clips import write_clip

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedvsr.data.clips import Store
 from fedvsr.data.config import REDS4
 from fedvsr.data.prepare import prepare
 from fedvsr.data.request import Request
 from fedvsr.data.sources import reds, vid4
+from fedvsr.data.store import Store
 from fedvsr.errors import UserError
 from tests.unit.data import trees
 
