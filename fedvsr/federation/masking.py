@@ -228,7 +228,7 @@ def require_secure(
             f"update.secure_sum shows the server one sum alone, and algorithm.name = {name} needs "
             "more than the weighted sum of parameters; use fedvsr, fedavg or a server optimiser"
         )
-    if algorithm.client_state:
+    if algorithm.client_state or algorithm.personal:
         raise UserError(
             f"update.secure_sum hides a client's update, and algorithm.name = {name} lets the "
             "server keep what the client remembers, which would show it; use fedvsr or fedavg"
