@@ -200,6 +200,9 @@ class ExperimentConfig(Section):
         if not self.data.owners:
             # Earlier versions had no owners: their runs keep their hashes.
             del settings["data"]["owners"]
+        if self.model.adapter is None:
+            # Nor adapters.
+            del settings["model"]["adapter"]
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
     def files(self) -> dict[str, list[str]]:
