@@ -75,6 +75,7 @@ def test_adapters_need_weights_and_layers(small_yaml: Path) -> None:
         require_weights(adapted)
     with pytest.raises(UserError, match=r"targets = linear finds no such layer in tiny; set it to"):
         require_weights(load_config(str(small_yaml), ["model={adapter: {}, weights: a.pth}"]))
+    settings = ["model={adapter: {targets: conv}, weights: a.pth}"]
+    whole = load_config(str(small_yaml), settings)
     with pytest.raises(UserError, match=r"^model\.weights: there is no file a\.pth"):
-        settings = ["model={adapter: {targets: conv}, weights: a.pth}"]
-        require_weights(load_config(str(small_yaml), settings))
+        require_weights(whole)
