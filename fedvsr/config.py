@@ -36,7 +36,12 @@ from fedvsr.refusals import and_more, explain
 from fedvsr.section import NAME, Section, Unused, show
 from fedvsr.settings import anchored, extended, keys, merge, nested, parse_override
 from fedvsr.training.config import LocalConfig
-from fedvsr.training.requirements import require_features, require_flow, require_sample
+from fedvsr.training.requirements import (
+    require_features,
+    require_flow,
+    require_parts,
+    require_sample,
+)
 from fedvsr.training.updates import UpdateConfig
 
 LOADED_ONLY = {"plugins": "loaded"}
@@ -88,6 +93,13 @@ _NO_NUMBER: dict[str, Any] = {
     "local": {"num_workers": True, "cuda_graphs": True, "deterministic": True},
     "evaluation": {"metric_weights": True},
 }
+
+
+# Settings of later versions, which are empty unless they are used.
+_LATER = (
+    *(("data", "owners"), ("model", "adapter")),
+    *(("algorithm", "share"), ("algorithm", "keep"), ("local", "train")),
+)
 
 
 class CheckpointConfig(Section):
@@ -148,7 +160,7 @@ class ExperimentConfig(Section):
             )
         algorithm = build(self.algorithm)
         if (self.update.active or self.update.noise_multiplier) and (
-            algorithm.personal or algorithm.pooled
+            not algorithm.upload or algorithm.pooled
         ):
             raise UserError(
                 f"algorithm.name = {self.algorithm.name} sends no updates: leave update.clip_norm, "
@@ -166,6 +178,7 @@ class ExperimentConfig(Section):
         require_features(self.model, self.algorithm)
         frames = self.data.clip_frames if self.data.videos else None
         require_sample(self.model, self.local, self.data.scale, frames)
+        require_parts(self.model, self.algorithm, self.local)
         require_flow(self.model, self.local)
 
     def without_effect(self, path: str = "") -> list[Unused]:
@@ -174,7 +187,7 @@ class ExperimentConfig(Section):
         algorithm = build(self.algorithm)
         if algorithm.pooled:
             settings, reason = [*_OF_COHORTS], "trains one client in every round"
-        elif algorithm.personal:
+        elif not algorithm.upload:
             settings, reason = ["upload_failure_probability"], "sends no updates"
         else:
             return unused
@@ -197,12 +210,10 @@ class ExperimentConfig(Section):
         """
         # Reset before they are left out: a reset adds what it resets.
         settings = _without(_reset(self.model_dump(mode="json"), self.without_effect()), _NO_NUMBER)
-        if not self.data.owners:
-            # Earlier versions had no owners: their runs keep their hashes.
-            del settings["data"]["owners"]
-        if self.model.adapter is None:
-            # Nor adapters.
-            del settings["model"]["adapter"]
+        for section, name in _LATER:
+            # Earlier versions had no such setting: their runs keep their hashes.
+            if not settings[section].get(name):
+                settings[section].pop(name, None)
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
     def files(self) -> dict[str, list[str]]:

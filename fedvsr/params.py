@@ -87,12 +87,20 @@ def load_flat(module: nn.Module, vector: FloatVector) -> None:
     Raises:
         ValueError: the sizes differ.
     """
+    load_params(list(module.parameters()), vector)
+
+
+def load_params(params: Sequence[nn.Parameter], vector: FloatVector) -> None:
+    """Copy `vector` into some parameters, one after the other; `vector` may be read-only.
+
+    Raises:
+        ValueError: the sizes differ.
+    """
     import torch
 
-    params = list(module.parameters())
     sizes = [parameter.numel() for parameter in params]
     if vector.shape != (sum(sizes),):
-        raise ValueError(f"{vector.shape} values for a network of {sum(sizes)} parameters")
+        raise ValueError(f"{vector.shape} values for {sum(sizes)} parameters")
     start = 0
     with torch.no_grad():
         for parameter, size in zip(params, sizes, strict=True):
@@ -105,13 +113,13 @@ def load_flat(module: nn.Module, vector: FloatVector) -> None:
             start += size
 
 
-def wipe(module: nn.Module) -> None:
-    """Set the parameters of `module` to zero, and drop their gradients."""
+def wipe(params: Iterable[nn.Parameter]) -> None:
+    """Set parameters to zero, and drop their gradients."""
     import torch
 
-    module.zero_grad(set_to_none=True)
     with torch.no_grad():
-        for parameter in module.parameters():
+        for parameter in params:
+            parameter.grad = None
             parameter.zero_()
 
 
@@ -205,14 +213,14 @@ def all_finite(vector: FloatVector) -> bool:
         return bool(np.isfinite(vector.sum()) or np.isfinite(vector).all())
 
 
-def split_tensors(module: nn.Module, vector: FloatVector) -> list[Tensor]:
-    """Copies of the parameters in `vector` (P,), one for each of `module`'s, on its device."""
+def split_tensors(params: Sequence[nn.Parameter], vector: FloatVector) -> list[Tensor]:
+    """Copies of the values in `vector`, a tensor for each of `params`, on its device."""
     import torch
 
-    values = ParamTable.of(module).views(vector)
+    ends = np.cumsum([parameter.numel() for parameter in params])
     return [
-        torch.tensor(values[name], device=parameter.device)
-        for name, parameter in module.named_parameters()
+        torch.tensor(part.reshape(parameter.shape), device=parameter.device)
+        for part, parameter in zip(np.split(vector, ends[:-1]), params, strict=True)
     ]
 
 

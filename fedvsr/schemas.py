@@ -15,7 +15,7 @@ import pyarrow as pa
 from fedvsr.checked import write_parquet
 from fedvsr.metrics import BICUBIC, METRICS
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 
 Row = Mapping[str, object]
 
@@ -77,6 +77,12 @@ SCHEMAS: dict[str, pa.Schema] = {
         _field("executor", pa.string(), "ray or serial."),
         _field("weights_source", pa.string(), "Weights of others that it started from, or null."),
         _field("num_params", pa.int64(), "Parameters of the network.", "1"),
+        _field(
+            "num_shared_params",
+            pa.int64(),
+            "Those of them that are trained and travel; null in an older record.",
+            "1",
+        ),
         _field("num_rounds", pa.int64(), "Rounds that the configuration asks for.", "1"),
         _field("num_clients", pa.int64(), "Registered clients.", "1"),
         _field("num_train_clips", pa.int64(), "Clips that the clients train on.", "1"),

@@ -2,7 +2,8 @@
 
 Until version 5, a row held the scores of one channel: of luma if `channel` of `evaluations`, or the
 run's configuration, said so. It named no test set. Since version 6, a row holds the scores of RGB
-and of luma, and `test_set`. Version 7 added `degradation`, which is null in older rows.
+and of luma, and `test_set`. Version 7 added `degradation`, and
+version 8 `num_shared_params`; both are null in older rows.
 """
 
 from __future__ import annotations

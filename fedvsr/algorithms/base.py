@@ -1,6 +1,7 @@
 """The hooks of a federated algorithm, each with FedAvg's answer, and the settings of all methods.
 
-P is the number of parameters. B clips, T frames, H x W pixels, values in [0, 1].
+P is the number of shared parameters: all, unless some are frozen or stay with their clients. B
+clips, T frames, H x W pixels, values in [0, 1].
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from fedvsr.errors import UserError
+from fedvsr.layout import Role
 from fedvsr.messages import ClientReport, Round, Vectors
 from fedvsr.params import FloatVector, weighted_sum
 from fedvsr.section import NamedSection, OnlyWith
@@ -23,9 +25,10 @@ from fedvsr.wavelets import filters
 if TYPE_CHECKING:
     from torch import Tensor
 
-KEPT_BY_TRAINER = ("params", "moments", "residual")
-"""Names in a client's state that the trainer fills: the client's last parameters, its optimiser's
-moments (a vector of another length), and what compression left out of its updates."""
+KEPT_BY_TRAINER = ("params", "own", "moments", "residual")
+"""Names in a client's state that the trainer fills: the client's last shared parameters, those that
+stay with it and its optimiser's moments (vectors of other lengths), and what compression left out
+of its updates."""
 
 Weights = Literal["samples", "uniform", "loss_aware"]
 Dwt = Annotated[Literal["2d", "3d"], OnlyWith("lambda_hifr", above=0)]
@@ -84,6 +87,16 @@ class AlgorithmConfig(NamedSection):
     mu: float = Field(
         0.0, ge=0, le=1000, description="Strength of FedProx's pull to the global network."
     )
+    share: tuple[str, ...] = Field(
+        (),
+        description="Parts of the network that are averaged, e.g. [encoder]; the others stay with "
+        "each client (default: all are averaged; `fedvsr models --parts` lists them).",
+    )
+    keep: tuple[str, ...] = Field(
+        (),
+        description="Parts of the network that stay with each client, e.g. [head]; the others are "
+        "averaged. Give this or share.",
+    )
 
     def model_post_init(self, _: object) -> None:
         """Check what one field alone cannot show."""
@@ -93,6 +106,11 @@ class AlgorithmConfig(NamedSection):
         if self.lambda_vsr == self.lambda_hifr == 0:
             raise UserError(
                 "lambda_vsr and lambda_hifr are both 0, which leaves nothing to minimise; raise one"
+            )
+        if self.share and self.keep:
+            raise UserError(
+                "algorithm.share and algorithm.keep both say which parts stay with a client; give "
+                "one of them"
             )
 
     def notes(self) -> tuple[str, ...]:
@@ -122,10 +140,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class LocalRound:
-    """One client's training in one round. Lists have a tensor per parameter, on its device."""
+    """One client's training in one round.
+
+    Lists have a tensor per shared parameter, on its device: no hook sees those that stay with the
+    client.
+    """
 
     params: list[Tensor]
-    """The client's parameters, which the optimiser changes."""
+    """The client's version of the shared parameters, which the optimiser changes."""
     shared: dict[str, list[Tensor]]
     """The server's vectors by name; `params` are the global parameters."""
     state: dict[str, list[Tensor]]
@@ -198,8 +220,9 @@ class FedAvg:
     """Vectors that the server keeps besides the parameters; they start at `initial`."""
     contrasts: ClassVar[bool] = False
     """Whether the loss compares features of networks; this needs `params` in `client_state`."""
-    personal: ClassVar[bool] = False
-    """Whether each client keeps its own network, which is then what is scored."""
+    own_network: ClassVar[str | None] = None
+    """The vector of `client_state` that is a client's own version of the shared parameters, with
+    which it is scored; None: clients are scored with the server's."""
     pooled: ClassVar[bool] = False
     """Whether one client holds the clips of all and takes the steps of a whole cohort."""
 
@@ -208,7 +231,16 @@ class FedAvg:
     def __init__(self, config: AlgorithmConfig) -> None:
         self.config = config
 
+    @property
+    def personal(self) -> bool:
+        """Whether each client has a network of its own, which is then what is scored."""
+        return bool(self.own_network or self.config.share or self.config.keep)
+
     # On a client.
+
+    def learning(self, step: int, num_steps: int) -> tuple[Role, ...]:
+        """The parameters that step `step` (from 0) of a round's `num_steps` changes."""
+        return ("shared", "own")
 
     def local_loss(self, batch: Batch) -> Tensor:
         """The loss that a client minimises: Eq. 11 of FedVSR, whose second weight may be 0."""

@@ -10,8 +10,8 @@ from fedvsr.algorithms.base import AlgorithmConfig, FedAvg
 class Config(AlgorithmConfig):
     """Ordinary training on the clips of all clients."""
 
-    # One client has nothing to be weighed against.
-    ignored = ("weights",)
+    # One client has nothing to be weighed against, and shares with nobody.
+    ignored = ("weights", "share", "keep")
 
     name: Literal["centralized"] = "centralized"
 

@@ -12,7 +12,7 @@ from fedvsr.messages import Round, Vectors
 class Config(AlgorithmConfig):
     """Local training without aggregation."""
 
-    ignored = ("weights",)
+    ignored = ("weights", "share", "keep")
 
     name: Literal["local"] = "local"
 
@@ -28,7 +28,7 @@ class Algorithm(FedAvg):
     source = "baseline"
     upload = ()
     client_state = ("params",)
-    personal = True
+    own_network = "params"
 
     def aggregate(
         self,

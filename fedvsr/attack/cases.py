@@ -24,6 +24,7 @@ from fedvsr.data.degrade import quantise
 from fedvsr.data.sampling import passes, read_batch
 from fedvsr.errors import UserError
 from fedvsr.federation.privacy import add_noise
+from fedvsr.layout import NOT_SHARED
 from fedvsr.messages import ClientReport
 from fedvsr.metrics.fidelity import MIN_SIDE, fidelity
 from fedvsr.metrics.psnr import psnr
@@ -149,7 +150,10 @@ def _attack(
         seed = derive_seed(effort.seed, "noise")
         received = add_noise(received, noisy, 1, seed, replay.round_idx)
     network = models.build_fresh(config.model).train()
-    load_flat(network, replay.params)
+    # Of parameters that a client keeps, the attacker knows the first values only.
+    load_flat(network, replay.layout.whole(replay.params, replay.rest))
+    for parameter in replay.layout.params(network, *NOT_SHARED):
+        parameter.requires_grad_(False)
     sparse = case.update.compression == "top_k"
     signs = local.optimizer != "sgd" and report.num_steps == 1
     target = Target(replay.params - received, network, sparse, signs)

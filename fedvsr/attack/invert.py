@@ -70,8 +70,8 @@ class Target:
     """An update, as the attack compares gradients with it.
 
     Args:
-        change: global parameters minus those that the client sent, (P,).
-        network: the network.
+        change: global parameters minus those that the client sent.
+        network: the network. Its parameters that require no gradient were not sent.
         sparse: whether zeros are values that were not sent, and not zeros.
         signs: whether the update is that of Adam's first step, which keeps a gradient's signs.
     """
@@ -80,7 +80,7 @@ class Target:
         self, change: FloatVector, network: nn.Module, sparse: bool = False, signs: bool = False
     ) -> None:
         self.signs = signs
-        self.tensors = split_tensors(network, change)
+        self.tensors = split_tensors(_sent(network), change)
         self._masks = [(t != 0).float() if sparse else None for t in self.tensors]
         self._units = [_unit(t) for t in self.tensors]
         self._used = [bool(t.any()) for t in self.tensors]
@@ -150,7 +150,7 @@ def _descend(
     before: int,
 ) -> Guess:
     frames, height, width = shape
-    params = list(network.parameters())
+    params = _sent(network)
     middle = torch.full((3,), 0.5) if colour is None else colour
     lq = middle.view(1, 1, 3, 1, 1) + _SPREAD * torch.randn(1, frames, 3, height, width)
     lq = lq.clamp(0, 1).requires_grad_()
@@ -210,7 +210,9 @@ def mean_colour(network: nn.Module, change: Sequence[Tensor]) -> Tensor | None:
     if first is None or first[0].bias is None:
         return None
     layer, offset, gain = first
-    changes = {id(p): c for p, c in zip(network.parameters(), change, strict=True)}
+    changes = {id(p): c for p, c in zip(_sent(network), change, strict=True)}
+    if not {id(layer.weight), id(layer.bias)} <= set(changes):
+        return None
     weight, bias = changes[id(layer.weight)], changes[id(layer.bias)]
     if not bias.any():
         return None
@@ -218,6 +220,10 @@ def mean_colour(network: nn.Module, change: Sequence[Tensor]) -> Tensor | None:
     middle = weight[:, :, rows, columns]
     mean = (middle * bias[:, None]).sum(0) / bias.square().sum()
     return ((mean - offset) / gain).clamp(0, 1)
+
+
+def _sent(network: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
 def _first_convolution(network: nn.Module) -> tuple[nn.Conv2d, Tensor, Tensor] | None:

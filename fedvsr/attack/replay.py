@@ -1,6 +1,6 @@
 """A round of a run, computed again: what the server sent, and what a client sent back.
 
-P is the number of parameters.
+P is the number of shared parameters.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from fedvsr.data.videos import Progress
 from fedvsr.determinism import scoped_torch
 from fedvsr.errors import FileError, UserError
 from fedvsr.federation.client_states import ClientStates
+from fedvsr.layout import NOT_SHARED, Layout
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Vectors
-from fedvsr.params import FloatVector, ParamTable, flatten
+from fedvsr.params import FloatVector, flatten
 from fedvsr.records import read_table
 from fedvsr.runs.launch import with_owners
 from fedvsr.runs.run import stored_config
@@ -28,6 +29,8 @@ from fedvsr.seeding import derive_seed
 from fedvsr.training import checkpoint
 from fedvsr.training.config import LocalConfig
 from fedvsr.training.local import LocalTrainer
+from fedvsr.training.requirements import model_spec
+from fedvsr.training.roles import layout_of
 from fedvsr.training.updates import UpdateConfig
 
 
@@ -39,6 +42,10 @@ class Replay:
     config: ExperimentConfig
     algorithm: FedAvg
     round_idx: int
+    layout: Layout
+    """Which parameters are shared."""
+    rest: FloatVector
+    """First values of the parameters that are not shared."""
     server: Vectors
     """The server's vectors (P,) before the round."""
     states: ClientStates
@@ -91,7 +98,11 @@ class Replay:
         config = self.config
         state = self.states.get(client_id) if local is None and update is None else {}
         trainer = LocalTrainer(
-            config.model, config.algorithm, local or config.local, update or config.update
+            config.model,
+            config.algorithm,
+            local or config.local,
+            update or config.update,
+            self.rest,
         )
         shared = {name: self.server[name] for name in self.algorithm.broadcast}
         return trainer.train(self.task(client_id), shared, state, self.clips[client_id])
@@ -118,32 +129,36 @@ def rewind(folder: Path, round_idx: int | None, progress: Progress) -> Replay:
         raise FileError(folder, "is not a run's folder: config.yaml is missing")
     config = stored_config(folder)
     algorithm = algorithms.build(config.algorithm)
-    if algorithm.personal or algorithm.pooled:
+    if not algorithm.upload or algorithm.pooled:
         raise UserError(
             f"{folder.name} has algorithm.name = {config.algorithm.name}, whose clients send no "
             "updates, so there is nothing to audit"
         )
     with scoped_torch(derive_seed(config.seed, "init"), 1):
         network = models.build_fresh(config.model)
-    table = ParamTable.of(network)
+    layout = layout_of(network, model_spec(config.model), config.algorithm, config.local)
     rows = read_table(folder, "clients").to_pylist()
     saved = checkpoint.saved_rounds(folder / "checkpoints")
     round_idx = _choose(folder.name, round_idx, {r["round_idx"] for r in rows}, {0, *saved})
     states = ClientStates(folder / "checkpoints", config.cluster.client_state_bytes)
     if round_idx == 1:
         models.load_start(network, config.model)
-        server = start(algorithm, flatten(network))
+        whole = flatten(network)
+        server = start(algorithm, layout.take(whole, "shared"))
     else:
         path = folder / "checkpoints"
-        state = checkpoint.read(path, round_idx - 1, table, config.config_hash())
+        state = checkpoint.read(path, round_idx - 1, layout.table, config.config_hash())
         states.require_readable(state.clients)
         states.restore(state.clients)
-        server = state.server
+        whole = state.server["params"]
+        server = {**state.server, "params": layout.take(whole, "shared")}
     return Replay(
         folder.resolve().name,
         config,
         algorithm,
         round_idx,
+        layout,
+        layout.take(whole, *NOT_SHARED),
         server,
         states,
         {row["client_id"]: row for row in rows if row["round_idx"] == round_idx},

@@ -104,13 +104,16 @@ def summary(folder: Path) -> None:
             f"{folder} holds the tables of {len(runs)} runs; "
             f"`fedvsr list --out {folder}` shows their scores"
         )
+    from fedvsr.runs.events import parameters
+
     run = runs[0]
     last_round = pc.max(checked_table(folder, "rounds", ["round_idx"])["round_idx"]).as_py()
     console.print(
         Text(str(run["run_id"]), style="bold"), run_status(folder), sep="  ", soft_wrap=True
     )
     say(
-        f"{run['algorithm']} with {run['model']} ({run['num_params']:,} parameters), "
+        f"{run['algorithm']} with {run['model']} "
+        f"({parameters(run['num_params'], run['num_shared_params'])}), "
         f"{run['num_clients']} clients, {last_round or 0}/{run['num_rounds']} "
         f"rounds, seed {run['seed']}, {run['executor']}, {run['device']}"
     )

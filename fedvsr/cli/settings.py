@@ -27,11 +27,19 @@ def algorithms(
     _print(COLUMNS, rows())
 
 
-def models() -> None:
+def models(
+    parts: Annotated[
+        bool,
+        typer.Option("--parts", help="List the parts of each network, with their parameters."),
+    ] = False,
+) -> None:
     """List the networks, and what their training samples must have."""
-    from fedvsr.models import COLUMNS, rows
+    from fedvsr.models import COLUMNS, PART_COLUMNS, part_rows, rows
 
-    _print(COLUMNS, rows())
+    if parts:
+        _print(PART_COLUMNS, part_rows())
+    else:
+        _print(COLUMNS, rows())
 
 
 def _print(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

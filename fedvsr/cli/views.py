@@ -309,7 +309,7 @@ class _RunView:
         assert self._started is not None
         run = self._started
         return (
-            f"{run.run_id}: {run.num_params:,} parameters, {run.num_clients} clients, "
+            f"{run.run_id}: {run.parameters}, {run.num_clients} clients, "
             f"{run.num_rounds} rounds on {run.device}"
         )
 

@@ -18,7 +18,7 @@ from fedvsr.federation.aggregation import cut
 from fedvsr.losses import charbonnier, high_frequency
 from fedvsr.messages import ClientReport, ClientTask, Round, Vectors
 from fedvsr.models import tiny
-from fedvsr.params import FloatVector, ParamTable, flatten, load_flat
+from fedvsr.params import FloatVector
 from fedvsr.training.config import LocalConfig
 from fedvsr.training.local import LocalTrainer
 from fedvsr.training.updates import incoming
@@ -63,7 +63,7 @@ def equal_clients_weigh_the_same_and_give_their_own_vector(algorithm: FedAvg, _:
     server = start(algorithm, np.zeros(100, np.float32))
     result = algorithm.aggregate([upload] * 6, weights, server, _ROUND).vectors
     # What the weights lack to 1 is the share of the global network, here zeros.
-    own = np.zeros(100) if algorithm.personal else upload["params"]
+    own = upload["params"] if algorithm.upload else np.zeros(100)
     expected = sum(weights) * own
     require_close(result["params"], expected, "the mean of equal uploads", rtol=1e-5)
 
@@ -176,13 +176,13 @@ def a_round_of_training_is_whole_and_repeats(algorithm: FedAvg, folder: Path) ->
     """A client sends and remembers what is declared, and the same task gives the same bits."""
     clips = _clips(folder)[:2]
     trainer = LocalTrainer(_MODEL, algorithm.config, _LOCAL)
-    server = start(algorithm, flatten(trainer.network))
+    server = start(algorithm, trainer.params())
     shared = {name: server[name] for name in algorithm.broadcast}
     task = ClientTask(client_id=0, round_idx=1, num_rounds=2, seed=5)
     report, update = trainer.train(task, shared, {}, clips)
     for what, got, declared in (
         ("sends", update.upload, algorithm.upload),
-        ("remembers", update.state, algorithm.client_state),
+        ("remembers", update.state, algorithm.client_state + _own(algorithm)),
     ):
         require(set(got) == set(declared), f"{what} {sorted(got)}, declared {sorted(declared)}")
     sent = sum(vector.nbytes for vector in update.upload.values())
@@ -210,7 +210,7 @@ def a_round_lowers_the_loss(algorithm: FedAvg, folder: Path) -> None:
         trainer = LocalTrainer(_MODEL, algorithm.config, local)
         last = trainer.network.get_parameter("to_pixels.bias")
         torch.nn.init.normal_(last, std=0.05)
-    server = start(algorithm, flatten(trainer.network))
+    server = start(algorithm, trainer.params())
     shared = {name: server[name] for name in algorithm.broadcast}
     reports, updates = [], []
     for i, clip in enumerate(clips):
@@ -219,18 +219,22 @@ def a_round_lowers_the_loss(algorithm: FedAvg, folder: Path) -> None:
         reports.append(client_report)
         updates.append(update)
     before = _loss_on(trainer, server["params"], clips)
+    params = server["params"]
+    if algorithm.upload:
+        weights = algorithm.weights(reports, 5)
+        uploads = [{n: incoming(v, params) for n, v in u.upload.items()} for u in updates]
+        tensors = trainer.layout.table_of("shared").slices()
+        round_info = Round(1, 5, 6, 6, tensors)
+        aggregated = algorithm.aggregate(uploads, weights, server, round_info)
+        params = algorithm.server_step(server, aggregated.vectors, round_info)["params"]
+    after = _loss_on(trainer, params, clips)
     if algorithm.personal:
+        own = algorithm.own_network or "params"
         losses = [
-            _loss_on(trainer, u.state["params"], [c]) for u, c in zip(updates, clips, strict=True)
+            _loss_on(trainer, u.state.get(own, params), [clip], u.state.get("own"))
+            for u, clip in zip(updates, clips, strict=True)
         ]
         after = sum(losses) / len(losses)
-    else:
-        weights = algorithm.weights(reports, 5)
-        uploads = [{n: incoming(v, server["params"]) for n, v in u.upload.items()} for u in updates]
-        round_info = Round(1, 5, 6, 6, ParamTable.of(trainer.network).slices())
-        aggregated = algorithm.aggregate(uploads, weights, server, round_info)
-        moved = algorithm.server_step(server, aggregated.vectors, round_info)
-        after = _loss_on(trainer, moved["params"], clips)
     part = 0.98 if "second_moment" in algorithm.server_state else 0.9
     require(after < part * before, f"from {before:.4f} to {after:.4f}, not below {part:g} of it")
 
@@ -250,6 +254,10 @@ CONTRACTS: tuple[Callable[[FedAvg, Path], None], ...] = (
 )
 
 
+def _own(algorithm: FedAvg) -> tuple[str, ...]:
+    return ("own",) if algorithm.config.share or algorithm.config.keep else ()
+
+
 def _report(client_id: int, loss: float, num_samples: int = 4) -> ClientReport:
     return ClientReport(
         client_id, 1, num_samples, 2, loss, loss, 0.1, loss, 0.1, 2.0, lipschitz=1, update_norm=1
@@ -260,9 +268,14 @@ def _clips(folder: Path) -> list[Clip]:
     return samples.clips(folder, num_clips=6, clip_frames=4, height=48, width=64)
 
 
-def _loss_on(trainer: LocalTrainer, params: FloatVector, clips: Sequence[Clip]) -> float:
+def _loss_on(
+    trainer: LocalTrainer,
+    params: FloatVector,
+    clips: Sequence[Clip],
+    own: FloatVector | None = None,
+) -> float:
     """Mean L_VSR over whole clips."""
-    load_flat(trainer.network, params)
+    trainer.load(params, own)
     losses = []
     for clip in clips:
         lq, gt = (

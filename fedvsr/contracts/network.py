@@ -20,6 +20,9 @@ from fedvsr.training.features import with_features
 from fedvsr.training.local import LocalTrainer
 from fedvsr.training.requirements import model_spec
 
+# The normalisations that parts of the name `norm` consist of.
+_NORMS = (torch.nn.LayerNorm, torch.nn.GroupNorm, torch.nn.modules.batchnorm._BatchNorm)
+
 
 def enlarges_clips_by_its_scale(config: ModelConfig, _: Path) -> None:
     """Clips `(B, T, 3, H, W)` become `(B, T, 3, scale * H, scale * W)`, and stay finite."""
@@ -64,6 +67,36 @@ def only_parameters_learn(config: ModelConfig, _: Path) -> None:
         require(same, f"the buffer {key} changes; only parameters may, as only they travel")
 
 
+def parts_are_what_their_names_say(config: ModelConfig, _: Path) -> None:
+    """No part is empty; the features depend on the encoder alone, the decoder is all the rest."""
+    rules, network = model_spec(config), _network(config)
+    found = {
+        part: {name for name, _ in network.named_parameters() if rules.in_part(part, name)}
+        for part in rules.parts
+    }
+    empty = [part for part, inside in found.items() if not inside]
+    require(not empty, f"no parameter is in {', '.join(empty)}")
+    if "norm" in found:
+        norms = {
+            f"{prefix}.{name}"
+            for prefix, module in network.named_modules()
+            if isinstance(module, _NORMS)
+            for name, _ in module.named_parameters(recurse=False)
+        }
+        require(found["norm"] == norms, f"norm differs in {sorted(found['norm'] ^ norms)[:3]}")
+    if not {"encoder", "decoder"} <= found.keys() or rules.features is None:
+        return
+    encoder, decoder = found["encoder"], found["decoder"]
+    every = {name for name, _ in network.named_parameters()}
+    both = sorted((encoder & decoder) | (every - encoder - decoder))
+    require(not both, f"in both of encoder and decoder, or in neither: {both[:3]}")
+    features = with_features(network, rules.features, _sample(config))[1]
+    features.square().mean().backward()  # type: ignore[no-untyped-call]
+    reached = {name for name, p in network.named_parameters() if p.grad is not None}
+    late = sorted(reached & decoder)
+    require(not late, f"the features depend on the decoder: {late[:3]}")
+
+
 def fedvsr_trains_it(config: ModelConfig, folder: Path) -> None:
     """Two steps of FedVSR move every parameter that the output depends on."""
     rules = model_spec(config)
@@ -91,6 +124,7 @@ CONTRACTS: tuple[Callable[[ModelConfig, Path], None], ...] = (
     enlarges_clips_by_its_scale,
     features_are_a_map_for_every_frame_and_carry_gradients,
     only_parameters_learn,
+    parts_are_what_their_names_say,
     fedvsr_trains_it,
 )
 

@@ -176,6 +176,8 @@ class Clients:
     clips: Sequence[tuple[Clip, ...]]
     """By client id."""
     update: UpdateConfig = UNCHANGED
+    rest: FloatVector | None = None
+    """First values of the parameters that are not shared; None if all are."""
 
     @property
     def sizes(self) -> npt.NDArray[np.int64]:
@@ -197,7 +199,7 @@ class Clients:
 
     def make_trainer(self) -> LocalTrainer:
         """A trainer with its own network."""
-        return LocalTrainer(self.model, self.algorithm, self.local, self.update)
+        return LocalTrainer(self.model, self.algorithm, self.local, self.update, self.rest)
 
 
 class SerialExecutor:

@@ -12,6 +12,7 @@ torch, which takes over a second.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib import import_module
@@ -146,6 +147,29 @@ def rows() -> list[tuple[str, ...]]:
     return table
 
 
+PART_COLUMNS = ("network", "size", "part", "parameters", "of all")
+"""Columns of `part_rows`."""
+
+
+def part_rows() -> list[tuple[str, ...]]:
+    """The parts of each network by size, in `PART_COLUMNS`. Parts may overlap."""
+    from fedvsr.params import ParamTable
+
+    table = list[tuple[str, ...]]()
+    for name, module in KIND.modules().items():
+        for size in module.Config.sizes:
+            config = module.Config(size=size)
+            params, rules = ParamTable.of(_on_meta(config)), module.spec(config)
+            counts = {"": params.size}
+            for part in rules.parts:
+                of_part = zip(params.names, params.shapes, strict=True)
+                counts[part] = sum(math.prod(s) for n, s in of_part if rules.in_part(part, n))
+            for part, count in counts.items():
+                row = (name, size, part or "all", f"{count:,}", f"{count / params.size:.1%}")
+                table.append(row)
+    return table
+
+
 def packaged(name: str) -> Iterator[ModelConfig]:
     """The packaged configurations of a network."""
     module = load(__name__, name)
@@ -219,8 +243,12 @@ def _named(config: ModelConfig, tensors: Mapping[str, Tensor], path: Path) -> di
 
 @lru_cache(maxsize=32)
 def _state_of(config: ModelConfig) -> dict[str, Tensor]:
+    return _on_meta(config).state_dict()
+
+
+def _on_meta(config: ModelConfig) -> nn.Module:
+    """A network of which only names and shapes are needed: no memory, no random draws."""
     import torch
 
-    # Only shapes are needed: no memory, no random draws.
     with torch.device("meta"):
-        return build_fresh(config).state_dict()
+        return build_fresh(config)

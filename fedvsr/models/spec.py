@@ -169,6 +169,19 @@ def require_buildable(layers: Sequence[Layers]) -> None:
         )
 
 
+def parts_around(decoder: str, head: str, **others: str) -> dict[str, str]:
+    """The parts of a network: `encoder`, `decoder`, `head`, and others.
+
+    Args:
+        decoder: regular expression of the beginning of names, for all from `ModelSpec.features` on.
+            All before it is the encoder.
+        head: the same for the last layer.
+        others: regular expressions by the usual names: `flow`, `norm`, `attention`.
+    """
+    around = {"encoder": f"^(?!{decoder})", "decoder": f"^(?:{decoder})", "head": f"^(?:{head})"}
+    return around | others
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """Size rules and loss constant of a network; sizes are of the low-resolution input."""
@@ -185,6 +198,13 @@ class ModelSpec:
     """Height and width must be multiples of this."""
     features: str | None = None
     """Module whose input, (N, C, H, W), algorithms contrast; None: not supported."""
+    parts: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Named groups of parameters, which may overlap: by name, a regular expression that is searched
+    in the parameters' names. See `parts_around`."""
+
+    def in_part(self, part: str, param: str) -> bool:
+        """Whether the parameter of a name is in a part of the network."""
+        return re.search(self.parts[part], param) is not None
 
     def require_sample(self, num_frames: int, size: int, name: str) -> None:
         """Check the length and crop of training samples, `size` in low-resolution pixels.

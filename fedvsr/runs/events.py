@@ -27,6 +27,20 @@ class RunStarted:
     device: str
     notes: tuple[str, ...]
     """What a person should know about this run, a sentence each."""
+    num_shared_params: int | None = None
+    """Parameters that are trained and travel; None in an older record."""
+
+    @property
+    def parameters(self) -> str:
+        """The number of parameters in words."""
+        return parameters(self.num_params, self.num_shared_params)
+
+
+def parameters(num_params: int, num_shared: int | None) -> str:
+    """How many parameters a network has, and how many of them travel if not all do."""
+    if num_shared in (None, num_params):
+        return f"{num_params:,} parameters"
+    return f"{num_params:,} parameters, {num_shared:,} of them shared"
 
 
 @dataclass(frozen=True)

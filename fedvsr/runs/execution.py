@@ -9,6 +9,8 @@ from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from fedvsr import __version__, algorithms, models
 from fedvsr.algorithms.base import start
 from fedvsr.data.split import Split
@@ -29,6 +31,7 @@ from fedvsr.federation.sampling import FederationConfig
 from fedvsr.files import DISK_FULL, remove_temporaries, replacing
 from fedvsr.inference.evaluate import Evaluator
 from fedvsr.inference.scores import Scored
+from fedvsr.layout import NOT_SHARED
 from fedvsr.limits import ClusterGoneError
 from fedvsr.messages import LostError
 from fedvsr.models.origin import joined, parts, weights_source
@@ -44,6 +47,8 @@ from fedvsr.runs.pace import round_s
 from fedvsr.runs.run import Run, locked
 from fedvsr.seeding import derive_seed
 from fedvsr.training import checkpoint
+from fedvsr.training.requirements import model_spec
+from fedvsr.training.roles import layout_of
 
 
 def execute(
@@ -142,6 +147,8 @@ class Execution:
             self.network = models.build_fresh(config.model)
         self.table = ParamTable.of(self.network)
         self.algorithm = algorithms.build(config.algorithm)
+        spec = model_spec(config.model)
+        self.layout = layout_of(self.network, spec, config.algorithm, config.local)
         self.clients = Clients(
             config.model,
             config.algorithm,
@@ -152,12 +159,14 @@ class Execution:
         if self.algorithm.pooled:
             self.clients = self.clients.pooled(config.federation.clients_per_round)
         self.states = ClientStates(self.checkpoints, config.cluster.client_state_bytes)
+        # First values of the parameters that are not shared. Set by `_initial_state`.
+        self.rest = np.empty(0, np.float32)
         # Set by `events`.
         self.scorer: Scorer
         self.state: RunState | None = None
         self.saved_round = 0
         self.unscored: _Unscored | None = None
-        # By client: the round of its network, and the scores of that network.
+        # By client: the round of its newest parameters, and the scores of that network.
         self.personal = dict[int | None, tuple[int, Pending]]()
         identity = {
             "run_id": run.run_id,
@@ -186,7 +195,8 @@ class Execution:
         state = self.state = self._initial_state(saved.state)
         self.saved_round = state.round_idx
         lost = [*self.damaged_tables, *self._lost_rows(saved.state)]
-        executor = self.make_executor(self.clients)
+        rest = None if self.layout.all_shared else self.rest
+        executor = self.make_executor(replace(self.clients, rest=rest))
         try:
             self.scorer = executor.start_scorer(
                 partial(
@@ -248,6 +258,7 @@ class Execution:
             len(self.clients.clips),
             self.device_name,
             notes,
+            self.layout.table_of("shared").size,
         )
 
     def _newest(self) -> checkpoint.Newest:
@@ -261,8 +272,14 @@ class Execution:
         self.states.restore(saved.clients if saved else {})
         if saved is None:
             models.load_start(self.network, self.run.config.model)
-            return RunState(0, start(self.algorithm, flatten(self.network)), {})
-        return RunState(saved.round_idx, saved.server, saved.losses)
+            whole = flatten(self.network)
+        else:
+            whole = saved.server["params"]
+        self.rest = self.layout.take(whole, *NOT_SHARED)
+        params = self.layout.take(whole, "shared")
+        if saved is None:
+            return RunState(0, start(self.algorithm, params), {})
+        return RunState(saved.round_idx, {**saved.server, "params": params}, saved.losses)
 
     def _rounds(self, state: RunState, executor: Executor) -> Iterator[Event]:
         """Train, record, save and score the remaining rounds."""
@@ -275,7 +292,7 @@ class Execution:
             federation,
             config.update,
             sizes=self.clients.sizes,
-            tensors=self.table.slices(),
+            tensors=self.layout.table_of("shared").slices(),
             seed=config.seed,
         )
         for event in run_rounds(state, setup, executor, self.states):
@@ -308,7 +325,8 @@ class Execution:
             return
         state, config = self.state, self.run.config
         # The clients' files first: a checkpoint refers to them.
-        saved = checkpoint.Saved(state.round_idx, state.server, self.states.save(), state.losses)
+        server = {**state.server, "params": self.layout.whole(state.params, self.rest)}
+        saved = checkpoint.Saved(state.round_idx, server, self.states.save(), state.losses)
         kept = checkpoint.save(self.checkpoints, saved, self.table, config.config_hash())
         self.states.clean(kept)
         self.saved_round = state.round_idx
@@ -333,6 +351,7 @@ class Execution:
         """
         counts = {
             "num_params": self.table.size,
+            "num_shared_params": self.layout.table_of("shared").size,
             "num_clients": len(self.clients.clips),
             "num_train_clips": len(self.split.train),
             "num_test_clips": self.split.num_test_clips,
@@ -442,18 +461,23 @@ class Execution:
     def _score(self, state: RunState) -> list[tuple[int | None, Pending]]:
         """Scores of the global network or, for personal methods, of every client's own."""
         if not self.algorithm.personal:
-            return [(None, self.scorer.score(state.params))]
+            whole = self.layout.whole(state.params, self.rest)
+            return [(None, self.scorer.score(whole))]
         pending = list[tuple[int | None, Pending]]()
         for client_id in range(len(self.clients.clips)):
             trained_in = self.states.round_of(client_id)
             # Clients that have not trained yet share the network that all start from.
             key = None if trained_in is None else client_id
+            version = trained_in or 0
+            if self.algorithm.own_network is None:
+                # The shared part changes in every round.
+                version = state.round_idx
             known = self.personal.get(key)
-            if known is None or known[0] != (trained_in or 0):
+            if known is None or known[0] != version:
                 params = self._params_of(client_id, state.params)
                 # The pictures of a personal method are the first client's.
                 pending_scores = self.scorer.score(params, pictures=client_id == 0)
-                known = self.personal[key] = trained_in or 0, pending_scores
+                known = self.personal[key] = version, pending_scores
             pending.append((client_id, known[1]))
         return pending
 
@@ -467,8 +491,11 @@ class Execution:
     # The end
 
     def _params_of(self, client_id: int, params: FloatVector) -> FloatVector:
-        """A client's own parameters (P,), or the global ones if it has not trained."""
-        return self.states.get(client_id).get("params", params)
+        """All parameters (P,) of a client's network; `params` are the server's shared ones."""
+        state = self.states.get(client_id)
+        if self.algorithm.own_network:
+            params = state.get(self.algorithm.own_network, params)
+        return self.layout.whole(params, self.rest, state.get("own"))
 
     def _finish(self, params: FloatVector) -> None:
         """Save the trained network, then mark the run as finished.
@@ -481,6 +508,7 @@ class Execution:
                 self._save_network(own, checkpoint.client_file(self.run.folder, client_id))
             params = own
         else:
+            params = self.layout.whole(params, self.rest)
             self._save_network(params, self.run.folder / "model.safetensors")
         if not any((self.run.folder / "frames").glob("*.png")):
             # An earlier version of the program has scored it, which kept pictures only now.

@@ -37,6 +37,11 @@ def notes_of(config: ExperimentConfig, split: Split) -> tuple[str, ...]:
             f"{delta_of(config.update, num_clients):.2g}; the noise follows from the seed, so keep "
             "the seed, this record and the reported losses to yourself",
         )
+    if config.local.train and config.model.weights is None:
+        notes += (
+            f"local.train = [{', '.join(config.local.train)}]: all else stays as it is drawn at "
+            "random; model.weights=PATH starts from a trained network",
+        )
     if source := weights_source(config.model):
         notes += (licence_note(source),)
     if not models.flow_from_scratch(config.model):

@@ -132,7 +132,15 @@ def _is_dead(folder: Path, slowest_s: Sequence[float]) -> bool:
 def _start(row: dict[Any, Any]) -> RunStarted:
     names = ("num_rounds", "num_params", "num_clients")
     counts = {name: int(row[name]) for name in names}
-    return RunStarted(run_id=row["run_id"], round_idx=0, device=row["device"], notes=(), **counts)
+    shared = row.get("num_shared_params")
+    return RunStarted(
+        run_id=row["run_id"],
+        round_idx=0,
+        device=row["device"],
+        notes=(),
+        num_shared_params=None if pd.isna(shared) else int(shared),
+        **counts,
+    )
 
 
 def _round(results: _Tables, round_idx: int) -> RoundRecorded:

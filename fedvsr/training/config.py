@@ -63,6 +63,11 @@ class LocalConfig(Section):
     min_lr: Annotated[float, OnlyWith("schedule", "cosine")] = Field(
         1e-7, ge=0, le=1, description="Learning rate at the end of the cosine schedule."
     )
+    train: tuple[str, ...] = Field(
+        (),
+        description="Parts of the network that are trained, e.g. [decoder]; the others keep their "
+        "first values and never travel (default: all; `fedvsr models --parts` lists them).",
+    )
     slow_params: tuple[str, ...] = Field(
         (), description="Parts of the names of parameters that learn more slowly, e.g. [spynet]."
     )

@@ -9,7 +9,6 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from fedvsr.algorithms.base import start
-from fedvsr.params import flatten
 from fedvsr.training.local import LocalTrainer
 from fedvsr.training.optimiser import make_optimiser
 
@@ -43,12 +42,14 @@ def measure(trainer: LocalTrainer) -> Footprint:
         ).pin_memory()
         for n in sides
     )
-    params = flatten(trainer.network)
+    params = trainer.params()
     state = {"params": params} if trainer.algorithm.contrasts else {}
     total = torch.cuda.mem_get_info()[1]
     with trainer.on_device():
         trainer.gradients.begin(start(trainer.algorithm, params), state)
-        optimiser = make_optimiser(local, list(trainer.network.parameters()), [])
+        optimiser = make_optimiser(
+            local, trainer.layout.params(trainer.network, "shared", "own"), []
+        )
         scaler = torch.amp.GradScaler("cuda", enabled=local.precision == "fp16")
 
         def step() -> None:

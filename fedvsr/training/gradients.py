@@ -16,10 +16,11 @@ from fedvsr import models
 from fedvsr.algorithms.base import Batch, FedAvg
 from fedvsr.data.sampling import to_float
 from fedvsr.graphs import Replayed
+from fedvsr.layout import Layout, Role
 from fedvsr.losses import charbonnier
 from fedvsr.messages import Vectors
 from fedvsr.models.spec import ModelConfig
-from fedvsr.params import load_flat, wipe
+from fedvsr.params import load_params, wipe
 from fedvsr.precision import autocast
 from fedvsr.training.config import LocalConfig
 from fedvsr.training.features import with_features
@@ -46,10 +47,16 @@ class Gradients:
         model: the network's section.
         algorithm: gives the loss.
         local: how to train.
+        layout: which of the network's parameters are shared.
     """
 
     def __init__(
-        self, network: nn.Module, model: ModelConfig, algorithm: FedAvg, local: LocalConfig
+        self,
+        network: nn.Module,
+        model: ModelConfig,
+        algorithm: FedAvg,
+        local: LocalConfig,
+        layout: Layout,
     ) -> None:
         self._network, self._algorithm, self._local = network, algorithm, local
         self._spec = model_spec(model)
@@ -59,18 +66,25 @@ class Gradients:
             models.build_fresh(model).to(self._device).eval().requires_grad_(False)
             for _ in range(2 if algorithm.contrasts else 0)
         ]
+        self._layout = layout
+        for reference in self._references:
+            self._copy(reference, "frozen")
         self._compared: dict[str, nn.Module] = {}
         self._replayed: Replayed[_Pass] | None = None
         if self._device.type == "cuda" and local.cuda_graphs:
             self._replayed = Replayed("the training step")
 
     def begin(self, shared: Vectors, state: Vectors) -> None:
-        """Load the networks that the algorithm compares with; none in a client's first round."""
+        """Load the networks that the algorithm compares with; none in a client's first round.
+
+        Parameters that stay with the client are those of the network that learns.
+        """
         self._compared = {}
         if self._references and "params" in state:
             vectors = {"global": shared["params"], "previous": state["params"]}
             for network, vector in zip(self._references, vectors.values(), strict=True):
-                load_flat(network, vector)
+                load_params(self._layout.params(network, "shared"), vector)
+                self._copy(network, "own")
             self._compared = dict(zip(vectors, self._references, strict=True))
 
     def compute(self, batch: Frames, scaler: torch.amp.GradScaler, compare: bool = True) -> Tensor:
@@ -108,7 +122,14 @@ class Gradients:
         """Wipe the networks that the last client's was compared with."""
         self._compared = {}
         for network in self._references:
-            wipe(network)
+            wipe(self._layout.params(network, "shared", "own"))
+
+    def _copy(self, reference: nn.Module, role: Role) -> None:
+        """Give a network those parameters of the one that learns that have a role."""
+        pairs = (self._layout.params(network, role) for network in (reference, self._network))
+        with torch.no_grad():
+            for to, source in zip(*pairs, strict=True):
+                to.copy_(source)
 
     def _backward(
         self, compared: Mapping[str, nn.Module], lq: Tensor, gt: Tensor, scale: Tensor

@@ -1,6 +1,6 @@
 """Local training of one client: the only inner loop.
 
-B clips, T frames, C channels, H x W pixels, values in [0, 1]. P parameters.
+B clips, T frames, C channels, H x W pixels, values in [0, 1]. P shared parameters.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from fedvsr.data.sampling import Draw, passes, read_batch
 from fedvsr.determinism import scoped_torch
 from fedvsr.energy import Meter
 from fedvsr.errors import UserError
+from fedvsr.layout import NOT_SHARED, Role
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Packed, Vectors
 from fedvsr.models.spec import ModelConfig
 from fedvsr.params import (
     FloatVector,
     all_finite,
     distance,
-    flatten,
     join_tensors,
-    load_flat,
+    load_params,
     split_tensors,
     wipe,
 )
@@ -52,6 +52,7 @@ from fedvsr.training.optimiser import (
     restore_moments,
 )
 from fedvsr.training.requirements import model_spec
+from fedvsr.training.roles import layout_of
 from fedvsr.training.updates import UNCHANGED, UpdateConfig, outgoing
 
 
@@ -75,9 +76,11 @@ class LocalTrainer:
         algorithm: the algorithm's section.
         local: how to train.
         update: clipping, compression and rejection of the update.
+        rest: first values of the parameters that are not shared, in their order; None: those that
+            the network is built with.
 
     Raises:
-        UserError: `local.slow_params` names no parameter.
+        UserError: `local.slow_params` names no parameter, or see `layout_of`.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class LocalTrainer:
         algorithm: NamedSection,
         local: LocalConfig,
         update: UpdateConfig = UNCHANGED,
+        rest: FloatVector | None = None,
     ) -> None:
         self.spec = model_spec(model)
         self.local, self.update = local, update
@@ -95,15 +99,26 @@ class LocalTrainer:
         if self.device.type == "cuda":
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.network = models.build_fresh(model).to(self.device).train()
+        self.layout = layout_of(self.network, self.spec, self.algorithm.config, local)
+        if rest is not None:
+            load_params(self.layout.params(self.network, *NOT_SHARED), rest)
+        for parameter in self.layout.params(self.network, "frozen"):
+            parameter.requires_grad_(False)
+        self._shared = self.layout.params(self.network, "shared")
+        self._own = self.layout.params(self.network, "own")
+        self._first_own = join_tensors(self._own)
         if local.compile:
             _compile(self.network)
-        self.gradients = Gradients(self.network, model, self.algorithm, local)
-        self._slow = list[torch.nn.Parameter]()
+        self.gradients = Gradients(self.network, model, self.algorithm, local, self.layout)
+        self._learning: tuple[Role, ...] = ("shared", "own")
+        self._slow = list[tuple[torch.nn.Parameter, Role]]()
+        roles = zip(self.network.named_parameters(), self.layout.roles, strict=True)
+        named = [(name, parameter, role) for (name, parameter), role in roles]
         for part in local.slow_params:
-            matches = [p for name, p in self.network.named_parameters() if part in name]
+            matches = [(p, role) for name, p, role in named if part in name]
             if not matches:
                 raise UserError(f"local.slow_params: {part!r} is in no parameter of {model.name}")
-            self._slow += matches
+            self._slow += [(p, role) for p, role in matches if role != "frozen"]
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
@@ -116,9 +131,23 @@ class LocalTrainer:
         """Free the GPU memory that only training needs, for others on the same GPU."""
         self.gradients.release()
 
+    def params(self) -> FloatVector:
+        """A copy of the shared parameters (P,) as they are."""
+        return join_tensors(self._shared)
+
+    def load(self, params: FloatVector, own: FloatVector | None = None) -> None:
+        """Load the shared parameters (P,), and those that stay with a client: their first values.
+
+        Args:
+            params: the shared ones.
+            own: what the client keeps, once it has trained.
+        """
+        load_params(self._shared, params)
+        load_params(self._own, self._first_own if own is None else own)
+
     def forget(self) -> None:
         """Wipe what the last client left: its parameters and gradients."""
-        wipe(self.network)
+        wipe([*self._shared, *self._own])
         self.gradients.forget()
 
     def train(
@@ -165,15 +194,18 @@ class LocalTrainer:
         out: FloatVector | None,
     ) -> tuple[ClientReport, ClientUpdate]:
         algorithm = self.algorithm
-        begin = state.get("params", shared["params"]) if algorithm.personal else shared["params"]
-        load_flat(self.network, begin)
+        begin = shared["params"]
+        if algorithm.own_network:
+            begin = state.get(algorithm.own_network, begin)
+        self.load(begin, state.get("own"))
         self.gradients.begin(shared, state)
         hooks = self._local_round(shared, state, clips) if algorithm.corrects_gradients else None
         waited_s = 0.0
         if hooks and algorithm.wants_first_gradient:
             waited_s = self._gather_first_gradient(task, clips, hooks)
         # A new one each round: the moments start from zero, unless the client remembers them.
-        optimiser = make_optimiser(self.local, list(self.network.parameters()), self._slow)
+        slow = [parameter for parameter, _ in self._slow]
+        optimiser = make_optimiser(self.local, self._trained(), slow)
         if "moments" in state:
             restore_moments(optimiser, state["moments"])
         with self._loader(task, clips) as batches:
@@ -214,17 +246,20 @@ class LocalTrainer:
         Raises:
             UserError: a loss is not finite and `update.reject_nonfinite` is off.
         """
-        num_steps, course = count_steps(self.local, clips), _Course()
+        algorithm, course = self.algorithm, _Course()
+        num_steps = count_steps(self.local, clips)
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.local.precision == "fp16")
         for batch in batches:
             # This step's place in the whole training, as if every client trained in every round: a
             # schedule must not depend on which clients were drawn before.
             step = (task.round_idx - 1) * num_steps + len(course.losses)
-            self._thaw(step)
+            learning = algorithm.learning(len(course.losses), num_steps)
+            self._thaw(step, learning)
             lr = learning_rate(self.local, step / (task.num_rounds * num_steps))
             for group in optimiser.param_groups:
                 group["lr"] = lr * group["factor"]
-            loss, vsr_loss = self._step(batch, optimiser, scaler, hooks, course)
+            corrected = hooks if "shared" in learning else None
+            loss, vsr_loss = self._step(batch, optimiser, scaler, corrected, course)
             course.losses.append(loss)
             course.vsr_losses.append(vsr_loss)
             course.rates.append(lr)
@@ -255,7 +290,7 @@ class LocalTrainer:
         if hooks:
             scaler.unscale_(optimiser)
             # A step that the scaler will skip must leave no trace in what the hooks sum up.
-            if not scaler.is_enabled() or math.isfinite(_gradient_norm(hooks.params)):
+            if not scaler.is_enabled() or math.isfinite(_gradient_norm(self.network.parameters())):
                 added = self.algorithm.correct_gradients(hooks, len(course.losses))
         scaler.step(optimiser)
         scaler.update()
@@ -282,9 +317,9 @@ class LocalTrainer:
             UserError: a value is not finite and `update.reject_nonfinite` is off.
         """
         extra, kept = self.algorithm.finish(hooks) if hooks else ({}, {})
-        params = flatten(self.network, out)
+        params = join_tensors(self._shared, out)
         norm = distance(params, begin)
-        vectors = {"params": params} | _joined(extra)
+        vectors = {"params": params, "own": join_tensors(self._own)} | _joined(extra)
         # A change of finite norm holds finite values only, so `params` needs no second look then.
         unchecked = [v for n, v in vectors.items() if n != "params" or not math.isfinite(norm)]
         if not math.isfinite(course.losses[-1]) or not all(map(all_finite, unchecked)):
@@ -296,6 +331,8 @@ class LocalTrainer:
             )
         upload: dict[str, FloatVector | Packed] = {n: vectors[n] for n in self.algorithm.upload}
         remembered = self._remembered(params, optimiser, _joined(kept))
+        if self._own:
+            remembered["own"] = vectors["own"]
         if self.update.active:
             upload["params"], residual = outgoing(params, begin, state.get("residual"), self.update)
             if residual is not None:
@@ -328,7 +365,8 @@ class LocalTrainer:
         with self._loader(task, clips) as batches:
             for batch in batches:
                 self.gradients.compute(batch, scaler, compare=False)
-                if scaler.is_enabled() and not math.isfinite(_gradient_norm(hooks.params)):
+                norm = _gradient_norm(self.network.parameters()) if scaler.is_enabled() else 0.0
+                if not math.isfinite(norm):
                     # Halve the scale, and leave this batch out.
                     scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
                     continue
@@ -337,17 +375,27 @@ class LocalTrainer:
                         total.add_(parameter.grad, alpha=1 / (scaler.get_scale() * hooks.num_steps))
         return batches.wait_s
 
-    def _thaw(self, step: int) -> None:
-        for parameter in self._slow:
-            parameter.requires_grad_(step >= self.local.freeze_steps)
+    def _thaw(self, step: int, learning: tuple[Role, ...] = ("shared", "own")) -> None:
+        """Let those parameters learn that step `step` of the whole training changes."""
+        if learning != self._learning:
+            self._learning = learning
+            for role, params in (("shared", self._shared), ("own", self._own)):
+                for parameter in params:
+                    parameter.requires_grad_(role in learning)
+        for parameter, role in self._slow:
+            parameter.requires_grad_(role in learning and step >= self.local.freeze_steps)
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        """All parameters that are not frozen, in the module's order."""
+        return self.layout.params(self.network, "shared", "own")
 
     def _local_round(self, shared: Vectors, state: Vectors, clips: Sequence[Clip]) -> LocalRound:
         def split(vectors: Vectors) -> dict[str, list[Tensor]]:
-            return {name: split_tensors(self.network, vector) for name, vector in vectors.items()}
+            return {name: split_tensors(self._shared, vector) for name, vector in vectors.items()}
 
         samples = sum(clip.num_frames for clip in clips)
         return LocalRound(
-            params=list(self.network.parameters()),
+            params=list(self._shared),
             shared=split(shared),
             state=split({name: v for name, v in state.items() if name not in KEPT_BY_TRAINER}),
             sums={},

@@ -9,6 +9,7 @@ import numpy as np
 
 from fedvsr import algorithms
 from fedvsr.errors import UserError
+from fedvsr.lookup import did_you_mean
 from fedvsr.models import KIND, flow_from_scratch
 from fedvsr.models.spec import RELEASED_FLOW
 from fedvsr.plugins import module_of
@@ -17,6 +18,7 @@ from fedvsr.plugins import module_of
 _FLOW_PARAM = "spynet"
 
 if TYPE_CHECKING:
+    from fedvsr.algorithms.base import AlgorithmConfig
     from fedvsr.data.clips import Clip
     from fedvsr.models.spec import ModelConfig, ModelSpec
     from fedvsr.section import NamedSection
@@ -61,16 +63,46 @@ def require_flow(model: ModelConfig, local: LocalConfig) -> None:
     """Check that flow which starts from scratch is trained from the first step on.
 
     Raises:
-        UserError: it would stay random for the first steps, which are 26 rounds or more of the
-            paper's 100.
+        UserError: it would stay random: always, or for the first steps, which are 26 rounds or more
+            of the paper's 100.
     """
     slow = any(part in _FLOW_PARAM or _FLOW_PARAM in part for part in local.slow_params)
+    spec = model_spec(model)
+    trains = not local.train or any(spec.in_part(p, f"{_FLOW_PARAM}.") for p in local.train)
+    if not trains and flow_from_scratch(model):
+        raise UserError(
+            f"local.train = [{', '.join(local.train)}] would keep optical flow as it is drawn at "
+            "random: start from a trained network by model.weights=PATH, or from SpyNet's released "
+            f"weights by model.flow_weights=PATH (the file {RELEASED_FLOW})"
+        )
     if local.freeze_steps and slow and flow_from_scratch(model):
         raise UserError(
             f"local.freeze_steps = {local.freeze_steps} would keep optical flow as it is drawn at "
             "random: start from SpyNet's released weights by model.flow_weights=PATH (the file "
             f"{RELEASED_FLOW}), or train flow from scratch by local.freeze_steps=0"
         )
+
+
+def require_parts(model: ModelConfig, algorithm: AlgorithmConfig, local: LocalConfig) -> None:
+    """Check that the parts that settings name are parts of the network.
+
+    Raises:
+        UserError: one is not.
+    """
+    settings = {
+        "local.train": local.train,
+        "algorithm.share": algorithm.share,
+        "algorithm.keep": algorithm.keep,
+    }
+    known = model_spec(model).parts
+    for key, parts in settings.items():
+        for part in parts:
+            if part not in known:
+                there_are = f"it has {', '.join(known)}" if known else "it declares none"
+                raise UserError(
+                    f"{key} names the part {part!r}, which {model.name} has not"
+                    f"{did_you_mean(part, known)}: {there_are} (ModelSpec.parts)"
+                )
 
 
 def require_features(model: ModelConfig, algorithm: NamedSection) -> None:

@@ -177,7 +177,7 @@ def test_collected_tables_count_only_in_their_own_folder(tmp_path: Path) -> None
 def test_files_carry_their_schema_and_units(tmp_path: Path) -> None:
     write(tmp_path, 1, 0.5)
     schema = pq.read_schema(tmp_path / "evaluations.parquet")
-    assert schema.metadata[b"schema_version"] == b"7"
+    assert schema.metadata[b"schema_version"] == b"8"
     assert schema.field("psnr_db").metadata[b"unit"] == b"dB"
     for name, table in SCHEMAS.items():
         for field in table:

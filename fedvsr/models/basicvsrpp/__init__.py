@@ -12,7 +12,14 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from fedvsr.models.spec import Checkpointing, FlowModelConfig, ModelSpec, Size, flow_name
+from fedvsr.models.spec import (
+    Checkpointing,
+    FlowModelConfig,
+    ModelSpec,
+    Size,
+    flow_name,
+    parts_around,
+)
 
 # Groups of channels that the alignment displaces together; half of them read each of two states.
 GROUPS = 16
@@ -106,4 +113,14 @@ class Config(FlowModelConfig):
 
 def spec(config: Config) -> ModelSpec:
     """Size rules: any number of frames, and 32 pixels a side: SpyNet halves the size five times."""
-    return ModelSpec(scale=4, charbonnier_eps=1e-12, min_size=32, features="upsample1")
+    return ModelSpec(
+        scale=4,
+        charbonnier_eps=1e-12,
+        min_size=32,
+        features="upsample1",
+        parts=parts_around(
+            r"(?:upsample\d|conv_hr|conv_last)\.",
+            r"conv_last\.",
+            flow=r"^spynet\.",
+        ),
+    )

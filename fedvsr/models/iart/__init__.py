@@ -19,6 +19,7 @@ from fedvsr.models.spec import (
     Layers,
     ModelSpec,
     Size,
+    parts_around,
     require_buildable,
 )
 
@@ -140,4 +141,16 @@ class Config(FlowModelConfig):
 
 def spec(config: Config) -> ModelSpec:
     """Size rules: any number of frames, and 32 pixels a side: SpyNet halves the size five times."""
-    return ModelSpec(scale=4, charbonnier_eps=1e-12, min_size=32, features="conv_before_upsample")
+    return ModelSpec(
+        scale=4,
+        charbonnier_eps=1e-12,
+        min_size=32,
+        features="conv_before_upsample",
+        parts=parts_around(
+            r"(?:conv_before_upsample|upconv\d|conv_hr|conv_last)\.",
+            r"conv_last\.",
+            flow=r"^spynet\.",
+            norm=r"\.norm\d?\.",
+            attention=r"\.attn\.|^implicit_warp\.",
+        ),
+    )

@@ -19,6 +19,7 @@ from fedvsr.models.spec import (
     Layers,
     ModelSpec,
     Size,
+    parts_around,
     require_buildable,
 )
 
@@ -183,4 +184,11 @@ def spec(config: Config) -> ModelSpec:
         frames_multiple=CLIP,
         min_size=32,
         features="conv_before_upsampler",
+        parts=parts_around(
+            r"(?:conv_before_upsampler|upsampler|conv_last)\.",
+            r"conv_last\.",
+            flow=r"^spynet\.",
+            norm=r"\.norm\d?\.|\.main\.[37]\.(?:weight|bias)$",
+            attention=r"\.attn\.|^deform_align\.",
+        ),
     )

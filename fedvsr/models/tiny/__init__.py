@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from fedvsr.models.spec import ModelConfig, ModelSpec, Size
+from fedvsr.models.spec import ModelConfig, ModelSpec, Size, parts_around
 
 _SIZES = {
     "demo": Size(
@@ -32,4 +32,9 @@ class Config(ModelConfig):
 
 def spec(config: Config) -> ModelSpec:
     """Size rules: any number of frames and any size."""
-    return ModelSpec(scale=config.scale, charbonnier_eps=1e-9, features="to_pixels")
+    return ModelSpec(
+        scale=config.scale,
+        charbonnier_eps=1e-9,
+        features="to_pixels",
+        parts=parts_around(r"to_pixels\.", r"to_pixels\."),
+    )

@@ -18,6 +18,7 @@ from fedvsr.models.spec import (
     ModelSpec,
     Size,
     Window,
+    parts_around,
     require_buildable,
 )
 
@@ -203,4 +204,11 @@ def spec(config: Config) -> ModelSpec:
         min_size=max(8 * max(config.window_size[1:]), _MIN_FLOW_SIZE),
         size_multiple=8,
         features="conv_last" if config.upscale == 1 else "conv_before_upsample",
+        parts=parts_around(
+            r"(?:conv_before_upsample|upsample|conv_last)\.",
+            r"conv_last\.",
+            flow=r"^spynet\.",
+            norm=r"(?:^|\.)norm\d?\.|\.reshape\.1\.|^stage8\.0\.1\.",
+            attention=r"\.attn\.",
+        ),
     )

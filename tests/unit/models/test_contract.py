@@ -79,3 +79,23 @@ def test_contract(
     config = load("fedvsr.models", name).Config(size="demo")
     assert model_spec(config).features is not None
     contract(config, make_once("contracts", lambda _: None))
+
+
+@pytest.mark.parametrize(
+    "config", [c for n in names("fedvsr.models") for c in models.packaged(n)], ids=str
+)
+def test_every_size_has_its_parts(config: ModelConfig) -> None:
+    """Parts are declared once for all sizes, whose layers have other numbers."""
+    with torch.device("meta"):
+        network = models.build_fresh(config)
+    rules, params = model_spec(config), [name for name, _ in network.named_parameters()]
+    norms = [
+        f"{prefix}.{name}"
+        for prefix, module in network.named_modules()
+        if isinstance(module, torch.nn.LayerNorm)
+        for name, _ in module.named_parameters(recurse=False)
+    ]
+    for part in rules.parts:
+        assert any(rules.in_part(part, name) for name in params), part
+    found = [name for name in params if "norm" in rules.parts and rules.in_part("norm", name)]
+    assert sorted(found) == sorted(norms)
