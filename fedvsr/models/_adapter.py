@@ -6,7 +6,6 @@ each, `A` is `(rank, I)` and `B` is `(O, rank)`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -15,11 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from fedvsr.errors import UserError
-from fedvsr.models.spec import AdapterConfig
+from fedvsr.models.spec import AdapterConfig, ModelSpec
 
 _CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
-# Ends of the names of attention's projections: attn.qkv_self, proj, proj_q.1, q.
-_ATTENTION = re.compile(r"(?:.*\.)?(?:qkv|proj|q|k|v)(?:_\w+)?(?:\.\d+)?")
 
 
 class _Adapted(nn.Module):
@@ -47,7 +44,7 @@ def adapt(network: nn.Module, config: AdapterConfig, name: str) -> None:
     that keeps the variance of a layer's input.
 
     Args:
-        network: the network.
+        network: the network, as its module makes it.
         config: rank, scale and place of the adapters.
         name: the network's name, for the message.
 
@@ -56,9 +53,10 @@ def adapt(network: nn.Module, config: AdapterConfig, name: str) -> None:
     """
     layers = list(_targets(network, config.targets))
     if not layers:
+        others = [kind for kind in ("linear", "conv") if any(True for _ in _targets(network, kind))]
+        way_out = f"set it to {' or '.join(others)}" if others else "leave model.adapter out"
         raise UserError(
-            f"model.adapter.targets = {config.targets} finds no such layer in {name}; "
-            f"set it to {'linear' if config.targets == 'conv' else 'conv'}"
+            f"model.adapter.targets = {config.targets} finds no such layer in {name}; {way_out}"
         )
     network.requires_grad_(False)
     for layer in layers:
@@ -100,9 +98,14 @@ def _adapted(network: nn.Module) -> Iterator[Any]:
 
 def _targets(network: nn.Module, kind: str) -> Iterator[Any]:
     wanted = _CONVOLUTIONS if kind == "conv" else nn.Linear
-    for name, module in network.named_modules():
-        if isinstance(module, wanted) and (kind != "attention" or _ATTENTION.fullmatch(name)):
-            yield module
+    layers = ((n, m) for n, m in network.named_modules() if isinstance(m, wanted))
+    if kind != "attention":
+        return (layer for _, layer in layers)
+    rules = network.spec
+    assert isinstance(rules, ModelSpec)
+    if kind not in rules.parts:
+        return iter(())
+    return (layer for name, layer in layers if rules.in_part(kind, f"{name}.weight"))
 
 
 @cache

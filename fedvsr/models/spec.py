@@ -53,8 +53,8 @@ class AdapterConfig(Section):
     alpha: float = Field(16, gt=0, le=1e4, description="Factor of B A, divided by rank.")
     targets: Literal["linear", "attention", "conv"] = Field(
         "linear",
-        description="Layers to adapt: linear; attention, the linear layers of attention alone; or "
-        "conv, convolutions, for networks without linear layers.",
+        description="Layers to adapt: linear; attention, the linear layers in the network's part "
+        "attention; or conv, convolutions, for networks without linear layers.",
     )
     freeze_a: bool = Field(
         False,
