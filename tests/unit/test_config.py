@@ -251,7 +251,8 @@ def test_hash_covers_what_changes_numbers_and_nothing_else(small_yaml: Path) -> 
     same += ["local.num_workers=0", "on_finish=notify-send done"]
     assert all(hash_of(override) == hash_of() for override in same)
     different = ["seed=4", "local.num_threads=2", "algorithm.alpha=2", "data.num_clients=3"]
-    assert len({hash_of(override) for override in [*different, "seed=3"]}) == 5
+    different += ["model.adapter={rank: 2}", "model.adapter={}"]
+    assert len({hash_of(override) for override in [*different, "seed=3"]}) == 7
 
 
 def test_owners_count_in_the_hash_but_for_their_nodes(small_yaml: Path) -> None:
