@@ -24,6 +24,16 @@ with its client; `frozen`: it keeps its first value."""
 NOT_SHARED: tuple[Role, ...] = ("own", "frozen")
 
 
+def in_words(num_params: int, num_shared: int | None) -> str:
+    """How many parameters a network has, and how many of them travel if not all do.
+
+    None: an older record, in which all do.
+    """
+    if num_shared in (None, num_params):
+        return f"{num_params:,} parameters"
+    return f"{num_params:,} parameters, {num_shared:,} of them shared"
+
+
 @dataclass(frozen=True)
 class Layout:
     """The role of each of a network's parameters, in the module's order."""

@@ -104,7 +104,7 @@ def summary(folder: Path) -> None:
             f"{folder} holds the tables of {len(runs)} runs; "
             f"`fedvsr list --out {folder}` shows their scores"
         )
-    from fedvsr.runs.events import parameters
+    from fedvsr.layout import in_words
 
     run = runs[0]
     last_round = pc.max(checked_table(folder, "rounds", ["round_idx"])["round_idx"]).as_py()
@@ -113,7 +113,7 @@ def summary(folder: Path) -> None:
     )
     say(
         f"{run['algorithm']} with {run['model']} "
-        f"({parameters(run['num_params'], run['num_shared_params'])}), "
+        f"({in_words(run['num_params'], run['num_shared_params'])}), "
         f"{run['num_clients']} clients, {last_round or 0}/{run['num_rounds']} "
         f"rounds, seed {run['seed']}, {run['executor']}, {run['device']}"
     )

@@ -13,6 +13,7 @@ from typing import Any
 from fedvsr.federation.executors import Fault
 from fedvsr.federation.rounds import ClientFinished
 from fedvsr.inference.scores import ClipScore, headline
+from fedvsr.layout import in_words
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,7 @@ class RunStarted:
     @property
     def parameters(self) -> str:
         """The number of parameters in words."""
-        return parameters(self.num_params, self.num_shared_params)
-
-
-def parameters(num_params: int, num_shared: int | None) -> str:
-    """How many parameters a network has, and how many of them travel if not all do."""
-    if num_shared in (None, num_params):
-        return f"{num_params:,} parameters"
-    return f"{num_params:,} parameters, {num_shared:,} of them shared"
+        return in_words(self.num_params, self.num_shared_params)
 
 
 @dataclass(frozen=True)
