@@ -213,6 +213,12 @@ def export(
             help="Input size of an ONNX file. Default: a small one that suits the network.",
         ),
     ] = None,
+    merge: Annotated[
+        bool,
+        typer.Option(
+            "--merge", help="Add the adapters of model.adapter to the weights: a plain network."
+        ),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing file.")
     ] = False,
@@ -221,7 +227,14 @@ def export(
     results: ResultsOption = Path("results"),
 ) -> None:
     """Write a trained network for other programs; an ONNX file is checked against PyTorch."""
-    from fedvsr.inference.export import SUFFIXES, Shape, default_shape, export_onnx, export_tensors
+    from fedvsr.inference.export import (
+        SUFFIXES,
+        Shape,
+        default_shape,
+        export_onnx,
+        export_tensors,
+        merged,
+    )
     from fedvsr.inference.trained import find_trained
 
     match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", shape) if shape is not None else None
@@ -229,6 +242,8 @@ def export(
         reason = "goes with --to onnx" if to != "onnx" else "is not of the form 5x64x64"
         raise UserError(f"--input {shape} {reason}")
     trained = find_trained(checkpoint, results, model, settings or ())
+    if merge:
+        trained = merged(trained)
     path = out if out is not None else Path(Path(trained.name).stem + SUFFIXES[to])
     if not path.parent.is_dir():
         raise UserError(f"there is no folder {path.parent} to write {path.name} to")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -18,6 +18,7 @@ from fedvsr.errors import UserError
 from fedvsr.files import replacing
 from fedvsr.inference.tiling import padded
 from fedvsr.inference.trained import Trained
+from fedvsr.models._adapter import adapter_names, merge
 from fedvsr.models.origin import KEY, joined
 from fedvsr.models.spec import ModelSpec
 from fedvsr.training.checkpoint import save_model
@@ -40,6 +41,22 @@ class Shape:
 
     def __str__(self) -> str:
         return f"{self.frames}x{self.height}x{self.width}"
+
+
+def merged(trained: Trained) -> Trained:
+    """Make a plain network of one with adapters, in its place; the outputs stay the same.
+
+    Raises:
+        UserError: the network has no adapters.
+    """
+    if not adapter_names(trained.network):
+        raise UserError(f"{trained.name} has no adapters to merge; leave --merge out")
+    merge(trained.network)
+    config = trained.config
+    if config is not None:
+        plain = config.model.model_copy(update={"adapter": None})
+        config = config.model_copy(update={"model": plain})
+    return replace(trained, config=config)
 
 
 def export_tensors(trained: Trained, to: Format, path: Path) -> None:
@@ -87,6 +104,8 @@ def export_onnx(trained: Trained, path: Path, shape: Shape) -> float:
     if missing:
         raise UserError(f"ONNX needs {', '.join(missing)}: pip install 'fedvsr[onnx]'")
     network = trained.network.cpu().eval()
+    # For other programs, adapters are of no use.
+    merge(network)
     size = 1, shape.frames, 3, shape.height, shape.width
     lq_BTCHW = torch.rand(size, generator=torch.Generator().manual_seed(0))
     try:

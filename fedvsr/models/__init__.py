@@ -49,26 +49,44 @@ def build(name: str, **config: object) -> nn.Module:
 
 
 def build_fresh(config: ModelConfig) -> nn.Module:
-    """Build the network of a section with fresh weights, without reading files."""
+    """Build the network of a section with fresh weights, without reading files.
+
+    With `adapter`, only the adapters' parameters require gradients.
+    """
     module = module_of(KIND, config)
     if not hasattr(module, "Model"):
         module = import_module(f"{module.__name__}.network")
     network: nn.Module = module.Model(config)
+    if config.adapter is not None:
+        from fedvsr.models._adapter import adapt
+
+        adapt(network, config.adapter, config.name)
     return network
 
 
 def load_start(network: nn.Module, config: ModelConfig) -> None:
     """Load the initial weights that the section names, if any.
 
+    A file without adapters leaves the network's adapters fresh.
+
     Raises:
         UserError: a file cannot be read, or does not fit the network.
     """
+    from fedvsr.models._adapter import adapter_names
     from fedvsr.models._checkpoint import load_tensors, read_tensors
     from fedvsr.models._flow import load_flow_weights
 
     if config.weights is not None:
         path = Path(config.weights).expanduser()
-        load_tensors(network, _named(config, read_tensors(path)[0], path), path)
+        tensors = _named(config, read_tensors(path)[0], path)
+        own = adapter_names(network)
+        if not own and any(name.endswith(".lora_a") for name in tensors):
+            raise FileError(
+                path,
+                "has adapters, and model.adapter is not set: make a plain network of it by "
+                f"`fedvsr export {path} --to torch --merge`, or set model.adapter",
+            )
+        load_tensors(network, tensors, path, optional=own)
     if isinstance(config, FlowModelConfig) and config.flow_weights is not None:
         load_flow_weights(network, Path(config.flow_weights).expanduser())
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from fedvsr.errors import UserError
-from fedvsr.section import NamedSection
+from fedvsr.section import NamedSection, Section
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,6 +43,26 @@ class Size:
     """Keys of the sections `local` and `evaluation`, for those that an experiment does not set."""
 
 
+class AdapterConfig(Section):
+    """Small matrices that are trained instead of a network's own weights."""
+
+    kind: Literal["lora"] = Field(
+        "lora", description="lora: a weight W becomes W + alpha / rank * B A (Hu et al. 2022)."
+    )
+    rank: int = Field(8, ge=1, le=256, description="Rows of A and columns of B.")
+    alpha: float = Field(16, gt=0, le=1e4, description="Factor of B A, divided by rank.")
+    targets: Literal["linear", "attention", "conv"] = Field(
+        "linear",
+        description="Layers to adapt: linear; attention, the linear layers in the network's part "
+        "attention; or conv, convolutions, for networks without linear layers.",
+    )
+    freeze_a: bool = Field(
+        False,
+        description="Keep A as it was drawn and train B alone: the average of clients' updates is "
+        "then exact (FFA-LoRA, Sun et al. 2024), and half as many values travel.",
+    )
+
+
 class ModelConfig(NamedSection):
     """Settings that all networks have."""
 
@@ -52,6 +72,11 @@ class ModelConfig(NamedSection):
     size: str
     weights: str | None = Field(
         None, description="File of initial weights: a run's, or a released checkpoint."
+    )
+    adapter: AdapterConfig | None = Field(
+        None,
+        description="Train adapters of `weights`, which stay as they are (default: train all "
+        "weights).",
     )
 
     @model_validator(mode="before")

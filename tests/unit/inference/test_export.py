@@ -12,6 +12,7 @@ from fedvsr.config import ExperimentConfig
 from fedvsr.inference import export as module
 from fedvsr.models import load_checkpoint
 from fedvsr.models.origin import joined, source_of
+from fedvsr.models.spec import AdapterConfig
 from fedvsr.runs.run import create_run
 from fedvsr.training.checkpoint import save_model
 from tests.unit.cli.test_cli import fedvsr
@@ -51,6 +52,33 @@ def test_an_exported_network_loads_and_gives_the_same(
     assert source_of(path) == SOURCE
     assert fedvsr("export", run.name, *arguments) == 2, "it is there already"
     assert fedvsr("export", run.name, *arguments, "--overwrite") == 0
+
+
+def test_a_merged_network_is_a_plain_one(
+    small: ExperimentConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = AdapterConfig(rank=2, targets="conv")
+    model = small.model.model_copy(update={"adapter": adapter})
+    run = create_run(small.model_copy(update={"model": model}), tmp_path / "results").folder
+    network = models.build_fresh(model)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    save_model(run / "model.safetensors", network, model, SOURCE)
+    want = sr(load_checkpoint(run / "model.safetensors"))
+    path = tmp_path / "plain.safetensors"
+    assert fedvsr("export", str(run), "--to", "safetensors", "--merge", "--out", str(path)) == 0
+    plain = load_checkpoint(path)
+    assert torch.equal(sr(plain), want)
+    assert list(plain.state_dict()) == list(models.build_fresh(small.model).state_dict())
+    assert source_of(path) == SOURCE
+    # The settings that it names are those of a plain network, of which a run can begin.
+    settings = small.model.model_dump() | {"weights": str(path)}
+    assert torch.equal(sr(models.build(**settings)), want)
+    capsys.readouterr()
+    assert fedvsr("export", str(path), "--to", "torch", "--merge", "--out", f"{path}.pth") == 2
+    assert capsys.readouterr().err == (
+        f"error: {path} has no adapters to merge; leave --merge out\n"
+    )
 
 
 def test_onnx_gives_what_pytorch_gives(

@@ -67,3 +67,15 @@ def test_a_preset_finds_released_flow_weights_beside_the_stores(
     other = load_config("rvrt", ["data.videos=[a.mp4]", "model.weights=a.pth"])
     with pytest.raises(UserError, match=r"^model\.weights: there is no file a\.pth; correct"):
         require_weights(other)
+
+
+def test_adapters_need_weights_and_layers(small_yaml: Path) -> None:
+    adapted = load_config(str(small_yaml), ["model.adapter={rank: 2}"])
+    with pytest.raises(UserError, match=r"^model\.adapter .* give a trained network by --set"):
+        require_weights(adapted)
+    with pytest.raises(UserError, match=r"targets = linear finds no such layer in tiny; set it to"):
+        require_weights(load_config(str(small_yaml), ["model={adapter: {}, weights: a.pth}"]))
+    settings = ["model={adapter: {targets: conv}, weights: a.pth}"]
+    whole = load_config(str(small_yaml), settings)
+    with pytest.raises(UserError, match=r"^model\.weights: there is no file a\.pth"):
+        require_weights(whole)
