@@ -11,14 +11,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from scipy import integrate, stats
 
 from fedvsr.records import load_results
 from fedvsr.report.effects import BOUND_DB, SIGNIFICANCE, Pair, difference_table
-from fedvsr.report.gather import GROUP, gather, last_scores
-from fedvsr.report.prose import effects_table
-from tests.study.questions import gaps
+from fedvsr.report.gather import GROUP, gather, last_scores, method_order
+from fedvsr.report.render import number
 
 PILOT = Path(__file__).parents[2] / "results" / "study-pilot"
 NUM_SEEDS = 6
@@ -95,20 +93,28 @@ def least_difference(std: float, level: float) -> float:
 
 
 def pilot_table(folder: Path) -> str:
-    """Each pair of a seed's runs in the pilot, in Markdown: mean and SD over seeds."""
+    """The scores of the pilot and its paired differences, in Markdown."""
     gathered = gather(load_results(folder))
     scores = last_scores(gathered)
-    rows = []
-    for group in scores[GROUP].drop_duplicates().itertuples(index=False, name=None):
-        table = difference_table(scores, Pair(*group, "FedVSR", "FedAvg"))
-        by_seed = table.mean(axis=1)
-        rows.append([group[1], len(by_seed), by_seed.mean(), by_seed.std(), table.std().median()])
-    columns = ["heterogeneity", "seeds", "mean (dB)", "SD over seeds (dB)", "of one clip (dB)"]
-    shown = pd.DataFrame(rows, columns=columns)
-    lines = [f"| {' | '.join(columns)} |", "| --- | --- | --- | --- | --- |"]
-    for row in shown.itertuples(index=False):
-        lines.append(f"| {row[0]} | {row[1]} | {row[2]:+.4f} | {row[3]:.4f} | {row[4]:.4f} |")
-    return "\n".join([*lines, "", effects_table(gaps(gathered), "md").strip()])
+    lines = ["| method | seeds | PSNR (dB) | over bicubic (dB) |", "| --- | --- | --- | --- |"]
+    for method in method_order(gathered.runs):
+        rows = scores[scores["method"] == method]
+        psnr_db, gain_db = (
+            rows["psnr_db"].mean(),
+            (rows["psnr_db"] - rows["bicubic_psnr_db"]).mean(),
+        )
+        seeds = ", ".join(map(str, sorted(rows["seed"].unique())))
+        lines.append(f"| {method} | {seeds} | {psnr_db:.2f} | {gain_db:+.2f} |")
+    (group,) = scores[GROUP].drop_duplicates().itertuples(index=False, name=None)
+    table = difference_table(scores, Pair(*group, "FedVSR", "FedAvg"))
+    by_seed = table.mean(axis=1)
+    differences = ", ".join(number(value, 4, signed=True) for value in by_seed)
+    lines += [
+        "",
+        f"FedVSR minus FedAvg by seed: {differences} dB; standard deviation {by_seed.std():.4f} dB "
+        f"({len(by_seed)} seeds).",
+    ]
+    return "\n".join(lines)
 
 
 def main() -> None:

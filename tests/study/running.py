@@ -42,7 +42,8 @@ def finished(runs: Iterable[Path]) -> list[Path]:
     return [
         folder
         for folder in sorted(runs)
-        if pq.read_table(folder / "runs.parquet")["status"].to_pylist() == ["finished"]
+        if (folder / "runs.parquet").exists()
+        and pq.read_table(folder / "runs.parquet")["status"].to_pylist() == ["finished"]
     ]
 
 

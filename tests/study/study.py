@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
@@ -68,14 +69,14 @@ def main() -> None:
 
 
 def collect_all(work: Path, tables: Path) -> None:
-    """Write the tables of each question's finished runs."""
+    """Write the tables of each question whose own sweep has finished runs."""
     for question in QUESTIONS:
-        runs = list[Path]()
+        runs = dict[str, list[Path]]()
         for name, algorithms in question.sweeps.items():
             of_sweep = finished((work / "results" / "sweeps" / name / "runs").glob("*"))
-            runs += [run for run in of_sweep if not algorithms or _algorithm(run) in algorithms]
-        if runs:
-            collect(runs, tables / question.name)
+            runs[name] = [r for r in of_sweep if not algorithms or _algorithm(r) in algorithms]
+        if runs[question.name]:
+            collect(chain.from_iterable(runs.values()), tables / question.name)
 
 
 def write_report(tables: Path, out: Path) -> None:
@@ -103,6 +104,9 @@ def section(question: Question, report: Report, out: Path) -> Iterator[str]:
         yield render(grid(report.ablation, "md"), "md").strip()
     yield legend(report.main)
     tested = question.compare(gathered)
+    if tested.empty:
+        yield "No comparison has two seeds."
+        return
     yield effects_table(tested, "md").strip()
     yield EFFECTS_NOTE
     tested.to_csv(out / f"effects-{question.name}.csv", index=False)
@@ -122,7 +126,7 @@ def section(question: Question, report: Report, out: Path) -> Iterator[str]:
 def require_gap(gap: pd.DataFrame) -> str:
     """A sentence on the bounds; if they are too close, this program ends with it."""
     each = [f"{row['mean']:.2f} dB ({row['heterogeneity']})" for row in gap.to_dict("records")]
-    sentence = f"Centralized minus local training: {', '.join(each) or 'not run'}."
+    sentence = f"Centralized minus local training: {', '.join(each) or 'not run by two seeds'}."
     if gap.empty or gap["mean"].min() < MIN_GAP_DB:
         sys.exit(f"{sentence} It must be {MIN_GAP_DB} dB; change the design, and compare nothing.")
     return sentence

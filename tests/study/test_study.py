@@ -105,6 +105,24 @@ def fill(tables: Path, name: str, gap: float = 1.0) -> None:
                 )  # fmt: skip
 
 
+def test_each_question_has_the_runs_that_it_compares(tmp_path: Path) -> None:
+    sweeps = tmp_path / "results" / "sweeps"
+    for algorithm in ("fedavg", "f_hifr", "fedvsr_published"):
+        write_run(sweeps / "methods" / "runs", f"m-{algorithm}", algorithm=algorithm)
+    write_run(sweeps / "methods" / "runs", "m-going", status="running", done=1)
+    (sweeps / "methods" / "runs" / "m-pending").mkdir()
+    write_run(sweeps / "steps" / "runs", "s-fedavg")
+    study.collect_all(tmp_path, tmp_path / "tables")
+    runs = {
+        path.name: load_results(path).runs["run_id"].tolist()
+        for path in (tmp_path / "tables").iterdir()
+    }
+    assert runs == {
+        "methods": ["m-f_hifr", "m-fedavg", "m-fedvsr_published"],
+        "steps": ["m-fedavg", "m-fedvsr_published", "s-fedavg"],
+    }, "the sweeps of the others have not been run yet"
+
+
 def effects_of(name: str, tmp_path: Path) -> dict[tuple[str, str], tuple[float, str]]:
     fill(tmp_path, name)
     (question,) = (q for q in QUESTIONS if q.name == name)
@@ -170,3 +188,9 @@ def test_power_of_equivalence_agrees_with_drawing() -> None:
     limit = stats.t.ppf(0.95, 5) * drawn.std(axis=1, ddof=1) / 6**0.5
     passed = (np.abs(drawn.mean(axis=1)) + limit < 0.05).mean()
     assert power.power_of_equivalence(0.04, 0.05, 6) == pytest.approx(passed, abs=0.01)
+
+
+def test_the_design_has_the_tables_of_its_pilot() -> None:
+    note = (study.ROOT / "docs" / "design" / "0024-study.md").read_text()
+    for table in (power.pilot_table(power.PILOT), power.power_table()):
+        assert table in note, "docs/design/0024-study.md lacks what tests.study.power prints"
