@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -22,6 +24,15 @@ _FOUR_SAMPLES = " (local.batch_size=4, local.steps=20)"
 _LOST = " (federation.upload_failure_probability={})"
 
 
+class Choice(NamedTuple):
+    """Which runs of a sweep a question compares."""
+
+    algorithms: tuple[str, ...] = ()
+    """Their algorithms; empty: all."""
+    partition: str = ""
+    """Their `data.partition`; empty: all."""
+
+
 @dataclass(frozen=True)
 class Question:
     """A question of the study."""
@@ -29,8 +40,8 @@ class Question:
     name: str
     """Folder of its tables."""
     title: str
-    sweeps: dict[str, tuple[str, ...]]
-    """Algorithms whose runs are taken from a sweep, by the sweep; empty: all."""
+    sweeps: dict[str, Choice]
+    """The runs that it compares, by sweep."""
     compare: Callable[[Gathered], pd.DataFrame]
     """Makes the table of effects of its runs."""
 
@@ -58,15 +69,14 @@ def _failures(gathered: Gathered) -> pd.DataFrame:
     scores = last_scores(gathered)
     scores = scores[scores["status"] == "finished"]
     rows = []
-    for name in METHODS[1:]:
+    for group, name in product(_groups(gathered), METHODS[1:]):
         lost, kept = (
             Pair(*group, display(name) + suffix, _FEDAVG + suffix)
             for suffix in map(_LOST.format, (0.5, 0.0))
-            for group in _groups(gathered)
         )
         at_lost, at_kept = (difference_table(scores, pair) for pair in (lost, kept))
         change = (at_lost - at_kept).dropna()
-        named = Pair(*lost[: len(GROUP)], f"{display(name)}'s gain at 50 %", "gain at 0 %")
+        named = Pair(*group, f"{display(name)}'s gain at 50 %", "gain at 0 %")
         for pair, table in ((lost, at_lost), (named, change)):
             if table.size and len(table) > 1:
                 rows.append({**pair._asdict(), **effect(table.to_numpy(), BOUND_DB)})
@@ -96,23 +106,23 @@ def _pairs(gathered: Gathered, methods: list[tuple[str, str]]) -> Iterator[Pair]
 
 
 QUESTIONS = (
-    Question("methods", "Does FedVSR help?", {"methods": ()}, _methods),
+    Question("methods", "Does FedVSR help?", {"methods": Choice()}, _methods),
     Question(
         "steps",
         "What are four times as many steps worth?",
-        {"methods": ("fedavg", "fedvsr_published"), "steps": ()},
+        {"methods": Choice(("fedavg", "fedvsr_published")), "steps": Choice()},
         _steps,
     ),
     Question(
         "failures",
         "Do the weights help if uploads fail?",
-        {"methods": ("fedavg", *METHODS[1:]), "failures": ()},
+        {"methods": Choice(("fedavg", *METHODS[1:]), "more"), "failures": Choice()},
         _failures,
     ),
     Question(
         "degradations",
         "Do the weights help if clients differ in degradation?",
-        {"degradations": ()},
+        {"degradations": Choice()},
         _degradations,
     ),
 )

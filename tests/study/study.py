@@ -12,6 +12,7 @@ bounds are at least 0.5 dB apart.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator
 from itertools import chain
@@ -28,7 +29,7 @@ from fedvsr.report.prose import EFFECTS_NOTE, effects_table
 from fedvsr.report.render import grid, legend, render
 from fedvsr.report.weights import draw_weights
 from tests.study.clips import PARTS, lay_out
-from tests.study.questions import MIN_GAP_DB, QUESTIONS, Question, gaps
+from tests.study.questions import MIN_GAP_DB, QUESTIONS, Choice, Question, gaps
 from tests.study.running import collect, finished, prepare, sweep
 
 ROOT = Path(__file__).parents[2]
@@ -72,9 +73,9 @@ def collect_all(work: Path, tables: Path) -> None:
     """Write the tables of each question whose own sweep has finished runs."""
     for question in QUESTIONS:
         runs = dict[str, list[Path]]()
-        for name, algorithms in question.sweeps.items():
+        for name, choice in question.sweeps.items():
             of_sweep = finished((work / "results" / "sweeps" / name / "runs").glob("*"))
-            runs[name] = [r for r in of_sweep if not algorithms or _algorithm(r) in algorithms]
+            runs[name] = [run for run in of_sweep if _is_chosen(run, choice)]
         if runs[question.name]:
             collect(chain.from_iterable(runs.values()), tables / question.name)
 
@@ -138,8 +139,12 @@ def effort(runs: pd.DataFrame) -> str:
     return f"{len(runs)} runs, {seconds.sum() / 3600:.1f} hours of one core."
 
 
-def _algorithm(run: Path) -> str:
-    return str(pq.read_table(run / "runs.parquet", columns=["algorithm"])["algorithm"][0])
+def _is_chosen(run: Path, choice: Choice) -> bool:
+    table = pq.read_table(run / "runs.parquet", columns=["algorithm", "config"])
+    ((algorithm, config),) = zip(*table.to_pydict().values(), strict=True)
+    partition = json.loads(config)["data"]["partition"]
+    is_method = not choice.algorithms or algorithm in choice.algorithms
+    return is_method and choice.partition in ("", partition)
 
 
 if __name__ == "__main__":

@@ -107,20 +107,25 @@ def fill(tables: Path, name: str, gap: float = 1.0) -> None:
 
 def test_each_question_has_the_runs_that_it_compares(tmp_path: Path) -> None:
     sweeps = tmp_path / "results" / "sweeps"
+    methods = sweeps / "methods" / "runs"
     for algorithm in ("fedavg", "f_hifr", "fedvsr_published"):
-        write_run(sweeps / "methods" / "runs", f"m-{algorithm}", algorithm=algorithm)
-    write_run(sweeps / "methods" / "runs", "m-going", status="running", done=1)
-    (sweeps / "methods" / "runs" / "m-pending").mkdir()
-    write_run(sweeps / "steps" / "runs", "s-fedavg")
+        for partition in ("more", "dirichlet"):
+            write_run(methods, f"{partition}-{algorithm}", algorithm=algorithm, partition=partition)
+    write_run(methods, "going", status="running", done=1)
+    (methods / "pending").mkdir()
+    write_run(sweeps / "steps" / "runs", "steps-fedavg")
+    write_run(sweeps / "failures" / "runs", "failures-fedavg")
     study.collect_all(tmp_path, tmp_path / "tables")
     runs = {
         path.name: load_results(path).runs["run_id"].tolist()
         for path in (tmp_path / "tables").iterdir()
     }
+    federated = ["fedavg", "fedvsr_published"]
     assert runs == {
-        "methods": ["m-f_hifr", "m-fedavg", "m-fedvsr_published"],
-        "steps": ["m-fedavg", "m-fedvsr_published", "s-fedavg"],
-    }, "the sweeps of the others have not been run yet"
+        "methods": [f"{p}-{a}" for p in ("dirichlet", "more") for a in ("f_hifr", *federated)],
+        "steps": [*(f"{p}-{a}" for p in ("dirichlet", "more") for a in federated), "steps-fedavg"],
+        "failures": ["failures-fedavg", *(f"more-{a}" for a in federated)],
+    }, "the sweep of degradations has not been run yet"
 
 
 def effects_of(name: str, tmp_path: Path) -> dict[tuple[str, str], tuple[float, str]]:
