@@ -11,7 +11,7 @@ import pandas as pd
 
 from fedvsr.errors import UserError
 from fedvsr.records import Results, read_results, run_folders
-from fedvsr.report import crops, curves, degradations, paired, tables
+from fedvsr.report import crops, curves, degradations, effects, paired, tables, weights
 from fedvsr.report.clients import fault_rows
 from fedvsr.report.gather import Gathered, gather
 from fedvsr.report.overhead import overhead
@@ -38,10 +38,14 @@ class Report:
     margins: pd.DataFrame
     differences: pd.DataFrame
     """Empty without scipy."""
+    effects: pd.DataFrame
+    """Tested differences; empty without scipy or a second seed."""
     overhead: pd.DataFrame
     faults: pd.DataFrame
     points: pd.DataFrame
     """Points of the curves."""
+    weights: pd.DataFrame
+    """Points of the curves of weights."""
     frames: tuple[crops.Frame, ...]
     notes: tuple[str, ...]
 
@@ -77,9 +81,11 @@ def read(folder: Path, paper: Paper = DEFAULT, metrics: Sequence[str] | None = N
     )
     if find_spec("scipy") is None:
         differences = pd.DataFrame(columns=paired.COLUMNS)
+        tested = pd.DataFrame(columns=effects.COLUMNS)
         notes += ("paired differences are left out because scipy is missing (extra `report`)",)
     else:
         differences = paired.paired_differences(gathered)
+        tested = effects.effects(gathered)
     return Report(
         results,
         gathered,
@@ -90,9 +96,11 @@ def read(folder: Path, paper: Paper = DEFAULT, metrics: Sequence[str] | None = N
         degradations.own_scores(results, gathered),
         tables.margins(main),
         differences,
+        tested,
         overhead(results, gathered, paper),
         fault_rows(results),
         curves.curve_points(gathered),
+        weights.weight_points(results, gathered),
         tuple(crops.frames(gathered, folder_of)),
         notes,
     )

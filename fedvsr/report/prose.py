@@ -12,9 +12,16 @@ import pandas as pd
 from fedvsr.metrics import METRICS
 from fedvsr.report import papers, tables
 from fedvsr.report.content import Report
+from fedvsr.report.effects import METRIC
 from fedvsr.report.render import MISSING, Markup, grid, legend, number, plain, render
 
 _UNKNOWN = "not recorded"
+EFFECTS_NOTE = (
+    "Differences of PSNR in the last round, paired over seeds: the 95 % t interval over seeds, the "
+    "bootstrap interval over seeds and clips, and the p-value of the paired t test, adjusted by "
+    "Holm's method for all rows. Equivalent: two one-sided t tests, adjusted likewise, place the "
+    "difference within the bound. Undecided: neither test is passed."
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,8 @@ def sections(report: Report, markup: Markup) -> list[Section]:
             "the number of comparisons."
         )
         parts.append(Section("Paired differences", (), _table(rows, markup), after))
+    if not report.effects.empty:
+        parts.append(Section("Effects", (), effects_table(report.effects, markup), EFFECTS_NOTE))
     if not report.overhead.empty:
         rows = _costs(report.overhead)
         after = (
@@ -124,6 +133,27 @@ def _difference(row: Mapping[Any, Any]) -> dict[str, str]:
     }
 
 
+def effects_table(effects: pd.DataFrame, markup: Markup) -> str:
+    """The source text of a table of `fedvsr.report.effects`."""
+    return _table([_effect(row) for row in effects.to_dict("records")], markup)
+
+
+def _effect(row: Mapping[Any, Any]) -> dict[str, str]:
+    suffix = METRICS[METRIC].suffix
+    return {
+        "difference": f"{row['method']} minus {row['reference']}",
+        "network": row["model"],
+        "heterogeneity": row["heterogeneity"],
+        "test set": row["testset"],
+        "mean": number(row["mean"], 3, signed=True) + suffix,
+        f"verdict (±{row['bound']:g}{suffix})": row["verdict"],
+        "t interval": _ends(row, "", 3),
+        "bootstrap": _ends(row, "boot_", 3),
+        "p (Holm)": "< 0.001" if row["p_holm"] < 0.001 else f"{row['p_holm']:.3f}",
+        "seeds": str(row["num_seeds"]),
+    }
+
+
 def _own(row: Mapping[Any, Any]) -> dict[str, str]:
     return {
         "network": row["model"],
@@ -146,11 +176,14 @@ def _with_deviation(row: Mapping[Any, Any], name: str) -> str:
 
 def _interval(row: Mapping[Any, Any], what: str, decimals: int) -> str:
     count = row[f"num_{what}"]
-    low, high = row[f"{what}_low"], row[f"{what}_high"]
-    if pd.isna(low):
+    if pd.isna(row[f"{what}_low"]):
         return f"{count} only"
-    ends = f"{number(low, decimals, signed=True)} to {number(high, decimals, signed=True)}"
-    return f"{ends} ({count})"
+    return f"{_ends(row, f'{what}_', decimals)} ({count})"
+
+
+def _ends(row: Mapping[Any, Any], prefix: str, decimals: int) -> str:
+    low, high = row[f"{prefix}low"], row[f"{prefix}high"]
+    return f"{number(low, decimals, signed=True)} to {number(high, decimals, signed=True)}"
 
 
 def _costs(costs: pd.DataFrame) -> list[dict[str, str]]:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from fedvsr.errors import UserError
 from fedvsr.files import replacing
-from fedvsr.report import crops, curves
+from fedvsr.report import crops, curves, forest, weights
 from fedvsr.report.clients import draw_clients, title_of
 from fedvsr.report.content import Report, read
 from fedvsr.report.crops import Crop
@@ -92,6 +92,8 @@ def _texts(
     tidy = {name: getattr(report, name) for name in _TIDY} | dict(_numbered(report))
     if not report.own.empty:
         tidy["own_degradation"] = report.own
+    if not report.effects.empty:
+        tidy["effects"] = report.effects
     if "csv" in formats:
         texts |= {f"{name}.csv": partial(cells.to_csv, index=False) for name, cells in tidy.items()}
     if "tex" in formats:
@@ -111,6 +113,10 @@ def _figures(
     styles = curves.line_styles(report.gathered)
     for model in report.points["model"].unique():
         yield _slug("curves", model), partial(curves.draw_curves, report.points, model, styles)
+    for model in report.effects["model"].unique():
+        yield _slug("effects", model), partial(forest.draw_forest, report.effects, model)
+    for model in report.weights["model"].unique():
+        yield _slug("weights", model), partial(weights.draw_weights, report.weights, model, styles)
     groups = dict[tuple[str, ...], list[crops.Frame]]()
     for frame in report.frames:
         key = frame.model, frame.heterogeneity, frame.testset, frame.degradation

@@ -13,23 +13,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from fedvsr.files import replacing
 from fedvsr.records import load_results
 from fedvsr.report.content import Report, read
 from fedvsr.report.curves import draw_curves, line_styles
 from fedvsr.report.figures import save
 from fedvsr.report.prose import markdown
-from fedvsr.schemas import SCHEMAS
+from tests.study.running import collect, fedvsr, prepare, sweep
 
 ROOT = Path(__file__).parents[2]
 SWEEPS = ROOT / "tune_configs" / "study_small"
@@ -69,10 +63,8 @@ def run(clips: Path, work: Path, seeds: Sequence[int]) -> None:
     """Do every step up to the tables, except for those that are done."""
     lay_out(clips, work / "videos")
     for name in ("public", "clients", "test"):
-        if not (work / "stores" / name).exists():
-            source, store = f"videos/{name}", f"stores/{name}"
-            _fedvsr(work, "data", "prepare", "folder", "--source", source, "--out", store)
-    _sweep(work, "pretrain", "pretrain")
+        prepare(work, name)
+    sweep(work, SWEEPS / "pretrain.yaml", "pretrain")
     sweeps = work / "results" / "sweeps"
     trained = load_results(sweeps / "pretrain").runs.set_index("model")["run_id"]
     for model in NETWORKS:
@@ -80,10 +72,10 @@ def run(clips: Path, work: Path, seeds: Sequence[int]) -> None:
         if not weights.exists():
             weights.parent.mkdir(exist_ok=True)
             folder = str(sweeps / "pretrain" / "runs" / trained[model])
-            _fedvsr(work, "export", folder, "--to", "safetensors", "--out", str(weights))
+            fedvsr(work, "export", folder, "--to", "safetensors", "--out", str(weights))
     for seed in seeds:
         for name in ("methods", "ablation"):
-            _sweep(work, name, f"{name}-{seed}", "--set", f"seed={seed}")
+            sweep(work, SWEEPS / f"{name}.yaml", f"{name}-{seed}", "--set", f"seed={seed}")
     collect_all(sweeps)
 
 
@@ -114,27 +106,6 @@ def collect_all(sweeps: Path) -> None:
     compared = [p for name in ("methods", "ablation") for p in sweeps.glob(f"{name}-*/runs/*")]
     collect(sorted(compared), TABLES)
     collect(sorted(sweeps.glob("pretrain/runs/*")), TABLES / "pretrain")
-
-
-def collect(runs: Iterable[Path], out: Path) -> None:
-    """Write each table of the finished runs into one file, keeping other runs in that file."""
-    folders = [
-        folder
-        for folder in runs
-        if pq.read_table(folder / "runs.parquet")["status"].to_pylist() == ["finished"]
-    ]
-    out.mkdir(parents=True, exist_ok=True)
-    for name, schema in SCHEMAS.items():
-        paths = [path for folder in folders if (path := folder / f"{name}.parquet").exists()]
-        table = pa.concat_tables([schema.empty_table(), *(pq.read_table(p) for p in paths)])
-        target = out / f"{name}.parquet"
-        if target.exists():
-            existing = pq.ParquetFile(target).read()
-            is_new = pc.is_in(existing["run_id"], pa.array([folder.name for folder in folders]))
-            table = pa.concat_tables([existing.filter(pc.invert(is_new)), table])
-        with replacing(target) as aside:
-            pq.write_table(table.sort_by("run_id"), aside)
-    print(f"{out}: the tables of {len(folders)} finished runs")
 
 
 def write_page() -> None:
@@ -173,19 +144,6 @@ def effort(runs: pd.DataFrame, pretraining: pd.DataFrame) -> str:
     packages = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "ray"))
     hours = f"Pretraining: {of(pretraining)}. Compared: {of(runs)}."
     return f"**Effort.** {hours} Software: {packages}."
-
-
-def _sweep(work: Path, file: str, name: str, *options: str) -> None:
-    is_started = (work / "results" / "sweeps" / name / "sweep.yaml").exists()
-    mode = ["--resume"] if is_started else ["--max-concurrent", "2"]
-    _fedvsr(work, "tune", str(SWEEPS / f"{file}.yaml"), "--name", name, *options, *mode)
-
-
-def _fedvsr(folder: Path, *arguments: str) -> None:
-    print("fedvsr", *arguments, flush=True)
-    process = subprocess.run([sys.executable, "-m", "fedvsr", *arguments], cwd=folder, check=False)
-    if process.returncode:
-        sys.exit(process.returncode)
 
 
 if __name__ == "__main__":
