@@ -22,10 +22,13 @@ from fedvsr.runs.run import Run
 
 @dataclass(frozen=True)
 class _Unscored:
-    """A trained round that waits for its scores: pairs of a client id and its scores."""
+    """A trained round that waits for its scores."""
 
     event: RoundRecorded
     pending: list[tuple[int | None, Pending]]
+    """Pairs of a client id and its scores, which several clients may share."""
+    begun: list[Pending]
+    """Those that were begun for this round; the others are an earlier round's."""
 
     def ready(self) -> bool:
         return all(pending.ready() for _, pending in self.pending)
@@ -87,7 +90,8 @@ class RoundScores:
                     finished, config.federation.model_dump(), self._networks.num_clients
                 ),
             )
-        self._unscored = _Unscored(event, self._score(state) if self.is_due(round_idx) else [])
+        pending, begun = self._score(state) if self.is_due(round_idx) else ([], [])
+        self._unscored = _Unscored(event, pending, begun)
 
     def settle_if_ready(self) -> Iterator[RoundRecorded | Fault]:
         """Write the scores of the round before, if they have arrived."""
@@ -108,7 +112,7 @@ class RoundScores:
             self._save_pictures(scored)
         scores = [(client_id, score) for client_id, scored in results for score in scored.scores]
         score_rows = [{"client_id": client_id, **score.row()} for client_id, score in scores]
-        evaluate_s = sum(scored.wall_s for _, scored in results)
+        evaluate_s = sum(pending.result().wall_s for pending in unscored.begun)
         means = rows.mean_row([score for _, score in scores])
         self._records.write_scores(event.round_idx, {**means, "evaluate_s": evaluate_s}, score_rows)
         yield replace(event, scores=[s for _, s in scores], wall_s=event.wall_s or evaluate_s)
@@ -124,12 +128,17 @@ class RoundScores:
             with replacing(frames / name) as aside:
                 aside.write_bytes(content)
 
-    def _score(self, state: RunState) -> list[tuple[int | None, Pending]]:
-        """Scores of the global network or, for personal methods, of every client's own."""
+    def _score(self, state: RunState) -> tuple[list[tuple[int | None, Pending]], list[Pending]]:
+        """Scores of the global network or, for personal methods, of every client's own.
+
+        Returns:
+            `_Unscored.pending` and `_Unscored.begun`.
+        """
         networks = self._networks
         if not networks.personal:
-            return [(None, self.scorer.score(networks.of_server(state.params)))]
-        pending = list[tuple[int | None, Pending]]()
+            scores = self.scorer.score(networks.of_server(state.params))
+            return [(None, scores)], [scores]
+        pending, begun = list[tuple[int | None, Pending]](), list[Pending]()
         for client_id in range(networks.num_clients):
             # Clients that have not trained yet share the network that all start from.
             key = client_id if networks.trained(client_id) else None
@@ -140,8 +149,9 @@ class RoundScores:
                 # The pictures of a personal method are the first client's.
                 scores = self.scorer.score(whole, pictures=client_id == 0)
                 known = self._known[key] = version, scores
+                begun.append(scores)
             pending.append((client_id, known[1]))
-        return pending
+        return pending, begun
 
 
 def epsilon_after(config: ExperimentConfig, num_rounds: int) -> float | None:

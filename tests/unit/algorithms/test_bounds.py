@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,15 @@ from fedvsr import models
 from fedvsr.algorithms import centralized
 from fedvsr.config import ExperimentConfig
 from fedvsr.errors import UserError
-from fedvsr.federation.executors import Clients, SerialExecutor
+from fedvsr.federation.executors import (
+    Clients,
+    FaultKind,
+    Pending,
+    Scorer,
+    SerialExecutor,
+)
 from fedvsr.inference.evaluate import Evaluator
+from fedvsr.inference.scores import Scored
 from fedvsr.inference.trained import find_trained
 from fedvsr.messages import ClientTask
 from fedvsr.params import FloatVector, flatten
@@ -116,3 +125,44 @@ def test_a_pool_holds_every_clip_once(small: ExperimentConfig) -> None:
     # Frames 4, 8, and the rest by fours: steps of 3 samples, twice; two mean clients' worth.
     steps = [2 * -(-4 * n // 3) for n in (1, 2, len(clips) - 3)]
     assert pool.local.steps == round(2 * sum(steps) / 3)
+
+
+class _SecondScorer:
+    """A scorer whose every scoring takes a second, by its own account."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer, self.device_name = scorer, scorer.device_name
+
+    def score(self, params: FloatVector, pictures: bool = True) -> Pending:
+        return _Second(self._scorer.score(params, pictures).result())
+
+    def take_faults(self) -> list[tuple[FaultKind, str]]:
+        return []
+
+
+@dataclass(frozen=True)
+class _Second:
+    scored: Scored
+
+    def ready(self) -> bool:
+        return True
+
+    def result(self) -> Scored:
+        return replace(self.scored, wall_s=1.0)
+
+
+class _SecondExecutor(SerialExecutor):
+    def start_scorer(self, make: Callable[[], Evaluator]) -> Scorer:
+        return _SecondScorer(super().start_scorer(make))
+
+
+def test_a_scoring_that_clients_share_is_counted_once(
+    small: ExperimentConfig, tmp_path: Path
+) -> None:
+    settings = small.model_dump() | {"algorithm": {"name": "local"}}
+    config = ExperimentConfig.model_validate(settings)
+    created = create_run(config, tmp_path)
+    list(execute(created, prepare_data(config, lambda *_: None), _SecondExecutor))
+    rounds = load_results(created.folder).rounds
+    # Before training all have one network; later those that have trained are scored again.
+    assert rounds["evaluate_s"].tolist() == [1, *rounds["num_sampled"][1:]]
