@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from fedvsr.models.spec import Checkpointing, FlowModelConfig, ModelSpec, Size, flow_name
+from fedvsr.models.spec import Checkpointing, FlowModelConfig, ModelSpec, Size, Start, flow_name
 
 # Groups of channels that the alignment displaces together; half of them read each of two states.
 GROUPS = 16
@@ -86,11 +86,7 @@ class Config(FlowModelConfig):
         le=1_000_000,
         description="Frames above which inference keeps features in host memory.",
     )
-    start: Literal["published", "edges"] = Field(
-        "published",
-        description="Fresh weights: as published; or such that features begin as edges and the "
-        "network as bilinear enlargement, which soon learns to sharpen.",
-    )
+    start: Start = "published"
     checkpointing: Checkpointing = Field(
         "blocks",
         description="Values that the backward pass recomputes to save memory: none, the samples of "
