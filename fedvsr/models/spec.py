@@ -6,18 +6,27 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from fedvsr.errors import UserError
-from fedvsr.section import NamedSection, Section
+from fedvsr.section import NamedSection, OnlyWith, Section
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 # What the backward pass computes again instead of keeping it.
 Checkpointing = Literal["none", "attention", "blocks"]
+# Fresh weights of a network.
+Start = Annotated[
+    Literal["published", "edges"],
+    OnlyWith("weights", None),
+    Field(
+        description="Fresh weights: as published; or such that features begin as edges and the "
+        "network as bilinear enlargement, which soon learns to sharpen."
+    ),
+]
 # Frames, rows and columns.
 Window = tuple[int, int, int]
 

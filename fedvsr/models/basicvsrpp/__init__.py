@@ -17,6 +17,7 @@ from fedvsr.models.spec import (
     FlowModelConfig,
     ModelSpec,
     Size,
+    Start,
     flow_name,
     parts_around,
 )
@@ -93,11 +94,7 @@ class Config(FlowModelConfig):
         le=1_000_000,
         description="Frames above which inference keeps features in host memory.",
     )
-    start: Literal["published", "edges"] = Field(
-        "published",
-        description="Fresh weights: as published; or such that features begin as edges and the "
-        "network as bilinear enlargement, which soon learns to sharpen.",
-    )
+    start: Start = "published"
     checkpointing: Checkpointing = Field(
         "blocks",
         description="Values that the backward pass recomputes to save memory: none, the samples of "

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedvsr.models._deform import deform_conv3x3
+from fedvsr.models._start import start_with_gain
 from fedvsr.models.basicvsrpp import GROUPS, Config
 
 # Slope below zero of all leaky rectifiers; the residual blocks have plain ones.
@@ -24,16 +25,6 @@ def conv3x3(inputs: int, outputs: int, gain: float | None = None) -> nn.Conv2d:
     if gain is not None:
         start_with_gain(conv, gain)
     return conv
-
-
-def start_with_gain(conv: nn.Module, gain: float = 1.0) -> None:
-    """Draw weights that keep a rectifier's variance, times the gain, and no bias."""
-    assert isinstance(conv, nn.Conv2d)
-    assert conv.bias is not None
-    nn.init.kaiming_normal_(conv.weight)
-    nn.init.zeros_(conv.bias)
-    with torch.no_grad():
-        conv.weight.mul_(gain)
 
 
 class Blocks(nn.Module):

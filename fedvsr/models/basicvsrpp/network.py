@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fedvsr.models._flow import SpyNet, compose, flow_warp
 from fedvsr.models._frames import per_frame
 from fedvsr.models._recompute import recompute_plain
+from fedvsr.models._start import start_on_edges
 from fedvsr.models.basicvsrpp import Config, spec
 from fedvsr.models.basicvsrpp.layers import (
     SLOPE,
@@ -27,14 +28,11 @@ from fedvsr.models.basicvsrpp.layers import (
     Blocks,
     Enlargement,
     conv3x3,
-    start_with_gain,
 )
 
 _BRANCHES = ("backward_1", "forward_1", "backward_2", "forward_2")
 # Residual blocks before and after the branches.
 _DEPTH = 5
-# Edges in videos are small: this makes features of about 1 of them.
-_EDGE_GAIN = 8.0
 # Channels after the second enlargement.
 _WIDTH = 64
 
@@ -62,7 +60,8 @@ class Model(nn.Module):
         self.conv_hr = conv3x3(_WIDTH, _WIDTH)
         self.conv_last = conv3x3(_WIDTH, 3)
         if config.start == "edges":
-            self._start_on_edges()
+            first, *others = (m.first for m in self.modules() if isinstance(m, Blocks))
+            start_on_edges(first, (*others, self.conv_hr), self.conv_last)
 
     def forward(self, lq_BTCHW: Tensor) -> Tensor:
         """Super-resolve clips of any number of frames, at least 32 pixels a side.
@@ -90,21 +89,6 @@ class Model(nn.Module):
             features.append(new.flip(1) if reverse else new)
         reconstruct = partial(self._maybe_again, self._reconstruct)
         return per_frame(reconstruct, [lq_BTCHW, *features], device, device)
-
-    def _start_on_edges(self) -> None:
-        """Set fresh weights with which few steps lead beyond the enlargement that is added to.
-
-        As published, features begin as brightness, which says nothing of the residual: it takes
-        hundreds of steps to find edges in them.
-        """
-        firsts = [blocks.first for blocks in self.modules() if isinstance(blocks, Blocks)]
-        for conv in (*firsts, self.conv_hr):
-            start_with_gain(conv)
-        weight = self.feat_extract.first.weight
-        with torch.no_grad():
-            weight.sub_(weight.mean((-2, -1), keepdim=True)).mul_(_EDGE_GAIN)
-        # Nearly zero: at zero no other parameter would learn in the first step.
-        start_with_gain(self.conv_last, 1e-3)
 
     def _maybe_again(self, function: Callable[..., Tensor], *args: Tensor) -> Tensor:
         """Call a function of tensors, whose inner values are computed again if blocks are."""

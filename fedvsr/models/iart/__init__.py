@@ -19,6 +19,7 @@ from fedvsr.models.spec import (
     Layers,
     ModelSpec,
     Size,
+    Start,
     parts_around,
     require_buildable,
 )
@@ -50,12 +51,13 @@ _SIZES = {
             "img_size": 32,
             "drop_path_rate": 0.0,
             "checkpointing": "none",
+            "start": "edges",
         },
         recipe={
             "local": {
-                "steps": 5,
+                "steps": 12,
                 "batch_size": 1,
-                "num_frames": 4,
+                "num_frames": 2,
                 "crop": 128,
                 "lr": 1e-3,
                 "slow_params": ("spynet",),
@@ -111,6 +113,7 @@ class Config(FlowModelConfig):
     is_low_res_input: Literal[True] = Field(
         True, description="Whether the input is low-resolution; it must be."
     )
+    start: Start = "published"
     checkpointing: Checkpointing = Field(
         "blocks",
         description="Values that the backward pass recomputes to save memory: none, attention, or "

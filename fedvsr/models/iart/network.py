@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fedvsr.models._flow import SpyNet, compose
 from fedvsr.models._frames import per_frame
 from fedvsr.models._norm import LayerNorm
+from fedvsr.models._start import start_on_edges
 from fedvsr.models._windows import SwinLayer, SwinLayers, WindowAttention
 from fedvsr.models.iart import Config, spec
 from fedvsr.models.spec import Window
@@ -48,6 +49,10 @@ class Model(nn.Module):
         self.conv_hr = _conv(_WIDTH, _WIDTH)
         self.conv_last = _conv(_WIDTH, 3)
         self.implicit_warp = ImplicitAlignment(dim, config.num_heads[0])
+        if config.start == "edges":
+            enlarging = (self.conv_before_upsample, self.upconv1, self.upconv2, self.conv_hr)
+            bodies = (m.conv_after_body for m in self.modules() if isinstance(m, _Cell))
+            start_on_edges(self.conv_first, enlarging, self.conv_last, bodies)
 
     def forward(self, lq_BTCHW: Tensor) -> Tensor:
         """Super-resolve clips of any number of frames, at least 32 pixels a side.

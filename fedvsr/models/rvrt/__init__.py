@@ -19,6 +19,7 @@ from fedvsr.models.spec import (
     Layers,
     ModelSpec,
     Size,
+    Start,
     parts_around,
     require_buildable,
 )
@@ -53,14 +54,15 @@ _SIZES = {
             "num_heads": (4, 4, 4),
             "deformable_groups": 4,
             "attention_heads": 4,
+            "start": "edges",
         },
         recipe={
             "local": {
-                "steps": 5,
+                "steps": 12,
                 "batch_size": 1,
                 "num_frames": 4,
                 "crop": 128,
-                "lr": 2e-4,
+                "lr": 1e-3,
                 "slow_params": ("spynet",),
                 "slow_factor": 0.25,
             },
@@ -131,6 +133,7 @@ class Config(FlowModelConfig):
         le=1_000_000,
         description="Frames above which inference keeps features in host memory.",
     )
+    start: Start = "published"
     checkpointing: Checkpointing = Field(
         "none",
         description="Values that the backward pass recomputes to save memory: none, attention, or "

@@ -22,6 +22,7 @@ from fedvsr.models._frames import FrameConv, per_frame
 from fedvsr.models._norm import LayerNorm
 from fedvsr.models._recompute import recompute_plain
 from fedvsr.models._sampling import grid_sample
+from fedvsr.models._start import start_linear, start_on_edges
 from fedvsr.models._triton import fused
 from fedvsr.models._windows import Mlp, SwinLayer, SwinLayers
 from fedvsr.models.rvrt import CLIP, Config, spec
@@ -60,6 +61,8 @@ class Model(nn.Module):
             {"0": FrameConv(64, 256, 3), "5": FrameConv(64, 256, 3), "10": FrameConv(64, 64, 3)}
         )
         self.conv_last = FrameConv(64, 3, 3)
+        if config.start == "edges":
+            self._start_on_edges()
 
     def forward(self, lq_BTCHW: Tensor) -> Tensor:
         """Super-resolve clips of an even number of frames, at least 32 pixels a side.
@@ -83,6 +86,15 @@ class Model(nn.Module):
             new, guides[way] = self._propagate(branch, played, guides[way], device, home)
             features.append(new.flip(1) if reverse else new)
         return per_frame(self._reconstruct, [lq_BTCHW, *features], device, device)
+
+    def _start_on_edges(self) -> None:
+        stages = [module for module in self.modules() if isinstance(module, _Stage)]
+        first, *others = (stage.main["1"] for stage in stages)
+        enlarging = (self.conv_before_upsampler[0], *self.upsampler.values())
+        groups = (module.linear for module in self.modules() if isinstance(module, _Group))
+        start_on_edges(first, (*others, *enlarging), self.conv_last, groups)
+        for stage in stages:
+            stage.start_linear()
 
     def _extract(self, lq: Tensor) -> Tensor:
         features: Tensor = self.feat_extract(self.feat_extract.enter([lq]))
@@ -193,6 +205,15 @@ class _Stage(nn.Module):
                 "7": LayerNorm(dim),
             }
         )
+
+    def start_linear(self) -> None:
+        """Begin with normalisations that keep how strong features are."""
+        groups = self.main["5"]
+        assert isinstance(groups, nn.Sequential)
+        last = groups[-1]
+        assert isinstance(last, _Group)
+        start_linear(self.main["1"], self.main["3"])
+        start_linear(last.linear, self.main["7"])
 
     def enter(self, parts: Sequence[Tensor], first: int = 0) -> Tensor:
         """Apply the input convolution to some parts of its input.

@@ -17,6 +17,7 @@ from fedvsr.models.spec import (
     Layers,
     ModelSpec,
     Size,
+    Start,
     Window,
     parts_around,
     require_buildable,
@@ -65,14 +66,15 @@ _SIZES = {
             "pa_frames": 2,
             "deformable_groups": 4,
             "drop_path_rate": 0.0,
+            "start": "edges",
         },
         recipe={
             "local": {
-                "steps": 5,
+                "steps": 12,
                 "batch_size": 1,
-                "num_frames": 4,
+                "num_frames": 2,
                 "crop": 128,
-                "lr": 2e-4,
+                "lr": 1e-3,
                 "slow_params": ("spynet", "deform"),
                 "slow_factor": 0.125,
             },
@@ -141,6 +143,7 @@ class Config(FlowModelConfig):
     drop_path_rate: float = Field(
         0.2, ge=0, lt=1, description="Rate of dropped residual branches at the last block."
     )
+    start: Start = "published"
     checkpointing: Checkpointing = Field(
         "none",
         description="Values that the backward pass recomputes to save memory: none; large and "

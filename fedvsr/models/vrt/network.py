@@ -9,6 +9,7 @@ B clips, T frames, C channels, H x W the tensor's own height and width. Pixels a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -21,6 +22,7 @@ from fedvsr.models._flow import SpyNet, compose, flow_warp
 from fedvsr.models._frames import FrameConv
 from fedvsr.models._norm import LayerNorm
 from fedvsr.models._recompute import Kept, recompute
+from fedvsr.models._start import start_on_edges
 from fedvsr.models._windows import Paths, add_branch, draw_paths
 from fedvsr.models.spec import Checkpointing, Window
 from fedvsr.models.vrt import NUM_STAGES, Config, spec
@@ -62,12 +64,16 @@ class Model(nn.Module):
         if config.upscale == 1:
             # As the published networks for deblurring and denoising end.
             self.conv_last = FrameConv(channels, 3, 3)
+            if config.start == "edges":
+                self._start_on_edges(())
             return
         self.conv_before_upsample = nn.Sequential(
             FrameConv(channels, _UPSAMPLE_WIDTH, 3), nn.LeakyReLU(0.01, inplace=True)
         )
         self.upsample = _Upsample(_UPSAMPLE_WIDTH, config.upscale)
         self.conv_last = FrameConv(_UPSAMPLE_WIDTH, 3, 3)
+        if config.start == "edges":
+            self._start_on_edges((self.conv_before_upsample[0], *self.upsample.values()))
 
     def forward(self, lq_BTCHW: Tensor) -> Tensor:
         """Super-resolve clips.
@@ -91,6 +97,10 @@ class Model(nn.Module):
             align_corners=False,
         )
         return (base + residual).view(batch, frames, 3, *base.shape[-2:])
+
+    def _start_on_edges(self, enlarging: Iterable[nn.Module]) -> None:
+        body = (self.conv_after_body,)
+        start_on_edges(self.conv_first, enlarging, self.conv_last, body, own_channels=3)
 
     def _flows(self, lq_BTCHW: Tensor) -> list[list[Tensor]]:
         """For each scale, for each distance k = 1, 2, ...: flows `(2, B, T - k, 2, H, W)`.

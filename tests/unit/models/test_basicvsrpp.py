@@ -131,18 +131,6 @@ def test_few_frames_need_no_second_order(frames):
         assert small()(clips(frames)).shape == (1, frames, 3, 128, 128)
 
 
-def test_the_small_size_begins_as_bilinear_with_edges_for_features():
-    network = models.build("basicvsrpp", size="demo")
-    grey = torch.full((1, 1, 3, 32, 32), 0.3)
-    lq = clips(1)
-    with torch.no_grad():
-        bilinear = torch.nn.functional.interpolate(lq[0], scale_factor=4, mode="bilinear")
-        assert torch.allclose(network(lq)[0], bilinear, atol=0.05)
-        flat = network._extract(grey[0])[..., 8:-8, 8:-8]
-        edges = network._extract(lq[0])
-    assert flat.abs().max() < 1e-4 < edges.abs().mean()
-
-
 def test_every_frame_reaches_every_other():
     lq = clips(5)
     for changed, seen in ((0, 4), (4, 0)):

@@ -18,12 +18,13 @@ from fedvsr.tuning.sweep import expand, load_sweep
 FOLDER = Path(__file__).parents[3] / "tune_configs"
 FILES = sorted(FOLDER.glob("*.yaml"))
 # Sweeps of the demo's videos; the others need data sets.
-EXAMPLES = {"demo_basicvsrpp", "smoke"}
+EXAMPLES = {"demo_basicvsrpp", "demo_networks", "smoke"}
 EXPECTED = {
     "alpha": 6,
     "clients": 12,
     "confounds": 8,
     "demo_basicvsrpp": 2,
+    "demo_networks": 5,
     "failures": 16,
     "fedprox_mu": 12,
     "lambda_bounded_iart": 10,
