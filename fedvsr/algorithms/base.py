@@ -223,6 +223,8 @@ class FedAvg:
     own_network: ClassVar[str | None] = None
     """The vector of `client_state` that is a client's own version of the shared parameters, with
     which it is scored; None: clients are scored with the server's."""
+    counts_labels: ClassVar[bool] = False
+    """Whether clients report how many of their clips have each label."""
     pooled: ClassVar[bool] = False
     """Whether one client holds the clips of all and takes the steps of a whole cohort."""
 

@@ -275,9 +275,9 @@ def _fitting(algorithm: FedAvg) -> FedAvg:
 
 
 def _report(client_id: int, loss: float, num_samples: int = 4) -> ClientReport:
-    return ClientReport(
-        client_id, 1, num_samples, 2, loss, loss, 0.1, loss, 0.1, 2.0, lipschitz=1, update_norm=1
-    )
+    course = (client_id, 1, num_samples, 2, loss, loss, 0.1, loss, 0.1, 2.0)
+    counts = {"label": num_samples, f"of {num_samples}": 1}
+    return ClientReport(*course, lipschitz=1, update_norm=1, label_counts=counts)
 
 
 def _clips(folder: Path) -> list[Clip]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -230,6 +231,7 @@ class LocalTrainer:
             finite=finite,
             train_s=0.0,
             input_wait_s=waited_s,
+            label_counts=Counter(c.label for c in clips) if algorithm.counts_labels else {},
         )
         return report, update
 
