@@ -197,6 +197,9 @@ def a_round_of_training_is_whole_and_repeats(algorithm: FedAvg, folder: Path) ->
     for name, vector in one.upload.items():
         same = np.asarray(vector).tobytes() == np.asarray(two.upload[name]).tobytes()
         require(same, f"the same task gave two different vectors {name}")
+    for name, vector in one.state.items():
+        same = vector.tobytes() == two.state[name].tobytes()
+        require(same, f"after the same task the client remembers two different vectors {name}")
 
 
 def a_round_lowers_the_loss(algorithm: FedAvg, folder: Path) -> None:

@@ -58,6 +58,7 @@ _NAMES = {
     "fedper": "FedPer",
     "fedrep": "FedRep",
     "fedbn": "FedBN",
+    "ditto": "Ditto",
     "feddisco": "FedDisco",
     "fedvsr": "FedVSR",
     "fedvsr_published": "FedVSR (published)",

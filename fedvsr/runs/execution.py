@@ -469,8 +469,8 @@ class Execution:
             # Clients that have not trained yet share the network that all start from.
             key = None if trained_in is None else client_id
             version = trained_in or 0
-            if self.algorithm.own_network is None:
-                # The shared part changes in every round.
+            if self.algorithm.own_network is None or (trained_in is None and self.algorithm.upload):
+                # The shared part, with which clients begin, changes in every round.
                 version = state.round_idx
             known = self.personal.get(key)
             if known is None or known[0] != version:
