@@ -17,7 +17,7 @@ from fedvsr.section import NamedSection
 KIND = Kind("algorithm", __name__, __name__, {"Config": AlgorithmConfig, "Algorithm": FedAvg})
 """What an algorithm that is a plug-in must have."""
 COLUMNS = ("algorithm", "client keeps", "server keeps", "down", "up", "extra compute", "source")
-"""Columns of `rows`; `down` and `up` count vectors of the shared parameters, a client and round."""
+"""Columns of `rows`; `down` and `up` count vectors of shared parameters, a client and round."""
 
 
 def build(config: NamedSection) -> FedAvg:
@@ -55,9 +55,9 @@ def reference() -> str:
         "",
         "Written by `fedvsr algorithms --markdown`. `down` and `up` say how much a client receives",
         "and sends in a round; `client keeps` and `server keeps` name vectors that are remembered.",
-        "The unit of all of them is the size of the parameters that are shared: the whole network's,",
-        "but for what `local.train`, `algorithm.keep` or `algorithm.share` leave out. `own (head)` is",
-        "the part of the network that stays with a client, by default its head.",
+        "The unit of all of them is the size of the shared parameters: those of the whole network,",
+        "but for what `local.train`, `algorithm.keep` and `algorithm.share` leave out.",
+        "`own (head)` is the part of the network that stays with a client, by default the head.",
         "",
         _row(COLUMNS),
         _row(["---"] * len(COLUMNS)),
