@@ -16,11 +16,11 @@ class Config(KeptConfig):
 
     name: Literal["fedrep"] = "fedrep"
     head_share: float = Field(
-        2 / 3,
+        0.67,
         gt=0,
         lt=1,
         description="Share of a round's steps that train the head. The paper takes ten epochs for "
-        "the head, and then five for the base, or one on its smaller data sets (0.91).",
+        "the head and then five for the base (0.67), or one for the base (0.91).",
     )
 
 
