@@ -12,7 +12,8 @@ ALL := not (gpu or slow or benchmark)
 .PHONY: demo check lint types layers test test-rest test-all test-lowest constraints \
 	bench-models bench-gpu bench-algorithms bench-data \
 	bench-federation bench-federation-peers bench-scheduler bench-scale bench-records \
-	bench-results bench-clients soak bench-sweeps study study-run study-report docs references \
+	bench-results bench-clients bench-personal soak bench-sweeps study study-run study-report \
+	docs references \
 	notebooks screenshots dist format clean
 
 demo: $(VENV)/.demo
@@ -93,6 +94,10 @@ bench-results: $(VENV)/.test
 # The driver of 1,000 and of 1,000,000 registered clients; `ARGS=--prepare` also reads their store.
 bench-clients: $(VENV)/.test
 	$(BIN)/python -m tests.benchmarks.bench_clients $(ARGS)
+
+# The table of personal methods, from runs of tune_configs/personal.yaml: `ARGS=DIR`.
+bench-personal: $(VENV)/.test
+	$(BIN)/python -m tests.benchmarks.bench_personal $(ARGS)
 
 # What limits rounds on 64 nodes x 8 GPUs: arithmetic from constants that are measured here.
 bench-scale: $(VENV)/.test

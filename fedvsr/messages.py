@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from fedvsr.params import FloatVector
@@ -81,6 +81,8 @@ class ClientReport:
     """Share of its time in which its GPU computed, 0 to 1; 0 if unknown."""
     started_at: float = 0.0
     """When training began, seconds since 1970 by the clock of its node."""
+    label_counts: Mapping[str, int] = field(default_factory=dict)
+    """The client's clips by label; empty unless the algorithm counts labels."""
 
 
 @dataclass(frozen=True)

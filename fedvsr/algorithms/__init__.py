@@ -17,7 +17,7 @@ from fedvsr.section import NamedSection
 KIND = Kind("algorithm", __name__, __name__, {"Config": AlgorithmConfig, "Algorithm": FedAvg})
 """What an algorithm that is a plug-in must have."""
 COLUMNS = ("algorithm", "client keeps", "server keeps", "down", "up", "extra compute", "source")
-"""Columns of `rows`; `down` and `up` count vectors of the parameters' size, a client and round."""
+"""Columns of `rows`; `down` and `up` count vectors of shared parameters, a client and round."""
 
 
 def build(config: NamedSection) -> FedAvg:
@@ -33,18 +33,18 @@ def rows(entry_points: bool = True) -> list[tuple[str, ...]]:
         entry_points: whether those of other installed packages are listed too.
     """
     modules = KIND.modules() if entry_points else {n: load(__name__, n) for n in names(__name__)}
-    kinds = {name: module.Algorithm for name, module in modules.items()}
+    kinds = {name: (module.Algorithm, module.Config) for name, module in modules.items()}
     return [
         (
             name,
-            ", ".join(kind.client_state) or "-",
+            ", ".join((*kind.client_state, *_own(config))) or "-",
             ", ".join(kind.server_state) or "-",
             f"{len(kind.broadcast)}x",
             f"{len(kind.upload)}x",
             kind.extra_compute,
             getattr(kind, "source", "-"),
         )
-        for name, kind in kinds.items()
+        for name, (kind, config) in kinds.items()
     ]
 
 
@@ -55,7 +55,9 @@ def reference() -> str:
         "",
         "Written by `fedvsr algorithms --markdown`. `down` and `up` say how much a client receives",
         "and sends in a round; `client keeps` and `server keeps` name vectors that are remembered.",
-        "The unit of all of them is the size of the network's parameters.",
+        "The unit of all of them is the size of the shared parameters: those of the whole network,",
+        "but for what `local.train`, `algorithm.keep` and `algorithm.share` leave out.",
+        "`own (head)` is the part of the network that stays with a client, by default the head.",
         "",
         _row(COLUMNS),
         _row(["---"] * len(COLUMNS)),
@@ -80,6 +82,14 @@ def reference() -> str:
             ignored = ", ".join(f"`{setting}`" for setting in module.Config.ignored)
             lines += ["", f"It does not use {ignored}."]
     return "\n".join(lines) + "\n"
+
+
+def _own(config: type[NamedSection]) -> tuple[str, ...]:
+    """What stays with a client of the network, if the method by default keeps or shares a part."""
+    keep, share = (config.model_fields[name].default for name in ("keep", "share"))
+    if share:
+        return (f"own (all but {', '.join(share)})",)
+    return (f"own ({', '.join(keep)})",) if keep else ()
 
 
 def _settings(config: type[NamedSection], base: type[NamedSection] | None) -> list[str]:

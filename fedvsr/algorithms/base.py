@@ -157,6 +157,8 @@ class LocalRound:
     num_steps: int
     """Steps that the round will take."""
     steps_per_epoch: int
+    beside: bool = False
+    """Whether this trains the client's own network beside the shared one; see `trains_beside`."""
 
     def sum(self, name: str) -> list[Tensor]:
         """The named accumulator; zeros on first use."""
@@ -223,6 +225,11 @@ class FedAvg:
     own_network: ClassVar[str | None] = None
     """The vector of `client_state` that is a client's own version of the shared parameters, with
     which it is scored; None: clients are scored with the server's."""
+    trains_beside: ClassVar[bool] = False
+    """Whether `own_network` is trained beside the shared one, in as many steps on the same batches;
+    else it is what the client trains and sends."""
+    counts_labels: ClassVar[bool] = False
+    """Whether clients report how many of their clips have each label."""
     pooled: ClassVar[bool] = False
     """Whether one client holds the clips of all and takes the steps of a whole cohort."""
 
@@ -266,27 +273,12 @@ class FedAvg:
     def correct_gradients(self, local: LocalRound, step: int) -> float:
         """Change the gradients of `local.params` in place before optimiser step `step` (from 0).
 
-        FedAvg adds `mu (w - w_t)`, the gradient of FedProx's term, to those that exist. It is exact
-        for every optimiser.
+        FedAvg adds `mu (w - w_t)`, the gradient of FedProx's term.
 
         Returns:
             What the added terms contribute to the loss.
         """
-        import torch
-
-        mu = self.config.mu
-        if mu == 0:
-            return 0.0
-        learning = [
-            (p.grad, p.detach(), g)
-            for p, g in zip(local.params, local.shared["params"], strict=True)
-            if p.grad is not None
-        ]
-        grads, params, anchors = (list(column) for column in zip(*learning, strict=True))
-        differences = torch._foreach_sub(params, anchors)
-        torch._foreach_add_(grads, differences, alpha=mu)
-        norms = torch.stack(torch._foreach_norm(differences)).double()
-        return float(0.5 * mu * norms.square().sum().item())
+        return pull(local, self.config.mu)
 
     def finish(self, local: LocalRound) -> tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]]:
         """After the last step: what to send besides the parameters, and what to remember."""
@@ -361,6 +353,28 @@ class FedAvg:
         if decay == "linear":
             return alpha * remaining
         return float(alpha**remaining) if decay == "power" else alpha
+
+
+def pull(local: LocalRound, strength: float) -> float:
+    """Add `strength (w - w_t)` to those gradients that exist; it is exact for every optimiser.
+
+    Returns:
+        The term of the loss, `strength / 2 * |w - w_t|^2`.
+    """
+    import torch
+
+    if strength == 0:
+        return 0.0
+    learning = [
+        (p.grad, p.detach(), g)
+        for p, g in zip(local.params, local.shared["params"], strict=True)
+        if p.grad is not None
+    ]
+    grads, params, anchors = (list(column) for column in zip(*learning, strict=True))
+    differences = torch._foreach_sub(params, anchors)
+    torch._foreach_add_(grads, differences, alpha=strength)
+    norms = torch.stack(torch._foreach_norm(differences)).double()
+    return float(0.5 * strength * norms.square().sum().item())
 
 
 def start(algorithm: FedAvg, params: FloatVector) -> Vectors:

@@ -35,16 +35,25 @@ def own_scores(results: Results, gathered: Gathered) -> pd.DataFrame:
     clips. If clients share a network, it is that network's score.
 
     Returns:
-        A row of `OWN` per network, method, heterogeneity and test set. `own_db`: mean over clients;
-        `worst_db`: the client with the lowest own score; `others_db`: mean over clients of the
-        degradations that they have no clip of, null if there are none. Means over the seeds of
-        finished runs, with standard deviations.
+        A row of `OWN` per network, method, heterogeneity and test set: means over the seeds of
+        finished runs of what `own_by_run` gives, with standard deviations.
+    """
+    by_run = own_by_run(results, gathered)
+    return pd.DataFrame(columns=OWN) if by_run.empty else _over_seeds(by_run)
+
+
+def own_by_run(results: Results, gathered: Gathered) -> pd.DataFrame:
+    """The same for each finished run and test set, with the columns of `Gathered.runs`.
+
+    Returns:
+        `own`: mean over clients; `worst`: the client with the lowest own score; `others`: mean over
+        clients of the degradations that they have no clip of, null if there are none. Decibels.
     """
     runs = gathered.runs[gathered.runs["status"] == "finished"]
     rows = _of_several(results).merge(runs[["run_id", "last_round"]], on="run_id")
     rows = rows[rows["round_idx"] == rows["last_round"]]
     if rows.empty:
-        return pd.DataFrame(columns=OWN)
+        return pd.DataFrame()
     counts = results.partition.groupby(["run_id", "client_id", "degradation"]).size()
     dealt = counts.rename("num_clips").reset_index()
     clients = dealt[["run_id", "client_id"]].drop_duplicates()
@@ -64,7 +73,7 @@ def own_scores(results: Results, gathered: Gathered) -> pd.DataFrame:
     ).reset_index()
     labels = gathered.scores.merge(results.evaluations[[*_RUN, "clip_id"]].drop_duplicates())
     labels = labels[[*_RUN, "testset"]].drop_duplicates(_RUN)
-    return _over_seeds(by_run.merge(labels, on=_RUN).merge(runs, on="run_id"))
+    return by_run.merge(labels, on=_RUN).merge(runs, on="run_id")
 
 
 def _of_several(results: Results) -> pd.DataFrame:

@@ -58,7 +58,8 @@ class Networks:
 
     def version(self, client_id: int, round_idx: int) -> int:
         """The round that last changed a client's network, up to round `round_idx`."""
-        if self._algorithm.own_network is None:
-            # The shared part changes in every round.
+        trained_in = self._states.round_of(client_id)
+        if self._algorithm.own_network is None or (trained_in is None and self._algorithm.upload):
+            # The shared part, with which clients begin, changes in every round.
             return round_idx
-        return self._states.round_of(client_id) or 0
+        return trained_in or 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -195,7 +196,7 @@ class LocalTrainer:
     ) -> tuple[ClientReport, ClientUpdate]:
         algorithm = self.algorithm
         begin = shared["params"]
-        if algorithm.own_network:
+        if algorithm.own_network and not algorithm.trains_beside:
             begin = state.get(algorithm.own_network, begin)
         self.load(begin, state.get("own"))
         self.gradients.begin(shared, state)
@@ -212,6 +213,9 @@ class LocalTrainer:
             course = self._descend(task, clips, batches, optimiser, hooks)
         waited_s += batches.wait_s
         update, norm, finite = self._make_update(task, course, optimiser, hooks, state, begin, out)
+        if algorithm.trains_beside and finite:
+            update, wait_s = self._train_beside(task, shared, state, clips, update)
+            waited_s, finite = waited_s + wait_s, bool(update.upload)
         lr = fmean(course.rates)
         report = ClientReport(
             client_id=task.client_id,
@@ -230,8 +234,56 @@ class LocalTrainer:
             finite=finite,
             train_s=0.0,
             input_wait_s=waited_s,
+            label_counts=Counter(c.label for c in clips) if algorithm.counts_labels else {},
         )
         return report, update
+
+    def _train_beside(
+        self,
+        task: ClientTask,
+        shared: Vectors,
+        state: Vectors,
+        clips: Sequence[Clip],
+        update: ClientUpdate,
+    ) -> tuple[ClientUpdate, float]:
+        """Train the client's own network, on the batches that the shared one was trained on.
+
+        Returns:
+            The update with what the client remembers of it, and wall seconds of waiting for
+            samples. The update is empty if its values are not finite.
+
+        Raises:
+            UserError: they are not finite, and `update.reject_nonfinite` is off.
+        """
+        name = self.algorithm.own_network
+        assert name is not None
+        self.load(state.get(name, shared["params"]))
+        hooks = replace(self._local_round(shared, state, clips), beside=True)
+        slow = [parameter for parameter, _ in self._slow]
+        optimiser = make_optimiser(self.local, self._trained(), slow)
+        seed = derive_seed(task.seed, "torch", "beside")
+        with (
+            scoped_torch(seed, self.local.num_threads, self.local.deterministic),
+            self._loader(task, clips) as batches,
+        ):
+            course = self._descend(task, clips, batches, optimiser, hooks)
+        own = join_tensors(self._shared)
+        if not (math.isfinite(course.losses[-1]) and all_finite(own)):
+            self._refuse(task, "personal network")
+            return ClientUpdate({}, {}), batches.wait_s
+        return ClientUpdate(update.upload, {**update.state, name: own}), batches.wait_s
+
+    def _refuse(self, task: ClientTask, what: str) -> None:
+        """Refuse values that are not finite, unless `update.reject_nonfinite` is on.
+
+        Raises:
+            UserError: it is off.
+        """
+        if not self.update.reject_nonfinite:
+            raise UserError(
+                f"the {what} of client {task.client_id} is not finite in round {task.round_idx}; "
+                + _way_out(self.local)
+            )
 
     def _descend(
         self,
@@ -323,12 +375,8 @@ class LocalTrainer:
         # A change of finite norm holds finite values only, so `params` needs no second look then.
         unchecked = [v for n, v in vectors.items() if n != "params" or not math.isfinite(norm)]
         if not math.isfinite(course.losses[-1]) or not all(map(all_finite, unchecked)):
-            if self.update.reject_nonfinite:
-                return ClientUpdate({}, {}), norm, False
-            raise UserError(
-                f"the update of client {task.client_id} is not finite in round {task.round_idx}; "
-                + _way_out(self.local)
-            )
+            self._refuse(task, "update")
+            return ClientUpdate({}, {}), norm, False
         upload: dict[str, FloatVector | Packed] = {n: vectors[n] for n in self.algorithm.upload}
         remembered = self._remembered(params, optimiser, _joined(kept))
         if self._own:

@@ -184,6 +184,7 @@ class Server:
                 effective_steps=4.0,
                 lipschitz=1.0,
                 update_norm=1.0,
+                label_counts={"a": 1 + i, "b": 1},
             )
             for i in range(options.clients)
         ]

@@ -62,7 +62,10 @@ def test_bits_for_1_2_and_7_slices(name: str) -> None:
         for _ in range(COUNT)
     ]
     reports = [
-        ClientReport(i, 2, i + 1, 3, 0.1 + i, 0.1, 0.1, 0.2, 0.1, 2.0 + i, 1.0, 0.5)
+        ClientReport(
+            *(i, 2, i + 1, 3, 0.1 + i, 0.1, 0.1, 0.2, 0.1, 2.0 + i, 1.0, 0.5),
+            label_counts={"a": i, "b": 1},
+        )
         for i in range(COUNT)
     ]
     weights = algorithm.weights(reports, 10)
