@@ -39,7 +39,7 @@ def rows(entry_points: bool = True) -> list[tuple[str, ...]]:
             name,
             ", ".join(kind.client_state) or "-",
             ", ".join(kind.server_state) or "-",
-            f"{len(kind.broadcast)}x",
+            _down(kind),
             f"{len(kind.upload)}x",
             kind.extra_compute,
             getattr(kind, "source", "-"),
@@ -55,7 +55,8 @@ def reference() -> str:
         "",
         "Written by `fedvsr algorithms --markdown`. `down` and `up` say how much a client receives",
         "and sends in a round; `client keeps` and `server keeps` name vectors that are remembered.",
-        "The unit of all of them is the size of the network's parameters.",
+        "The unit of all of them is the size of the parameters that are shared; K is the number of",
+        "a round's clients.",
         "",
         _row(COLUMNS),
         _row(["---"] * len(COLUMNS)),
@@ -92,6 +93,12 @@ def _settings(config: type[NamedSection], base: type[NamedSection] | None) -> li
         if name != "name" and not same:
             table.append(_row((f"`{name}`", f"`{field.default}`", field.description or "")))
     return [_row(("setting", "default", "meaning")), _row(["---"] * 3), *table] if table else []
+
+
+def _down(kind: type[FedAvg]) -> str:
+    of_each = ["K" for name in kind.broadcast if name in kind.cohort_state]
+    fixed = len(kind.broadcast) - len(of_each)
+    return f"({' + '.join([str(fixed), *of_each])})x" if of_each else f"{fixed}x"
 
 
 def _row(cells: tuple[str, ...] | list[str]) -> str:

@@ -149,7 +149,8 @@ class LocalRound:
     params: list[Tensor]
     """The client's version of the shared parameters, which the optimiser changes."""
     shared: dict[str, list[Tensor]]
-    """The server's vectors by name; `params` are the global parameters."""
+    """The server's vectors by name; `params` are the global parameters. Those of
+    `Algorithm.cohort_state` have the round's K clients as their first axis."""
     state: dict[str, list[Tensor]]
     """What the client remembers from its last round; empty in its first."""
     sums: dict[str, list[Tensor]]
@@ -218,6 +219,10 @@ class FedAvg:
     """Vectors that a client remembers."""
     server_state: ClassVar[tuple[str, ...]] = ()
     """Vectors that the server keeps besides the parameters; they start at `initial`."""
+    cohort_state: ClassVar[tuple[str, ...]] = ()
+    """Those of `server_state` that hold a vector of each of the last round's K clients, one after
+    the other, (K * P,). They start empty, and `LocalRound.shared` has them as tensors with K in
+    front."""
     contrasts: ClassVar[bool] = False
     """Whether the loss compares features of networks; this needs `params` in `client_state`."""
     own_network: ClassVar[str | None] = None
@@ -366,7 +371,8 @@ class FedAvg:
 def start(algorithm: FedAvg, params: FloatVector) -> Vectors:
     """The server's vectors (P,) before the first round: `params`, and those of `server_state`."""
     kept = {n: np.full_like(params, algorithm.initial(n)) for n in algorithm.server_state}
-    return {"params": params} | kept
+    empty = {n: np.empty(0, np.float32) for n in algorithm.cohort_state}
+    return {"params": params} | kept | empty
 
 
 def hellinger_from_uniform(weights: Sequence[float]) -> float:

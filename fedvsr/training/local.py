@@ -35,6 +35,7 @@ from fedvsr.params import (
     distance,
     join_tensors,
     load_params,
+    split_rows,
     split_tensors,
     wipe,
 )
@@ -162,7 +163,7 @@ class LocalTrainer:
 
         Args:
             task: the work.
-            shared: the server's vectors (P,), those of `Algorithm.broadcast`; only read.
+            shared: the server's vectors, those of `Algorithm.broadcast`; only read.
             state: vectors (P,) that the client remembers, empty in its first round; only read.
             clips: the client's own.
             out: memory (P,) to write the client's parameters to, reused from round to round: new
@@ -391,7 +392,11 @@ class LocalTrainer:
 
     def _local_round(self, shared: Vectors, state: Vectors, clips: Sequence[Clip]) -> LocalRound:
         def split(vectors: Vectors) -> dict[str, list[Tensor]]:
-            return {name: split_tensors(self._shared, vector) for name, vector in vectors.items()}
+            rows = self.algorithm.cohort_state
+            return {
+                name: (split_rows if name in rows else split_tensors)(self._shared, vector)
+                for name, vector in vectors.items()
+            }
 
         samples = sum(clip.num_frames for clip in clips)
         return LocalRound(
