@@ -96,7 +96,10 @@ _NO_NUMBER: dict[str, Any] = {
 
 
 # Settings of later versions, which are empty unless they are used.
-_LATER = (("data", "owners"), ("algorithm", "share"), ("algorithm", "keep"), ("local", "train"))
+_LATER = (
+    *(("data", "owners"), ("model", "adapter")),
+    *(("algorithm", "share"), ("algorithm", "keep"), ("local", "train")),
+)
 
 
 class CheckpointConfig(Section):

@@ -49,26 +49,37 @@ def build(name: str, **config: object) -> nn.Module:
 
 
 def build_fresh(config: ModelConfig) -> nn.Module:
-    """Build the network of a section with fresh weights, without reading files."""
+    """Build the network of a section with fresh weights, without reading files.
+
+    With `adapter`, only the adapters' parameters require gradients.
+    """
     module = module_of(KIND, config)
     if not hasattr(module, "Model"):
         module = import_module(f"{module.__name__}.network")
     network: nn.Module = module.Model(config)
+    if config.adapter is not None:
+        from fedvsr.models._prompts import add_prompts
+
+        add_prompts(network, config.adapter, config.name)
     return network
 
 
 def load_start(network: nn.Module, config: ModelConfig) -> None:
     """Load the initial weights that the section names, if any.
 
+    A file without adapters leaves the network's adapters fresh.
+
     Raises:
         UserError: a file cannot be read, or does not fit the network.
     """
     from fedvsr.models._checkpoint import load_tensors, read_tensors
     from fedvsr.models._flow import load_flow_weights
+    from fedvsr.models._prompts import prompt_names
 
     if config.weights is not None:
         path = Path(config.weights).expanduser()
-        load_tensors(network, _named(config, read_tensors(path)[0], path), path)
+        tensors = _named(config, read_tensors(path)[0], path)
+        load_tensors(network, tensors, path, optional=prompt_names(network))
     if isinstance(config, FlowModelConfig) and config.flow_weights is not None:
         load_flow_weights(network, Path(config.flow_weights).expanduser())
 

@@ -6,12 +6,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from fedvsr.errors import UserError
-from fedvsr.section import NamedSection
+from fedvsr.section import NamedSection, OnlyWith, Section
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,6 +43,18 @@ class Size:
     """Keys of the sections `local` and `evaluation`, for those that an experiment does not set."""
 
 
+class AdapterConfig(Section):
+    """What is trained instead of a network's own weights."""
+
+    kind: Literal["prompt"] = Field(
+        description="prompt: tokens whose keys and values join those of each attention window "
+        "(Jia et al. 2022)."
+    )
+    tokens: Annotated[int, OnlyWith("kind", "prompt")] = Field(
+        20, ge=1, le=512, description="prompt: tokens of each layer of window attention."
+    )
+
+
 class ModelConfig(NamedSection):
     """Settings that all networks have."""
 
@@ -52,6 +64,11 @@ class ModelConfig(NamedSection):
     size: str
     weights: str | None = Field(
         None, description="File of initial weights: a run's, or a released checkpoint."
+    )
+    adapter: AdapterConfig | None = Field(
+        None,
+        description="Train adapters of `weights`, which stay as they are (default: train all "
+        "weights).",
     )
 
     @model_validator(mode="before")

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import torch
+
 from fedvsr import algorithms, models
 from fedvsr.config import ExperimentConfig
 from fedvsr.data import owned
@@ -77,8 +79,17 @@ def require_weights(config: ExperimentConfig) -> None:
     """Check that the files of initial weights exist, before videos are cut and a cluster starts.
 
     Raises:
-        UserError: one is missing; the message says how to get it, or to do without.
+        UserError: one is missing; the message says how to get it, or to do without. Or an adapter
+            has no weights, or no layers, to adapt.
     """
+    if config.model.adapter is not None:
+        if config.model.weights is None:
+            raise UserError(
+                "model.adapter leaves all other weights as they are, and model.weights is missing: "
+                "give a trained network by --set model.weights=PATH, or leave model.adapter out"
+            )
+        with torch.device("meta"):
+            models.build_fresh(config.model)
     files = config.files()
     for path in files.get("model.weights", []):
         if not Path(path).expanduser().is_file():
