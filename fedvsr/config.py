@@ -40,6 +40,7 @@ from fedvsr.training.requirements import (
     require_features,
     require_flow,
     require_parts,
+    require_prompts,
     require_sample,
 )
 from fedvsr.training.updates import UpdateConfig
@@ -179,6 +180,7 @@ class ExperimentConfig(Section):
         frames = self.data.clip_frames if self.data.videos else None
         require_sample(self.model, self.local, self.data.scale, frames)
         require_parts(self.model, self.algorithm, self.local)
+        require_prompts(self.model, algorithm)
         require_flow(self.model, self.local)
 
     def without_effect(self, path: str = "") -> list[Unused]:

@@ -158,6 +158,8 @@ class LocalRound:
     num_steps: int
     """Steps that the round will take."""
     steps_per_epoch: int
+    round_idx: int = 1
+    """From 1."""
 
     def sum(self, name: str) -> list[Tensor]:
         """The named accumulator; zeros on first use."""
@@ -228,6 +230,10 @@ class FedAvg:
     own_network: ClassVar[str | None] = None
     """The vector of `client_state` that is a client's own version of the shared parameters, with
     which it is scored; None: clients are scored with the server's."""
+    learns_prompts: ClassVar[bool] = False
+    """Whether it is for the prompts of `model.adapter` alone."""
+    corrects_steps: ClassVar[bool] = False
+    """Whether `correct_step` does anything."""
     pooled: ClassVar[bool] = False
     """Whether one client holds the clips of all and takes the steps of a whole cohort."""
 
@@ -292,6 +298,14 @@ class FedAvg:
         torch._foreach_add_(grads, differences, alpha=mu)
         norms = torch.stack(torch._foreach_norm(differences)).double()
         return float(0.5 * mu * norms.square().sum().item())
+
+    def correct_step(self, local: LocalRound, before: Sequence[Tensor]) -> None:
+        """Change `local.params` in place after an optimiser step; called without gradients.
+
+        Args:
+            local: the round.
+            before: copies of `local.params` from before the step.
+        """
 
     def finish(self, local: LocalRound) -> tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]]:
         """After the last step: what to send besides the parameters, and what to remember."""

@@ -59,7 +59,7 @@ class Algorithm(FedAvg):
     encoder" would be one of any age for each client ever seen, so the last round's K are taken.
     They cost and reveal something: a client receives K encoders besides the server's, and what each
     other client has learnt, which the server's mean hides (`docs/explanation/privacy.md`). The
-    server keeps all K.
+    server keeps all K. With `beta` 0, none is kept or sent.
 
     Departure: one published configuration has beta = 100 with RMSprop. Adam's steps keep the sign
     of a gradient and forget its size, so that such a weight leaves the term alone to decide where
@@ -108,6 +108,8 @@ class Algorithm(FedAvg):
         round_info: Round,
     ) -> Aggregated:
         """FedAvg's mean, and a copy of every upload for the next round's clients."""
+        if self.config.beta == 0:
+            return super().aggregate(uploads, weights, server, round_info)
         previous = np.empty((len(weights), server["params"].size), np.float32)
         rows = iter(previous)
 
@@ -119,9 +121,9 @@ class Algorithm(FedAvg):
         return Aggregated({**mean.vectors, "previous": previous.ravel()}, mean.weights)
 
     def server_step(self, server: Vectors, aggregated: Vectors, round_info: Round) -> Vectors:
-        """FedAvg's step; what the clients sent is kept."""
+        """FedAvg's step; what the clients sent is kept for the contrast."""
         after = super().server_step(server, aggregated, round_info)
-        return {**after, "previous": aggregated["previous"]}
+        return {**after, "previous": aggregated.get("previous", server["previous"])}
 
 
 def _l1(parts: list[Tensor]) -> float:

@@ -200,7 +200,10 @@ class LocalTrainer:
             begin = state.get(algorithm.own_network, begin)
         self.load(begin, state.get("own"))
         self.gradients.begin(shared, state)
-        hooks = self._local_round(shared, state, clips) if algorithm.corrects_gradients else None
+        corrects = algorithm.corrects_gradients or algorithm.corrects_steps
+        hooks = self._local_round(shared, state, clips) if corrects else None
+        if hooks:
+            hooks = replace(hooks, round_idx=task.round_idx)
         waited_s = 0.0
         if hooks and algorithm.wants_first_gradient:
             waited_s = self._gather_first_gradient(task, clips, hooks)
@@ -293,11 +296,23 @@ class LocalTrainer:
             # A step that the scaler will skip must leave no trace in what the hooks sum up.
             if not scaler.is_enabled() or math.isfinite(_gradient_norm(self.network.parameters())):
                 added = self.algorithm.correct_gradients(hooks, len(course.losses))
-        scaler.step(optimiser)
+        with self._corrected_step(hooks):
+            scaler.step(optimiser)
         scaler.update()
         # The only wait for the device, once all work of the step is queued.
         loss, vsr_loss = losses.tolist()
         return loss + added, vsr_loss
+
+    @contextmanager
+    def _corrected_step(self, hooks: LocalRound | None) -> Iterator[None]:
+        """Let the algorithm correct the optimiser's step that is taken inside."""
+        if hooks is None or not self.algorithm.corrects_steps:
+            yield
+            return
+        before = [parameter.detach().clone() for parameter in hooks.params]
+        yield
+        with torch.no_grad():
+            self.algorithm.correct_step(hooks, before)
 
     def _make_update(
         self,

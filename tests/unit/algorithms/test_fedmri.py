@@ -25,9 +25,10 @@ def with_contrast(config: ExperimentConfig, **settings: object) -> ExperimentCon
     return ExperimentConfig.model_validate(config.model_dump() | {"algorithm": section})
 
 
-def square(folder: Path) -> Path:
+def square(folder: Path, num_frames: int = 24) -> Path:
     """A video that is as large as the crop which a paper network needs."""
-    write_video(folder / "square.mp4", moving_texture(num_frames=24, height=128, width=128))
+    frames = moving_texture(num_frames=num_frames, height=128, width=128)
+    write_video(folder / "square.mp4", frames)
     return folder / "square.mp4"
 
 
@@ -100,6 +101,10 @@ def test_the_server_keeps_a_copy_of_each_upload() -> None:
     after = algorithm.server_step(server, mean.vectors, info)
     assert after["params"].tolist() == [2, 1]
     assert after["previous"].tolist() == [3, 2, 1, 0]
+    # Nothing is kept for a contrast that is not wanted.
+    plain = fedmri.Algorithm(fedmri.Config(beta=0))
+    mean = plain.aggregate(uploads(), [0.5, 0.5], server, info)
+    assert not plain.server_step(server, mean.vectors, info)["previous"].size
 
 
 def test_a_run_sends_encoders_alone_and_each_of_the_last_round_to_all(
