@@ -14,6 +14,7 @@ from fedvsr.algorithms import fedmri
 from fedvsr.algorithms.base import LocalRound
 from fedvsr.config import ExperimentConfig
 from fedvsr.messages import Round
+from fedvsr.params import split_rows
 from fedvsr.training import checkpoint
 from fedvsr.training.local import LocalTrainer
 from tests.conftest import moving_texture, write_video
@@ -105,6 +106,16 @@ def test_the_server_keeps_a_copy_of_each_upload() -> None:
     plain = fedmri.Algorithm(fedmri.Config(beta=0))
     mean = plain.aggregate(uploads(), [0.5, 0.5], server, info)
     assert not plain.server_step(server, mean.vectors, info)["previous"].size
+
+
+def test_vectors_of_clients_become_tensors_with_the_clients_in_front() -> None:
+    params = [torch.nn.Parameter(torch.empty(shape)) for shape in ((2,), (1, 3))]
+    # Of client 0 the values 0 to 4, of client 1 the values 5 to 9.
+    first, second = split_rows(params, np.arange(10, dtype=np.float32))
+    assert first.tolist() == [[0, 1], [5, 6]]
+    assert second.tolist() == [[[2, 3, 4]], [[7, 8, 9]]]
+    none = split_rows(params, np.empty(0, np.float32))
+    assert [tuple(tensor.shape) for tensor in none] == [(0, 2), (0, 1, 3)]
 
 
 def test_a_run_sends_encoders_alone_and_each_of_the_last_round_to_all(

@@ -18,7 +18,7 @@ from fedvsr.config import ExperimentConfig
 from fedvsr.determinism import scoped_torch
 from fedvsr.errors import UserError
 from fedvsr.messages import ClientTask
-from fedvsr.models import iart
+from fedvsr.models import iart, vrt
 from fedvsr.runs.launch import prepare_data, require_weights
 from fedvsr.training.checkpoint import save_model
 from fedvsr.training.local import LocalTrainer
@@ -130,3 +130,20 @@ def test_what_it_needs_is_said_in_a_line(small: ExperimentConfig, base: Path) ->
 def test_prompts_may_be_averaged_by_other_methods(small: ExperimentConfig, base: Path) -> None:
     config = prompted(small, base, algorithm={"name": "fedprox"})
     assert LocalTrainer(config.model, config.algorithm, config.local).params().size % (3 * 12) == 0
+
+
+@pytest.mark.slow
+def test_it_runs_on_a_paper_network(small: ExperimentConfig, base: Path, tmp_path: Path) -> None:
+    plain = {"name": "vrt", "size": "demo"}
+    network = models.build(**plain)
+    recipe.fill(network)
+    weights = tmp_path / "vrt.safetensors"
+    save_model(weights, network, vrt.Config(size="demo"))
+    model = {**plain, "weights": str(weights), "adapter": {"kind": "prompt"}}
+    local = small.local.model_dump() | {**LOCAL, "num_frames": 4}
+    done, results = run(prompted(small, base, model=model, local=local), tmp_path)
+    prompts = load_file(done.folder / "model.safetensors").keys() - load_file(weights).keys()
+    # 20 tokens of two layers in each of 7 stages of 24 channels, and of 2 groups of 32.
+    assert len(prompts) == 18
+    assert set(results.clients["upload_bytes"]) == {4 * 20 * 2 * (7 * 24 + 2 * 32)}
+    assert np.isfinite(results.evaluations["psnr_db"]).all()
