@@ -83,6 +83,29 @@ def test_a_prompt_equals_tokens_that_are_never_asked(masked: bool) -> None:
     torch.testing.assert_close(biased_attention(qkv, bias, None, prompt), expected)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_both_frames_of_mutual_attention_look_at_the_prompt(masked: bool) -> None:
+    with scoped_torch(0, 1):
+        layer = _attention.WindowAttention(8, (2, 1, 4), 1, mutual=True)
+        layer.prompt = nn.Parameter(torch.randn(3, 8))
+        x = torch.randn(1, 8, 8)
+    place = torch.arange(8) % 4 < 2
+    mask = _windows.SEPARATE * (place[:, None] != place) if masked else None
+    with torch.no_grad():
+        got = layer._attend_mutually(x, [1], [mask])[0]
+        own = layer.qkv_mut(x + layer.position_bias.repeat(1, 2, 1))[0].view(2, 4, 3, 8)
+        _, *of_prompt = layer.qkv_mut(layer.prompt).view(3, 3, 8).unbind(1)
+        for frame, other in ((0, 1), (1, 0)):
+            # The other frame's queries look at this frame and at the prompt, which no mask hides.
+            pairs = zip(of_prompt, own[frame].unbind(1)[1:], strict=True)
+            k, v = (torch.cat(pair) for pair in pairs)
+            logits = own[other, :, 0] @ k.T / 8**0.5
+            if mask is not None:
+                logits[:, 3:] += mask[:4, :4]
+            expected = logits.softmax(-1) @ v
+            torch.testing.assert_close(got.view(2, 4, 8)[frame], expected)
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_prompts_alone_learn_and_are_saved(name: str, tmp_path: Path) -> None:
     plain = section(name)
