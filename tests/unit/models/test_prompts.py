@@ -129,7 +129,7 @@ def test_prompts_alone_learn_and_are_saved(name: str, tmp_path: Path) -> None:
     assert learns == own
     save_model(tmp_path / "prompted.safetensors", network, config)
     again = models.load_checkpoint(tmp_path / "prompted.safetensors")
-    # Not the kernels of a GPU, which know no prompts. RVRT has others, which have no interpreter.
+    # Not the kernels of a GPU, which know no prompts. RVRT would call others, which need a GPU.
     gpu = nullcontext() if name == "rvrt" else on_the_gpu_path()
     with scoped_torch(0, 1), torch.no_grad(), gpu, pytest.MonkeyPatch.context() as patch:
         for module in (_windows.WindowAttention, _attention.WindowAttention):
