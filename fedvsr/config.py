@@ -41,6 +41,7 @@ from fedvsr.training.requirements import (
     require_features,
     require_flow,
     require_parts,
+    require_prompts,
     require_sample,
 )
 from fedvsr.training.updates import UpdateConfig
@@ -96,14 +97,15 @@ _NO_NUMBER: dict[str, Any] = {
 }
 
 
-# Settings of later versions, which are empty unless they are used.
-_LATER = (
-    ("data", "owners"),
-    ("model", "adapter"),
-    ("algorithm", "share"),
-    ("algorithm", "keep"),
-    ("local", "train"),
-    ("update", "secure_sum"),
+# Settings of later versions, with the value that earlier versions had in effect.
+_LATER: tuple[tuple[str, str, object], ...] = (
+    ("data", "owners", {}),
+    ("model", "adapter", None),
+    ("model", "start", "published"),
+    ("algorithm", "share", []),
+    ("algorithm", "keep", []),
+    ("local", "train", []),
+    ("update", "secure_sum", False),
 )
 
 
@@ -186,6 +188,7 @@ class ExperimentConfig(Section):
         frames = self.data.clip_frames if self.data.videos else None
         require_sample(self.model, self.local, self.data.scale, frames)
         require_parts(self.model, self.algorithm, self.local)
+        require_prompts(self.model, algorithm)
         require_flow(self.model, self.local)
 
     def without_effect(self, path: str = "") -> list[Unused]:
@@ -217,9 +220,9 @@ class ExperimentConfig(Section):
         """
         # Reset before they are left out: a reset adds what it resets.
         settings = _without(_reset(self.model_dump(mode="json"), self.without_effect()), _NO_NUMBER)
-        for section, name in _LATER:
+        for section, name, value in _LATER:
             # Earlier versions had no such setting: their runs keep their hashes.
-            if not settings[section].get(name):
+            if settings[section].get(name) == value:
                 settings[section].pop(name, None)
         if not self.update.secure_sum:
             del settings["update"]["secure_range"]

@@ -9,7 +9,8 @@ from typing import Protocol
 from fedvsr.params import FloatVector
 
 Vectors = dict[str, FloatVector]
-"""Flat vectors (P,) by name; the network's parameters are `params`."""
+"""Flat vectors (P,) by name; the network's parameters are `params`. Those of
+`Algorithm.cohort_state` are (K * P,)."""
 
 
 class Packed(Protocol):

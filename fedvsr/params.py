@@ -224,6 +224,18 @@ def split_tensors(params: Sequence[nn.Parameter], vector: FloatVector) -> list[T
     ]
 
 
+def split_rows(params: Sequence[nn.Parameter], vectors: FloatVector) -> list[Tensor]:
+    """`split_tensors` for K vectors one after the other: tensors `(K, *shape)`; K may be 0."""
+    import torch
+
+    ends = np.cumsum([parameter.numel() for parameter in params])
+    rows = vectors.reshape(-1, int(ends[-1]))
+    return [
+        torch.tensor(part.reshape(len(rows), *parameter.shape), device=parameter.device)
+        for part, parameter in zip(np.split(rows, ends[:-1], axis=1), params, strict=True)
+    ]
+
+
 def join_tensors(tensors: Sequence[Tensor], out: FloatVector | None = None) -> FloatVector:
     """The inverse of `split_tensors`: a vector (P,), `out` or a new one."""
     import torch

@@ -39,7 +39,7 @@ def rows(entry_points: bool = True) -> list[tuple[str, ...]]:
             name,
             ", ".join((*kind.client_state, *_own(config))) or "-",
             ", ".join(kind.server_state) or "-",
-            f"{len(kind.broadcast)}x",
+            _down(kind),
             f"{len(kind.upload)}x",
             kind.extra_compute,
             getattr(kind, "source", "-"),
@@ -56,7 +56,8 @@ def reference() -> str:
         "Written by `fedvsr algorithms --markdown`. `down` and `up` say how much a client receives",
         "and sends in a round; `client keeps` and `server keeps` name vectors that are remembered.",
         "The unit of all of them is the size of the shared parameters: those of the whole network,",
-        "but for what `local.train`, `algorithm.keep` and `algorithm.share` leave out.",
+        "but for what `local.train`, `algorithm.keep` and `algorithm.share` leave out. K is the",
+        "number of a round's clients.",
         "`own (head)` is the part of the network that stays with a client, by default the head.",
         "",
         _row(COLUMNS),
@@ -102,6 +103,12 @@ def _settings(config: type[NamedSection], base: type[NamedSection] | None) -> li
         if name != "name" and not same:
             table.append(_row((f"`{name}`", f"`{field.default}`", field.description or "")))
     return [_row(("setting", "default", "meaning")), _row(["---"] * 3), *table] if table else []
+
+
+def _down(kind: type[FedAvg]) -> str:
+    of_each = ["K" for name in kind.broadcast if name in kind.cohort_state]
+    fixed = len(kind.broadcast) - len(of_each)
+    return f"({' + '.join([str(fixed), *of_each])})x" if of_each else f"{fixed}x"
 
 
 def _row(cells: tuple[str, ...] | list[str]) -> str:

@@ -149,7 +149,8 @@ class LocalRound:
     params: list[Tensor]
     """The client's version of the shared parameters, which the optimiser changes."""
     shared: dict[str, list[Tensor]]
-    """The server's vectors by name; `params` are the global parameters."""
+    """The server's vectors by name; `params` are the global parameters. Those of
+    `Algorithm.cohort_state` have the round's K clients as their first axis."""
     state: dict[str, list[Tensor]]
     """What the client remembers from its last round; empty in its first."""
     sums: dict[str, list[Tensor]]
@@ -159,6 +160,8 @@ class LocalRound:
     steps_per_epoch: int
     beside: bool = False
     """Whether this trains the client's own network beside the shared one; see `trains_beside`."""
+    round_idx: int = 1
+    """From 1."""
 
     def sum(self, name: str) -> list[Tensor]:
         """The named accumulator; zeros on first use."""
@@ -220,6 +223,10 @@ class FedAvg:
     """Vectors that a client remembers."""
     server_state: ClassVar[tuple[str, ...]] = ()
     """Vectors that the server keeps besides the parameters; they start at `initial`."""
+    cohort_state: ClassVar[tuple[str, ...]] = ()
+    """Those of `server_state` that hold a vector of each of the last round's K clients, one after
+    the other, (K * P,). They start empty, and `LocalRound.shared` has them as tensors with K in
+    front."""
     contrasts: ClassVar[bool] = False
     """Whether the loss compares features of networks; this needs `params` in `client_state`."""
     own_network: ClassVar[str | None] = None
@@ -230,6 +237,10 @@ class FedAvg:
     else it is what the client trains and sends."""
     counts_labels: ClassVar[bool] = False
     """Whether clients report how many of their clips have each label."""
+    learns_prompts: ClassVar[bool] = False
+    """Whether it is for the prompts of `model.adapter` alone."""
+    corrects_steps: ClassVar[bool] = False
+    """Whether `correct_step` does anything."""
     pooled: ClassVar[bool] = False
     """Whether one client holds the clips of all and takes the steps of a whole cohort."""
 
@@ -279,6 +290,14 @@ class FedAvg:
             What the added terms contribute to the loss.
         """
         return pull(local, self.config.mu)
+
+    def correct_step(self, local: LocalRound, before: Sequence[Tensor]) -> None:
+        """Change `local.params` in place after an optimiser step; called without gradients.
+
+        Args:
+            local: the round.
+            before: copies of `local.params` from before the step.
+        """
 
     def finish(self, local: LocalRound) -> tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]]:
         """After the last step: what to send besides the parameters, and what to remember."""
@@ -380,7 +399,8 @@ def pull(local: LocalRound, strength: float) -> float:
 def start(algorithm: FedAvg, params: FloatVector) -> Vectors:
     """The server's vectors (P,) before the first round: `params`, and those of `server_state`."""
     kept = {n: np.full_like(params, algorithm.initial(n)) for n in algorithm.server_state}
-    return {"params": params} | kept
+    empty = {n: np.empty(0, np.float32) for n in algorithm.cohort_state}
+    return {"params": params} | kept | empty
 
 
 def hellinger_from_uniform(weights: Sequence[float]) -> float:

@@ -19,7 +19,7 @@ from fedvsr.layout import NOT_SHARED
 from fedvsr.losses import charbonnier, high_frequency
 from fedvsr.messages import ClientReport, ClientTask, Round, Vectors
 from fedvsr.models import tiny
-from fedvsr.params import FloatVector, flatten
+from fedvsr.params import FloatVector, join_tensors
 from fedvsr.training.config import LocalConfig
 from fedvsr.training.local import LocalTrainer
 from fedvsr.training.updates import incoming
@@ -168,6 +168,7 @@ def takes_the_detail_loss_and_the_proximal_term(algorithm: FedAvg, _: Path) -> N
     parameter = torch.nn.Parameter(torch.tensor([3.0, 1.0]))
     parameter.grad = torch.zeros(2)
     shared = {name: [torch.zeros(2)] for name in both.broadcast} | {"params": [torch.ones(2)]}
+    shared |= {name: [torch.zeros(0, 2)] for name in both.cohort_state}
     penalty = both.correct_gradients(LocalRound([parameter], shared, {}, {}, 1, 1), 0)
     require_close(penalty, 0.5, "the penalty with mu = 0.25", rtol=1e-6)
     require_close(parameter.grad.tolist(), [0.5, 0.0], "the pull with mu = 0.25")
@@ -212,13 +213,13 @@ def a_round_lowers_the_loss(algorithm: FedAvg, folder: Path) -> None:
     local = _LOCAL.model_copy(update={"steps": 8})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        trainer = LocalTrainer(_MODEL, algorithm.config, local)
-        last = trainer.network.get_parameter("to_pixels.bias")
+        first = LocalTrainer(_MODEL, algorithm.config, local)
+        last = first.network.get_parameter("to_pixels.bias")
         torch.nn.init.normal_(last, std=0.05)
-    server = start(algorithm, trainer.params())
-    # The last layer may stay with the clients, who then begin with these values.
-    rest = trainer.layout.take(flatten(trainer.network), *NOT_SHARED)
+    # Noise in a part that stays with clients is in their first values.
+    rest = join_tensors(first.layout.params(first.network, *NOT_SHARED))
     trainer = LocalTrainer(_MODEL, algorithm.config, local, rest=rest)
+    server = start(algorithm, first.params())
     shared = {name: server[name] for name in algorithm.broadcast}
     reports, updates = [], []
     for i, clip in enumerate(clips):

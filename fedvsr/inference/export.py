@@ -19,6 +19,7 @@ from fedvsr.files import replacing
 from fedvsr.inference.tiling import padded
 from fedvsr.inference.trained import Trained
 from fedvsr.models._adapter import adapter_names, merge
+from fedvsr.models._prompts import prompt_names
 from fedvsr.models.origin import KEY, joined
 from fedvsr.models.spec import ModelSpec
 from fedvsr.training.checkpoint import save_model
@@ -49,6 +50,10 @@ def merged(trained: Trained) -> Trained:
     Raises:
         UserError: the network has no adapters.
     """
+    if prompt_names(trained.network):
+        raise UserError(
+            f"{trained.name} has prompts, which no weights can stand for; leave --merge out"
+        )
     if not adapter_names(trained.network):
         raise UserError(f"{trained.name} has no adapters to merge; leave --merge out")
     merge(trained.network)

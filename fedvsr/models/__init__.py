@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from fedvsr.errors import FileError, UserError
 from fedvsr.lookup import load, names
-from fedvsr.models.spec import FlowModelConfig, ModelConfig
+from fedvsr.models.spec import AdapterConfig, FlowModelConfig, ModelConfig
 from fedvsr.plugins import SHA256, Kind, find_loaded, module_of
 
 if TYPE_CHECKING:
@@ -58,10 +58,20 @@ def build_fresh(config: ModelConfig) -> nn.Module:
         module = import_module(f"{module.__name__}.network")
     network: nn.Module = module.Model(config)
     if config.adapter is not None:
+        _adapt(network, config.adapter, config.name)
+    return network
+
+
+def _adapt(network: nn.Module, config: AdapterConfig, name: str) -> None:
+    """Freeze a network, and add what is trained instead of its weights."""
+    if config.kind == "prompt":
+        from fedvsr.models._prompts import add_prompts
+
+        add_prompts(network, config, name)
+    else:
         from fedvsr.models._adapter import adapt
 
-        adapt(network, config.adapter, config.name)
-    return network
+        adapt(network, config, name)
 
 
 def load_start(network: nn.Module, config: ModelConfig) -> None:
@@ -75,11 +85,14 @@ def load_start(network: nn.Module, config: ModelConfig) -> None:
     from fedvsr.models._adapter import adapter_names
     from fedvsr.models._checkpoint import load_tensors, read_tensors
     from fedvsr.models._flow import load_flow_weights
+    from fedvsr.models._prompts import prompt_names
 
     if config.weights is not None:
         path = Path(config.weights).expanduser()
         tensors = _named(config, read_tensors(path)[0], path)
-        own = adapter_names(network)
+        own = (*adapter_names(network), *prompt_names(network))
+        if not own and any(name.endswith(".prompt") for name in tensors):
+            raise FileError(path, "has prompts: set model.adapter.kind=prompt")
         if not own and any(name.endswith(".lora_a") for name in tensors):
             raise FileError(
                 path,

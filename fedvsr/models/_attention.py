@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedvsr.models._prompts import prompted_attention
 from fedvsr.models._recompute import Kept, recompute_plain
 from fedvsr.models._triton import fused
 from fedvsr.models._windows import SEPARATE, biased_attention, relative_position_index
@@ -47,7 +48,7 @@ class WindowPlan:
         self, attention: WindowAttention, x_BDHWC: Tensor, kept: Kept | None = None
     ) -> Tensor:
         """Apply attention inside windows of a feature map: `(B, D, H, W, C)` to the same."""
-        if not fused(x_BDHWC):
+        if attention.prompt is not None or not fused(x_BDHWC):
             return self.join(attention(self.partition(x_BDHWC), self.groups, kept))
         x = attention.in_image(self.pad(x_BDHWC), self.window, self.shift)
         return x[:, : self.size[0], : self.size[1], : self.size[2]]
@@ -184,10 +185,13 @@ class WindowAttention(nn.Module):
 
     relative_position_index: Tensor
     position_bias: Tensor
+    prompt: nn.Parameter | None
+    """Tokens `(t, C)` whose keys and values join those of every window; see `_prompts`."""
 
     def __init__(self, channels: int, window: Window, heads: int, mutual: bool) -> None:
         super().__init__()
-        self.heads = heads
+        self.channels, self.heads = channels, heads
+        self.register_parameter("prompt", None)
         self.mutual = mutual
         rows = math.prod(2 * size - 1 for size in window)
         self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, heads))
@@ -219,9 +223,10 @@ class WindowAttention(nn.Module):
         bias = self.relative_position_bias_table[index].view(tokens, tokens, -1).permute(2, 0, 1)
         bias = bias.contiguous()
         parts = torch.split(self.qkv_self(x_WnC), runs)
+        prompt = None if self.prompt is None else self.qkv_self(self.prompt)
         attended = _joined(
             [
-                biased_attention(part, bias if mask is None else bias + mask, kept)
+                biased_attention(part, bias if mask is None else bias + mask, kept, prompt)
                 for part, mask in zip(parts, masks, strict=True)
             ]
         )
@@ -268,13 +273,20 @@ class WindowAttention(nn.Module):
         frames = [2 * run for run in runs]
         # Within a frame, only the shift in space separates tokens.
         spatial = [None if mask is None else mask[:half, :half].to(qkv.dtype) for mask in masks]
+        prompt = None if self.prompt is None else self.qkv_mut(self.prompt)
         attended = [
-            F.scaled_dot_product_attention(q_run, k_run, v_run, attn_mask=mask).transpose(1, 2)
+            _attend(q_run, k_run, v_run, mask, prompt).transpose(1, 2)
             for q_run, k_run, v_run, mask in zip(
                 q.split(frames), k.split(frames), v.split(frames), spatial, strict=True
             )
         ]
         return _joined(attended).reshape(windows, tokens, channels)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, prompt: Tensor | None) -> Tensor:
+    if prompt is not None:
+        return prompted_attention((q, k, v), mask, prompt)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fedvsr.models._norm import LayerNorm
+from fedvsr.models._prompts import prompted_attention
 from fedvsr.models._recompute import Kept, recompute
 from fedvsr.models._triton import constant_in_graphs, fused
 from fedvsr.models.spec import Checkpointing, Window
@@ -94,7 +95,7 @@ class SwinLayer(nn.Module):
         padded = (rows * wh - height, columns * ww - width)
         if any(padded):
             x = F.pad(x, (0, 0, 0, padded[1], 0, padded[0]))
-        if fused(x):
+        if fused(x) and self.attn.prompt is None:
             return self.attn.in_image(x, self.window, (0, *self.shift))[:, :, :height, :width]
         masks: Tensor | None = None
         if any(self.shift):
@@ -190,10 +191,13 @@ class WindowAttention(nn.Module):
     """Self-attention inside windows, with a learned bias for each relative position."""
 
     relative_position_index: Tensor
+    prompt: nn.Parameter | None
+    """Tokens `(t, C)` whose keys and values join those of every window; see `_prompts`."""
 
     def __init__(self, dim: int, window: Window, heads: int, qkv_name: str = "qkv") -> None:
         super().__init__()
-        self.heads = heads
+        self.channels, self.heads = dim, heads
+        self.register_parameter("prompt", None)
         self.qkv_name = qkv_name
         positions = (2 * window[0] - 1) * (2 * window[1] - 1) * (2 * window[2] - 1)
         self.relative_position_bias_table = nn.Parameter(torch.zeros(positions, heads))
@@ -213,11 +217,13 @@ class WindowAttention(nn.Module):
         tokens = x.shape[3]
         index = self.relative_position_index.flatten()
         bias = self.relative_position_bias_table[index].view(tokens, tokens, -1).permute(2, 0, 1)
-        qkv = self.get_submodule(self.qkv_name)(x)
+        project = self.get_submodule(self.qkv_name)
+        qkv, prompt = project(x), None if self.prompt is None else project(self.prompt)
         if masks is None:
-            attended = biased_attention(qkv.flatten(0, 2), bias.contiguous(), kept).view_as(x)
+            attended = biased_attention(qkv.flatten(0, 2), bias.contiguous(), kept, prompt)
+            attended = attended.view_as(x)
         else:
-            attended = _edgewise(qkv, bias, masks, kept)
+            attended = _edgewise(qkv, bias, masks, kept, prompt)
         out_GRCnC: Tensor = self.proj(attended)
         return out_GRCnC
 
@@ -231,12 +237,16 @@ class WindowAttention(nn.Module):
         return out_GDHWC
 
 
-def _edgewise(qkv_GRCn: Tensor, bias: Tensor, masks: Tensor, kept: Kept | None) -> Tensor:
+def _edgewise(
+    qkv_GRCn: Tensor, bias: Tensor, masks: Tensor, kept: Kept | None, prompt: Tensor | None
+) -> Tensor:
     """Attention of shifted windows; only the last row and column contain the wrap-around."""
     bands = []
     for band, band_masks in zip(_split_last(qkv_GRCn, 1), torch.split(masks, 2), strict=True):
         parts = [
-            biased_attention(part.flatten(0, 2), bias + mask, kept).view(*part.shape[:-1], -1)
+            biased_attention(part.flatten(0, 2), bias + mask, kept, prompt).view(
+                *part.shape[:-1], -1
+            )
             for part, mask in zip(_split_last(band, 2), band_masks, strict=True)
             if part.numel()
         ]
@@ -267,17 +277,24 @@ class Mlp(nn.Module):
         return out
 
 
-def biased_attention(qkv_MnC: Tensor, bias_hnn: Tensor, kept: Kept | None = None) -> Tensor:
+def biased_attention(
+    qkv_MnC: Tensor, bias_hnn: Tensor, kept: Kept | None = None, prompt: Tensor | None = None
+) -> Tensor:
     """Softmax attention with a bias on the logits.
 
     Args:
         qkv_MnC: queries, keys and values side by side, `(M, n, 3C)`.
         bias_hnn: one matrix per head, for all windows.
         kept: see `recompute`.
+        prompt: queries, which are not used, keys and values of tokens that all windows see,
+            `(t, 3C)`.
 
     Returns:
         `(M, n, C)`, heads side by side.
     """
+    if prompt is not None:
+        q, k, v = _split_heads(qkv_MnC, len(bias_hnn)).transpose(1, 3).unbind(2)
+        return prompted_attention((q, k, v), bias_hnn, prompt).transpose(1, 2).flatten(2)
     if not (qkv_MnC.is_cpu and bias_hnn.requires_grad):
         return _attention(qkv_MnC, bias_hnn)
     out: Tensor = _BiasedAttention.apply(qkv_MnC, bias_hnn, kept.next() if kept else None)

@@ -53,22 +53,31 @@ class Size:
 
 
 class AdapterConfig(Section):
-    """Small matrices that are trained instead of a network's own weights."""
+    """What is trained instead of a network's own weights."""
 
-    kind: Literal["lora"] = Field(
-        "lora", description="lora: a weight W becomes W + alpha / rank * B A (Hu et al. 2022)."
+    kind: Literal["lora", "prompt"] = Field(
+        "lora",
+        description="lora: a weight W becomes W + alpha / rank * B A (Hu et al. 2022). prompt: "
+        "tokens whose keys and values join those of each attention window (Jia et al. 2022).",
     )
-    rank: int = Field(8, ge=1, le=256, description="Rows of A and columns of B.")
-    alpha: float = Field(16, gt=0, le=1e4, description="Factor of B A, divided by rank.")
-    targets: Literal["linear", "attention", "conv"] = Field(
+    rank: Annotated[int, OnlyWith("kind", "lora")] = Field(
+        8, ge=1, le=256, description="lora: rows of A and columns of B."
+    )
+    alpha: Annotated[float, OnlyWith("kind", "lora")] = Field(
+        16, gt=0, le=1e4, description="lora: factor of B A, divided by rank."
+    )
+    targets: Annotated[Literal["linear", "attention", "conv"], OnlyWith("kind", "lora")] = Field(
         "linear",
-        description="Layers to adapt: linear; attention, the linear layers in the network's part "
-        "attention; or conv, convolutions, for networks without linear layers.",
+        description="lora: layers to adapt: linear; attention, the linear layers in the network's "
+        "part attention; or conv, convolutions, for networks without linear layers.",
     )
-    freeze_a: bool = Field(
+    freeze_a: Annotated[bool, OnlyWith("kind", "lora")] = Field(
         False,
-        description="Keep A as it was drawn and train B alone: the average of clients' updates is "
-        "then exact (FFA-LoRA, Sun et al. 2024), and half as many values travel.",
+        description="lora: keep A as it was drawn and train B alone: the average of clients' "
+        "updates is then exact (FFA-LoRA, Sun et al. 2024), and half as many values travel.",
+    )
+    tokens: Annotated[int, OnlyWith("kind", "prompt")] = Field(
+        20, ge=1, le=512, description="prompt: tokens of each layer of window attention."
     )
 
 

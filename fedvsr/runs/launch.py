@@ -118,6 +118,7 @@ def object_store_bytes(config: ExperimentConfig) -> int:
     # Adam's moments are two vectors in one.
     per_client = len(algorithm.upload) + len(algorithm.client_state)
     per_client += ("moments" in algorithm.client_state) + config.update.active
+    per_client += len(algorithm.cohort_state)
     num_vectors = len(algorithm.broadcast) + 2 + cohort * per_client
     size = 4 * ParamTable.of(models.build_fresh(config.model)).size
     return num_vectors * size + (256 << 20)

@@ -36,6 +36,7 @@ from fedvsr.params import (
     distance,
     join_tensors,
     load_params,
+    split_rows,
     split_tensors,
     wipe,
 )
@@ -163,7 +164,7 @@ class LocalTrainer:
 
         Args:
             task: the work.
-            shared: the server's vectors (P,), those of `Algorithm.broadcast`; only read.
+            shared: the server's vectors, those of `Algorithm.broadcast`; only read.
             state: vectors (P,) that the client remembers, empty in its first round; only read.
             clips: the client's own.
             out: memory (P,) to write the client's parameters to, reused from round to round: new
@@ -200,7 +201,10 @@ class LocalTrainer:
             begin = state.get(algorithm.own_network, begin)
         self.load(begin, state.get("own"))
         self.gradients.begin(shared, state)
-        hooks = self._local_round(shared, state, clips) if algorithm.corrects_gradients else None
+        corrects = algorithm.corrects_gradients or algorithm.corrects_steps
+        hooks = self._local_round(shared, state, clips) if corrects else None
+        if hooks:
+            hooks = replace(hooks, round_idx=task.round_idx)
         waited_s = 0.0
         if hooks and algorithm.wants_first_gradient:
             waited_s = self._gather_first_gradient(task, clips, hooks)
@@ -344,11 +348,23 @@ class LocalTrainer:
             # A step that the scaler will skip must leave no trace in what the hooks sum up.
             if not scaler.is_enabled() or math.isfinite(_gradient_norm(self.network.parameters())):
                 added = self.algorithm.correct_gradients(hooks, len(course.losses))
-        scaler.step(optimiser)
+        with self._corrected_step(hooks):
+            scaler.step(optimiser)
         scaler.update()
         # The only wait for the device, once all work of the step is queued.
         loss, vsr_loss = losses.tolist()
         return loss + added, vsr_loss
+
+    @contextmanager
+    def _corrected_step(self, hooks: LocalRound | None) -> Iterator[None]:
+        """Let the algorithm correct the optimiser's step that is taken inside."""
+        if hooks is None or not self.algorithm.corrects_steps:
+            yield
+            return
+        before = [parameter.detach().clone() for parameter in hooks.params]
+        yield
+        with torch.no_grad():
+            self.algorithm.correct_step(hooks, before)
 
     def _make_update(
         self,
@@ -439,7 +455,11 @@ class LocalTrainer:
 
     def _local_round(self, shared: Vectors, state: Vectors, clips: Sequence[Clip]) -> LocalRound:
         def split(vectors: Vectors) -> dict[str, list[Tensor]]:
-            return {name: split_tensors(self._shared, vector) for name, vector in vectors.items()}
+            rows = self.algorithm.cohort_state
+            return {
+                name: (split_rows if name in rows else split_tensors)(self._shared, vector)
+                for name, vector in vectors.items()
+            }
 
         samples = sum(clip.num_frames for clip in clips)
         return LocalRound(

@@ -18,7 +18,7 @@ from fedvsr.plugins import module_of
 _FLOW_PARAM = "spynet"
 
 if TYPE_CHECKING:
-    from fedvsr.algorithms.base import AlgorithmConfig
+    from fedvsr.algorithms.base import AlgorithmConfig, FedAvg
     from fedvsr.data.clips import Clip
     from fedvsr.models.spec import ModelConfig, ModelSpec
     from fedvsr.section import NamedSection
@@ -103,6 +103,19 @@ def require_parts(model: ModelConfig, algorithm: AlgorithmConfig, local: LocalCo
                     f"{key} names the part {part!r}, which {model.name} has not"
                     f"{did_you_mean(part, known)}: {there_are} (ModelSpec.parts)"
                 )
+
+
+def require_prompts(model: ModelConfig, algorithm: FedAvg) -> None:
+    """Check that the network has prompts if the algorithm learns them.
+
+    Raises:
+        UserError: it has none.
+    """
+    if algorithm.learns_prompts and (model.adapter is None or model.adapter.kind != "prompt"):
+        raise UserError(
+            f"algorithm.name = {algorithm.config.name} learns prompts of a trained network: give "
+            "it by model.weights=PATH, and set model.adapter.kind=prompt"
+        )
 
 
 def require_features(model: ModelConfig, algorithm: NamedSection) -> None:

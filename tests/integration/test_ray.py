@@ -66,7 +66,7 @@ def test_serial_equals_ray_for_any_number_of_slots(
         "algorithm.name=scaffold",
         pytest.param("algorithm.name=fedsr", marks=pytest.mark.slow),
         "algorithm.name=local",
-        "algorithm.keep=[head]",
+        "algorithm.name=fedmri",
         pytest.param("algorithm.name=centralized", marks=pytest.mark.slow),
         "update.compression=top_k",
     ],
