@@ -17,10 +17,24 @@ def algorithms(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print docs/reference/algorithms.md.")
     ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NETWORK[:SIZE]",
+            help="List instead what a client receives and sends in a round with this network, by "
+            "each algorithm's defaults.",
+        ),
+    ] = None,
 ) -> None:
     """List the federated algorithms, and what each costs."""
     from fedvsr.algorithms import COLUMNS, reference, rows
 
+    if model is not None:
+        from fedvsr.models import named
+        from fedvsr.training.roles import TRAFFIC_COLUMNS, traffic_rows
+
+        _print(TRAFFIC_COLUMNS, traffic_rows(named(*model.split(":", 1))))
+        return
     if markdown:
         sys.stdout.write(reference())
         return

@@ -172,7 +172,7 @@ def part_rows() -> list[tuple[str, ...]]:
     for name, module in KIND.modules().items():
         for size in module.Config.sizes:
             config = module.Config(size=size)
-            params, rules = ParamTable.of(_on_meta(config)), module.spec(config)
+            params, rules = ParamTable.of(on_meta(config)), module.spec(config)
             counts = {"": params.size}
             for part in rules.parts:
                 of_part = zip(params.names, params.shapes, strict=True)
@@ -181,6 +181,19 @@ def part_rows() -> list[tuple[str, ...]]:
                 row = (name, size, part or "all", f"{count:,}", f"{count / params.size:.1%}")
                 table.append(row)
     return table
+
+
+def named(name: str, size: str | None = None) -> ModelConfig:
+    """A packaged configuration of a network; by default that of `size`'s default.
+
+    Raises:
+        UserError: there is no such network or size.
+    """
+    config = load(__name__, name).Config
+    if size is not None and size not in config.sizes:
+        raise UserError(f"{name} has no size {size!r}; there are: {', '.join(config.sizes)}")
+    section: ModelConfig = config() if size is None else config(size=size)
+    return section
 
 
 def packaged(name: str) -> Iterator[ModelConfig]:
@@ -256,10 +269,10 @@ def _named(config: ModelConfig, tensors: Mapping[str, Tensor], path: Path) -> di
 
 @lru_cache(maxsize=32)
 def _state_of(config: ModelConfig) -> dict[str, Tensor]:
-    return _on_meta(config).state_dict()
+    return on_meta(config).state_dict()
 
 
-def _on_meta(config: ModelConfig) -> nn.Module:
+def on_meta(config: ModelConfig) -> nn.Module:
     """A network of which only names and shapes are needed: no memory, no random draws."""
     import torch
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from fedvsr import algorithms
 from fedvsr.errors import UserError
 from fedvsr.layout import Layout, Role
+from fedvsr.models import on_meta
 from fedvsr.params import ParamTable
+from fedvsr.training.config import LocalConfig
+from fedvsr.training.requirements import model_spec
+
+TRAFFIC_COLUMNS = ("algorithm", "shared parameters", "of all", "down, MB", "up, MB")
+"""Columns of `traffic_rows`; bytes are those that a client receives and sends in a round."""
 
 if TYPE_CHECKING:
     from torch import nn
 
     from fedvsr.algorithms.base import AlgorithmConfig
-    from fedvsr.models.spec import ModelSpec
-    from fedvsr.training.config import LocalConfig
+    from fedvsr.models.spec import ModelConfig, ModelSpec
 
 
 def layout_of(
@@ -63,3 +69,19 @@ def layout_of(
             "name another part"
         )
     return Layout(ParamTable.of(network), roles)
+
+
+def traffic_rows(model: ModelConfig) -> list[tuple[str, ...]]:
+    """What travels with a network by each algorithm's defaults, in `TRAFFIC_COLUMNS`."""
+    network, spec, rows = on_meta(model), model_spec(model), list[tuple[str, ...]]()
+    for name, module in algorithms.KIND.modules().items():
+        kind, config = module.Algorithm, module.Config()
+        if missing := {*config.keep, *config.share} - set(spec.parts):
+            rows.append((name, f"has no {', '.join(sorted(missing))}", "-", "-", "-"))
+            continue
+        layout = layout_of(network, spec, config, LocalConfig())
+        size = layout.table_of("shared").size
+        down, up = (4e-6 * size * len(vectors) for vectors in (kind.broadcast, kind.upload))
+        share = f"{size / layout.table.size:.1%}"
+        rows.append((name, f"{size:,}", share, f"{down:.2f}", f"{up:.2f}"))
+    return rows

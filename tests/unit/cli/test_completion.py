@@ -54,7 +54,7 @@ RUNS = ["latest", "second", "first"]
         (["run", "dem"], ["demo", "demo_degradations", "demo_fedavg"]),
         (["run", "mi"], ["mine.yaml"]),
         (["list", "--model", ""], names("fedvsr.models")),
-        (["list", "--algorithm", "fedp"], ["fedprox"]),
+        (["list", "--algorithm", "fedpro"], ["fedprox"]),
         (["list", "--status", "fin"], ["finished"]),
         (["tune-report", ""], ["alpha"]),
         # Paths are left to the shell.

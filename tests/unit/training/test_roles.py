@@ -15,7 +15,7 @@ from fedvsr.layout import Layout
 from fedvsr.models import tiny
 from fedvsr.training.config import LocalConfig
 from fedvsr.training.requirements import model_spec
-from fedvsr.training.roles import layout_of
+from fedvsr.training.roles import TRAFFIC_COLUMNS, layout_of, traffic_rows
 
 MODEL = tiny.Config(channels=4, blocks=1)
 HEAD = {"to_pixels.weight", "to_pixels.bias"}
@@ -93,3 +93,20 @@ def test_a_part_that_cannot_be_is_one_line(
         sections["local"] = change["local"]
     with pytest.raises((UserError, ValueError), match=message):
         ExperimentConfig.model_validate(small.model_dump() | change | sections)
+
+
+def test_traffic_of_a_round_by_algorithm() -> None:
+    rows = {row[0]: dict(zip(TRAFFIC_COLUMNS, row, strict=True)) for row in traffic_rows(MODEL)}
+    total = sum(p.numel() for p in models.build_fresh(MODEL).parameters())
+    head = sum(p.numel() for n, p in models.build_fresh(MODEL).named_parameters() if n in HEAD)
+    assert rows["scaffold"]["up, MB"] == f"{2 * 4e-6 * total:.2f}"
+    assert rows["fedper"]["shared parameters"] == f"{total - head:,}"
+    assert rows["local"]["up, MB"] == "0.00"
+    assert rows["fedbn"]["shared parameters"] == "has no norm"
+
+
+def test_a_network_is_named_with_its_size() -> None:
+    assert models.named("vrt", "demo").size == "demo"
+    assert models.named("vrt").size == "paper"
+    with pytest.raises(UserError, match=r"vrt has no size 'huge'; there are: paper"):
+        models.named("vrt", "huge")
