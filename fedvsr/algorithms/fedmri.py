@@ -1,4 +1,7 @@
-"""FedMRI: Feng et al., Specificity-Preserving Federated Learning, IEEE TMI 2022."""
+"""FedMRI: Feng et al., Specificity-Preserving Federated Learning, IEEE TMI 2022.
+
+The full title adds: for MR Image Reconstruction.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,11 @@ class Config(AlgorithmConfig):
         "each client (`fedvsr models --parts` lists them).",
     )
     beta: float = Field(
-        1.0, ge=0, le=1e4, description="Weight of the contrast of encoders; 0 leaves it out."
+        1e-3,
+        ge=0,
+        le=1e4,
+        description="Weight of the contrast of encoders; 0 leaves it out (published, with RMSprop: "
+        "100, with which encoders hardly move here).",
     )
 
     def notes(self) -> tuple[str, ...]:
@@ -55,15 +62,14 @@ class Algorithm(FedAvg):
     clients of the last round sent, the client's own included if it was one of them. The gradient,
     with `sign(0) = 0`, is added exactly, for every optimiser.
 
-    The paper has four clients, which all train in every round. With cohorts, "every client's last
-    encoder" would be one of any age for each client ever seen, so the last round's K are taken.
-    They cost and reveal something: a client receives K encoders besides the server's, and what each
-    other client has learnt, which the server's mean hides (`docs/explanation/privacy.md`). The
-    server keeps all K. With `beta` 0, none is kept or sent.
+    The paper takes every client's last encoder. With cohorts, that would be one of any age for each
+    client ever seen, so the last round's K are taken; if all clients train in every round, it is
+    the same. They cost and reveal something: a client receives K encoders besides the server's, and
+    what each other client has learnt, which the server's mean hides
+    (`docs/explanation/privacy.md`). The server keeps all K. With `beta` 0, none is kept or sent.
 
-    Departure: one published configuration has beta = 100 with RMSprop. Adam's steps keep the sign
-    of a gradient and forget its size, so that such a weight leaves the term alone to decide where
-    an encoder goes.
+    Departure: one published configuration has beta = 100, with RMSprop. Adam's steps depend on the
+    terms' proportion alone, so that this weight lets the contrast decide where an encoder goes.
     """
 
     source = "Feng et al., TMI 2022"

@@ -1,4 +1,7 @@
-"""FedPR: Feng et al., Learning Federated Visual Prompt in Null Space for MRI, CVPR 2023."""
+"""FedPR: Feng et al., Learning Federated Visual Prompt in Null Space, CVPR 2023.
+
+The full title adds: for MRI Reconstruction.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +37,8 @@ class Algorithm(FedAvg):
     channels, is multiplied by `N = V V^T / |V V^T|_F`. V are the singular vectors of `P^T P`, for
     the P that the round begins with, without the first `1 - ratio` of them.
 
-    Departures: the paper's network is a Swin transformer for MRI, and its layers' prompts are
-    prepended to the input. Here a prompt joins the keys and values of each window, through the
-    layer's own projections, and has no query.
+    A prompt is prepended to the keys and values of each attention window. Our reading: it passes
+    through the layer's own frozen projections, and has neither a position nor a mask.
     """
 
     source = "Feng et al., CVPR 2023"
