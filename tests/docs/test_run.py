@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 NEEDED = ("cluster", "released weights", "another machine", "after Ctrl-C")
 SHORT = {
     "federation.num_rounds": "1",
-    "federation.clients_per_round": "1",
+    "federation.clients_per_round": "2",
     "local.steps": "1",
     "evaluation.max_frames": "2",
     "evaluation.crop": "32",

@@ -34,7 +34,8 @@ UNLIMITED = {
     ("inference/side_thread.py", "future.result()"): "the future is done",
     ("loggers/feed.py", "self._inbox.get()"): "a thread that lives until the run ends",
     ("metrics/vmaf.py", "self._process.communicate()"): "a computation, whose input has ended",
-    ("runs/execution.py", "pending.result()"): "`Pending.result` itself waits with limits",
+    ("runs/scoring.py", "pending.result()"): "`Pending.result` itself waits with limits",
+    ("runs/scoring.py", "self.scorer.score(whole).result()"): "the same",
     ("tuning/progress.py", "self._thread.join()"): "the thread reads tables, which this one would",
 }
 

@@ -55,7 +55,7 @@ def test_steps_are_projected_from_the_second_round_on() -> None:
     before = server + 1
     for round_idx, expected in ((1, [1.0, 1, 1, 1]), (2, [0, 0, 0.5**0.5, 0.5**0.5])):
         w = torch.nn.Parameter(before + 1)
-        local = LocalRound([w], {"params": [server]}, {}, {}, 2, 2, round_idx)
+        local = LocalRound([w], {"params": [server]}, {}, {}, 2, 2, round_idx=round_idx)
         with torch.no_grad():
             algorithm.correct_step(local, [before])
         torch.testing.assert_close(w.detach() - before, torch.tensor(expected).expand(4, 4))

@@ -13,7 +13,7 @@ from fedvsr.lookup import load, names
 from fedvsr.messages import ClientReport, Round
 
 # What needs all of a vector: distances and cosines, a mean; and `local` sends nothing.
-WHOLE = {"krum", "fedsr", "fisher", "local"}
+WHOLE = {"fedmri", "krum", "fedsr", "fisher", "local"}
 COUNT = 20
 
 
