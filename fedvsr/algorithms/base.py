@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple,
 import numpy as np
 from pydantic import Field
 
+from fedvsr.algorithms._pull import pull
 from fedvsr.errors import UserError
+from fedvsr.hellinger import mix_by_hellinger
 from fedvsr.layout import Role
 from fedvsr.messages import ClientReport, Round, Vectors
 from fedvsr.params import FloatVector, weighted_sum
@@ -374,49 +376,8 @@ class FedAvg:
         return float(alpha**remaining) if decay == "power" else alpha
 
 
-def pull(local: LocalRound, strength: float) -> float:
-    """Add `strength (w - w_t)` to those gradients that exist; it is exact for every optimiser.
-
-    Returns:
-        The term of the loss, `strength / 2 * |w - w_t|^2`.
-    """
-    import torch
-
-    if strength == 0:
-        return 0.0
-    learning = [
-        (p.grad, p.detach(), g)
-        for p, g in zip(local.params, local.shared["params"], strict=True)
-        if p.grad is not None
-    ]
-    grads, params, anchors = (list(column) for column in zip(*learning, strict=True))
-    differences = torch._foreach_sub(params, anchors)
-    torch._foreach_add_(grads, differences, alpha=strength)
-    norms = torch.stack(torch._foreach_norm(differences)).double()
-    return float(0.5 * strength * norms.square().sum().item())
-
-
 def start(algorithm: FedAvg, params: FloatVector) -> Vectors:
     """The server's vectors (P,) before the first round: `params`, and those of `server_state`."""
     kept = {n: np.full_like(params, algorithm.initial(n)) for n in algorithm.server_state}
     empty = {n: np.empty(0, np.float32) for n in algorithm.cohort_state}
     return {"params": params} | kept | empty
-
-
-def hellinger_from_uniform(weights: Sequence[float]) -> float:
-    """Hellinger distance of K weights, whose sum is 1, from uniform ones; in [0, 1)."""
-    uniform = 1 / len(weights)
-    squares = math.fsum((math.sqrt(uniform) - math.sqrt(p)) ** 2 for p in weights)
-    return math.sqrt(0.5 * squares)
-
-
-def mix_by_hellinger(weights: Sequence[float], threshold: float) -> list[float]:
-    """Mix weights p with uniform ones u: `(1 - m) u + m p`.
-
-    `m = max(0, h - threshold) / (1 - threshold)`, where h is the Hellinger distance of p and u.
-    This is from the published form of FedVSR. At its threshold of 0.05, the result is uniform if
-    the weights' relative spread is below about 14 %.
-    """
-    uniform = 1 / len(weights)
-    share = max(0.0, hellinger_from_uniform(weights) - threshold) / (1 - threshold)
-    return [(1 - share) * uniform + share * p for p in weights]

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from fedvsr.algorithms.base import AlgorithmConfig, FedAvg, LocalRound, pull
+from fedvsr.algorithms._pull import pull
+from fedvsr.algorithms.base import AlgorithmConfig, FedAvg, LocalRound
 
 
 class Config(AlgorithmConfig):

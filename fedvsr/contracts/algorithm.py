@@ -179,7 +179,7 @@ def a_round_of_training_is_whole_and_repeats(algorithm: FedAvg, folder: Path) ->
     clips = _clips(folder)[:2]
     algorithm = _fitting(algorithm)
     trainer = LocalTrainer(_MODEL, algorithm.config, _LOCAL)
-    server = start(algorithm, trainer.params())
+    server = start(algorithm, trainer.parameters.values())
     shared = {name: server[name] for name in algorithm.broadcast}
     task = ClientTask(client_id=0, round_idx=1, num_rounds=2, seed=5)
     report, update = trainer.train(task, shared, {}, clips)
@@ -219,7 +219,7 @@ def a_round_lowers_the_loss(algorithm: FedAvg, folder: Path) -> None:
     # Noise in a part that stays with clients is in their first values.
     rest = join_tensors(first.layout.params(first.network, *NOT_SHARED))
     trainer = LocalTrainer(_MODEL, algorithm.config, local, rest=rest)
-    server = start(algorithm, first.params())
+    server = start(algorithm, first.parameters.values())
     shared = {name: server[name] for name in algorithm.broadcast}
     reports, updates = [], []
     for i, clip in enumerate(clips):
@@ -295,7 +295,7 @@ def _loss_on(
     own: FloatVector | None = None,
 ) -> float:
     """Mean L_VSR over whole clips."""
-    trainer.load(params, own)
+    trainer.parameters.load(params, own)
     losses = []
     for clip in clips:
         lq, gt = (

@@ -1,4 +1,4 @@
-"""What the tables of a resumed run lack: rows that went with a file that was deleted or damaged.
+"""What a resumed run has lost: rows that went with a file that was deleted or damaged.
 
 A run is resumed from its checkpoint, which holds no tables. Rows of rounds before it cannot be made
 again, so the run says which ones are missing.
@@ -14,11 +14,32 @@ from pathlib import Path
 import pyarrow as pa
 
 from fedvsr.errors import DamagedError
+from fedvsr.federation.executors import Fault
 from fedvsr.journal import Journal
 from fedvsr.parts import part_files, part_path
 from fedvsr.records import read_table
 from fedvsr.schemas import SCHEMAS
 from fedvsr.stored import require_readable
+
+
+def faults_before(
+    round_idx: int, damaged: Sequence[str], lost: Sequence[str], died: bool
+) -> Iterator[Fault]:
+    """What went wrong before this process took over a run.
+
+    Args:
+        round_idx: the round after which it resumes.
+        damaged: what is wrong with newer checkpoints.
+        lost: what the tables lack.
+        died: whether the process that executed the run before has died.
+    """
+    for message in damaged:
+        yield Fault(round_idx, None, "checkpoint", message, final=True)
+    for message in lost:
+        yield Fault(round_idx, None, "table", message, final=True)
+    if died:
+        message = f"the process that executed this run died; resumed after round {round_idx}"
+        yield Fault(round_idx + 1, None, "driver", message)
 
 
 def set_aside_damaged(folder: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import fields, replace
 from datetime import datetime, timezone
@@ -33,7 +33,7 @@ from fedvsr.params import FloatVector, ParamTable, flatten, load_flat
 from fedvsr.recording import RunRecords
 from fedvsr.records import read_run
 from fedvsr.runs import rows
-from fedvsr.runs.audit import missing_rows, set_aside_damaged
+from fedvsr.runs.audit import faults_before, missing_rows, set_aside_damaged
 from fedvsr.runs.events import Event, EventLog, RunStarted
 from fedvsr.runs.logged import RunLoggers
 from fedvsr.runs.networks import Networks
@@ -201,7 +201,7 @@ class Execution:
             self.records.write_partition(rows.partition_rows(self.split.of_clients))
             notes = () if saved.state else notes_of(config, self.split)
             yield self._started((*saved.damaged, *lost, *notes, *self.notes))
-            for fault in self._faults_before(state.round_idx, saved.damaged, lost):
+            for fault in faults_before(state.round_idx, saved.damaged, lost, self.died_before):
                 yield self.record_fault(fault)
             yield from self._whole(state, executor)
             self._finish(self.state.params)
@@ -362,18 +362,6 @@ class Execution:
         # The last scores are made again if they are missing.
         evaluated = {r for r in range(saved.round_idx) if self.split.test and self.scores.is_due(r)}
         return missing_rows(self.run.folder, saved.round_idx, evaluated)
-
-    def _faults_before(
-        self, round_idx: int, damaged: Sequence[str], lost: Sequence[str]
-    ) -> Iterator[Fault]:
-        """What went wrong before this process took over."""
-        for message in damaged:
-            yield Fault(round_idx, None, "checkpoint", message, final=True)
-        for message in lost:
-            yield Fault(round_idx, None, "table", message, final=True)
-        if self.died_before:
-            message = f"the process that executed this run died; resumed after round {round_idx}"
-            yield Fault(round_idx + 1, None, "driver", message)
 
     def record_fault(self, fault: Fault) -> Fault:
         """Write a fault's row, and return the fault as an event."""

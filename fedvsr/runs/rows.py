@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fedvsr.algorithms.base import hellinger_from_uniform
 from fedvsr.config import ExperimentConfig
 from fedvsr.data.client_clips import ClientClips
 from fedvsr.environment import versions
 from fedvsr.federation.rounds import RoundFinished
 from fedvsr.growing import PART_ROWS
+from fedvsr.hellinger import hellinger_from_uniform
 from fedvsr.inference.scores import ClipScore, headline
 from fedvsr.metrics import METRICS
 from fedvsr.schemas import Row

@@ -55,10 +55,10 @@ def _steps(trainer: LocalTrainer) -> tuple[int, float]:
         ).pin_memory()
         for n in sides
     )
-    params = trainer.params()
+    params = trainer.parameters.values()
     state = {"params": params} if trainer.algorithm.contrasts else {}
     trainer.gradients.begin(start(trainer.algorithm, params), state)
-    trained = trainer.layout.params(trainer.network, "shared", "own")
+    trained = trainer.parameters.trained
     optimiser = make_optimiser(local, trained, [])
     scaler = torch.amp.GradScaler("cuda", enabled=local.precision == "fp16")
 

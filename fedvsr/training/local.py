@@ -1,4 +1,4 @@
-"""Local training of one client: the only inner loop.
+"""Local training of one client: from the global parameters to what it sends and remembers.
 
 B clips, T frames, C channels, H x W pixels, values in [0, 1]. P shared parameters.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from statistics import fmean
@@ -27,7 +27,6 @@ from fedvsr.data.sampling import Draw, passes, read_batch
 from fedvsr.determinism import scoped_torch
 from fedvsr.energy import Meter
 from fedvsr.errors import UserError
-from fedvsr.layout import NOT_SHARED, Role
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Packed, Vectors
 from fedvsr.models.spec import ModelConfig
 from fedvsr.params import (
@@ -35,39 +34,26 @@ from fedvsr.params import (
     all_finite,
     distance,
     join_tensors,
-    load_params,
     split_rows,
     split_tensors,
-    wipe,
 )
 from fedvsr.precision import products
 from fedvsr.section import NamedSection
 from fedvsr.seeding import derive_seed
 from fedvsr.training.config import LocalConfig
+from fedvsr.training.descent import Course, Descent, way_out
 from fedvsr.training.gradients import Frames, Gradients
 from fedvsr.training.optimiser import (
     effective_steps,
-    learning_rate,
     lipschitz,
     make_optimiser,
     moments,
     restore_moments,
 )
+from fedvsr.training.parameters import Parameters
 from fedvsr.training.requirements import model_spec
 from fedvsr.training.roles import layout_of
 from fedvsr.training.updates import UNCHANGED, UpdateConfig, outgoing
-
-
-@dataclass
-class _Course:
-    """What the steps of a round gave, in their order."""
-
-    losses: list[float] = field(default_factory=list)
-    vsr_losses: list[float] = field(default_factory=list)
-    rates: list[float] = field(default_factory=list)
-    num_samples: int = 0
-    gradient_norm: float = 0.0
-    """L2 norm of the first finite gradient; 0 until there is one."""
 
 
 class LocalTrainer:
@@ -102,25 +88,18 @@ class LocalTrainer:
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.network = models.build_fresh(model).to(self.device).train()
         self.layout = layout_of(self.network, self.spec, self.algorithm.config, local)
-        if rest is not None:
-            load_params(self.layout.params(self.network, *NOT_SHARED), rest)
-        for parameter in self.layout.params(self.network, "frozen"):
-            parameter.requires_grad_(False)
-        self._shared = self.layout.params(self.network, "shared")
-        self._own = self.layout.params(self.network, "own")
-        self._first_own = join_tensors(self._own)
+        self.parameters = Parameters(self.network, self.layout, local, rest)
         if local.compile:
             _compile(self.network)
         self.gradients = Gradients(self.network, model, self.algorithm, local, self.layout)
-        self._learning: tuple[Role, ...] = ("shared", "own")
-        self._slow = list[tuple[torch.nn.Parameter, Role]]()
-        roles = zip(self.network.named_parameters(), self.layout.roles, strict=True)
-        named = [(name, parameter, role) for (name, parameter), role in roles]
-        for part in local.slow_params:
-            matches = [(p, role) for name, p, role in named if part in name]
-            if not matches:
-                raise UserError(f"local.slow_params: {part!r} is in no parameter of {model.name}")
-            self._slow += [(p, role) for p, role in matches if role != "frozen"]
+        self.descent = Descent(
+            self.network,
+            self.parameters,
+            self.gradients,
+            self.algorithm,
+            local,
+            update.reject_nonfinite,
+        )
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
@@ -133,23 +112,9 @@ class LocalTrainer:
         """Free the GPU memory that only training needs, for others on the same GPU."""
         self.gradients.release()
 
-    def params(self) -> FloatVector:
-        """A copy of the shared parameters (P,) as they are."""
-        return join_tensors(self._shared)
-
-    def load(self, params: FloatVector, own: FloatVector | None = None) -> None:
-        """Load the shared parameters (P,), and those that stay with a client: their first values.
-
-        Args:
-            params: the shared ones.
-            own: what the client keeps, once it has trained.
-        """
-        load_params(self._shared, params)
-        load_params(self._own, self._first_own if own is None else own)
-
     def forget(self) -> None:
         """Wipe what the last client left: its parameters and gradients."""
-        wipe([*self._shared, *self._own])
+        self.parameters.wipe()
         self.gradients.forget()
 
     def train(
@@ -199,22 +164,21 @@ class LocalTrainer:
         begin = shared["params"]
         if algorithm.own_network and not algorithm.trains_beside:
             begin = state.get(algorithm.own_network, begin)
-        self.load(begin, state.get("own"))
+        self.parameters.load(begin, state.get("own"))
         self.gradients.begin(shared, state)
         corrects = algorithm.corrects_gradients or algorithm.corrects_steps
-        hooks = self._local_round(shared, state, clips) if corrects else None
-        if hooks:
-            hooks = replace(hooks, round_idx=task.round_idx)
+        hooks = self._local_round(task, shared, state, clips) if corrects else None
         waited_s = 0.0
         if hooks and algorithm.wants_first_gradient:
-            waited_s = self._gather_first_gradient(task, clips, hooks)
-        # A new one each round: the moments start from zero, unless the client remembers them.
-        slow = [parameter for parameter, _ in self._slow]
-        optimiser = make_optimiser(self.local, self._trained(), slow)
+            with self._loader(task, clips) as batches:
+                self.descent.gather_first_gradient(task, batches, hooks)
+            waited_s = batches.wait_s
+        optimiser = self._optimiser()
         if "moments" in state:
             restore_moments(optimiser, state["moments"])
+        num_steps = count_steps(self.local, clips)
         with self._loader(task, clips) as batches:
-            course = self._descend(task, clips, batches, optimiser, hooks)
+            course = self.descent.run(task, num_steps, batches, optimiser, hooks)
         waited_s += batches.wait_s
         update, norm, finite = self._make_update(task, course, optimiser, hooks, state, begin, out)
         if algorithm.trains_beside and finite:
@@ -261,17 +225,16 @@ class LocalTrainer:
         """
         name = self.algorithm.own_network
         assert name is not None
-        self.load(state.get(name, shared["params"]))
-        hooks = replace(self._local_round(shared, state, clips), beside=True)
-        slow = [parameter for parameter, _ in self._slow]
-        optimiser = make_optimiser(self.local, self._trained(), slow)
+        self.parameters.load(state.get(name, shared["params"]))
+        hooks = replace(self._local_round(task, shared, state, clips), beside=True)
+        num_steps, optimiser = count_steps(self.local, clips), self._optimiser()
         seed = derive_seed(task.seed, "torch", "beside")
         with (
             scoped_torch(seed, self.local.num_threads, self.local.deterministic),
             self._loader(task, clips) as batches,
         ):
-            course = self._descend(task, clips, batches, optimiser, hooks)
-        own = join_tensors(self._shared)
+            course = self.descent.run(task, num_steps, batches, optimiser, hooks)
+        own = self.parameters.values()
         if not (math.isfinite(course.losses[-1]) and all_finite(own)):
             self._refuse(task, "personal network")
             return ClientUpdate({}, {}), batches.wait_s
@@ -286,90 +249,13 @@ class LocalTrainer:
         if not self.update.reject_nonfinite:
             raise UserError(
                 f"the {what} of client {task.client_id} is not finite in round {task.round_idx}; "
-                + _way_out(self.local)
+                + way_out(self.local)
             )
-
-    def _descend(
-        self,
-        task: ClientTask,
-        clips: Sequence[Clip],
-        batches: Iterable[Frames],
-        optimiser: torch.optim.Optimizer,
-        hooks: LocalRound | None,
-    ) -> _Course:
-        """Take the steps of a round; `update.reject_nonfinite` ends them at a non-finite loss.
-
-        Raises:
-            UserError: a loss is not finite and `update.reject_nonfinite` is off.
-        """
-        algorithm, course = self.algorithm, _Course()
-        num_steps = count_steps(self.local, clips)
-        scaler = torch.amp.GradScaler(self.device.type, enabled=self.local.precision == "fp16")
-        for batch in batches:
-            # This step's place in the whole training, as if every client trained in every round: a
-            # schedule must not depend on which clients were drawn before.
-            step = (task.round_idx - 1) * num_steps + len(course.losses)
-            learning = algorithm.learning(len(course.losses), num_steps)
-            self._thaw(step, learning)
-            lr = learning_rate(self.local, step / (task.num_rounds * num_steps))
-            for group in optimiser.param_groups:
-                group["lr"] = lr * group["factor"]
-            corrected = hooks if "shared" in learning else None
-            loss, vsr_loss = self._step(batch, optimiser, scaler, corrected, course)
-            course.losses.append(loss)
-            course.vsr_losses.append(vsr_loss)
-            course.rates.append(lr)
-            course.num_samples += len(batch[0])
-            if not math.isfinite(loss):
-                if self.update.reject_nonfinite:
-                    break
-                raise UserError(
-                    f"the loss of client {task.client_id} is {loss} in round {task.round_idx}, "
-                    f"step {len(course.losses)}; {_way_out(self.local)}"
-                )
-        return course
-
-    def _step(
-        self,
-        batch: Frames,
-        optimiser: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler,
-        hooks: LocalRound | None,
-        course: _Course,
-    ) -> tuple[float, float]:
-        """Take one step; returns the local loss and the network's own part of it."""
-        losses = self.gradients.compute(batch, scaler)
-        if course.gradient_norm == 0:
-            norm = _gradient_norm(self.network.parameters()) / scaler.get_scale()
-            course.gradient_norm = norm if math.isfinite(norm) else 0.0
-        added = 0.0
-        if hooks:
-            scaler.unscale_(optimiser)
-            # A step that the scaler will skip must leave no trace in what the hooks sum up.
-            if not scaler.is_enabled() or math.isfinite(_gradient_norm(self.network.parameters())):
-                added = self.algorithm.correct_gradients(hooks, len(course.losses))
-        with self._corrected_step(hooks):
-            scaler.step(optimiser)
-        scaler.update()
-        # The only wait for the device, once all work of the step is queued.
-        loss, vsr_loss = losses.tolist()
-        return loss + added, vsr_loss
-
-    @contextmanager
-    def _corrected_step(self, hooks: LocalRound | None) -> Iterator[None]:
-        """Let the algorithm correct the optimiser's step that is taken inside."""
-        if hooks is None or not self.algorithm.corrects_steps:
-            yield
-            return
-        before = [parameter.detach().clone() for parameter in hooks.params]
-        yield
-        with torch.no_grad():
-            self.algorithm.correct_step(hooks, before)
 
     def _make_update(
         self,
         task: ClientTask,
-        course: _Course,
+        course: Course,
         optimiser: torch.optim.Optimizer,
         hooks: LocalRound | None,
         state: Vectors,
@@ -385,9 +271,10 @@ class LocalTrainer:
             UserError: a value is not finite and `update.reject_nonfinite` is off.
         """
         extra, kept = self.algorithm.finish(hooks) if hooks else ({}, {})
-        params = join_tensors(self._shared, out)
+        params = join_tensors(self.parameters.shared, out)
         norm = distance(params, begin)
-        vectors = {"params": params, "own": join_tensors(self._own)} | _joined(extra)
+        own = join_tensors(self.parameters.own)
+        vectors = {"params": params, "own": own} | _joined(extra)
         # A change of finite norm holds finite values only, so `params` needs no second look then.
         unchecked = [v for n, v in vectors.items() if n != "params" or not math.isfinite(norm)]
         if not math.isfinite(course.losses[-1]) or not all(map(all_finite, unchecked)):
@@ -395,8 +282,8 @@ class LocalTrainer:
             return ClientUpdate({}, {}), norm, False
         upload: dict[str, FloatVector | Packed] = {n: vectors[n] for n in self.algorithm.upload}
         remembered = self._remembered(params, optimiser, _joined(kept))
-        if self._own:
-            remembered["own"] = vectors["own"]
+        if own.size:
+            remembered["own"] = own
         if self.update.active:
             upload["params"], residual = outgoing(params, begin, state.get("residual"), self.update)
             if residual is not None:
@@ -414,61 +301,31 @@ class LocalTrainer:
             remembered["moments"] = moments(optimiser)
         return remembered
 
-    def _gather_first_gradient(
-        self, task: ClientTask, clips: Sequence[Clip], hooks: LocalRound
-    ) -> float:
-        """Gather the mean gradient of the round's batches at the initial parameters: one more pass.
+    def _optimiser(self) -> torch.optim.Optimizer:
+        """A new one: the moments start from zero each round, unless the client remembers them."""
+        return make_optimiser(self.local, self.parameters.trained, self.parameters.slow)
 
-        Returns:
-            Wall seconds of waiting for samples.
-        """
-        self._thaw((task.round_idx - 1) * hooks.num_steps)
-        # Gradients add up in float32 even where the network computes in halves; fp16 scales them.
-        scaler = torch.amp.GradScaler(self.device.type, enabled=self.local.precision == "fp16")
-        gathered = hooks.sum("first_gradient")
-        with self._loader(task, clips) as batches:
-            for batch in batches:
-                self.gradients.compute(batch, scaler, compare=False)
-                norm = _gradient_norm(self.network.parameters()) if scaler.is_enabled() else 0.0
-                if not math.isfinite(norm):
-                    # Halve the scale, and leave this batch out.
-                    scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
-                    continue
-                for total, parameter in zip(gathered, hooks.params, strict=True):
-                    if parameter.grad is not None:
-                        total.add_(parameter.grad, alpha=1 / (scaler.get_scale() * hooks.num_steps))
-        return batches.wait_s
+    def _local_round(
+        self, task: ClientTask, shared: Vectors, state: Vectors, clips: Sequence[Clip]
+    ) -> LocalRound:
+        params = self.parameters.shared
 
-    def _thaw(self, step: int, learning: tuple[Role, ...] = ("shared", "own")) -> None:
-        """Let those parameters learn that step `step` of the whole training changes."""
-        if learning != self._learning:
-            self._learning = learning
-            for role, params in (("shared", self._shared), ("own", self._own)):
-                for parameter in params:
-                    parameter.requires_grad_(role in learning)
-        for parameter, role in self._slow:
-            parameter.requires_grad_(role in learning and step >= self.local.freeze_steps)
-
-    def _trained(self) -> list[torch.nn.Parameter]:
-        """All parameters that are not frozen, in the module's order."""
-        return self.layout.params(self.network, "shared", "own")
-
-    def _local_round(self, shared: Vectors, state: Vectors, clips: Sequence[Clip]) -> LocalRound:
         def split(vectors: Vectors) -> dict[str, list[Tensor]]:
             rows = self.algorithm.cohort_state
             return {
-                name: (split_rows if name in rows else split_tensors)(self._shared, vector)
+                name: (split_rows if name in rows else split_tensors)(params, vector)
                 for name, vector in vectors.items()
             }
 
         samples = sum(clip.num_frames for clip in clips)
         return LocalRound(
-            params=list(self._shared),
+            params=list(params),
             shared=split(shared),
             state=split({name: v for name, v in state.items() if name not in KEPT_BY_TRAINER}),
             sums={},
             num_steps=count_steps(self.local, clips),
             steps_per_epoch=math.ceil(samples / self.local.batch_size),
+            round_idx=task.round_idx,
         )
 
     def _loader(self, task: ClientTask, clips: Sequence[Clip]) -> Loader[list[Draw], Frames]:
@@ -500,17 +357,5 @@ def count_steps(local: LocalConfig, clips: Sequence[Clip]) -> int:
     return local.epochs * math.ceil(sum(clip.num_frames for clip in clips) / local.batch_size)
 
 
-def _way_out(local: LocalConfig) -> str:
-    return (
-        f"lower local.lr = {local.lr:g}, or leave such clients out by update.reject_nonfinite=true"
-    )
-
-
 def _joined(tensors: Mapping[str, Sequence[Tensor]]) -> Vectors:
     return {name: join_tensors(parts) for name, parts in tensors.items()}
-
-
-def _gradient_norm(params: Iterable[Tensor]) -> float:
-    """L2 norm of all gradients; not finite if one of them is not."""
-    norms = torch._foreach_norm([g for p in params if (g := p.grad) is not None])
-    return float(torch.linalg.vector_norm(torch.stack(norms)).item())

@@ -27,7 +27,7 @@ from fedvsr.tuning.sweep import Trial, expand, load_sweep
 
 Size = Literal["paper", "demo"]
 # The sweeps without data sets, which are examples.
-_NOT_OF_THE_PAPER = ("demo_basicvsrpp", "demo_networks", "personal", "personal_rvrt", "smoke")
+_NOT_OF_THE_PAPER = ("demo_basicvsrpp", "demo_networks", "personal", "personal_iart", "smoke")
 _STORES, _FLOW = "stores/", "model.flow_weights"
 # How each store is made, but for its --out.
 _COMMANDS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,28 @@ from torch import nn
 
 from fedvsr.algorithms import fedavg
 from fedvsr.federation.executors import Clients
+from fedvsr.layout import Layout
 from fedvsr.messages import ClientTask
 from fedvsr.models import tiny
+from fedvsr.params import ParamTable
 from fedvsr.training.config import LocalConfig
-from fedvsr.training.local import LocalTrainer, _Course
+from fedvsr.training.descent import Course, Descent
+from fedvsr.training.local import LocalTrainer
+from fedvsr.training.parameters import Parameters
 from tests.benchmarks.peers.workload import noise, sizes
+
+
+class NoiseDescent(Descent):
+    """Adds noise to the parameters in the place of steps."""
+
+    def __init__(self, params: Sequence[nn.Parameter]) -> None:
+        self._params = params
+
+    def run(self, task: ClientTask, *_: Any) -> Course:
+        with torch.no_grad():
+            for parameter in self._params:
+                parameter.add_(noise(task.client_id))
+        return Course([1.0], [1.0], [1.0], 1)
 
 
 class NoiseTrainer(LocalTrainer):
@@ -22,16 +40,13 @@ class NoiseTrainer(LocalTrainer):
 
     def __init__(self, num_params: int, local: LocalConfig) -> None:
         super().__init__(tiny.Config(), fedavg.Config(), local)
-        self.network = nn.ParameterList([torch.zeros(count) for count in sizes(num_params)])
+        network = nn.ParameterList([torch.zeros(count) for count in sizes(num_params)])
+        layout = Layout.shared(ParamTable.of(network))
+        self.parameters = Parameters(network, layout, local, None)
+        self.descent = NoiseDescent(self.parameters.shared)
 
     def _loader(self, *_: Any) -> Any:
         return super()._loader(ClientTask(0, 1, 1, 0), ())
-
-    def _descend(self, task: ClientTask, *_: Any) -> _Course:
-        with torch.no_grad():
-            for parameter in self.network.parameters():
-                parameter.add_(noise(task.client_id))
-        return _Course([1.0], [1.0], [1.0], 1)
 
 
 @dataclass(frozen=True)

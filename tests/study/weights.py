@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fedvsr.algorithms.base import mix_by_hellinger
+from fedvsr.hellinger import mix_by_hellinger
 from fedvsr.records import load_results
 
 TABLES = Path(__file__).parents[2] / "results" / "study-small"

@@ -126,7 +126,7 @@ def test_a_round_of_a_papers_network(make_once: MakeOnce) -> None:
     model = load("fedvsr.models", "iart").Config(size="demo")
     local = LocalConfig(steps=1, batch_size=1, num_frames=2, crop=128, lr=1e-3)
     trainer = LocalTrainer(model, ditto.Config(), local)
-    before = trainer.params()
+    before = trainer.parameters.values()
     _, update = trainer.train(TASK, {"params": before}, {}, [small_clip(make_once)])
     assert update.state["personal"].size == flatten(trainer.network).size
     # The first step is FedAvg's, because the pull is 0 where both begin.

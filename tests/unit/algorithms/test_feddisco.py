@@ -72,7 +72,7 @@ def test_a_client_counts_its_labels_only_if_they_are_asked_for(
     counts = []
     for config in (feddisco.Config(), fedavg.Config()):
         trainer = LocalTrainer(small.model, config, small.local)
-        report, _ = trainer.train(task, {"params": trainer.params()}, {}, clips)
+        report, _ = trainer.train(task, {"params": trainer.parameters.values()}, {}, clips)
         counts.append(report.label_counts)
     assert counts == [{"texture": 2}, {}]
 
@@ -83,6 +83,6 @@ def test_a_round_of_a_papers_network(make_once: MakeOnce) -> None:
     model = load("fedvsr.models", "iart").Config(size="demo")
     trainer = LocalTrainer(model, feddisco.Config(), local)
     task = ClientTask(client_id=0, round_idx=1, num_rounds=1, seed=1)
-    report, _ = trainer.train(task, {"params": trainer.params()}, {}, [clip])
+    report, _ = trainer.train(task, {"params": trainer.parameters.values()}, {}, [clip])
     assert trainer.algorithm.weights([report], 1) == [1.0]
     assert report.label_counts == {clip.label: 1}

@@ -91,7 +91,7 @@ def test_a_clients_second_round_moves_only_within_the_projector(
     config = prompted(small, base)
     clips = prepare_data(config, lambda *_: None).train[:1]
     trainer = LocalTrainer(config.model, config.algorithm, config.local)
-    params = trainer.params()
+    params = trainer.parameters.values()
     task = ClientTask(client_id=0, round_idx=2, num_rounds=2, seed=1)
     _, update = trainer.train(task, {"params": params}, {}, clips)
     moved: Any = update.upload["params"] - params  # type: ignore[operator]

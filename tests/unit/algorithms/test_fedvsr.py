@@ -8,8 +8,9 @@ import torch
 
 from fedvsr import algorithms
 from fedvsr.algorithms import fedvsr_published
-from fedvsr.algorithms.base import Batch, mix_by_hellinger
+from fedvsr.algorithms.base import Batch
 from fedvsr.algorithms.fedvsr import Algorithm, Config
+from fedvsr.hellinger import mix_by_hellinger
 from fedvsr.lookup import load
 from fedvsr.losses import high_frequency
 from fedvsr.messages import ClientReport

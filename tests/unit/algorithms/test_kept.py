@@ -98,7 +98,7 @@ def test_fedrep_trains_the_head_and_then_the_base(small: ExperimentConfig) -> No
 
     hook = register_optimizer_step_post_hook(look)
     try:
-        trainer.train(TASK, {"params": trainer.params()}, {}, clips)
+        trainer.train(TASK, {"params": trainer.parameters.values()}, {}, clips)
     finally:
         hook.remove()
     # Two thirds of six steps.
@@ -121,7 +121,7 @@ def test_a_round_of_a_papers_network(config: AlgorithmConfig, make_once: MakeOnc
     model = load("fedvsr.models", "iart").Config(size="demo")
     local = LocalConfig(steps=2, batch_size=1, num_frames=2, crop=128, lr=1e-3)
     trainer = LocalTrainer(model, config, local)
-    before, own = trainer.params(), trainer.layout.table_of("own").size
+    before, own = trainer.parameters.values(), trainer.layout.table_of("own").size
     report, update = trainer.train(TASK, {"params": before}, {}, [small_clip(make_once)])
     assert report.upload_bytes == 4 * (trainer.layout.table.size - own)
     assert update.state["own"].size == own > 0

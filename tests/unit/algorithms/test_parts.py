@@ -112,7 +112,7 @@ def test_a_stopped_run_with_parts_ends_in_the_same_bits(
 def test_a_clients_round_begins_from_the_shared_part_and_its_own(small: ExperimentConfig) -> None:
     clips = prepare_data(small, lambda *_: None).train[:1]
     trainer = LocalTrainer(small.model, fedavg.Config(keep=("head",)), small.local)
-    layout, shared = trainer.layout, {"params": trainer.params()}
+    layout, shared = trainer.layout, {"params": trainer.parameters.values()}
     task = ClientTask(client_id=0, round_idx=1, num_rounds=2, seed=1)
     _, first = trainer.train(task, shared, {}, clips)
     own = first.state["own"]

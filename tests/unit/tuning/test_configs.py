@@ -18,7 +18,7 @@ from fedvsr.tuning.sweep import expand, load_sweep
 FOLDER = Path(__file__).parents[3] / "tune_configs"
 FILES = sorted(FOLDER.glob("*.yaml"))
 # Sweeps of the demo's videos; the others need data sets.
-EXAMPLES = {"demo_basicvsrpp", "demo_networks", "personal", "personal_rvrt", "smoke"}
+EXAMPLES = {"demo_basicvsrpp", "demo_networks", "personal", "personal_iart", "smoke"}
 EXPECTED = {
     "alpha": 6,
     "clients": 12,
@@ -38,8 +38,8 @@ EXPECTED = {
     "lambda_ratio_vrt": 63,
     "local_epochs": 14,
     "overhead": 7,
-    "personal": 21,
-    "personal_rvrt": 9,
+    "personal": 24,
+    "personal_iart": 21,
     "smoke": 4,
     "table1": 36,
     "table1_basicvsrpp": 12,
