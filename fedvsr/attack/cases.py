@@ -179,7 +179,7 @@ def _attack(
         seed = derive_seed(effort.seed, "noise")
         received = add_noise(received, noisy, 1, seed, replay.round_idx)
     network = models.build_fresh(config.model).train()
-    # Of parameters that a client keeps, the attacker knows the first values only.
+    # The attacker knows only the first values of parameters that a client keeps.
     load_flat(network, replay.layout.whole(replay.params, replay.rest))
     for parameter in replay.layout.params(network, *NOT_SHARED):
         parameter.requires_grad_(False)

@@ -169,7 +169,7 @@ def _measure_on(
         return [(kinds[kind], _result(ref, limit_s)) for kind, ref in refs.items()]
     finally:
         for ref in refs.values():
-            # Of one that has ended, this does nothing.
+            # If it has ended, this does nothing.
             ray.cancel(ref, force=True)
 
 

@@ -64,7 +64,7 @@ def label_testsets(
         The names by run and clip, and sentences on names that a letter tells apart.
     """
     of_name = dict[str, list[tuple[str, _Scored]]]()
-    # Of several degradations, bicubic's mean over them tells equal frames.
+    # With several degradations, bicubic's mean over them tells equal frames.
     of_clip = ["run_id", "clip_id"]
     means = evaluations.groupby(of_clip)["bicubic_psnr_db"].mean().rename("bicubic_mean_db")
     rows = evaluations.drop_duplicates(of_clip).merge(means.reset_index(), on=of_clip)

@@ -61,7 +61,7 @@ def compare(params: int, options: argparse.Namespace) -> None:
     """One number of parameters, all contestants in turns."""
     common = ["--params", params, "--rounds", options.rounds]
     commands = {
-        # Of 4 clients all have a living actor; of 40 most have to be given one, in seconds.
+        # All of 4 clients have a living actor; most of 40 have to be given one, in seconds.
         "fedvsr, 4 clients": module(OURS, *common, "--clients", 4),
         "fedvsr, 40 clients": module(OURS, "--params", params, "--rounds", 8),
         "fedvsr, 40 clients, isolation slot": module(OURS, *common, "--shared", 1),

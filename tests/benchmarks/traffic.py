@@ -11,7 +11,7 @@ from ray._private.internal_api import node_stats
 from fedvsr.federation.aggregation import cut
 
 BYTES = 4
-"""Of a value."""
+"""Bytes of a value."""
 
 
 def received(

@@ -206,7 +206,7 @@ def test_no_gpu_idles_while_a_client_waits(small: ExperimentConfig) -> None:
 
 
 def card() -> Card:
-    """Of a GPU that Ray only counts."""
+    """A GPU that Ray only counts."""
     assert os.environ["CUDA_VISIBLE_DEVICES"] in ("0", "1"), "the task holds a GPU"
     return Card("card", 10**10)
 

@@ -247,7 +247,7 @@ class Losing(RayExecutor):
         assert kept == [({}, {})] * len(updates)
         handles = {client_id: update.holder.handle for client_id, update in updates.items()}
         if self.deaths.pop(0):
-            # Of a process that has masked its update once, another time.
+            # A second time, from a process that has masked its update once.
             os.kill(ray.get(handles[1].__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
             yield from super().aggregate(work)
             return

@@ -50,7 +50,7 @@ def power_of_equivalence(
     most = (bound * num_pairs**0.5 / (limit * std)) ** 2 * freedom
 
     def density(square: float) -> float:
-        """Of `freedom * s^2 / std^2`, times the probability of a mean within its limits."""
+        """Density of `freedom * s^2 / std^2`, times the probability of a mean within limits."""
         sample_std = std * (square / freedom) ** 0.5
         room = scale * (bound - limit * sample_std / num_pairs**0.5)
         return float((2 * stats.norm.cdf(room) - 1) * stats.chi2.pdf(square, freedom))

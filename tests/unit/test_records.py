@@ -129,7 +129,7 @@ def test_only_the_runs_tables_and_columns_that_are_asked_for_are_read(
     assert {name.partition("/")[2] for name in opened} == {"runs.parquet", "rounds.parquet"}
     assert results.rounds["loss"].tolist() == [0.5] * 3
     assert len(results.runs) == 3
-    # Of tables of several runs, only the rows are chosen.
+    # In tables of several runs, only the rows are chosen.
     study = tmp_path / "study"
     study.mkdir()
     for name in SCHEMAS:

@@ -215,7 +215,7 @@ READ = [
     ("report", "{out}", "--format", "md", "--out", "{out}/report"),
     # It has no score yet.
     ("tune-report", "{sweep}"),
-    # Of another configuration.
+    # A checkpoint of another configuration.
     ("run", "{small}", "--executor", "serial", "--out", "{out}", "--resume"),
 ]
 

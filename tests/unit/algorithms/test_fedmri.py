@@ -110,7 +110,7 @@ def test_the_server_keeps_a_copy_of_each_upload() -> None:
 
 def test_vectors_of_clients_become_tensors_with_the_clients_in_front() -> None:
     params = [torch.nn.Parameter(torch.empty(shape)) for shape in ((2,), (1, 3))]
-    # Of client 0 the values 0 to 4, of client 1 the values 5 to 9.
+    # Client 0 has the values 0 to 4, client 1 the values 5 to 9.
     first, second = split_rows(params, np.arange(10, dtype=np.float32))
     assert first.tolist() == [[0, 1], [5, 6]]
     assert second.tolist() == [[[2, 3, 4]], [[7, 8, 9]]]

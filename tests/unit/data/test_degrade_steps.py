@@ -91,7 +91,7 @@ def test_kernels_that_reduce() -> None:
     # Means of blocks of 2 x 2 of rows 0 1 2 3, 4 5 6 7, ...
     area = torch.tensor([[2.5, 4.5], [10.5, 12.5]])
     torch.testing.assert_close(resized(frame, (2, 2), "area")[0], area)
-    # Of blocks of 2, nearest takes the lower right pixel; its centre is as near as the others'.
+    # From blocks of 2, nearest takes the lower right pixel; its centre is as near as the others'.
     assert resized(frame, (2, 2), "nearest")[0].tolist() == [[5, 7], [13, 15]]
     plain = torch.full((3, 12, 8), 0.3)
     for kernel in ("bicubic", "bilinear", "area", "nearest", "bd"):
@@ -106,7 +106,7 @@ def test_kernels_that_reduce() -> None:
 def test_gaussian_noise_has_its_deviation_in_every_frame() -> None:
     grey = np.full((2, 200, 200, 3), 128, np.uint8)
     noisy = run([{"step": "gaussian_noise", "sigma": 10}], grey, scale=1).astype(float)
-    # Of 120 000 samples a frame; rounding adds a variance of 1/12.
+    # 120 000 samples a frame; rounding adds a variance of 1/12.
     for frame in noisy:
         assert frame.mean() == pytest.approx(128, abs=4 * 10 / 120_000**0.5)
         assert frame.std() == pytest.approx((100 + 1 / 12) ** 0.5, rel=0.01)

@@ -136,7 +136,7 @@ def seeded(seed: int) -> KeyPair:
 
 
 def test_a_masked_update_looks_like_noise() -> None:
-    """Of a constant update: bytes are uniform, and updates that differ look alike."""
+    """The bytes of a constant update are uniform, and updates that differ look alike."""
     pairs = {client_id: seeded(client_id) for client_id in (3, 4, 5)}
     keys = {client_id: pair.public for client_id, pair in pairs.items()}
     constant = np.full(1 << 18, 0.25, np.float32)

@@ -98,7 +98,7 @@ def test_adapters_start_as_the_network_all_learn_and_are_merged(
         network = fresh(adapted_config).eval()
         models.load_start(network, adapted_config)
         started = network(lq)
-        # Of adapters nothing is to be seen.
+        # Nothing of adapters is to be seen.
         assert torch.equal(started, sr)
         started.square().mean().backward()
         learns = {n for n, p in network.named_parameters() if p.grad is not None and p.grad.any()}

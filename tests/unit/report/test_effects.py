@@ -66,7 +66,7 @@ def test_the_bootstrap_draws_seeds_and_clips() -> None:
     assert bootstrap(np.array([[1.0, 1.0], [3.0, 3.0]])) == (1, 3)
     # Seeds do not differ, clips do: an interval over seeds alone would have no length.
     assert bootstrap(np.array([[1.0, 3.0], [1.0, 3.0]])) == (1, 3)
-    # Of many seeds it is that of the normal distribution: 1.96 / sqrt(400) = 0.098 on either side.
+    # With many seeds it is the normal distribution's: 1.96 / sqrt(400) = 0.098 on either side.
     many = np.random.default_rng(1).normal(size=(400, 1))
     low, high = bootstrap(many)
     assert (high - low) / 2 == pytest.approx(0.098 * many.std(), rel=0.05)

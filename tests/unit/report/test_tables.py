@@ -37,7 +37,7 @@ def test_seeds_are_aggregated_by_mean_and_standard_deviation(tmp_path: Path) -> 
     cells = tables.main_table(gather(load_results(tmp_path)))
     got = cell(cells, method="FedAvg")
     assert got["mean"] == pytest.approx(32)
-    # Of 30, 31, 35 with n - 1: deviations -2, -1, 3; variance 14 / 2.
+    # 30, 31, 35 with n - 1: deviations -2, -1, 3; variance 14 / 2.
     assert got["std"] == pytest.approx(7**0.5)
     assert got["num_seeds"] == 3
     assert cell(cells, method="bicubic")["mean"] == pytest.approx(29)
