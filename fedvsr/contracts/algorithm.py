@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -191,6 +192,8 @@ def a_round_of_training_is_whole_and_repeats(algorithm: FedAvg, folder: Path) ->
     sent = sum(vector.nbytes for vector in update.upload.values())
     require(report.upload_bytes == sent, f"upload_bytes is {report.upload_bytes}, not {sent}")
     require(report.update_norm > 0, "the client has not moved")
+    written = json.loads(json.dumps(dataclasses.asdict(report)))
+    require(ClientReport(**written) == report, "the report changes when it is written as an event")
     # A second round, twice, with what the client remembers.
     later = dataclasses.replace(task, round_idx=2)
     _, one = trainer.train(later, shared, update.state, clips)

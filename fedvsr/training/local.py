@@ -202,7 +202,7 @@ class LocalTrainer:
             finite=finite,
             train_s=0.0,
             input_wait_s=waited_s,
-            label_counts=Counter(c.label for c in clips) if algorithm.counts_labels else {},
+            label_counts=_label_counts(clips) if algorithm.counts_labels else {},
         )
         return report, update
 
@@ -355,6 +355,11 @@ def count_steps(local: LocalConfig, clips: Sequence[Clip]) -> int:
     if local.steps is not None:
         return local.steps
     return local.epochs * math.ceil(sum(clip.num_frames for clip in clips) / local.batch_size)
+
+
+def _label_counts(clips: Sequence[Clip]) -> dict[str, int]:
+    # Not a `Counter`, of which `dataclasses.asdict` makes counts of pairs.
+    return dict(Counter(clip.label for clip in clips))
 
 
 def _joined(tensors: Mapping[str, Sequence[Tensor]]) -> Vectors:
