@@ -45,6 +45,8 @@ class ClientActor:
     def __init__(self, settings: tuple[Any], client_id: int | None) -> None:
         keep_to_own_gpus()
         (self._settings,), self._client_id = settings, client_id
+        # Set with the trainer.
+        self._update: UpdateConfig
         self._trainer: LocalTrainer | None = None
         self._vector: FloatVector | None = None
         # Under `update.secure_sum`: the update that is not masked yet, and the keys for it.
@@ -90,8 +92,8 @@ class ClientActor:
         try:
             # Ray copies the result to the object store before the next task begins.
             report, update = trainer.train(task, shared, state, clips, out)
-            if trainer.update.secure_sum:
-                return report, update.state, self._keep(update.upload, shared, trainer.update, task)
+            if self._update.secure_sum:
+                return report, update.state, self._keep(update.upload, shared, task)
             return report, update.state, *_slices(update.upload, num_slices)
         finally:
             # The next client on this GPU needs the memory.
@@ -118,7 +120,7 @@ class ClientActor:
         return pair.mask(self._change, request)
 
     def _keep(
-        self, upload: Mapping[str, Any], shared: Vectors, config: UpdateConfig, task: ClientTask
+        self, upload: Mapping[str, Any], shared: Vectors, task: ClientTask
     ) -> Mapping[str, Any]:
         """Keep the update of a task; returns what is sent, which is nothing."""
         from fedvsr.federation.masking import change_of
@@ -127,7 +129,7 @@ class ClientActor:
         if upload:
             params, begin = upload["params"], shared["params"]
             ids = task.client_id, task.round_idx
-            self._change = change_of(params, begin, config, *ids, out=params)
+            self._change = change_of(params, begin, self._update, *ids, out=params)
         return {}
 
     def _build(self) -> LocalTrainer:
@@ -135,6 +137,7 @@ class ClientActor:
         if self._trainer is None:
             with _no_collection():
                 clients: Clients = ray.get(self._settings, timeout=FETCH_S)
+                self._update = clients.update
                 self._trainer = clients.make_trainer()
         return self._trainer
 
