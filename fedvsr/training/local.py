@@ -88,7 +88,7 @@ class LocalTrainer:
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.network = models.build_fresh(model).to(self.device).train()
         self.layout = layout_of(self.network, self.spec, self.algorithm.config, local)
-        self.parameters = Parameters(self.network, self.layout, local, rest)
+        self.parameters = Parameters(self.network, self.layout, local, rest, model.name)
         if local.compile:
             _compile(self.network)
         self.gradients = Gradients(self.network, model, self.algorithm, local, self.layout)

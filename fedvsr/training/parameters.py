@@ -22,12 +22,19 @@ class Parameters:
         rest: first values of the parameters that are not shared, in their order; None: those that
             the network has.
 
+        name: the network's name, for the message.
+
     Raises:
         UserError: `local.slow_params` names no parameter.
     """
 
     def __init__(
-        self, network: nn.Module, layout: Layout, local: LocalConfig, rest: FloatVector | None
+        self,
+        network: nn.Module,
+        layout: Layout,
+        local: LocalConfig,
+        rest: FloatVector | None,
+        name: str,
     ) -> None:
         if rest is not None:
             load_params(layout.params(network, *NOT_SHARED), rest)
@@ -41,11 +48,11 @@ class Parameters:
         self._freeze_steps, self._learning = local.freeze_steps, _ALL
         self._slow = list[tuple[nn.Parameter, Role]]()
         roles = zip(network.named_parameters(), layout.roles, strict=True)
-        named = [(name, parameter, role) for (name, parameter), role in roles]
+        named = [(own_name, parameter, role) for (own_name, parameter), role in roles]
         for part in local.slow_params:
-            matches = [(p, role) for name, p, role in named if part in name]
+            matches = [(p, role) for own_name, p, role in named if part in own_name]
             if not matches:
-                raise UserError(f"local.slow_params: {part!r} is in no parameter of the network")
+                raise UserError(f"local.slow_params: {part!r} is in no parameter of {name}")
             self._slow += [(p, role) for p, role in matches if role != "frozen"]
 
     @property

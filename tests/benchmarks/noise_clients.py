@@ -42,7 +42,7 @@ class NoiseTrainer(LocalTrainer):
         super().__init__(tiny.Config(), fedavg.Config(), local)
         network = nn.ParameterList([torch.zeros(count) for count in sizes(num_params)])
         layout = Layout.shared(ParamTable.of(network))
-        self.parameters = Parameters(network, layout, local, None)
+        self.parameters = Parameters(network, layout, local, None, "noise")
         self.descent = NoiseDescent(self.parameters.shared)
 
     def _loader(self, *_: Any) -> Any:
