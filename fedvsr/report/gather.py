@@ -60,12 +60,15 @@ _NAMES = {
     "fedbn": "FedBN",
     "ditto": "Ditto",
     "feddisco": "FedDisco",
+    "fedmri": "FedMRI",
+    "fedpr": "FedPR",
     "fedvsr": "FedVSR",
     "fedvsr_published": "FedVSR (published)",
     "f_hifr": "F-HiFr",
     "f_ala": "F-ALA",
     "f_gla": "F-GLA",
 }
+_ADAPTERS = {"lora": "LoRA", "prompt": "prompts"}
 # The order of a table's rows; other algorithms come between these, by name.
 _FIRST = ("fedavg", "fedprox", "scaffold", "fedmedian")
 _LAST = ("f_gla", "f_ala", "f_hifr", *VARIANTS, *BOUNDS)
@@ -87,6 +90,8 @@ _NO_NUMBER = (
 _LABELLED = (
     "model.name",
     "model.size",
+    "model.adapter",
+    "model.adapter.kind",
     "algorithm.name",
     "data.partition",
     "data.scale",
@@ -225,6 +230,7 @@ def _labelled(results: Results) -> tuple[pd.DataFrame, tuple[str, ...]]:
             "run_id": row["run_id"],
             "model": _model_label(row["model"], flat[row["run_id"]].get("model.size")),
             "algorithm": row["algorithm"],
+            "kind": _kind(row["algorithm"], flat[row["run_id"]]),
             "heterogeneity": _heterogeneity(flat[row["run_id"]]),
             "seed": row["seed"],
             "status": row["status"],
@@ -238,7 +244,7 @@ def _labelled(results: Results) -> tuple[pd.DataFrame, tuple[str, ...]]:
     runs, notes = _without_repeats(pd.DataFrame(rows))
     methods, named = dict[str, str](), dict[str, str]()
     explained = dict[str, None]()
-    for (model, algorithm), row in runs.groupby(["model", "algorithm"]):
+    for (model, kind), row in runs.groupby(["model", "kind"]):
         everywhere = _differing([flat[run_id] for run_id in row["run_id"]], _DATA)
         for _, alike in row.groupby("heterogeneity"):
             within = _differing([flat[run_id] for run_id in alike["run_id"]])
@@ -248,11 +254,19 @@ def _labelled(results: Results) -> tuple[pd.DataFrame, tuple[str, ...]]:
                 name = f" ({own})" if own else ""
                 if len(own) > _MOST_CHARACTERS:
                     name = f" ({hashlib.sha256(own.encode()).hexdigest()[:6]})"
-                    explained[f"{model}, {display(str(algorithm))}{name}: {own}"] = None
-                methods[run_id] = display(str(algorithm)) + name
+                    explained[f"{model}, {kind}{name}: {own}"] = None
+                methods[run_id] = f"{kind}{name}"
                 named[run_id] = " ".join(keys)
     runs["method"], runs["named"] = (runs["run_id"].map(of_run) for of_run in (methods, named))
-    return runs.drop(columns="updated_at"), (*notes, *explained, *_unequal(runs, flat))
+    notes = (*notes, *explained, *_unequal(runs, flat))
+    return runs.drop(columns=["updated_at", "kind"]), notes
+
+
+def _kind(algorithm: str, flat: Mapping[str, Any]) -> str:
+    """An algorithm's name as papers print it, with what is trained instead of the weights."""
+    adapter = _ADAPTERS.get(flat.get("model.adapter.kind", ""))
+    # FedPR is nothing without prompts.
+    return display(algorithm) + (f" with {adapter}" if adapter and algorithm != "fedpr" else "")
 
 
 def _unequal(runs: pd.DataFrame, flat: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -261,9 +275,9 @@ def _unequal(runs: pd.DataFrame, flat: Mapping[str, Mapping[str, Any]]) -> Itera
     for (model, heterogeneity), column in competing.groupby(["model", "heterogeneity"]):
         for key in _differing([flat[run_id] for run_id in column["run_id"]]):
             of_value = dict[str, list[str]]()
-            for algorithm, own in column.groupby("algorithm"):
+            for kind, own in column.groupby("kind"):
                 for value in sorted({str(flat[run_id].get(key)) for run_id in own["run_id"]}):
-                    of_value.setdefault(value, []).append(display(str(algorithm)))
+                    of_value.setdefault(value, []).append(str(kind))
             named = [name for names in of_value.values() for name in names]
             if not key.startswith("algorithm.") and len(named) == len(set(named)):
                 text = ", ".join(f"{v} with {' and '.join(names)}" for v, names in of_value.items())

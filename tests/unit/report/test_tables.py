@@ -340,3 +340,20 @@ def test_runs_without_a_score_are_refused_in_one_line(tmp_path: Path) -> None:
     write_run(tmp_path, "begun", status="running", done=0, clips=())
     with pytest.raises(UserError, match="no run has a score yet"):
         gather(load_results(tmp_path))
+
+
+def test_an_adapter_is_a_part_of_the_methods_name(tmp_path: Path) -> None:
+    network = {"name": "tiny", "size": "demo", "weights": "base.safetensors"}
+    for run_id, algorithm, adapter in (
+        ("plain", "fedavg", None),
+        ("lora", "fedavg", {"kind": "lora", "rank": 8}),
+        ("prompts", "fedpr", {"kind": "prompt", "tokens": 20}),
+    ):
+        settings = {"model": {**network, "adapter": adapter}}
+        write_run(tmp_path, run_id, algorithm=algorithm, settings=settings)
+    runs = gather(load_results(tmp_path)).runs.set_index("run_id")
+    assert runs["method"].to_dict() == {
+        "plain": "FedAvg",
+        "lora": "FedAvg with LoRA",
+        "prompts": "FedPR",
+    }
