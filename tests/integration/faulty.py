@@ -17,6 +17,8 @@ import torch
 from fedvsr.errors import UserError
 from fedvsr.federation.executors import Clients, SerialExecutor
 from fedvsr.federation.ray_executor import RayExecutor
+from fedvsr.messages import ClientTask
+from fedvsr.training.descent import Course, Descent
 from fedvsr.training.local import LocalTrainer
 
 
@@ -45,20 +47,29 @@ class FaultyClients(Clients):
     failures: tuple[Failure, ...] = ()
 
     def make_trainer(self) -> LocalTrainer:
-        trainer = FaultyTrainer(self.model, self.algorithm, self.local, self.update)
-        trainer.failures = self.failures
+        trainer = super().make_trainer()
+        trainer.descent = FaultyDescent(
+            self.failures,
+            trainer.network,
+            trainer.parameters,
+            trainer.gradients,
+            trainer.algorithm,
+            self.local,
+            self.update.reject_nonfinite,
+        )
         return trainer
 
 
-class FaultyTrainer(LocalTrainer):
+class FaultyDescent(Descent):
     """Fails after the second step of a task for which a failure is due."""
 
-    failures: tuple[Failure, ...] = ()
-    num_steps = 0
+    def __init__(self, failures: tuple[Failure, ...], *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.failures = failures
 
-    def train(self, task: Any, *arguments: Any) -> Any:
+    def run(self, task: ClientTask, *arguments: Any) -> Course:
         self.num_steps, self.task = 0, task
-        return super().train(task, *arguments)
+        return super().run(task, *arguments)
 
     def _step(self, *arguments: Any) -> tuple[float, float]:
         loss, vsr_loss = super()._step(*arguments)
