@@ -42,7 +42,7 @@ def train(
 
 @pytest.fixture
 def start(small: ExperimentConfig) -> np.ndarray:
-    return LocalTrainer(small.model, fedavg.Config(), small.local).params()
+    return LocalTrainer(small.model, fedavg.Config(), small.local).parameters.values()
 
 
 def test_the_pull_by_hand() -> None:
