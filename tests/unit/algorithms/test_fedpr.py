@@ -129,7 +129,8 @@ def test_what_it_needs_is_said_in_a_line(small: ExperimentConfig, base: Path) ->
 
 def test_prompts_may_be_averaged_by_other_methods(small: ExperimentConfig, base: Path) -> None:
     config = prompted(small, base, algorithm={"name": "fedprox"})
-    assert LocalTrainer(config.model, config.algorithm, config.local).params().size % (3 * 12) == 0
+    trainer = LocalTrainer(config.model, config.algorithm, config.local)
+    assert trainer.parameters.values().size % (3 * 12) == 0
 
 
 @pytest.mark.slow

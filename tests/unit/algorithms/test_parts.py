@@ -132,7 +132,7 @@ def test_networks_that_are_compared_have_the_frozen_and_own_parts(small: Experim
     task = ClientTask(client_id=0, round_idx=1, num_rounds=1, seed=1)
     losses = set[float]()
     start = LocalTrainer(small.model, moon.Config(), small.local)
-    whole = start.params() + np.float32(0.01)
+    whole = start.parameters.values() + np.float32(0.01)
     for train in ((), ("decoder",)):
         local = small.local.model_copy(update={"train": train, "steps": 1})
         layout = LocalTrainer(small.model, moon.Config(), local).layout
