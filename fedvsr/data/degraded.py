@@ -141,7 +141,7 @@ def _record(path: Path) -> Path:
 
 
 def _missing(tasks: Mapping[Path, tuple[Clip, Pipeline]]) -> dict[Path, tuple[Clip, Pipeline]]:
-    """The clips whose frames are not there as they were written; frames are read on all cores."""
+    """The clips whose frames are missing or have changed on disk; all cores compare them."""
     with ThreadPoolExecutor(num_cores()) as pool:
         made = pool.map(_is_made, tasks, (clip for clip, _ in tasks.values()))
         return {

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -248,9 +249,5 @@ def require_secure(
             "update.secure_sum with cluster.isolation = slot hides nothing: a slot's process would "
             "hold the updates of several clients; use client"
         )
-    try:
-        import cryptography.hazmat.primitives.asymmetric.x25519  # noqa: F401
-    except ImportError:
-        raise UserError(
-            "update.secure_sum needs the package cryptography; install fedvsr[privacy]"
-        ) from None
+    if find_spec("cryptography") is None:
+        raise UserError("update.secure_sum needs the package cryptography; install fedvsr[privacy]")

@@ -61,6 +61,7 @@ class SideThread:
     def call(self, function: Callable[..., T], *args: object) -> Future[T]:
         """Let the thread call a function after all calls before."""
         future = Future[T]()
+        # The queue holds futures of any type, and only `function` fills this one.
         self._work.put((lambda: function(*args), future))  # type: ignore[arg-type]
         return future
 
@@ -111,6 +112,7 @@ class ReadAhead(Generic[T]):
         calls = deque(self._call() for _ in range(self._most))
         while (item := self._thread.result(calls.popleft())) is not _END:
             calls.append(self._call())
+            # It is a T: what `next` gives, or `_END`, which no generator can yield.
             yield item  # type: ignore[misc]
 
     def _call(self) -> Future[object]:

@@ -19,30 +19,8 @@ from fedvsr.params import ParamTable, flatten, weighted_sum
 from fedvsr.training.checkpoint import save_model
 from fedvsr.training.requirements import model_spec
 from tests.golden import recipe
+from tests.unit.models.small import SMALL
 
-# Small, and with every kind of layer that the network has.
-SMALL = {
-    "vrt": {
-        "window_size": (2, 4, 4),
-        "depths": (2,) * 7 + (2, 2),
-        "embed_dims": (8,) * 7 + (12, 12),
-        "num_heads": (2,) * 9,
-        "indep_reconsts": (8,),
-        "pa_frames": 2,
-        "deformable_groups": 2,
-    },
-    "rvrt": {
-        "num_blocks": (1, 1, 1),
-        "embed_dims": (12, 12, 12),
-        "num_heads": (2, 2, 2),
-        "deformable_groups": 4,
-        "attention_heads": 4,
-        "window_size": (2, 4, 4),
-    },
-    "iart": {"mid_channels": 8, "embed_dim": 12, "depths": (2,), "num_heads": (2,)},
-    "basicvsrpp": {"mid_channels": 8, "num_blocks": 1},
-    "tiny": {"channels": 4, "blocks": 1},
-}
 # With fewer, some layers are not used.
 NUM_FRAMES = {"vrt": 2, "rvrt": 4, "iart": 3, "basicvsrpp": 3, "tiny": 2}
 PLACES = [

@@ -22,28 +22,8 @@ from fedvsr.training.checkpoint import save_model
 from fedvsr.training.requirements import model_spec
 from tests.golden import recipe
 from tests.unit.models.fused import on_the_gpu_path
+from tests.unit.models.small import SMALL
 
-# Small, and with every kind of attention that the network has.
-SMALL = {
-    "vrt": {
-        "window_size": (2, 4, 4),
-        "depths": (2,) * 7 + (2, 2),
-        "embed_dims": (8,) * 7 + (12, 12),
-        "num_heads": (2,) * 9,
-        "indep_reconsts": (8,),
-        "pa_frames": 2,
-        "deformable_groups": 2,
-    },
-    "rvrt": {
-        "num_blocks": (1, 1, 1),
-        "embed_dims": (12, 12, 12),
-        "num_heads": (2, 2, 2),
-        "deformable_groups": 4,
-        "attention_heads": 4,
-        "window_size": (2, 4, 4),
-    },
-    "iart": {"mid_channels": 8, "embed_dim": 12, "depths": (2,), "num_heads": (2,)},
-}
 NUM_FRAMES = {"vrt": 2, "rvrt": 4, "iart": 3}
 PROMPT = {"kind": "prompt", "tokens": 3}
 
@@ -106,7 +86,7 @@ def test_both_frames_of_mutual_attention_look_at_the_prompt(masked: bool) -> Non
             torch.testing.assert_close(got.view(2, 4, 8)[frame], expected)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", NUM_FRAMES)
 def test_prompts_alone_learn_and_are_saved(name: str, tmp_path: Path) -> None:
     plain = section(name)
     base = fresh(plain)
