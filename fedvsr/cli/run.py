@@ -49,6 +49,7 @@ def run(
     """Run an experiment and write its tables, network and pictures to DIR/<run id>/."""
     from fedvsr.cli.views import PreparationView, follow
     from fedvsr.config import load_config
+    from fedvsr.heap import keep_freed
     from fedvsr.labels import add_tags, checked_tags
     from fedvsr.report import figures
     from fedvsr.runs.launch import launch, prepare_data, require_weights
@@ -58,6 +59,8 @@ def run(
     config = load_config(source, settings or ())
     require_folder(out)
     checked_tags(tags or ())
+    if executor == "serial":
+        keep_freed()
     run = found = find_run(config, out) if resume else None
     if not found:
         # A run that is resumed starts from its checkpoint.

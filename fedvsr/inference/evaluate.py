@@ -15,6 +15,7 @@ from fedvsr import models
 from fedvsr.data.clips import Clip, Frames
 from fedvsr.data.degrade import bicubic_upscale, quantise
 from fedvsr.determinism import scoped_torch
+from fedvsr.heap import return_freed
 from fedvsr.inference.config import EvaluationConfig
 from fedvsr.inference.scores import ClipScore, Scored
 from fedvsr.inference.tiling import super_resolve
@@ -74,6 +75,7 @@ class Evaluator:
                 scores.append(score)
                 if pictures:
                     files |= self._files(clip, sr)
+        return_freed()
         return Scored(scores=scores, pictures=files, wall_s=time.perf_counter() - began)
 
     def _score(self, clip: Clip) -> tuple[ClipScore, Frames]:

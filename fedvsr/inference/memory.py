@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import re
 import resource
 import threading
@@ -12,6 +11,7 @@ from typing import Protocol
 import torch
 
 from fedvsr.errors import UserError
+from fedvsr.heap import return_freed
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -82,7 +82,7 @@ class HostMeter:
 
     def reset(self) -> None:
         """See `Meter`."""
-        release()
+        return_freed()
         self._sampled, self._mark = used_bytes(), _high_water()
 
     def close(self) -> None:
@@ -92,13 +92,6 @@ class HostMeter:
     def _sample(self) -> None:
         while not self._closed.wait(_SAMPLE_S):
             self._sampled = max(self._sampled, used_bytes())
-
-
-def release() -> None:
-    """Return freed memory to the system, if the C library can."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _high_water() -> int:

@@ -27,6 +27,7 @@ from fedvsr.data.sampling import Draw, passes, read_batch
 from fedvsr.determinism import scoped_torch
 from fedvsr.energy import Meter
 from fedvsr.errors import UserError
+from fedvsr.heap import return_freed
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate, Packed, Vectors
 from fedvsr.models.spec import ModelConfig
 from fedvsr.params import (
@@ -109,8 +110,9 @@ class LocalTrainer:
             yield
 
     def release(self) -> None:
-        """Free the GPU memory that only training needs, for others on the same GPU."""
+        """Free the memory that only training needs, for others on the same machine."""
         self.gradients.release()
+        return_freed()
 
     def forget(self) -> None:
         """Wipe what the last client left: its parameters and gradients."""

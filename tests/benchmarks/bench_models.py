@@ -114,9 +114,11 @@ def _measure(
     import torch
 
     from fedvsr import models
+    from fedvsr.heap import keep_freed
     from fedvsr.precision import autocast
     from tests.golden import recipe
 
+    keep_freed()
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     settings = {"checkpointing": checkpointing} if checkpointing else {}
