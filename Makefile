@@ -12,7 +12,7 @@ ALL := not (gpu or slow or benchmark)
 .PHONY: demo check lint types layers test test-rest test-all test-lowest constraints \
 	bench-models bench-gpu bench-algorithms bench-data \
 	bench-federation bench-federation-peers bench-scheduler bench-scale bench-records \
-	bench-results bench-clients bench-personal soak bench-sweeps study study-run study-report \
+	bench-results bench-clients bench-personal soak bench-sweeps study-run study-page \
 	docs references \
 	notebooks screenshots dist format clean
 
@@ -125,21 +125,15 @@ $(VENV)-peers/%/.installed: tests/benchmarks/peers/%.txt
 bench-sweeps: $(VENV)/.test
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.benchmarks.bench_sweeps $(ARGS)
 
-# docs/study-small.md from nothing, in hours. Started again, it resumes.
-# `make study CLIPS=DIR WORK=DIR ARGS='--seeds 1'`
-study: $(VENV)/.test
-	$(BIN)/python -m tests.study.small run $(CLIPS) $(WORK) $(ARGS)
-	$(BIN)/python -m tests.study.small page
-
 # The study of docs/design/0024-study.md: `make study-run CLIPS=DIR WORK=DIR` takes hours, and resumes.
-# Then `make study-report` writes its tables and pictures to build/study.
+# Then `make study-page` writes docs/study.md and its pictures from its tables.
 study-run: $(VENV)/.test
 	$(BIN)/python -m tests.study.study prepare $(CLIPS) $(WORK)
 	$(BIN)/python -m tests.study.study run $(WORK)
 	$(BIN)/python -m tests.study.study collect $(WORK)
 
-study-report: $(VENV)/.test
-	$(BIN)/python -m tests.study.study report build/study
+study-page: $(VENV)/.test
+	$(BIN)/python -m tests.study.study page
 
 # site/index.html, from nothing (-E): Sphinx repeats no warning of a page that has not changed. With -W a
 # broken link, a page that _toc.yml lacks and any other warning is an error.

@@ -51,6 +51,12 @@ def gaps(gathered: Gathered) -> pd.DataFrame:
     return effects(gathered, list(_pairs(gathered, [("centralized", "local")])), BOUND_DB)
 
 
+def rooms(gathered: Gathered) -> dict[str, float]:
+    """PSNR of centralized training minus FedAvg (dB), by heterogeneity, where both were run."""
+    table = effects(gathered, list(_pairs(gathered, [("centralized", _FEDAVG)])))
+    return dict(zip(table["heterogeneity"], table["mean"], strict=True))
+
+
 def _methods(gathered: Gathered) -> pd.DataFrame:
     pairs = [(display(name), _FEDAVG) for name in METHODS]
     return effects(gathered, list(_pairs(gathered, pairs)))

@@ -3,10 +3,10 @@
     python -m tests.study.study prepare CLIPS WORK    # once: sorts the clips and makes stores
     python -m tests.study.study run WORK              # hours; started again, it resumes
     python -m tests.study.study collect WORK          # results/study, from the finished runs
-    python -m tests.study.study report OUT            # tables and pictures, from results/study
+    python -m tests.study.study page                  # docs/study.md, from results/study
 
-CLIPS is described in tests/study/clips.py. `report` shows no comparison of methods unless the
-bounds are at least 0.5 dB apart.
+CLIPS is described in tests/study/clips.py. `page` shows no comparison of methods unless the bounds
+are at least 0.5 dB apart.
 """
 
 from __future__ import annotations
@@ -14,27 +14,35 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
+from matplotlib.figure import Figure
 
 from fedvsr.report.content import Report, read
 from fedvsr.report.curves import draw_curves, line_styles
 from fedvsr.report.figures import save
 from fedvsr.report.forest import draw_forest
 from fedvsr.report.prose import EFFECTS_NOTE, effects_table
-from fedvsr.report.render import grid, legend, render
+from fedvsr.report.render import grid, legend, number, plain, render
 from fedvsr.report.weights import draw_weights
 from tests.study.clips import PARTS, lay_out
-from tests.study.questions import MIN_GAP_DB, QUESTIONS, Choice, Question, gaps
+from tests.study.questions import MIN_GAP_DB, QUESTIONS, Choice, Question, gaps, rooms
 from tests.study.running import collect, finished, prepare, sweep
 
 ROOT = Path(__file__).parents[2]
 SWEEPS = ROOT / "tune_configs" / "study"
 TABLES = ROOT / "results" / "study"
+PAGE = ROOT / "docs" / "study.md"
+PICTURES = ROOT / "docs" / "images" / "study"
+SCALES_NOTE = (
+    "Deviation over seeds: the standard deviation of the paired difference, which the power table "
+    "in [the design](design/0024-study.md#pilot) asks for."
+)
+ROOM_NOTE = "The room: what centralized training is above FedAvg: {}."
 
 
 def main() -> None:
@@ -52,9 +60,7 @@ def main() -> None:
     running.add_argument("--sweeps", nargs="+", choices=names, default=names)
     collecting = commands.add_parser("collect")
     collecting.add_argument("work", type=Path)
-    for command in (collecting, reporting := commands.add_parser("report")):
-        command.add_argument("--tables", type=Path, default=TABLES)
-    reporting.add_argument("out", type=Path)
+    commands.add_parser("page")
     arguments = parser.parse_args()
     if arguments.command == "prepare":
         lay_out(arguments.clips.resolve(), arguments.work.resolve() / "videos")
@@ -64,9 +70,9 @@ def main() -> None:
         for name in arguments.sweeps:
             sweep(arguments.work.resolve(), SWEEPS / f"{name}.yaml", name)
     elif arguments.command == "collect":
-        collect_all(arguments.work, arguments.tables)
+        collect_all(arguments.work, TABLES)
     else:
-        write_report(arguments.tables, arguments.out)
+        write_page(TABLES, PAGE, PICTURES)
 
 
 def collect_all(work: Path, tables: Path) -> None:
@@ -80,48 +86,93 @@ def collect_all(work: Path, tables: Path) -> None:
             collect(chain.from_iterable(runs.values()), tables / question.name)
 
 
-def write_report(tables: Path, out: Path) -> None:
-    """Write `tables.md`, a CSV file of effects per question, and the pictures."""
-    out.mkdir(parents=True, exist_ok=True)
-    text = list[str]()
+def write_page(tables: Path, target: Path, pictures: Path) -> None:
+    """Write the page and its pictures."""
+    parts = list(read_questions(tables))
+    text = page(parts)
+    pictures.mkdir(parents=True, exist_ok=True)
+    for question, report in parts:
+        for name, figure in figures(question, report).items():
+            save(figure, pictures / f"{name}.png")
+    target.write_text(text, encoding="utf-8")
+    print(target)
+
+
+def read_questions(tables: Path) -> Iterator[tuple[Question, Report]]:
+    """The questions whose runs are in `tables`."""
     for question in QUESTIONS:
         if (tables / question.name).exists():
-            text += section(question, read(tables / question.name), out)
-    (out / "tables.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
-    print(out / "tables.md")
+            yield question, read(tables / question.name)
 
 
-def section(question: Question, report: Report, out: Path) -> Iterator[str]:
-    """The Markdown of a question, in paragraphs; its files are written to `out`."""
+def page(parts: Sequence[tuple[Question, Report]]) -> str:
+    """The text of docs/study.md: that of study.md in this folder, then the tables.
+
+    Raises:
+        SystemExit: the bounds are not far enough apart.
+    """
+    text = [(Path(__file__).parent / "study.md").read_text(encoding="utf-8").strip()]
+    for question, report in parts:
+        text += section(question, report)
+    return "\n\n".join(text) + "\n"
+
+
+def section(question: Question, report: Report) -> Iterator[str]:
+    """The Markdown of a question, in paragraphs."""
     gathered = report.gathered
-    model = str(gathered.runs["model"].iloc[0])
     yield f"## {question.title}"
     if question.name == "methods":
         gap = gaps(gathered)
         yield require_gap(gap)
         yield effects_table(gap, "md").strip()
+    tested = question.compare(gathered)
+    if tested.empty:
+        yield "No comparison has two seeds."
+    else:
+        yield effects_table(tested, "md").strip()
+        yield EFFECTS_NOTE
+        room = rooms(gathered)
+        yield render(plain(list(scales(tested, room)), "md"), "md").strip()
+        of_each = ", ".join(f"{number(most, 2)} dB ({label})" for label, most in room.items())
+        yield f"{SCALES_NOTE} {ROOM_NOTE.format(of_each)}" if room else SCALES_NOTE
+    yield from (f"![{name}](images/study/{name}.png)" for name in figures(question, report))
     yield render(grid(report.main, "md"), "md").strip()
     if not report.ablation.empty:
         yield render(grid(report.ablation, "md"), "md").strip()
     yield legend(report.main)
-    tested = question.compare(gathered)
-    if tested.empty:
-        yield "No comparison has two seeds."
-        return
-    yield effects_table(tested, "md").strip()
-    yield EFFECTS_NOTE
-    tested.to_csv(out / f"effects-{question.name}.csv", index=False)
-    styles = line_styles(gathered)
-    figures = {
-        f"effects-{question.name}": draw_forest(tested, model),
-        f"curves-{question.name}": draw_curves(report.points, model, styles),
-    }
-    if not report.weights.empty:
-        figures[f"weights-{question.name}"] = draw_weights(report.weights, model, styles)
-    for name, figure in figures.items():
-        save(figure, out / f"{name}.png")
-        yield f"![{name}]({name}.png)"
     yield effort(report.results.runs)
+
+
+def figures(question: Question, report: Report) -> dict[str, Figure]:
+    """The pictures of a question, by name."""
+    model = str(report.gathered.runs["model"].iloc[0])
+    styles = line_styles(report.gathered)
+    tested = question.compare(report.gathered)
+    drawn = {f"curves-{question.name}": draw_curves(report.points, model, styles)}
+    if not tested.empty:
+        drawn = {f"effects-{question.name}": draw_forest(tested, model)} | drawn
+    if not report.weights.empty:
+        drawn[f"weights-{question.name}"] = draw_weights(report.weights, model, styles)
+    return drawn
+
+
+def scales(tested: pd.DataFrame, room: Mapping[str, float]) -> Iterator[dict[str, str]]:
+    """What differences are to be compared with: their own noise, and the room for gains.
+
+    Args:
+        tested: a table of effects.
+        room: PSNR of centralized training minus FedAvg (dB), by heterogeneity, where both were run.
+    """
+    for row in tested.to_dict("records"):
+        texts = {
+            "difference": f"{row['method']} minus {row['reference']}",
+            "heterogeneity": row["heterogeneity"],
+            "deviation over seeds": f"{number(row['std'], 3)} dB",
+        }
+        if room:
+            share = 100 * row["mean"] / room[row["heterogeneity"]]
+            texts["share of the room"] = f"{number(share, 0, signed=True)} %"
+        yield texts
 
 
 def require_gap(gap: pd.DataFrame) -> str:
@@ -134,9 +185,11 @@ def require_gap(gap: pd.DataFrame) -> str:
 
 
 def effort(runs: pd.DataFrame) -> str:
-    """The time that the runs took, from their tables."""
+    """The time that the runs took, from their tables, and the software."""
     seconds = (runs["updated_at"] - runs["started_at"]).dt.total_seconds()
-    return f"{len(runs)} runs, {seconds.sum() / 3600:.1f} hours of one core."
+    versions = json.loads(runs["versions"].iloc[0])
+    packages = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "ray"))
+    return f"{len(runs)} runs, {seconds.sum() / 3600:.1f} hours of one core; {packages}."
 
 
 def _is_chosen(run: Path, choice: Choice) -> bool:

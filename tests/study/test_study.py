@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from fedvsr.records import load_results
+from fedvsr.report.content import read
 from fedvsr.report.gather import gather
 from fedvsr.report.render import number
 from fedvsr.tuning.sweep import expand, load_sweep
 from tests.study import power, study
 from tests.study.clips import TUNED_ON, lay_out, sort_out
 from tests.study.questions import QUESTIONS
+from tests.study.running import collect
 from tests.unit.report.synthetic import write_run
 
 stats = pytest.importorskip("scipy.stats", reason="needs scipy (extra report)")
@@ -128,6 +130,23 @@ def test_each_question_has_the_runs_that_it_compares(tmp_path: Path) -> None:
     }, "the sweep of degradations has not been run yet"
 
 
+def test_tables_keep_runs_that_were_collected_before(tmp_path: Path) -> None:
+    runs = tmp_path / "sweeps" / "methods" / "runs"
+    write_run(runs, "one")
+    write_run(runs, "two", algorithm="fedvsr")
+    write_run(runs, "going", status="running", done=1)
+    other = write_run(tmp_path / "earlier", "zero", seed=2)
+    collect([other], tmp_path / "out")
+    for _ in range(2):
+        collect(sorted(runs.iterdir()), tmp_path / "out")
+    collected, expected = load_results(tmp_path / "out"), load_results(runs)
+    assert collected.runs["run_id"].tolist() == ["one", "two", "zero"]
+    ours = collected.evaluations[collected.evaluations["run_id"] != "zero"]
+    assert len(read(tmp_path / "out").gathered.runs) == 3
+    finished = expected.evaluations["run_id"] != "going"
+    assert ours["psnr_db"].tolist() == expected.evaluations["psnr_db"][finished].tolist()
+
+
 def effects_of(name: str, tmp_path: Path) -> dict[tuple[str, str], tuple[float, str]]:
     fill(tmp_path, name)
     (question,) = (q for q in QUESTIONS if q.name == name)
@@ -164,22 +183,31 @@ def test_gains_under_failures_are_compared_with_those_without(tmp_path: Path) ->
     assert len(means) == 6
 
 
-def test_a_report_has_tables_and_pictures(tmp_path: Path) -> None:
+def test_the_page_has_tables_and_pictures(tmp_path: Path) -> None:
     fill(tmp_path / "tables", "methods")
-    study.write_report(tmp_path / "tables", tmp_path / "out")
-    text = (tmp_path / "out" / "tables.md").read_text()
+    study.write_page(tmp_path / "tables", tmp_path / "page.md", tmp_path / "pictures")
+    text = (tmp_path / "page.md").read_text()
     assert "## Does FedVSR help?" in text
     assert f"| F-GLA minus FedAvg | tiny (demo) | more | held-out | {number(-0.2, 3)} dB |" in text
-    for name in ("effects-methods.csv", "effects-methods.png", "curves-methods.png"):
-        assert (tmp_path / "out" / name).exists()
+    for name in ("effects-methods", "curves-methods"):
+        assert f"(images/study/{name}.png)" in text
+        assert (tmp_path / "pictures" / f"{name}.png").exists()
     assert "Centralized minus local training: 1.00 dB (more)." in text
+    assert f"| F-GLA minus FedAvg | more | 0.000 dB | {number(-20, 0)} % |" in text
+    assert "above FedAvg: 1.00 dB (more)." in text
 
 
 def test_no_comparison_is_shown_if_the_bounds_are_close(tmp_path: Path) -> None:
     fill(tmp_path / "tables", "methods", gap=0.4)
     with pytest.raises(SystemExit, match=r"0\.40 dB \(more\)\. It must be 0\.5 dB"):
-        study.write_report(tmp_path / "tables", tmp_path / "out")
-    assert not list((tmp_path / "out").iterdir())
+        study.write_page(tmp_path / "tables", tmp_path / "page.md", tmp_path / "pictures")
+    assert [path.name for path in tmp_path.iterdir()] == ["tables"]
+
+
+def test_the_page_is_what_the_tables_say() -> None:
+    assert study.PAGE.read_text() == study.page(list(study.read_questions(study.TABLES))), (
+        "docs/study.md is out of date; run: python -m tests.study.study page"
+    )
 
 
 def test_pairs_that_are_needed() -> None:

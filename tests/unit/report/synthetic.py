@@ -68,6 +68,7 @@ def write_run(
         "updated_at": datetime(2026, 1, 1, 0, minutes, tzinfo=timezone.utc),
         "device": "CPU",
         "config": json.dumps(config),
+        "versions": json.dumps({"python": "3", "torch": "2", "ray": "2"}),
     }
 
     sets = recorded_names(config, clips)
