@@ -55,12 +55,13 @@ def draw_weights(points: pd.DataFrame, model: str, styles: dict[str, LineStyle])
             axes.fill_between(rows["round_idx"], low, high, color=style.colour, alpha=0.15, lw=0)
         axes.set_title(fill(setting_name(heterogeneity), _TITLE_WIDTH), fontsize=10)
         axes.set_xlabel("Round")
-        axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("Largest deviation from\nan equal share")
+    # After all lines: the panels share this axis, whose top no longer moves once it is set.
+    panels[0].set_ylim(bottom=0)
     handles = {
         label: handle
         for axes in panels

@@ -6,13 +6,14 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from matplotlib.figure import Figure
 
 from fedvsr import load_results
-from fedvsr.report.curves import line_styles
+from fedvsr.report.curves import LineStyle, line_styles
 from fedvsr.report.effects import effect, judged
 from fedvsr.report.forest import draw_forest
 from fedvsr.report.gather import gather
@@ -75,3 +76,20 @@ def test_weights_that_are_equal_shares_are_left_out(tmp_path: Path) -> None:
     figure = draw_weights(points, "tiny (demo)", line_styles(gathered))
     require_whole_text(figure)
     assert len(figure.axes[0].lines) == 2
+
+
+def test_the_last_panel_of_weights_is_not_cut_off() -> None:
+    points = pd.DataFrame(
+        [
+            {
+                **{"model": "m", "heterogeneity": label, "method": "F-GLA", "algorithm": "f_gla"},
+                **{"round_idx": round_idx, "mean": share, "std": 0.5},
+            }
+            for label, share in (("less", 0.1), ("more", 2.0))
+            for round_idx in (1, 2)
+        ]
+    )
+    figure = draw_weights(points, "m", {"F-GLA": LineStyle("#000000", ())})
+    for axes in figure.axes:
+        bottom, top = axes.get_ylim()
+        assert (bottom, top >= 2.5) == (0, True)
