@@ -42,6 +42,11 @@ SCALES_NOTE = (
     "Deviation over seeds: the standard deviation of the paired difference, which the power table "
     "in [the design](design/0024-study.md#pilot) asks for."
 )
+PICTURE_OF = {
+    "effects": "Differences, with their intervals",
+    "curves": "Scores over rounds, with bands over seeds",
+    "weights": "Aggregation weights over rounds, with bands over seeds",
+}
 ROOM_NOTE = "The room: what centralized training is above FedAvg: {}."
 
 
@@ -121,9 +126,12 @@ def section(question: Question, report: Report) -> Iterator[str]:
     """The Markdown of a question, in paragraphs."""
     gathered = report.gathered
     yield f"## {question.title}"
-    if question.name == "methods":
-        gap = gaps(gathered)
+    gap = gaps(gathered) if question.name == "methods" else None
+    if gap is not None:
         yield require_gap(gap)
+    for name in figures(question, report):
+        yield f"![{PICTURE_OF[name.partition('-')[0]]}](images/study/{name}.png)"
+    if gap is not None:
         yield effects_table(gap, "md").strip()
     tested = question.compare(gathered)
     if tested.empty:
@@ -135,7 +143,6 @@ def section(question: Question, report: Report) -> Iterator[str]:
         yield render(plain(list(scales(tested, room)), "md"), "md").strip()
         of_each = ", ".join(f"{number(most, 2)} dB ({label})" for label, most in room.items())
         yield f"{SCALES_NOTE} {ROOM_NOTE.format(of_each)}" if room else SCALES_NOTE
-    yield from (f"![{name}](images/study/{name}.png)" for name in figures(question, report))
     yield render(grid(report.main, "md"), "md").strip()
     if not report.ablation.empty:
         yield render(grid(report.ablation, "md"), "md").strip()
