@@ -1,8 +1,8 @@
 """Memory that PyTorch takes on the CPU: kept from one tensor to the next, returned after a task.
 
 The C library (glibc) returns a large block to the system once it is freed. The next tensor then
-gets new pages of 4 KiB, which the system fills with zeros. A run that trains in the
-command's own process keeps what is freed until a task ends (docs/design/0027-freed-memory.md).
+gets new pages of 4 KiB, which the system fills with zeros. Processes that train or score keep what
+is freed until the task ends (docs/design/0027-freed-memory.md).
 """
 
 from __future__ import annotations

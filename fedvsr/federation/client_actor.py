@@ -15,6 +15,7 @@ import numpy as np
 import ray
 
 from fedvsr.federation.aggregation import cut
+from fedvsr.heap import keep_freed
 from fedvsr.limits import FETCH_S
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class ClientActor:
 
     def __init__(self, settings: tuple[Any], client_id: int | None) -> None:
         keep_to_own_gpus()
+        keep_freed()
         (self._settings,), self._client_id = settings, client_id
         # Set with the trainer.
         self._update: UpdateConfig

@@ -15,6 +15,7 @@ from fedvsr.federation.client_actor import keep_to_own_gpus
 from fedvsr.federation.executors import FaultKind, Pending, first_line
 from fedvsr.federation.placement import Place, Placement
 from fedvsr.federation.pulse import CONTROL, Pulse, SilentError, end
+from fedvsr.heap import keep_freed
 from fedvsr.inference.evaluate import Evaluator
 from fedvsr.inference.scores import Scored
 from fedvsr.limits import FETCH_S
@@ -29,6 +30,7 @@ class EvaluatorActor:
 
     def __init__(self, make: Callable[[], Evaluator]) -> None:
         keep_to_own_gpus()
+        keep_freed()
         self._make = make
         self._evaluator: Evaluator | None = None
 

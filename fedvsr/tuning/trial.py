@@ -23,6 +23,7 @@ from fedvsr.federation.config import AUTO
 from fedvsr.federation.executors import Clients, Executor, SerialExecutor
 from fedvsr.federation.placement import Placement, Slots, ask
 from fedvsr.federation.ray_executor import RayExecutor
+from fedvsr.heap import keep_freed
 from fedvsr.runs.events import RoundRecorded
 from fedvsr.runs.execution import execute
 from fedvsr.runs.launch import prepare_data, with_owners
@@ -69,6 +70,7 @@ def run_trial(settings: dict[str, Value]) -> None:
     """
     # The trial's own process trains nothing on a GPU, but Ray would show it every GPU.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    keep_freed()
     os.chdir(str(settings["cwd"]))
     folder = Path(str(settings["sweep"]))
     sweep = saved_sweep(folder / SWEEP_FILE)
