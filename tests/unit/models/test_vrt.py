@@ -21,21 +21,13 @@ from tests.unit.models.checks import (
     gradients,
     kept_bytes,
 )
+from tests.unit.models.small import SMALL
 
-SMALL = {
-    "window_size": (2, 4, 4),
-    "depths": (2,) * 7 + (2, 2),
-    "embed_dims": (8,) * 7 + (12, 12),
-    "num_heads": (2,) * 9,
-    "indep_reconsts": (8,),
-    "pa_frames": 2,
-    "deformable_groups": 2,
-}
 CPU = torch.device("cpu")
 
 
 def small(**settings) -> nn.Module:
-    network = models.build("vrt", **(SMALL | settings))
+    network = models.build("vrt", **(SMALL["vrt"] | settings))
     recipe.fill(network)
     return network
 
@@ -260,7 +252,9 @@ def test_chunks_change_no_number(monkeypatch):
 
 
 def test_drop_rates_rise_and_start_over_in_the_second_group():
-    network = models.build("vrt", **(SMALL | {"depths": (4,) * 7 + (2, 2)}), drop_path_rate=0.31)
+    network = models.build(
+        "vrt", **(SMALL["vrt"] | {"depths": (4,) * 7 + (2, 2)}), drop_path_rate=0.31
+    )
     step = 0.31 / 31  # 32 blocks
     stage, last = network.stage2, network.stage8[2]
     rates = [
@@ -317,7 +311,7 @@ def test_clips_of_a_batch_do_not_mix():
 def test_trains_under_autocast(checkpointing):
     # With fresh weights: those of the golden cases amplify rounding a hundredfold.
     torch.manual_seed(0)
-    network = models.build("vrt", **SMALL, checkpointing=checkpointing).eval()
+    network = models.build("vrt", **SMALL["vrt"], checkpointing=checkpointing).eval()
     lq = clip(1, 2, 3, 40, 40, seed=3)
     with torch.no_grad():
         sr = network(lq)
