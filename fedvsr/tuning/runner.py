@@ -122,10 +122,7 @@ def run_sweep(
     """
     folder = folder.resolve()
     os.environ.update({k: v for k, v in _ENVIRONMENT.items() if k not in os.environ})
-    for name in ("ray.tune", "ray.train", "ray.air"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for name in ("ray.tune.tune", "ray.tune.execution.tune_controller"):
-        logging.getLogger(name).addFilter(_is_no_failed_trial)
+    _silence_tune()
     require_packages(any_trial(sweep).config.logging)
     past = read_past(sweep, folder / RUNS)
     points, num_new = _to_start(sweep, trials, past, folder / RUNS)
@@ -203,12 +200,32 @@ class _Outcomes(tune.Callback):
         return outcomes
 
 
+def _silence_tune() -> None:
+    """Let Ray Tune log errors only, and none that mean nothing to a user."""
+    for name in ("ray.tune", "ray.train", "ray.air"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("ray.tune.tune", "ray.tune.execution.tune_controller"):
+        logging.getLogger(name).addFilter(_is_no_failed_trial)
+    logging.getLogger("ray.tune.execution.experiment_state").addFilter(_is_no_renamed_file)
+
+
 def _is_no_failed_trial(record: logging.LogRecord) -> bool:
     """Whether Tune logs anything but that a trial failed, which the row of the trial says.
 
     The traceback is in `error.txt` in Tune's folder of the trial.
     """
     return not record.msg.startswith(("Trial task failed for trial", "Trials did not complete"))
+
+
+def _is_no_renamed_file(record: logging.LogRecord) -> bool:
+    """Whether Tune logs anything but that a temporary file was gone when it was to be copied.
+
+    A thread of Tune copies its state while the next one is written, each file under a temporary
+    name first. Nothing is lost: such a copy is followed by another at once, and during the last
+    one of a sweep nothing is written.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, FileNotFoundError) and "-tmp-" in str(error))
 
 
 def _reason(text: str) -> str | None:
