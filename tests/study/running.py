@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -50,15 +50,22 @@ def finished(runs: Iterable[Path]) -> list[Path]:
 def collect(runs: Iterable[Path], out: Path) -> None:
     """Write each table of the finished runs into one file, keeping other runs in that file."""
     folders = finished(runs)
+    merge(folders, [folder.name for folder in folders], out)
+    print(f"{out}: the tables of {len(folders)} finished runs")
+
+
+def merge(folders: Sequence[Path], run_ids: Sequence[str], out: Path) -> None:
+    """Write the rows of some runs from tables in `folders` to those in `out`, which keep others."""
     out.mkdir(parents=True, exist_ok=True)
+    ids = pa.array(run_ids, pa.string())
     for name, schema in SCHEMAS.items():
         paths = [path for folder in folders if (path := folder / f"{name}.parquet").exists()]
         table = pa.concat_tables([schema.empty_table(), *(pq.read_table(p) for p in paths)])
+        table = table.filter(pc.is_in(table["run_id"], ids))
         target = out / f"{name}.parquet"
         if target.exists():
             existing = pq.ParquetFile(target).read()
-            is_new = pc.is_in(existing["run_id"], pa.array([folder.name for folder in folders]))
-            table = pa.concat_tables([existing.filter(pc.invert(is_new)), table])
+            kept = existing.filter(pc.invert(pc.is_in(existing["run_id"], ids)))
+            table = pa.concat_tables([kept, table])
         with replacing(target) as aside:
             pq.write_table(table.sort_by("run_id"), aside)
-    print(f"{out}: the tables of {len(folders)} finished runs")

@@ -15,7 +15,6 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 
 import pandas as pd
@@ -31,7 +30,7 @@ from fedvsr.report.render import grid, legend, number, plain, render
 from fedvsr.report.weights import draw_weights
 from tests.study.clips import PARTS, lay_out
 from tests.study.questions import MIN_GAP_DB, QUESTIONS, Choice, Question, gaps, rooms
-from tests.study.running import collect, finished, prepare, sweep
+from tests.study.running import collect, finished, merge, prepare, sweep
 
 ROOT = Path(__file__).parents[2]
 SWEEPS = ROOT / "tune_configs" / "study"
@@ -81,14 +80,18 @@ def main() -> None:
 
 
 def collect_all(work: Path, tables: Path) -> None:
-    """Write the tables of each question whose own sweep has finished runs."""
+    """Write the tables of each question whose own sweep has finished runs.
+
+    Runs of another sweep come from its tables, so that its folder of runs may be gone.
+    """
     for question in QUESTIONS:
-        runs = dict[str, list[Path]]()
+        folder = tables / question.name
+        if runs := finished((work / "results" / "sweeps" / question.name / "runs").glob("*")):
+            collect(runs, folder)
         for name, choice in question.sweeps.items():
-            of_sweep = finished((work / "results" / "sweeps" / name / "runs").glob("*"))
-            runs[name] = [run for run in of_sweep if _is_chosen(run, choice)]
-        if runs[question.name]:
-            collect(chain.from_iterable(runs.values()), tables / question.name)
+            others = tables / name
+            if folder != others and folder.exists() and others.exists():
+                merge([others], list(_chosen(others, choice)), folder)
 
 
 def write_page(tables: Path, target: Path, pictures: Path) -> None:
@@ -199,12 +202,14 @@ def effort(runs: pd.DataFrame) -> str:
     return f"{len(runs)} runs, {seconds.sum() / 3600:.1f} hours of one core; {packages}."
 
 
-def _is_chosen(run: Path, choice: Choice) -> bool:
-    table = pq.read_table(run / "runs.parquet", columns=["algorithm", "config"])
-    ((algorithm, config),) = zip(*table.to_pydict().values(), strict=True)
-    partition = json.loads(config)["data"]["partition"]
-    is_method = not choice.algorithms or algorithm in choice.algorithms
-    return is_method and choice.partition in ("", partition)
+def _chosen(tables: Path, choice: Choice) -> Iterator[str]:
+    """The ids of the runs that a question compares."""
+    table = pq.read_table(tables / "runs.parquet", columns=["run_id", "algorithm", "config"])
+    for run in table.to_pylist():
+        partition = json.loads(run["config"])["data"]["partition"]
+        is_method = not choice.algorithms or run["algorithm"] in choice.algorithms
+        if is_method and choice.partition in ("", partition):
+            yield run["run_id"]
 
 
 if __name__ == "__main__":
