@@ -99,8 +99,9 @@ def stream(
     errors are those of `run`.
 
     Yields:
-        The events of `fedvsr.runs.events`: `RunStarted` (its `run_id` is for `load_run`), then
-        `ClientFinished`, `Fault` and `RoundRecorded`. What an event reports is on disk already.
+        The events of `fedvsr.runs.events`: `Delay`, if the cluster is not free at once; then
+        `RunStarted` (its `run_id` is for `load_run`), `ClientFinished`, `Fault` and
+        `RoundRecorded`. What these report is on disk already.
     """
     config, found = _chosen(source, settings, Path(out), resume)
     split = _prepared(config, progress=False)

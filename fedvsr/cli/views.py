@@ -15,7 +15,7 @@ from rich.table import Table
 
 from fedvsr.cli.common import plain_column, plain_console, say, sheet
 from fedvsr.cli.scores import gain_text
-from fedvsr.federation.executors import Fault
+from fedvsr.federation.executors import Delay, Fault
 from fedvsr.federation.rounds import ClientFinished
 from fedvsr.inference.scores import headline
 from fedvsr.metrics import METRICS
@@ -215,13 +215,16 @@ class _RunView:
     def __init__(self, console: Console, before: Sequence[RoundRecorded]) -> None:
         self._console = console
         self._started: RunStarted | None = None
+        self._before_start = "starting Ray and the driver ..."
         self._rounds = [*before]
         self._restarted = False
         self._finished_clients = self._sampled_clients = 0
         self._round_started_s = time.monotonic()
 
     def update(self, event: Event) -> None:
-        if isinstance(event, RunStarted):
+        if isinstance(event, Delay):
+            self._before_start = f"{event} ..."
+        elif isinstance(event, RunStarted):
             self._restarted = self._started is not None
             self._started = event
             # Later rounds are repeated: the run, or its driver, died after the checkpoint.
@@ -243,6 +246,8 @@ class _RunView:
             self._rounds.append(event)
 
     def lines(self, event: Event) -> list[str]:
+        if isinstance(event, Delay):
+            return [str(event)]
         if isinstance(event, RunStarted):
             lines = [self._title(), *([] if self._restarted else self._earlier())]
             if event.round_idx:
@@ -284,7 +289,7 @@ class _RunView:
                 str(event.round_idx), *(cells.get(str(c.header), "") for c in table.columns[1:])
             )
         if self._started is None:
-            return Group("starting Ray and the driver ...")
+            return Group(self._before_start)
         done = self._rounds[-1].round_idx if self._rounds else self._started.round_idx
         total = self._started.num_rounds
         bar = Progress(

@@ -101,6 +101,18 @@ class Fault:
     """The exception to raise if the run cannot do without this task."""
 
 
+@dataclass(frozen=True)
+class Delay:
+    """What holds up a run that has not started yet."""
+
+    what: str
+    limit_s: float
+    """When it ends at the latest."""
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.limit_s:g} s at most"
+
+
 class Scorer(Protocol):
     """Scores parameter vectors (P,) on the held-out clips, perhaps while clients train."""
 

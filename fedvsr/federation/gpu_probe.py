@@ -8,7 +8,7 @@ many clients, so the kind with the fewest decides.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedvsr.errors import UserError
 from fedvsr.federation.config import AUTO, GPU_LABEL, ClusterConfig
-from fedvsr.federation.executors import Clients, first_line
+from fedvsr.federation.executors import Clients, Delay, first_line
 from fedvsr.federation.gpu_sharing import FILE, Card, Room, choose, describe, keep, key_of, recall
 from fedvsr.federation.placement import DEFAULT_GPU_SHARE, alive_nodes, gpus_of, suits
 from fedvsr.training.footprint import Footprint, measure
@@ -71,7 +71,7 @@ def resolved(
     cohort: int,
     cache: Path,
     probe: Probe | None = None,
-) -> tuple[ClusterConfig, tuple[str, ...]]:
+) -> Generator[Delay, None, tuple[ClusterConfig, tuple[str, ...]]]:
     """Replace `auto` by a number of clients for each GPU of the connected cluster.
 
     Args:
@@ -81,19 +81,22 @@ def resolved(
         cache: folder, on the node of the GPU, of the file that keeps what was measured.
         probe: what measures.
 
+    Yields:
+        Once, if GPUs are about to be asked.
+
     Returns:
         The settings, and a note on the choice; none if the number was given.
     """
     if config.clients_per_gpu != AUTO:
         return config, ()
-    count, reason = _count(config, clients, cohort, cache, probe or Probe())
+    count, reason = yield from _count(config, clients, cohort, cache, probe or Probe())
     changed = config.model_copy(update={"clients_per_gpu": count})
     return changed, (f"{_SETTING} is {count} here: {reason}",)
 
 
 def _count(
     config: ClusterConfig, clients: Clients, cohort: int, cache: Path, probe: Probe
-) -> tuple[int, str]:
+) -> Generator[Delay, None, tuple[int, str]]:
     nodes = [node for node in alive_nodes().values() if gpus_of(node) and suits(config, node)]
     if not nodes or config.gpu_share == 0:
         return 1, "the run uses no GPU"
@@ -101,7 +104,9 @@ def _count(
     num_clients = math.ceil((config.slots or cohort) / num_gpus)
     if num_clients == 1:
         return 1, f"{num_gpus} GPUs are enough for all clients that train at once"
-    measured = _measure_on(nodes, clients, cache, probe, config.placement_timeout_s)
+    limit_s = config.placement_timeout_s + _MEASURE_S
+    yield Delay("measuring how many clients a GPU can train at once", limit_s)
+    measured = _measure_on(nodes, clients, cache, probe, limit_s)
     return _fewest(measured, config, clients, num_clients)
 
 
@@ -152,7 +157,7 @@ def _measure_on(
     clients: Clients,
     cache: Path,
     probe: Probe,
-    patience_s: float,
+    limit_s: float,
 ) -> list[tuple[Mapping[str, Any], Measured | str]]:
     """What each kind of GPU gives, or why it gives nothing, with a node that has it."""
     # Without a label, each node may have a kind of its own.
@@ -163,7 +168,6 @@ def _measure_on(
     for kind, node in kinds.items():
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         refs[kind] = task.options(scheduling_strategy=there).remote(probe, clients, str(cache))
-    limit_s = patience_s + _MEASURE_S
     try:
         ray.wait([*refs.values()], num_returns=len(refs), timeout=limit_s)
         return [(kinds[kind], _result(ref, limit_s)) for kind, ref in refs.items()]

@@ -80,7 +80,7 @@ class Slots:
 
 @dataclass(frozen=True)
 class Placement:
-    """A reserved placement group, and where actors go in it."""
+    """A placement group, and where actors go in it. It is reserved once it `is_ready`."""
 
     group: PlacementGroup
     wanted: Slots
@@ -125,6 +125,32 @@ class Placement:
             "max_restarts": 0,
             "scheduling_strategy": strategy,
         }
+
+    def is_ready(self, timeout_s: float) -> bool:
+        """Whether the resources are reserved, after a wait of at most `timeout_s` if they are not.
+
+        Raises:
+            ClusterGoneError: the cluster does not answer.
+        """
+        ready: bool = asked(lambda: self.group.wait(timeout_s), timeout_s + ANSWER_S)
+        return ready
+
+    def require_ready(self, timeout_s: float) -> None:
+        """Wait until the resources are reserved.
+
+        Raises:
+            UserError: others still hold them after `timeout_s`.
+            ClusterGoneError: the cluster does not answer.
+        """
+        if not self.is_ready(timeout_s):
+            free = asked(lambda: ray.available_resources())  # type: ignore[no-untyped-call]
+            raise UserError(
+                f"the run asks for {self}, and after {timeout_s:g} s others still hold too much "
+                f"of the cluster: free are {_amounts([free])}; wait, or {_way_out(self.wanted)}"
+            )
+
+    def __str__(self) -> str:
+        return _amounts(self.wanted.bundles)
 
     def release(self) -> None:
         """Release the reserved resources."""
@@ -230,7 +256,7 @@ def _for_owners(
         if dealt[name] * per_bundle >= clients[name]:
             full.add(name)
         elif room.take(wanted.bundle, labels) or (slots is not None and dealt[name]):
-            # `cluster.slots` are dealt even if there is no room for them: `reserve` then fails.
+            # `cluster.slots` are dealt even if there is no room for them: `request` then fails.
             dealt[name] += 1
         elif dealt[name]:
             full.add(name)
@@ -272,16 +298,16 @@ class _Room:
         return False
 
 
-def reserve(wanted: Slots, timeout_s: float, driver_node: str | None = None) -> Placement:
-    """Reserve a run's placement group.
+def request(wanted: Slots, driver_node: str | None = None) -> Placement:
+    """Ask the cluster for a run's placement group, which others may hold for a while.
 
     Args:
         wanted: the result of `ask`.
-        timeout_s: how long to wait for resources that others hold.
         driver_node: Ray's id of the node for the driver's bundle (default: any).
 
     Raises:
-        UserError: the cluster lacks the resources, or they are not free in time; it is gone.
+        UserError: the cluster lacks the resources.
+        ClusterGoneError: the cluster does not answer.
     """
     bundles, selectors = wanted.bundles, wanted.selectors
     if driver_node:
@@ -296,13 +322,6 @@ def reserve(wanted: Slots, timeout_s: float, driver_node: str | None = None) -> 
     group = asked(
         lambda: placement_group(bundles, strategy="PACK", bundle_label_selector=selectors)
     )
-    if not asked(lambda: group.wait(timeout_s), timeout_s + ANSWER_S):
-        asked(lambda: remove_placement_group(group))
-        free = asked(lambda: ray.available_resources())  # type: ignore[no-untyped-call]
-        raise UserError(
-            f"the run asks for {_amounts(bundles)}, and after {timeout_s:g} s others still hold "
-            f"too much of the cluster: free are {_amounts([free])}; wait, or {_way_out(wanted)}"
-        )
     return Placement(group, wanted)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fedvsr.federation.executors import Fault
+from fedvsr.federation.executors import Delay, Fault
 from fedvsr.federation.rounds import ClientFinished
 from fedvsr.inference.scores import ClipScore, headline
 from fedvsr.layout import in_words
@@ -68,7 +68,7 @@ class RoundRecorded:
         return len(self.client_ids) - self.num_rejected - self.num_upload_failures
 
 
-Event = RunStarted | ClientFinished | Fault | RoundRecorded
+Event = Delay | RunStarted | ClientFinished | Fault | RoundRecorded
 
 
 def measure(event: Event) -> dict[str, float]:

@@ -20,7 +20,7 @@ from fedvsr.data.owners import Owners
 from fedvsr.data.split import Split, keys_of, prepare
 from fedvsr.data.videos import Progress
 from fedvsr.errors import UserError
-from fedvsr.federation.executors import Clients, Executor, SerialExecutor
+from fedvsr.federation.executors import Clients, Delay, Executor, SerialExecutor
 from fedvsr.limits import ClusterGoneError
 from fedvsr.loggers.config import require_packages
 from fedvsr.params import ParamTable
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 # Ray takes seconds to end a driver that is stopped, which this one then replaces.
 _LOCK_S = 30.0
+# A wait for resources is told if it is longer.
+_SILENT_S = 2.0
 
 
 def prepare_data(config: ExperimentConfig, progress: Progress) -> Split:
@@ -196,7 +198,7 @@ def _on_cluster(
     require_plugins(config)
     require_readable(config)
     split, here = with_owners(config, split, on_ray=True), connection.here()
-    cluster, notes = gpu_probe.resolved(
+    cluster, notes = yield from gpu_probe.resolved(
         config.cluster,
         Clients(config.model, config.algorithm, config.local, ()),
         1 if algorithms.build(config.algorithm).pooled else config.federation.clients_per_round,
@@ -213,9 +215,13 @@ def _on_cluster(
         Owners.in_config(config.data),
         here,
     )
-    placed = placement.reserve(wanted, config.cluster.placement_timeout_s, here)
+    placed = placement.request(wanted, here)
     gone = False
     try:
+        limit_s = config.cluster.placement_timeout_s
+        if not placed.is_ready(min(_SILENT_S, limit_s)):
+            yield Delay(f"waiting for {placed}, which others hold", limit_s)
+        placed.require_ready(limit_s)
         start = partial(_start, run, split, placed, make_executor, notes)
         in_folder = partial(_start_in, Path.cwd(), start)
         yield from driver.drive(in_folder, placed, measure, run.run_id, config.cluster.max_retries)

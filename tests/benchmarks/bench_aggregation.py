@@ -107,9 +107,10 @@ def counting(fetch: Callable[..., Any], live: list[int]) -> Callable[..., Any]:
 
 def measure(options: argparse.Namespace, cohort: int) -> None:
     config = ClusterConfig(slots=options.slots, max_live_clients=cohort)
-    placed = placement.reserve(
-        placement.ask(config, num_threads=1, cohort=cohort), 30.0, connection.here()
+    placed = placement.request(
+        placement.ask(config, num_threads=1, cohort=cohort), connection.here()
     )
+    placed.require_ready(30.0)
     make: Any = ray.remote(num_cpus=0, concurrency_groups={CONTROL: 1})  # type: ignore[call-overload]
     PlayerPool.players = [make(Player).remote() for _ in range(options.slots)]
     clients = clients_of(argparse.Namespace(clients=cohort, params=options.params))

@@ -105,7 +105,8 @@ def start(options: argparse.Namespace, num_rounds: int) -> Iterator[dict[str, An
     connection.connect("local", max(4 * options.params * (2 * options.cohort + 6), 2**28))
     try:
         wanted = placement.ask(cluster, num_threads=1, cohort=options.cohort)
-        placed = placement.reserve(wanted, cluster.placement_timeout_s, connection.here())
+        placed = placement.request(wanted, connection.here())
+        placed.require_ready(cluster.placement_timeout_s)
         make = partial(RayExecutor, config=cluster, placement=placed)
         yield from driver.drive(partial(rounds_of, options, num_rounds, make), placed)
     finally:

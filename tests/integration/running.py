@@ -59,8 +59,9 @@ def on_ray(
 def reserved(config: ClusterConfig, cohort: int = 2) -> Iterator[Placement]:
     """What a run would reserve of the connected cluster, without a run."""
     slots = placement.ask(config, num_threads=1, cohort=cohort)
-    reservation = placement.reserve(slots, config.placement_timeout_s, connection.here())
+    reservation = placement.request(slots, connection.here())
     try:
+        reservation.require_ready(config.placement_timeout_s)
         yield reservation
     finally:
         reservation.release()

@@ -22,7 +22,7 @@ from ray.cluster_utils import Cluster
 from fedvsr.config import ExperimentConfig
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.config import ClusterConfig
-from fedvsr.federation.executors import Clients, TrainedClient
+from fedvsr.federation.executors import Clients, Delay, TrainedClient
 from fedvsr.federation.gpu_probe import Probe, resolved
 from fedvsr.federation.gpu_sharing import Card
 from fedvsr.messages import ClientReport, ClientTask, ClientUpdate
@@ -30,6 +30,7 @@ from fedvsr.records import load_results
 from fedvsr.runs.events import RunStarted
 from fedvsr.runs.run import create_run
 from fedvsr.training.footprint import Footprint
+from tests.drained import drained
 from tests.integration.equality import assert_equal_runs
 from tests.integration.faulty import Failure, FaultyExecutor
 from tests.integration.running import (
@@ -266,7 +267,9 @@ def test_an_actor_holds_its_share_of_its_slots_gpu(small: ExperimentConfig, tmp_
     auto = config.model_copy(update={"clients_per_gpu": "auto"})
     clients = SleepingClients(**vars(clients_of(small)))
     with cluster_of({"num_cpus": 3, "num_gpus": 2}):
-        alone, (note,) = resolved(auto, clients, 4, tmp_path, Probe(card, kaput))
+        (waiting,), (alone, (note,)) = drained(
+            resolved(auto, clients, 4, tmp_path, Probe(card, kaput))
+        )
         with executor_of(clients, config, cohort=4) as executor:
             tasks = [ClientTask(i, 1, 1, seed=0) for i in range(4)]
             outcomes = list(
@@ -274,6 +277,7 @@ def test_an_actor_holds_its_share_of_its_slots_gpu(small: ExperimentConfig, tmp_
             )
             asked = {i: a.handle.__ray_call__.remote(gpus) for i, a in executor.pool.items()}
             held = {i: ray.get(ref) for i, ref in asked.items()}
+    assert waiting == Delay("measuring how many clients a GPU can train at once", 630.0)
     assert alone.clients_per_gpu == 1
     assert note.endswith(" was not measured: RuntimeError: the GPU has fallen off the bus")
     assert sorted(held.values()) == [(0.5, "0"), (0.5, "0"), (0.5, "1"), (0.5, "1")]

@@ -204,7 +204,8 @@ def test_a_lost_owner_is_absent_until_it_has_a_node_again(
     assert all(isinstance(clip, OwnedClip) for clip in split.train)
     cluster, owners = ClusterConfig(), Owners.in_config(config.data)
     wanted = placement.ask(cluster, 1, 3, owners, connection.here())
-    placed = placement.reserve(wanted, cluster.placement_timeout_s, connection.here())
+    placed = placement.request(wanted, connection.here())
+    placed.require_ready(cluster.placement_timeout_s)
     clients = Clients(config.model, config.algorithm, config.local, split.clients)
     executor = RayExecutor(clients, cluster, placed)
     shared = {"params": flatten(build_fresh(config.model))}

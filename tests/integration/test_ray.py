@@ -20,12 +20,12 @@ from fedvsr.errors import UserError
 from fedvsr.federation.client_states import ClientStates
 from fedvsr.federation.config import ClusterConfig, Isolation
 from fedvsr.federation.dispatch import Waiting
-from fedvsr.federation.executors import Fault, SerialExecutor, TrainedClient
+from fedvsr.federation.executors import Delay, Fault, SerialExecutor, TrainedClient
 from fedvsr.messages import ClientTask
 from fedvsr.models import build_fresh
 from fedvsr.params import flatten
 from fedvsr.records import load_results
-from fedvsr.runs.events import RoundRecorded
+from fedvsr.runs.events import Event, RoundRecorded
 from fedvsr.runs.run import create_run, run_status
 from tests.integration.equality import assert_equal_runs, facts
 from tests.integration.faulty import Failure, faulty
@@ -279,8 +279,10 @@ def test_a_run_that_asks_for_what_others_hold_is_refused_after_the_timeout(
 ) -> None:
     run = create_run(with_cluster(small, slots=1, placement_timeout_s=0.5), tmp_path)
     refused = pytest.raises(UserError, match=r"after 0\.5 s others still hold too much.*1 CPU;")
+    events = list[Event]()
     with reserved(ClusterConfig(slots=1)), refused:
-        list(on_ray(run))
+        events.extend(on_ray(run))
+    assert events == [Delay("waiting for 2 CPU, which others hold", 0.5)]
 
 
 def params_of(client: TrainedClient) -> bytes:

@@ -19,7 +19,7 @@ import fedvsr as package
 from fedvsr.cli import common
 from fedvsr.cli.common import plain_console, say
 from fedvsr.cli.views import FramesView, PreparationView, follow
-from fedvsr.federation.executors import Fault
+from fedvsr.federation.executors import Delay, Fault
 from fedvsr.runs.events import Event, RoundRecorded, RunStarted
 from tests.conftest import moving_texture
 from tests.unit.cli.test_cli import fedvsr
@@ -109,6 +109,15 @@ def test_a_round_that_lacks_clients_says_how_many_and_why(terminal: bool) -> Non
     cells = re.findall(r"^ +\d +[\d,]+ +(\d of \d) ", text, flags=re.M)
     assert cells == (["2 of 3", "0 of 3", "1 of 3", "1 of 3"] if terminal else [])
     assert "in sum" not in followed([RunStarted("a", 0, 5, 1, 4, "CPU", ()), lacking[0]])
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_holds_up_a_run_is_told_until_it_starts(terminal: bool) -> None:
+    delay = Delay("waiting for 2 CPU, which others hold", 30.0)
+    told = "waiting for 2 CPU, which others hold; 30 s at most"
+    assert told in followed([delay], terminal)
+    text = followed([delay, RunStarted("a", 0, 1, 1, 1, "CPU", ())], terminal)
+    assert told not in text.partition("a: 1 parameters")[2]
 
 
 def followed(

@@ -14,6 +14,7 @@ from fedvsr.federation.config import GPU_LABEL, ClusterConfig
 from fedvsr.federation.executors import Clients
 from fedvsr.federation.gpu_sharing import Card, Room, choose, keep, key_of, recall
 from fedvsr.training.footprint import Footprint
+from tests.drained import drained
 
 GB = 10**9
 ROOMY = Room(clients=100, processors=100, max_live=0)
@@ -109,7 +110,7 @@ def test_auto_is_a_number_or_a_word() -> None:
 
 def test_a_given_number_asks_no_cluster(tmp_path: Path) -> None:
     config = ClusterConfig(clients_per_gpu=2)
-    assert gpu_probe.resolved(config, clients_of(), 4, tmp_path) == (config, ())
+    assert drained(gpu_probe.resolved(config, clients_of(), 4, tmp_path)) == ([], (config, ()))
 
 
 def node(name: str, kind: str, gpus: int, cpus: int = 64) -> dict[str, Any]:
@@ -160,7 +161,8 @@ def test_nothing_is_measured_for_nothing(
 ) -> None:
     monkeypatch.setattr(placement.ray, "nodes", lambda: nodes)
     auto = ClusterConfig(clients_per_gpu="auto", **settings)
-    config, notes = gpu_probe.resolved(auto, clients_of(), 4, tmp_path)
+    waits, (config, notes) = drained(gpu_probe.resolved(auto, clients_of(), 4, tmp_path))
+    assert waits == []
     assert config.clients_per_gpu == 1
     assert notes == (f"cluster.clients_per_gpu = auto is 1 here: {why}",)
 

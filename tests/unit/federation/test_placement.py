@@ -63,7 +63,7 @@ def test_what_never_fits_is_refused_before_anything_is_asked(nodes: list[dict[st
     wanted = placement.ask(ClusterConfig(slots=2), 2, cohort=2)
     # Two GPUs and five processors are asked for, and no node has a second one with two.
     with pytest.raises(UserError, match=r"asks for 2 GPU and 5 CPU .*only 2 nodes: 1 GPU and 2"):
-        placement.reserve(wanted, 1.0)
+        placement.request(wanted)
 
 
 def owners_of(**clients: int) -> Owners:
@@ -127,7 +127,7 @@ def test_an_owner_without_room_is_refused(nodes: list[dict[str, Any]]) -> None:
     nodes += [owned("b", "b", CPU=1)]
     wanted = placement.ask(ClusterConfig(slots=8), 1, 8, owners_of(a=4, b=4))
     with pytest.raises(UserError, match=r"lower cluster\.slots = 8 \(a 4, b 4\) or local"):
-        placement.reserve(wanted, 1.0)
+        placement.request(wanted)
 
 
 def test_a_node_of_two_owners_is_a_place_for_each(
