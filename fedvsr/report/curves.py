@@ -23,6 +23,7 @@ from fedvsr.report.gather import (
     ordered,
     setting_name,
 )
+from fedvsr.report.legends import add_legend, add_title
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; without yellow, which is too
 # light for lines. Colours of neighbouring rows of a table differ most.
@@ -30,8 +31,8 @@ _COLOURS = ("#CC79A7", "#009E73", "#8C6D31", "#56B4E9", "#7F3C8D", "#E69F00")
 _DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
 # Panels with more rounds have no markers.
 _MARKED = 20
-# Characters in a line of a title and of the legend.
-_TITLE_WIDTH, _LEGEND_WIDTH = 34, 32
+# Characters in a line of a panel's title.
+_TITLE_WIDTH = 34
 
 
 @dataclass(frozen=True)
@@ -134,10 +135,8 @@ def draw_curves(points: pd.DataFrame, model: str, styles: dict[str, LineStyle]) 
                 axes.set_xlabel("Round")
             if j == 0:
                 axes.set_ylabel(METRICS[metric].heading)
-    handles = _legend(panels.ravel().tolist(), method_order(of_model))
-    labels = [fill(label, _LEGEND_WIDTH) for label in handles]
-    figure.legend(handles.values(), labels, loc="outside right center", frameon=False, fontsize=9)
-    figure.suptitle(f"{model}: {_what(of_model)}", fontsize=11)
+    add_legend(figure, _legend(panels.ravel().tolist(), method_order(of_model)))
+    add_title(figure, f"{model}: {_what(of_model)}")
     return figure
 
 

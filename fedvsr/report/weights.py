@@ -11,10 +11,11 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from fedvsr.records import Results
 from fedvsr.report.curves import LineStyle
 from fedvsr.report.gather import Gathered, method_order, ordered, setting_name
+from fedvsr.report.legends import add_legend, add_title
 
 # Smaller deviations come from rounding; a line of zeros would tell nothing.
 _LEAST = 1e-6
-_LEGEND_WIDTH, _TITLE_WIDTH = 32, 34
+_TITLE_WIDTH = 34
 _KEYS = ["model", "heterogeneity", "method", "algorithm", "round_idx"]
 
 
@@ -67,8 +68,6 @@ def draw_weights(points: pd.DataFrame, model: str, styles: dict[str, LineStyle])
         for axes in panels
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    labels = [fill(label, _LEGEND_WIDTH) for label in handles]
-    figure.legend(handles.values(), labels, loc="outside right center", frameon=False, fontsize=9)
-    title = f"{model}: aggregation weights\nmean ± standard deviation over seeds"
-    figure.suptitle(title, fontsize=10)
+    add_legend(figure, handles)
+    add_title(figure, f"{model}: aggregation weights\nmean ± standard deviation over seeds")
     return figure

@@ -13,7 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from fedvsr import load_results
-from fedvsr.report.curves import LineStyle, line_styles
+from fedvsr.report.curves import LineStyle, draw_curves, line_styles
 from fedvsr.report.effects import effect, judged
 from fedvsr.report.forest import draw_forest
 from fedvsr.report.gather import gather
@@ -76,6 +76,28 @@ def test_weights_that_are_equal_shares_are_left_out(tmp_path: Path) -> None:
     figure = draw_weights(points, "tiny (demo)", line_styles(gathered))
     require_whole_text(figure)
     assert len(figure.axes[0].lines) == 2
+
+
+@pytest.mark.parametrize("num_methods", [1, 8])
+def test_long_names_of_one_panel_are_whole_beside_it(num_methods: int) -> None:
+    # A setting's name has no place to break it.
+    names = [f"F-{i} (federation.upload_failure_probability=0.5)" for i in range(num_methods)]
+    points = pd.DataFrame(
+        {
+            **{"model": "m", "heterogeneity": "more", "method": name, "algorithm": "fedavg"},
+            **{"testset": "test", "metric": "psnr_db", "state": "", "bicubic": 0.1},
+            **{"round_idx": round_idx, "mean": 0.5, "std": 0.1},
+        }
+        for name in names
+        for round_idx in (1, 2)
+    )
+    styles = {name: LineStyle("#000000", ()) for name in names}
+    for draw in (draw_curves, draw_weights):
+        figure = draw(points, "m", styles)
+        require_whole_text(figure)
+        (legend,) = figure.legends
+        shown = [text.get_text().replace("\n", " ") for text in legend.get_texts()]
+        assert [label for label in shown if label != "bicubic"] == names
 
 
 def test_the_last_panel_of_weights_is_not_cut_off() -> None:
