@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import NamedTuple
 
@@ -33,6 +34,15 @@ class Choice(NamedTuple):
     """Their `data.partition`; empty: all."""
 
 
+class Whole(NamedTuple):
+    """What the differences of a question are shares of."""
+
+    name: str
+    meaning: str
+    measure: Callable[[Gathered], dict[str, float]]
+    """It (dB), by heterogeneity, where both of its sides were run."""
+
+
 @dataclass(frozen=True)
 class Question:
     """A question of the study."""
@@ -44,6 +54,7 @@ class Question:
     """The runs that it compares, by sweep."""
     compare: Callable[[Gathered], pd.DataFrame]
     """Makes the table of effects of its runs."""
+    whole: Whole | None = None
 
 
 def gaps(gathered: Gathered) -> pd.DataFrame:
@@ -51,9 +62,9 @@ def gaps(gathered: Gathered) -> pd.DataFrame:
     return effects(gathered, list(_pairs(gathered, [("centralized", "local")])), BOUND_DB)
 
 
-def rooms(gathered: Gathered) -> dict[str, float]:
-    """PSNR of centralized training minus FedAvg (dB), by heterogeneity, where both were run."""
-    table = effects(gathered, list(_pairs(gathered, [("centralized", _FEDAVG)])))
+def _difference(gathered: Gathered, method: str, reference: str) -> dict[str, float]:
+    """PSNR of one method minus another (dB), by heterogeneity, where both were run."""
+    table = effects(gathered, list(_pairs(gathered, [(method, reference)])))
     return dict(zip(table["heterogeneity"], table["mean"], strict=True))
 
 
@@ -112,12 +123,29 @@ def _pairs(gathered: Gathered, methods: list[tuple[str, str]]) -> Iterator[Pair]
 
 
 QUESTIONS = (
-    Question("methods", "Does FedVSR help?", {"methods": Choice()}, _methods),
+    Question(
+        "methods",
+        "Does FedVSR help?",
+        {"methods": Choice()},
+        _methods,
+        Whole(
+            "room",
+            "what centralized training is above FedAvg",
+            partial(_difference, method="centralized", reference=_FEDAVG),
+        ),
+    ),
     Question(
         "steps",
         "What are four times as many steps worth?",
         {"methods": Choice(("fedavg", "fedvsr_published")), "steps": Choice()},
         _steps,
+        Whole(
+            "margin",
+            "FedVSR as published, 80 steps of 1, minus FedAvg, 20 steps of 4",
+            partial(
+                _difference, method=_PUBLISHED + _ONE_SAMPLE, reference=_FEDAVG + _FOUR_SAMPLES
+            ),
+        ),
     ),
     Question(
         "failures",

@@ -29,7 +29,7 @@ from fedvsr.report.prose import EFFECTS_NOTE, effects_table
 from fedvsr.report.render import grid, legend, number, plain, render
 from fedvsr.report.weights import draw_weights
 from tests.study.clips import PARTS, lay_out
-from tests.study.questions import MIN_GAP_DB, QUESTIONS, Choice, Question, gaps, rooms
+from tests.study.questions import MIN_GAP_DB, QUESTIONS, Choice, Question, gaps
 from tests.study.running import collect, finished, merge, prepare, sweep
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,6 @@ PICTURE_OF = {
     "curves": "Scores over rounds, with bands over seeds",
     "weights": "Aggregation weights over rounds, with bands over seeds",
 }
-ROOM_NOTE = "The room: what centralized training is above FedAvg: {}."
 
 
 def main() -> None:
@@ -142,10 +141,14 @@ def section(question: Question, report: Report) -> Iterator[str]:
     else:
         yield effects_table(tested, "md").strip()
         yield EFFECTS_NOTE
-        room = rooms(gathered)
-        yield render(plain(list(scales(tested, room)), "md"), "md").strip()
-        of_each = ", ".join(f"{number(most, 2)} dB ({label})" for label, most in room.items())
-        yield f"{SCALES_NOTE} {ROOM_NOTE.format(of_each)}" if room else SCALES_NOTE
+        whole = question.whole
+        measured = whole.measure(gathered) if whole else {}
+        name = whole.name if whole else ""
+        yield render(plain(list(scales(tested, measured, name)), "md"), "md").strip()
+        yield SCALES_NOTE
+        if whole:
+            of_each = ", ".join(f"{number(db, 2)} dB ({label})" for label, db in measured.items())
+            yield f"The {whole.name}: {whole.meaning}: {of_each}."
     yield render(grid(report.main, "md"), "md").strip()
     if not report.ablation.empty:
         yield render(grid(report.ablation, "md"), "md").strip()
@@ -166,12 +169,13 @@ def figures(question: Question, report: Report) -> dict[str, Figure]:
     return drawn
 
 
-def scales(tested: pd.DataFrame, room: Mapping[str, float]) -> Iterator[dict[str, str]]:
-    """What differences are to be compared with: their own noise, and the room for gains.
+def scales(tested: pd.DataFrame, whole: Mapping[str, float], name: str) -> Iterator[dict[str, str]]:
+    """What differences are to be compared with: their own noise, and what they are a share of.
 
     Args:
         tested: a table of effects.
-        room: PSNR of centralized training minus FedAvg (dB), by heterogeneity, where both were run.
+        whole: what they are a share of (dB), by heterogeneity.
+        name: its name.
     """
     for row in tested.to_dict("records"):
         texts = {
@@ -179,9 +183,9 @@ def scales(tested: pd.DataFrame, room: Mapping[str, float]) -> Iterator[dict[str
             "heterogeneity": row["heterogeneity"],
             "deviation over seeds": f"{number(row['std'], 3)} dB",
         }
-        if room:
-            share = 100 * row["mean"] / room[row["heterogeneity"]]
-            texts["share of the room"] = f"{number(share, 0, signed=True)} %"
+        if whole:
+            share = 100 * row["mean"] / whole[row["heterogeneity"]]
+            texts[f"share of the {name}"] = f"{number(share, 0, signed=True)} %"
         yield texts
 
 

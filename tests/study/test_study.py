@@ -179,6 +179,15 @@ def test_the_published_margin_has_two_parts(tmp_path: Path) -> None:
     assert (margin, steps, method) == (0.7, 0.5, 0.2)
 
 
+def test_shares_are_of_the_margin(tmp_path: Path) -> None:
+    fill(tmp_path, "steps")
+    (question,) = (q for q in QUESTIONS if q.name == "steps")
+    text = "\n".join(study.section(question, read(tmp_path / "steps")))
+    # The steps' half decibel, and the method's 0.2, of 0.7.
+    assert re.findall(r"(\d+) % \|", text)[:3] == ["100", "71", "29"]
+    assert "The margin: FedVSR as published, 80 steps of 1, minus FedAvg" in text
+
+
 def test_gains_under_failures_are_compared_with_those_without(tmp_path: Path) -> None:
     means = {pair: mean for pair, (mean, _) in effects_of("failures", tmp_path).items()}
     lost = " (federation.upload_failure_probability=0.5)"
