@@ -107,7 +107,7 @@ class Delay:
 
     what: str
     limit_s: float
-    """When it ends at the latest."""
+    """Seconds after which it ends at the latest."""
 
     def __str__(self) -> str:
         return f"{self.what}; {self.limit_s:g} s at most"

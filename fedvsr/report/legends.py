@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 # Characters in a line of the legend, unless a word is longer.
 _WIDTH = 32
-# Of the legend's font: inches of a character, a line, and the gap between two entries.
+# Inches that a character of the legend is wide, a line is high, and two entries are apart.
 _CHARACTER, _LINE, _GAP = 0.075, 0.155, 0.065
 # Inches that a title of two lines takes.
 _TITLE = 0.4

@@ -221,7 +221,7 @@ def _on_cluster(
         limit_s = config.cluster.placement_timeout_s
         if not placed.is_ready(min(_SILENT_S, limit_s)):
             yield Delay(f"waiting for {placed}, which others hold", limit_s)
-        placed.require_ready(limit_s)
+            placed.require_ready(limit_s)
         start = partial(_start, run, split, placed, make_executor, notes)
         in_folder = partial(_start_in, Path.cwd(), start)
         yield from driver.drive(in_folder, placed, measure, run.run_id, config.cluster.max_retries)
