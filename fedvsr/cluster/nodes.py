@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedvsr.cluster import probe
 from fedvsr.config import ExperimentConfig
@@ -18,9 +18,6 @@ from fedvsr.data.owners import Labels, has_labels, shown
 from fedvsr.errors import UserError
 from fedvsr.federation.config import GPU_LABEL
 from fedvsr.plugins import Plugin
-
-if TYPE_CHECKING:
-    from ray import ObjectRef
 
 _ANSWER_S = 120
 # To read an owner's stores; some partitions read frames of every clip.
@@ -118,27 +115,24 @@ def require_plugins(config: ExperimentConfig) -> None:
     Raises:
         UserError: a node lacks one, or has another version of it.
     """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
+    from fedvsr.federation.calls import Call, answers
+    from fedvsr.federation.executors import first_line
     from fedvsr.federation.placement import alive_nodes
 
-    installed = [plugin for plugin in config.plugins() if plugin.source is None]
+    installed = tuple(plugin for plugin in config.plugins() if plugin.source is None)
     if not installed:
         return
-    ask: Any = ray.remote(num_cpus=0, max_retries=1)(_why_missing)
     nodes = [node for node in alive_nodes().values() if node["Resources"].get("CPU")]
-    places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
-    answers = [ask.options(scheduling_strategy=place).remote(installed) for place in places]
-    ready, late = ray.wait(answers, num_returns=len(answers), timeout=_ANSWER_S)
-    for reason in ray.get(ready, timeout=_ANSWER_S):
-        if reason:
-            raise UserError(reason)
-    if late:
-        raise UserError(
-            f"{len(late)} of {len(nodes)} nodes did not say within {_ANSWER_S} s whether they have "
-            f"{installed[0].reference}; `fedvsr doctor` checks every node"
-        )
+    calls = [Call(node["NodeID"], _why_missing, (installed,)) for node in nodes]
+    reasons = answers(calls, _ANSWER_S)
+    if missing := [reason for reason in reasons if isinstance(reason, str)]:
+        raise UserError(missing[0])
+    for node, reason in zip(nodes, reasons, strict=True):
+        if isinstance(reason, Exception):
+            raise UserError(
+                f"node {node['NodeManagerHostname']} did not say whether it has "
+                f"{installed[0].reference}: {first_line(reason)}; `fedvsr doctor` checks every node"
+            )
 
 
 def _why_missing(plugins: Sequence[Plugin]) -> str | None:
@@ -162,25 +156,20 @@ def deal_on_nodes(config: DataConfig, seed: int, tests: Collection[str]) -> dict
     Raises:
         UserError: an owner has no node, its node does not answer, or see `deal_own`.
     """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
+    from fedvsr.federation.calls import Call, answers
     from fedvsr.federation.placement import alive_nodes
 
     nodes = sorted(alive_nodes().values(), key=lambda node: str(node["NodeID"]))
     # Other owners' paths are none of an owner's business.
     how = config.model_copy(update={"owners": {}, "test": []})
-    make: Any = ray.remote(num_cpus=0, max_retries=1)(deal_own)
-    answers = {}
+    calls = []
     for name, owner in config.owners.items():
         own = [node["NodeID"] for node in nodes if has_labels(node["Labels"], owner.nodes)]
         if not own:
             raise UserError(no_node(name, owner))
-        on_node = NodeAffinitySchedulingStrategy(own[0], soft=False)
-        task = make.options(scheduling_strategy=on_node)
-        answers[name] = task.remote(name, owner, how, seed, tests)
-    ray.wait([*answers.values()], num_returns=len(answers), timeout=_DEAL_S)
-    return {name: _dealt(name, answer) for name, answer in answers.items()}
+        calls.append(Call(own[0], deal_own, (name, owner, how, seed, tests)))
+    dealt = answers(calls, _DEAL_S)
+    return {name: _dealt(name, each) for name, each in zip(config.owners, dealt, strict=True)}
 
 
 def no_node(name: str, owner: OwnerConfig) -> str:
@@ -192,21 +181,13 @@ def no_node(name: str, owner: OwnerConfig) -> str:
     )
 
 
-def _dealt(name: str, answer: ObjectRef[Dealt]) -> Dealt:
-    import ray
-
-    try:
-        return ray.get(answer, timeout=0)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        problem = str(error.cause)
-    except ray.exceptions.GetTimeoutError:
-        ray.cancel(answer, force=True)
-        problem = f"no answer within {_DEAL_S} s"
-    except ray.exceptions.RayError as error:
-        problem = str(error)
-    first = (problem.splitlines() or [""])[0]
+def _dealt(name: str, answer: Dealt | Exception) -> Dealt:
+    if not isinstance(answer, Exception):
+        return answer
+    cause = getattr(answer, "cause", None) or answer
+    if isinstance(cause, UserError):
+        raise cause from None
+    first = (str(cause).splitlines() or [""])[0]
     raise UserError(f"the node of owner {name} could not read the owner's stores: {first}")
 
 
@@ -226,8 +207,8 @@ def ask_nodes(
         owned: gives more paths for the nodes of owners, by their labels.
     """
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    from fedvsr.federation.calls import Call, answers
     from fedvsr.federation.placement import alive_nodes
 
     # Nodes may have another version of fedvsr, or none.
@@ -237,9 +218,7 @@ def ask_nodes(
     if others_only:
         trains = [n for n in nodes if n["Resources"].get("CPU")]
         nodes = [n for n in trains if n["NodeID"] != here or owned(n["Labels"])]
-    # A process that has used a GPU holds memory there until it ends: one call per process.
-    ask: Any = ray.remote(max_calls=1)(probe.probe)
-    answers = []
+    calls = []
     for node in nodes:
         peers = [
             (other["NodeManagerAddress"], other[port])
@@ -247,18 +226,15 @@ def ask_nodes(
             for port in ("NodeManagerPort", "ObjectManagerPort")
             if other is not node and not others_only
         ]
-        on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         gpus = use_gpus and node["Resources"].get("GPU", 0) > 0
-        task = ask.options(num_cpus=0, scheduling_strategy=on_node, max_retries=1)
-        answers.append(task.remote([*paths, *owned(node["Labels"])], peers, gpus))
-    if answers:
-        ray.wait(answers, num_returns=len(answers), timeout=_ANSWER_S)
-    return [_report(node, answer) for node, answer in zip(nodes, answers, strict=True)]
+        # A GPU that a run holds is tried too.
+        arguments = ([*paths, *owned(node["Labels"])], peers, gpus)
+        calls.append(Call(node["NodeID"], probe.probe, arguments))
+    machines = answers(calls, _ANSWER_S)
+    return [_report(node, machine) for node, machine in zip(nodes, machines, strict=True)]
 
 
-def _report(node: Mapping[str, Any], answer: ObjectRef[probe.Machine]) -> NodeReport:
-    import ray
-
+def _report(node: Mapping[str, Any], machine: probe.Machine | Exception) -> NodeReport:
     resources = node["Resources"]
     by_ray: dict[str, Any] = {
         "offered_gpus": resources.get("GPU", 0),
@@ -267,13 +243,10 @@ def _report(node: Mapping[str, Any], answer: ObjectRef[probe.Machine]) -> NodeRe
         "object_store_bytes": int(resources.get("object_store_memory", 0)),
     }
     host = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-    try:
-        machine = ray.get(answer, timeout=0)
-    except ray.exceptions.GetTimeoutError:
-        ray.cancel(answer, force=True)
+    if isinstance(machine, TimeoutError):
         return NodeReport(host, {}, silent=f"did not answer within {_ANSWER_S} s", **by_ray)
-    except ray.exceptions.RayError as error:
-        problem = (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(machine, Exception):
+        problem = (str(machine).splitlines() or [type(machine).__name__])[0]
         return NodeReport(host, {}, silent=problem, **by_ray)
     return NodeReport(**{**machine, **by_ray, "host": host})
 

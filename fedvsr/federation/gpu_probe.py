@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.exceptions import RayTaskError
 
 from fedvsr.errors import UserError
+from fedvsr.federation.calls import Call, answers
 from fedvsr.federation.config import AUTO, GPU_LABEL, ClusterConfig
 from fedvsr.federation.executors import Clients, Delay, first_line
 from fedvsr.federation.gpu_sharing import FILE, Card, Room, choose, describe, keep, key_of, recall
@@ -162,31 +161,19 @@ def _measure_on(
     """What each kind of GPU gives, or why it gives nothing, with a node that has it."""
     # Without a label, each node may have a kind of its own.
     kinds = {node["Labels"].get(GPU_LABEL) or node["NodeID"]: node for node in nodes}
-    # A process that has used a GPU holds memory there until it ends: one call per process.
-    task: Any = ray.remote(num_cpus=0, num_gpus=1, max_calls=1, max_retries=0)(_measured)
-    refs = {}
-    for kind, node in kinds.items():
-        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        refs[kind] = task.options(scheduling_strategy=there).remote(probe, clients, str(cache))
-    try:
-        ray.wait([*refs.values()], num_returns=len(refs), timeout=limit_s)
-        return [(kinds[kind], _result(ref, limit_s)) for kind, ref in refs.items()]
-    finally:
-        for ref in refs.values():
-            # If it has ended, this does nothing.
-            ray.cancel(ref, force=True)
+    calls = [
+        Call(str(node["NodeID"]), _measured, (probe, clients, str(cache)), num_gpus=1)
+        for node in kinds.values()
+    ]
+    results = answers(calls, limit_s)
+    return [
+        (node, first_line(_cause(result)) if isinstance(result, Exception) else result)
+        for node, result in zip(kinds.values(), results, strict=True)
+    ]
 
 
-def _result(ref: Any, limit_s: float) -> Measured | str:
-    try:
-        measured: Measured = ray.get(ref, timeout=0)
-    except GetTimeoutError:
-        return f"no answer within {limit_s:g} s"
-    except RayTaskError as error:
-        return first_line(error.cause or error)
-    except RayError as error:
-        return first_line(error)
-    return measured
+def _cause(error: Exception) -> BaseException:
+    return error.cause or error if isinstance(error, RayTaskError) else error
 
 
 def _measured(probe: Probe, clients: Clients, cache: str) -> Measured:

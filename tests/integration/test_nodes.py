@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 import torch
 from ray.cluster_utils import Cluster
+from ray.exceptions import RayTaskError
 
 from fedvsr.cluster.doctor import Finding, look_around
 from fedvsr.cluster.nodes import require_readable
 from fedvsr.config import load_config
 from fedvsr.errors import UserError
+from fedvsr.federation.calls import Call, answers
+from fedvsr.federation.placement import alive_nodes
 from tests.unit.cli.test_cli import fedvsr
 
 pytestmark = [pytest.mark.ray, pytest.mark.full]
@@ -71,6 +78,48 @@ def test_doctor_checks_every_node(small_yaml: Path) -> None:
     assert data[config.data.videos[0]] == "ok"
     cache = Path(str(config.data.cache_dir))
     assert not [path for path in cache.iterdir() if path.name.startswith(".seen")]
+
+
+def die_once(marker: Path) -> str:
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "alive"
+
+
+def hang(marker: Path) -> None:
+    marker.write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def where() -> str:
+    return str(ray.get_runtime_context().get_node_id())
+
+
+@pytest.mark.usefixtures("connected")
+def test_calls_give_what_they_returned_or_why_they_did_not(tmp_path: Path) -> None:
+    first, second = alive_nodes()
+    late, died = tmp_path / "late", tmp_path / "died"
+    here, there, alive, refused, silent, unknown = answers(
+        [
+            Call(first, where),
+            Call(second, where),
+            Call(second, die_once, (died,)),
+            Call(second, int, ("seven",)),
+            Call(first, hang, (late,)),
+            Call("ab" * 28, where),
+        ],
+        limit_s=10,
+    )
+    assert (here, there, alive) == (first, second, "alive")
+    assert isinstance(refused, RayTaskError)
+    assert isinstance(refused.cause, ValueError)
+    assert isinstance(silent, TimeoutError)
+    assert isinstance(unknown, ray.exceptions.RayError)
+    deadline = time.monotonic() + 30
+    while psutil.pid_exists(int(late.read_text())):
+        assert time.monotonic() < deadline, "a process that did not answer was left behind"
+        time.sleep(0.05)
 
 
 @pytest.mark.usefixtures("connected")
