@@ -6,12 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from fedvsr.runs.run import run_status
 
-# Enough work in each round that a kill falls inside one.
-LONG = {"federation.num_rounds": 5, "local.steps": 25}
+T = TypeVar("T")
+# Enough work in each round that a kill falls inside one. A process for each client would take two
+# seconds of a processor to start.
+LONG = {"federation.num_rounds": 5, "local.steps": 25, "cluster.isolation": "slot"}
 # For a run that the test ends.
 ENDLESS = ("--set", "federation.num_rounds=5000")
 
@@ -53,6 +57,21 @@ def wait_for_round(process: subprocess.Popen[str], round_idx: int) -> None:
     """Read the run's output up to the line of a round."""
     assert process.stdout is not None
     assert any(line.startswith(f"round {round_idx}/") for line in process.stdout)
+
+
+def wait_while_it_runs(
+    process: subprocess.Popen[Any], find: Callable[[], T | None], limit_s: float = 200.0
+) -> T:
+    """Wait until `find` gives something; a command that ends before fails the test.
+
+    Reading a command's files all the time would take a processor from it.
+    """
+    deadline = time.monotonic() + limit_s
+    while not (found := find()):
+        assert process.poll() is None, "the command ended before"
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    return found
 
 
 def wait_until_stopped(folder: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from tests.integration.commands import (
     start_run,
     wait_for_round,
     wait_until_stopped,
+    wait_while_it_runs,
 )
 from tests.integration.equality import assert_equal_runs
 from tests.integration.faulty import Failure, FaultyExecutor
@@ -95,11 +95,9 @@ def test_a_sweep_whose_raylet_dies_ends_in_a_line_and_resumes(
             text=True,
             preexec_fn=heed_ctrl_c,
         )
-        deadline = time.monotonic() + 100
-        while max(rounds_done(folder).values(), default=0) <= after:
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_while_it_runs(
+            process, lambda: max(rounds_done(folder).values(), default=0) > after, limit_s=100
+        )
         return process
 
     process = started(0)

@@ -97,9 +97,10 @@ def test_a_run_goes_on_from_its_checkpoint_once_a_node_is_lost(
     one = {"num_cpus": 1}
     # Small vectors would be kept by the driver, and not be lost.
     stored = {"RAY_max_direct_call_object_size": "100"}
-    # The first node is the driver's.
+    # The first node is the driver's, and the last takes the place of the one that is lost: Ray's
+    # head would try without a pause to find room for what was on it.
     with (
-        cluster_of(one, one, one, **FAST, **stored) as (cluster, _, *nodes),
+        cluster_of(one, one, one, one, **FAST, **stored) as (cluster, _, *nodes),
         reserved(cluster_config, cohort=4) as placement,
     ):
 

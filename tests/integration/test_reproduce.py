@@ -46,6 +46,8 @@ def test_from_published_data_sets_to_the_report(tmp_path: Path) -> None:
     }
     data, out = tmp_path / "stores", tmp_path / "results"
     short = ["federation.num_rounds=1", "local.steps=1", "evaluation.every_rounds=1"]
+    # A process for each client would take two seconds of a processor to start.
+    short += ["cluster.isolation=slot", "federation.clients_per_round=1"]
     words = ["reproduce", "confounds", "--data", str(data), "--size", "demo"]
     words += [word for setting in short for word in ("--set", setting)]
     there = tmp_path / "cluster"

@@ -20,6 +20,7 @@ from tests.integration.commands import (
     start_run,
     wait_for_round,
     wait_until_stopped,
+    wait_while_it_runs,
 )
 from tests.integration.equality import assert_equal_runs
 from tests.unit.runs.test_logged import in_tensorboard
@@ -32,12 +33,11 @@ def kill_after(source: Path, out: Path, num_rounds: int, delay_s: float, *extra:
     process = subprocess.Popen(
         run_command(source, out, *extra), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        # The run's own reader opens a file once; pandas does so twice, between which it may change.
-        if out.is_dir() and load_results(out).rounds["round_idx"].max() >= num_rounds:
-            break
-        time.sleep(0.02)
+    # The run's own reader opens a file once; pandas does so twice, between which it may change.
+    wait_while_it_runs(
+        process,
+        lambda: out.is_dir() and load_results(out).rounds["round_idx"].max() >= num_rounds,
+    )
     time.sleep(delay_s)
     assert process.poll() is None, "the run ended before it could be killed"
     os.kill(process.pid, signal.SIGKILL)
@@ -62,7 +62,7 @@ def test_a_serial_run_killed_twice_and_resumed_ends_in_the_same_bits(
 def test_a_run_killed_on_ray_and_resumed_ends_in_the_same_bits(
     small_yaml: Path, tmp_path: Path, undisturbed_long: Path
 ) -> None:
-    logged = ("--set", "logging.tensorboard=true")
+    logged = ("--set", "logging.tensorboard=true", "--set", "cluster.isolation=client")
     kill_after(small_yaml, tmp_path, 2, 0.1, *logged)
     (folder,) = tmp_path.iterdir()
     wait_until_stopped(folder)

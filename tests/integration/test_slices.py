@@ -106,8 +106,9 @@ def test_lost_nodes_cost_no_bit_and_nodes_receive_what_arithmetic_says(
     noisy: NoisyClients, tmp_path: Path
 ) -> None:
     one = {"num_cpus": 1}
-    # The first node is the driver's, and two of the others are lost.
-    with cluster_of(one, one, one, one, **FAST) as (cluster, head, *nodes):
+    # The first node is the driver's, two of the others are lost, and two take their place: Ray's
+    # head would try without a pause to find room for what was on them.
+    with cluster_of(one, one, one, one, one, **FAST) as (cluster, head, *nodes):
 
         def lose_the_first_clients_node(work: RoundSum) -> None:
             if work.round_info.round_idx == 2 and not lost:
