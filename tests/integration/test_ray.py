@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import re
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -13,6 +14,7 @@ from urllib.request import urlopen
 
 import pytest
 import ray
+from ray.util.placement_group import placement_group_table
 
 from fedvsr.config import ExperimentConfig, load_config
 from fedvsr.data.clips import Clip
@@ -283,6 +285,23 @@ def test_a_run_that_asks_for_what_others_hold_is_refused_after_the_timeout(
     with reserved(ClusterConfig(slots=1)), refused:
         events.extend(on_ray(run))
     assert events == [Delay("waiting for 2 CPU, which others hold", 0.5)]
+
+
+def test_a_run_that_is_stopped_while_it_waits_asks_for_nothing_any_more(
+    small: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedvsr.runs.launch._SILENT_S", 0.2)
+    events = on_ray(create_run(with_cluster(small, slots=1), tmp_path))
+    with reserved(ClusterConfig(slots=1)):
+        assert isinstance(next(events), Delay)
+        assert states_of_groups()["PENDING"] == 1
+        with pytest.raises(KeyboardInterrupt):
+            events.throw(KeyboardInterrupt)  # type: ignore[attr-defined]
+        assert states_of_groups()["PENDING"] == 0
+
+
+def states_of_groups() -> Counter[str]:
+    return Counter(group["state"] for group in placement_group_table().values())
 
 
 def params_of(client: TrainedClient) -> bytes:
