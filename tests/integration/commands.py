@@ -18,6 +18,39 @@ T = TypeVar("T")
 LONG = {"federation.num_rounds": 5, "local.steps": 25, "cluster.isolation": "slot"}
 # For a run that the test ends.
 ENDLESS = ("--set", "federation.num_rounds=5000")
+_SLOW = '''
+import time
+from typing import Literal
+
+from fedvsr.algorithms.base import AlgorithmConfig, FedAvg
+
+
+class Config(AlgorithmConfig):
+    """FedAvg, a second later."""
+
+    name: Literal["slow"] = "slow"
+
+
+class Algorithm(FedAvg):
+    """Sleeps in each round."""
+
+    source = "here"
+
+    def server_step(self, *arguments):
+        time.sleep(1.0)
+        return super().server_step(*arguments)
+'''
+
+
+def endless_and_idle(folder: Path) -> dict[str, object]:
+    """Settings of a run that outlasts any wait, and hardly takes a processor from other tests.
+
+    Args:
+        folder: gets the file of its algorithm.
+    """
+    path = folder / "slow.py"
+    path.write_text(_SLOW)
+    return {"algorithm.name": str(path), "federation.num_rounds": 5000}
 
 
 def run_command(source: Path, out: Path, *extra: str) -> list[str]:

@@ -18,6 +18,7 @@ from fedvsr.federation.ray_executor import RayExecutor
 from fedvsr.records import load_results
 from fedvsr.runs.run import create_run
 from tests.integration.commands import (
+    endless_and_idle,
     heed_ctrl_c,
     run_to_end,
     start_run,
@@ -66,13 +67,13 @@ def test_a_run_whose_raylet_dies_ends_in_a_line_and_resumes(
 def test_a_run_whose_head_is_gone_saves_its_state_and_ends_in_a_line(
     number: signal.Signals, small_yaml: Path, tmp_path: Path
 ) -> None:
-    # More rounds than pass until the head is given up.
-    more = ("--set", "federation.num_rounds=5000", "--set", "checkpoint.every_rounds=5000")
-    process = start_run(small_yaml, tmp_path, *more)
+    settings = {**endless_and_idle(tmp_path), "checkpoint.every_rounds": 5000}
+    more = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    process = start_run(small_yaml, tmp_path / "out", *more)
     wait_for_round(process, 1)
     signal_child(process, "gcs_server", number)
     assert_ended_by(process, "Ray's head process, the GCS, has died or cannot be reached")
-    (folder,) = tmp_path.iterdir()
+    (folder,) = (tmp_path / "out").iterdir()
     assert load_results(folder).runs["status"].tolist() == ["failed"]
     assert len(list((folder / "checkpoints").glob("round-*.safetensors"))) == 1
 
@@ -83,8 +84,7 @@ def test_a_sweep_whose_raylet_dies_ends_in_a_line_and_resumes(
     small_yaml: Path, tmp_path: Path
 ) -> None:
     """Ray Tune itself would wait without end."""
-    # More rounds than pass until the raylet is missed.
-    file = sweep_file(small_yaml, tmp_path, set={"federation.num_rounds": 5000}, executor="serial")
+    file = sweep_file(small_yaml, tmp_path, set=endless_and_idle(tmp_path), executor="serial")
     folder = tmp_path / "sweeps" / "s"
 
     def started(after: int, *extra: str) -> subprocess.Popen[str]:

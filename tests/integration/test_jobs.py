@@ -18,7 +18,7 @@ import yaml
 from fedvsr.config import load_config
 from fedvsr.environment import git_commit
 from fedvsr.records import read_run, read_table
-from tests.integration.commands import heed_ctrl_c
+from tests.integration.commands import endless_and_idle, heed_ctrl_c
 from tests.integration.equality import assert_equal_runs
 from tests.integration.head import Head, can_hide_folders, local_head, node_without
 from tests.integration.running import run_serially
@@ -162,9 +162,12 @@ def test_the_printed_ray_command_submits_the_same_job(
     assert "error: there is no video /nowhere/clip.mp4 (data.videos)" in done.stdout
 
 
-def test_ctrl_c_leaves_a_job_running_and_stop_ends_it(head: Head, small_yaml: Path) -> None:
+def test_ctrl_c_leaves_a_job_running_and_stop_ends_it(
+    head: Head, small_yaml: Path, tmp_path: Path
+) -> None:
     arguments = ["submit", str(small_yaml), "--address", head.address, "--follow"]
-    arguments += ["--set", "federation.num_rounds=5000", "--set", "name=endless"]
+    for key, value in {**endless_and_idle(tmp_path), "name": "endless"}.items():
+        arguments += ["--set", f"{key}={value}"]
     following = subprocess.Popen(
         [sys.executable, "-m", "fedvsr", *arguments],
         env=head.environment,
