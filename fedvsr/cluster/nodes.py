@@ -184,10 +184,9 @@ def no_node(name: str, owner: OwnerConfig) -> str:
 def _dealt(name: str, answer: Dealt | Exception) -> Dealt:
     if not isinstance(answer, Exception):
         return answer
-    cause = getattr(answer, "cause", None) or answer
-    if isinstance(cause, UserError):
-        raise cause from None
-    first = (str(cause).splitlines() or [""])[0]
+    if isinstance(answer, UserError):
+        raise answer from None
+    first = (str(answer).splitlines() or [""])[0]
     raise UserError(f"the node of owner {name} could not read the owner's stores: {first}")
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedvsr.federation.pulse import end
@@ -20,6 +20,7 @@ class Call(Generic[T]):
     """A function and the node on which it is called."""
 
     node_id: str
+    """Ray's id of the node."""
     function: Callable[..., T]
     arguments: tuple[Any, ...] = ()
     num_gpus: float = 0
@@ -34,11 +35,11 @@ def answers(calls: Sequence[Call[T]], limit_s: float) -> list[T | Exception]:
         limit_s: seconds for all of them together, and for their nodes to have room.
 
     Returns:
-        What each call returned, or why it returned nothing: TimeoutError, or an error of Ray's,
-        which is a RayTaskError if the function raised.
+        What each call returned, or why it returned nothing: what the function raised, TimeoutError,
+        or an error of Ray's.
     """
 
-    # Of this function, so that Ray sends its code: a node may have another version of fedvsr.
+    # A node may have another version of fedvsr: Ray sends the code of a class that is defined here.
     class Process:
         def call(self, function: Callable[..., T], *arguments: Any) -> T:
             return function(*arguments)
@@ -70,5 +71,7 @@ def _answer(ref: Any, limit_s: float) -> Any:
         return ray.get(ref, timeout=0)
     except GetTimeoutError:
         return TimeoutError(f"no answer within {limit_s:g} s")
-    except ray.exceptions.RayError as error:
+    except RayTaskError as error:
+        return error.cause if isinstance(error.cause, Exception) else error
+    except RayError as error:
         return error

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ray.exceptions import RayTaskError
 
 from fedvsr.errors import UserError
 from fedvsr.federation.calls import Call, answers
@@ -167,13 +166,9 @@ def _measure_on(
     ]
     results = answers(calls, limit_s)
     return [
-        (node, first_line(_cause(result)) if isinstance(result, Exception) else result)
+        (node, first_line(result) if isinstance(result, Exception) else result)
         for node, result in zip(kinds.values(), results, strict=True)
     ]
-
-
-def _cause(error: Exception) -> BaseException:
-    return error.cause or error if isinstance(error, RayTaskError) else error
 
 
 def _measured(probe: Probe, clients: Clients, cache: str) -> Measured:

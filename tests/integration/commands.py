@@ -112,7 +112,11 @@ def wait_until_stopped(folder: Path) -> None:
 
     On Ray it follows its killed command within seconds.
     """
-    deadline = time.monotonic() + 60
-    while run_status(folder) == "running":
-        assert time.monotonic() < deadline, f"{folder} is still written to"
+    wait_until(lambda: run_status(folder) != "running")
+
+
+def wait_until(holds: Callable[[], object], limit_s: float = 60.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,9 +50,9 @@ def on_ray(
     run: Run,
     make_executor: Callable[..., Executor] | None = None,
     probe: Probe | None = None,
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Run, or resume, on the Ray that the test is connected to."""
-    return on_cluster(run, split_of(run.config), make_executor, probe)
+    yield from on_cluster(run, split_of(run.config), make_executor, probe)
 
 
 @contextmanager

@@ -13,7 +13,6 @@ import pytest
 import ray
 import torch
 from ray.cluster_utils import Cluster
-from ray.exceptions import RayTaskError
 
 from fedvsr.cluster.doctor import Finding, look_around
 from fedvsr.cluster.nodes import require_readable
@@ -21,6 +20,7 @@ from fedvsr.config import load_config
 from fedvsr.errors import UserError
 from fedvsr.federation.calls import Call, answers
 from fedvsr.federation.placement import alive_nodes
+from tests.integration.commands import wait_until
 from tests.unit.cli.test_cli import fedvsr
 
 pytestmark = [pytest.mark.ray, pytest.mark.full]
@@ -110,8 +110,7 @@ def test_calls_give_what_they_returned_or_why_they_did_not(tmp_path: Path) -> No
         limit_s=120,
     )
     assert (here, there, alive) == (first, second, "alive")
-    assert isinstance(refused, RayTaskError)
-    assert isinstance(refused.cause, ValueError)
+    assert isinstance(refused, ValueError)
     assert isinstance(unknown, ray.exceptions.RayError)
 
 
@@ -124,10 +123,7 @@ def test_a_call_that_does_not_answer_leaves_no_process_behind(tmp_path: Path) ->
         (silent,) = answers([Call(next(iter(alive_nodes())), hang, (started,))], limit_s)
         assert isinstance(silent, TimeoutError)
         assert limit_s < 100
-    deadline = time.monotonic() + 30
-    while psutil.pid_exists(int(started.read_text())):
-        assert time.monotonic() < deadline, "a process that did not answer was left behind"
-        time.sleep(0.05)
+    wait_until(lambda: not psutil.pid_exists(int(started.read_text())))
 
 
 @pytest.mark.usefixtures("connected")

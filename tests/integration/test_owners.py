@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
@@ -32,6 +31,7 @@ from fedvsr.records import load_results
 from fedvsr.runs.launch import with_owners
 from fedvsr.runs.run import create_run
 from tests.conftest import moving_texture
+from tests.integration.commands import wait_until
 from tests.integration.equality import assert_equal_runs
 from tests.integration.head import can_hide_folders, node_with
 from tests.integration.running import on_ray, run_serially, split_of
@@ -94,14 +94,6 @@ def node_of(name: str) -> str | None:
         if node["Labels"].get("owner") == name:
             return str(node["NodeID"])
     return None
-
-
-def wait_until(holds: object, limit_s: float = 60.0) -> None:
-    assert callable(holds)
-    deadline = time.monotonic() + limit_s
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")

@@ -118,7 +118,7 @@ def _stopped_and_resumed(config: ExperimentConfig, tmp_path: Path) -> Path:
     events = on_ray(stopped)
     for event in events:
         if isinstance(event, RoundRecorded) and event.round_idx == 2:
-            events.close()  # type: ignore[attr-defined]
+            events.close()
             break
     assert run_status(stopped.folder) == "interrupted"
     list(on_ray(stopped))
@@ -296,7 +296,7 @@ def test_a_run_that_is_stopped_while_it_waits_asks_for_nothing_any_more(
         assert isinstance(next(events), Delay)
         assert states_of_groups()["PENDING"] == 1
         with pytest.raises(KeyboardInterrupt):
-            events.throw(KeyboardInterrupt)  # type: ignore[attr-defined]
+            events.throw(KeyboardInterrupt)
         assert states_of_groups()["PENDING"] == 0
 
 

@@ -37,6 +37,7 @@ def kill_after(source: Path, out: Path, num_rounds: int, delay_s: float, *extra:
     wait_while_it_runs(
         process,
         lambda: out.is_dir() and load_results(out).rounds["round_idx"].max() >= num_rounds,
+        limit_s=120,
     )
     time.sleep(delay_s)
     assert process.poll() is None, "the run ended before it could be killed"
