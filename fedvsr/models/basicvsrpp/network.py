@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fedvsr.models._flow import SpyNet, compose, flow_warp
 from fedvsr.models._frames import per_frame
 from fedvsr.models._recompute import recompute_plain
+from fedvsr.models._recurrence import recurrence
 from fedvsr.models._start import start_on_edges
 from fedvsr.models.basicvsrpp import Config, spec
 from fedvsr.models.basicvsrpp.layers import (
@@ -129,11 +130,13 @@ class Model(nn.Module):
         states = [blocks(entries[0].to(device))]
         if guides is not None:
             heads = per_frame(align.enter, [features[0][:, 1:], guides], device, home).unbind(1)
-            step = partial(_step, blocks, align)
+            take_step = recurrence(partial(_step, blocks, align), blocks, align)
             for i, (entry, head) in enumerate(zip(entries[1:], heads, strict=True)):
                 recent = [state.to(device) for state in states[-1:-3:-1]]
                 guide = guides[:, i, : 2 * len(recent)]
-                state = self._maybe_again(step, entry.to(device), head.to(device), guide, *recent)
+                state = self._maybe_again(
+                    take_step, entry.to(device), head.to(device), guide, *recent
+                )
                 states[-1] = states[-1].to(home)
                 states.append(state)
         return torch.stack([state.to(home) for state in states], dim=1)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fedvsr.models._flow import SpyNet, compose
 from fedvsr.models._frames import per_frame
 from fedvsr.models._norm import LayerNorm
+from fedvsr.models._recurrence import recurrence
 from fedvsr.models._start import start_on_edges
 from fedvsr.models._windows import SwinLayer, SwinLayers, WindowAttention
 from fedvsr.models.iart import Config, spec
@@ -104,18 +105,24 @@ class Model(nn.Module):
             The branch's features.
         """
         cell, align = self.swin_backbone[branch], self.implicit_warp
+
+        def step(now: Tensor, guide: Tensor | None, *memory: Tensor) -> tuple[Tensor, Tensor]:
+            first = second = now
+            if guide is not None:
+                aligned = align(torch.cat(memory), now, guide)
+                both = len(memory) > 1
+                first, second = aligned.chunk(2) if both else (aligned, torch.zeros_like(now))
+            state = cell(torch.stack((first, now, second), dim=1))
+            return state, align.project(state)
+
+        take_step = recurrence(step, cell, align)
         states: list[Tensor] = []
         # Keys and values of the last two states, the newest first.
         memory: list[Tensor] = []
         for i, feature in enumerate(features.unbind(1)):
             now = feature.to(device).permute(0, 2, 3, 1)
-            if i == 0:
-                first = second = now
-            else:
-                aligned = align(torch.cat(memory), now, guides[i - 1])
-                first, second = aligned.chunk(2) if i > 1 else (aligned, torch.zeros_like(now))
-            state = cell(torch.stack((first, now, second), dim=1))
-            memory = [align.project(state), *memory[:1]]
+            state, projected = take_step(now, guides[i - 1] if i else None, *memory)
+            memory = [projected, *memory[:1]]
             states.append(state.permute(0, 3, 1, 2).to(home))
         return torch.stack(states, dim=1)
 

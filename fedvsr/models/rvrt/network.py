@@ -21,6 +21,7 @@ from fedvsr.models._flow import SpyNet, compose, flow_warp
 from fedvsr.models._frames import FrameConv, per_frame
 from fedvsr.models._norm import LayerNorm
 from fedvsr.models._recompute import recompute_plain
+from fedvsr.models._recurrence import recurrence
 from fedvsr.models._sampling import grid_sample
 from fedvsr.models._start import start_linear, start_on_edges
 from fedvsr.models._triton import fused
@@ -128,16 +129,24 @@ class Model(nn.Module):
         states: list[Tensor] = []
         refined: list[Guide] = []
         state = torch.zeros_like(sources[0], device=device)
-        for i, (now, entry) in enumerate(zip(sources, entered, strict=True)):
-            x = entry.to(device)
-            if i > 0:
-                before = sources[i - 1].to(device)
-                same, other = guides[i - 1]
-                warped = (flow_warp(state, same), flow_warp(_swap(state), other))
-                state, guide = align(now.to(device), before, state, warped, (same, other))
-                refined.append(guide)
+
+        def step(
+            state: Tensor, entry: Tensor, now: Tensor, before: Tensor | None, guide: Guide | None
+        ) -> tuple[Tensor, Guide | None]:
+            x = entry
+            if guide is not None and before is not None:
+                warped = (flow_warp(state, guide[0]), flow_warp(_swap(state), guide[1]))
+                state, guide = align(now, before, state, warped, guide)
                 x = x + stage.enter([state], first=len(features))
-            state = state + stage(x)
+            return state + stage(x), guide
+
+        take_step = recurrence(step, align, stage)
+        for i, (now, entry) in enumerate(zip(sources, entered, strict=True)):
+            before = sources[i - 1].to(device) if i else None
+            guide = guides[i - 1] if i else None
+            state, better = take_step(state, entry.to(device), now.to(device), before, guide)
+            if i:
+                refined.append(better)
             states.append(state.to(home))
         batch = features[-1].shape[0]
         return torch.cat([torch.unflatten(s, 0, (batch, CLIP)) for s in states], dim=1), refined
