@@ -46,18 +46,27 @@ def flow_warp(
             whole coordinate gives the same pixel twice. No gradient reaches the flow.
         padding: "zeros" reads 0 outside the image; "border" clamps the position ("bilinear" only).
     """
-    height, width = x_NCHW.shape[-2:]
-    columns = torch.arange(width, device=x_NCHW.device, dtype=torch.float32)
-    rows = torch.arange(height, device=x_NCHW.device, dtype=torch.float32)
-    x = columns + flow_N2HW[:, 0].float()
-    y = rows[:, None] + flow_N2HW[:, 1].float()
     if mode == "nearest4":
-        return _four_neighbours(x_NCHW, x, y)
-    grid = torch.stack(
+        return _four_neighbours(x_NCHW, *_positions(flow_N2HW))
+    warped = grid_sample(x_NCHW.float(), flow_grid(flow_N2HW), padding)
+    return warped.to(x_NCHW.dtype)
+
+
+def flow_grid(flow_N2HW: Tensor) -> Tensor:
+    """Where the flow points, as `grid_sample` takes it: x, y, from -1 to 1, `(N, H, W, 2)`."""
+    height, width = flow_N2HW.shape[-2:]
+    x, y = _positions(flow_N2HW)
+    return torch.stack(
         (2.0 * x / max(width - 1, 1) - 1.0, 2.0 * y / max(height - 1, 1) - 1.0), dim=-1
     )
-    warped = grid_sample(x_NCHW.float(), grid, padding)
-    return warped.to(x_NCHW.dtype)
+
+
+def _positions(flow_N2HW: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns and rows to which the flow points, `(N, H, W)` each."""
+    height, width = flow_N2HW.shape[-2:]
+    columns = torch.arange(width, device=flow_N2HW.device, dtype=torch.float32)
+    rows = torch.arange(height, device=flow_N2HW.device, dtype=torch.float32)
+    return columns + flow_N2HW[:, 0].float(), rows[:, None] + flow_N2HW[:, 1].float()
 
 
 def _four_neighbours(x_NCHW: Tensor, x: Tensor, y: Tensor) -> Tensor:

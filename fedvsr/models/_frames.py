@@ -48,4 +48,4 @@ class FrameConv(nn.Conv3d):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """`(N, inputs, H, W)` to `(N, outputs, H, W)`."""
-        return F.conv2d(x_NCHW, self.weight[:, :, 0], self.bias, padding=self.margin)
+        return F.conv2d(x_NCHW, self.weight.squeeze(2), self.bias, padding=self.margin)

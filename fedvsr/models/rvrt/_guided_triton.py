@@ -11,7 +11,7 @@ the sampled keys and values alone would take 41 KB. The backward pass allocates 
 those of keys and values in float32, and reads everything twice, once for the softmax. Inputs have
 channels last; others are copied.
 
-Gradients of keys, values and positions are summed atomically, so on a GPU their last bits depend on
+Gradients of keys, values and offsets are summed atomically, so on a GPU their last bits depend on
 the order in which programs run, as those of `grid_sample` do.
 
 In the kernels, D is the channels of a head, padded to a power of two; B is the rows of a program,
@@ -39,26 +39,29 @@ _BACKWARD_TILE = 512
 _WARPS = 4
 
 
-def guided_attention(q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int) -> Tensor:
+def guided_attention(
+    q: Tensor, k: Tensor, v: Tensor, offset: Tensor, heads: int, taps: tuple[int, int]
+) -> Tensor:
     """Compute `network.guided_attention` by the kernels.
 
     Args:
         q: queries, `(N, C, H, W)`, pairs of frames folded.
         k: keys of the other pair, of the same shape.
         v: values of the other pair, of the same shape.
-        grid: positions to sample, `(N, 2, G, P, H, W, 2)`.
+        offset: where to sample, `(N, 2, G, P, 2, H, W)`.
         heads: attention heads over the channels.
+        taps: rows and columns of the window of P taps.
 
     Returns:
         `(N, C, H, W)`, float32, channels last in memory.
     """
     last = (x.permute(0, 2, 3, 1).contiguous() for x in (q, k, v))
-    out: Tensor = _Attention.apply(*last, grid.float().contiguous(), heads)
+    out: Tensor = _Attention.apply(*last, offset.float().contiguous(), heads, taps[1])
     return out.permute(0, 3, 1, 2)
 
 
 class _Attention(torch.autograd.Function):
-    """Maps three `(N, H, W, C)` and a float32 grid, all contiguous, to `(N, H, W, C)`.
+    """Maps three `(N, H, W, C)` and float32 offsets, all contiguous, to `(N, H, W, C)`.
 
     It calls the operators below, which a compiled graph can hold; they have no gradients of their
     own.
@@ -66,11 +69,19 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q_NHWC: Tensor, k_NHWC: Tensor, v_NHWC: Tensor, grid: Tensor, heads: int
+        ctx: Any,
+        q_NHWC: Tensor,
+        k_NHWC: Tensor,
+        v_NHWC: Tensor,
+        offset: Tensor,
+        heads: int,
+        columns: int,
     ) -> Tensor:
-        out, log_sum = torch.ops.fedvsr.guided_attention(q_NHWC, k_NHWC, v_NHWC, grid, heads)
-        ctx.heads = heads
-        ctx.save_for_backward(q_NHWC, k_NHWC, v_NHWC, grid, log_sum)
+        out, log_sum = torch.ops.fedvsr.guided_attention(
+            q_NHWC, k_NHWC, v_NHWC, offset, heads, columns
+        )
+        ctx.sizes = heads, columns
+        ctx.save_for_backward(q_NHWC, k_NHWC, v_NHWC, offset, log_sum)
         result: Tensor = out
         return result
 
@@ -78,25 +89,25 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dout_NHWC: Tensor) -> tuple[Tensor | None, ...]:
         gradients = torch.ops.fedvsr.guided_attention_backward(
-            dout_NHWC, *ctx.saved_tensors, ctx.heads
+            dout_NHWC, *ctx.saved_tensors, *ctx.sizes
         )
-        return *gradients, None
+        return *gradients, None, None
 
 
 torch.library.define(
     "fedvsr::guided_attention",
-    "(Tensor q, Tensor k, Tensor v, Tensor grid, int heads) -> (Tensor, Tensor)",
+    "(Tensor q, Tensor k, Tensor v, Tensor offset, int heads, int columns) -> (Tensor, Tensor)",
 )
 torch.library.define(
     "fedvsr::guided_attention_backward",
-    "(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor grid, Tensor log_sum, int heads) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor offset, Tensor log_sum, int heads, "
+    "int columns) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 
 
 @torch.library.register_fake("fedvsr::guided_attention")
 def _forward_outputs(
-    q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int
+    q: Tensor, k: Tensor, v: Tensor, offset: Tensor, heads: int, columns: int
 ) -> tuple[Tensor, Tensor]:
     """The output, and the logarithm of the sum of each softmax, by pixel and head."""
     out = torch.empty_like(q, dtype=torch.float32)
@@ -105,44 +116,58 @@ def _forward_outputs(
 
 @torch.library.register_fake("fedvsr::guided_attention_backward")
 def _backward_outputs(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, grid: Tensor, log_sum: Tensor, heads: int
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offset: Tensor,
+    log_sum: Tensor,
+    heads: int,
+    columns: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of queries, keys, values and positions."""
-    dq, dk, dv, dgrid = (torch.empty_like(x) for x in (q, k, v, grid))
-    return dq, dk, dv, dgrid
+    """The gradients of queries, keys, values and offsets."""
+    dq, dk, dv, doffset = (torch.empty_like(x) for x in (q, k, v, offset))
+    return dq, dk, dv, doffset
 
 
 @torch.library.impl("fedvsr::guided_attention", "default")
 def _run_forward(
-    q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int
+    q: Tensor, k: Tensor, v: Tensor, offset: Tensor, heads: int, columns: int
 ) -> tuple[Tensor, Tensor]:
-    out, log_sum = _forward_outputs(q, k, v, grid, heads)
-    sizes, programs, options = _launch(q, grid, heads, _FORWARD_TILE)
+    out, log_sum = _forward_outputs(q, k, v, offset, heads, columns)
+    sizes, programs, options = _launch(q, offset, heads, columns, _FORWARD_TILE)
     # Triton launches on the current device, not on that of the tensors.
     with torch.cuda.device_of(q):
-        _forward[programs](q, k, v, grid, out, log_sum, *sizes, **options)
+        _forward[programs](q, k, v, offset, out, log_sum, *sizes, **options)
     return out, log_sum
 
 
 @torch.library.impl("fedvsr::guided_attention_backward", "default")
 def _run_backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, grid: Tensor, log_sum: Tensor, heads: int
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offset: Tensor,
+    log_sum: Tensor,
+    heads: int,
+    columns: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dq, dgrid = torch.empty_like(q), torch.zeros_like(grid)
+    dq, doffset = torch.empty_like(q), torch.zeros_like(offset)
     dk, dv = (torch.zeros_like(x, dtype=torch.float32) for x in (k, v))
-    sizes, programs, options = _launch(q, grid, heads, _BACKWARD_TILE)
-    inputs = (q, k, v, grid, log_sum, dout.float().contiguous())
+    sizes, programs, options = _launch(q, offset, heads, columns, _BACKWARD_TILE)
+    inputs = (q, k, v, offset, log_sum, dout.float().contiguous())
     with torch.cuda.device_of(q):
-        _backward[programs](*inputs, dq, dk, dv, dgrid, *sizes, **options)
-    return dq, dk.to(k.dtype), dv.to(v.dtype), dgrid
+        _backward[programs](*inputs, dq, dk, dv, doffset, *sizes, **options)
+    return dq, dk.to(k.dtype), dv.to(v.dtype), doffset
 
 
 def _launch(
-    q_NHWC: Tensor, grid: Tensor, heads: int, tile: int
+    q_NHWC: Tensor, offset: Tensor, heads: int, columns: int, tile: int
 ) -> tuple[tuple[int, int, float], tuple[int, int], dict[str, int]]:
     """Size and scale, numbers of programs, and compile-time constants of a kernel."""
     count, height, width, channels = q_NHWC.shape
-    groups = grid.shape[2] // 2
+    groups = offset.shape[2] // 2
     depth, shared = channels // heads, channels // groups
     across = shared % depth != 0
     together = 1 if across else shared // depth
@@ -151,7 +176,8 @@ def _launch(
     programs = (triton.cdiv(height * width * together, block) * (heads // together), count)
     options = {
         "GROUPS": groups,
-        "TAPS": grid.shape[3],
+        "TAPS": offset.shape[3],
+        "COLUMNS": columns,
         "HEADS": heads,
         "TOGETHER": together,
         "ACROSS": across,
@@ -168,6 +194,7 @@ def _launch(
 @triton.jit
 def _task(
     size,
+    width,
     GROUPS: tl.constexpr,
     TAPS: tl.constexpr,
     HEADS: tl.constexpr,
@@ -180,9 +207,10 @@ def _task(
     """The part of the work that the current program does. Offsets are 64-bit, as `size` is.
 
     Returns:
-        The frame; the channels, `(B, D)`; the offset of the first place in the grid, `(B, 1)`, or
-        `(B, D)` if a head lies across groups; the mask of existing offsets; the mask of existing
-        pixels and channels; the index of pixel and head, `(B,)`, and its mask.
+        The frame; the channels, `(B, D)`; the rows and columns of pixels, `(B, 1)`; the offset of
+        the first place in `offset`, `(B, 1)`, or `(B, D)` if a head lies across groups; the mask of
+        existing places; the mask of existing pixels and channels; the index of pixel and head,
+        `(B,)`, and its mask.
     """
     DEPTH: tl.constexpr = CHANNELS // HEADS
     SETS: tl.constexpr = HEADS // TOGETHER
@@ -201,9 +229,11 @@ def _task(
     else:
         group = first
         placed = there[:, None]
-    at = 2 * ((frame * (4 * GROUPS) + group) * TAPS * size + pixel[:, None])
+    at = 2 * ((frame * (4 * GROUPS) + group) * TAPS * size) + pixel[:, None]
     index = (frame * size + pixel) * HEADS + head
-    return frame, channel, at, placed, wanted, index, there
+    y = (pixel // width).to(tl.float32)[:, None]
+    x = (pixel % width).to(tl.float32)[:, None]
+    return frame, channel, y, x, at, placed, wanted, index, there
 
 
 @triton.jit
@@ -212,26 +242,32 @@ def _place(
     place,
     size,
     channel,
+    y,
+    x,
     at,
     GROUPS: tl.constexpr,
     TAPS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     """Offsets of a place.
 
     Returns:
-        Offsets of the channels in the first pixel of the frame to read, `(B, D)`; offsets in the
-        grid of the x of the keys, then of the x of the values. A y is next to its x.
+        Offsets of the channels in the first pixel of the frame to read, `(B, D)`; the row and
+        column of the tap, `(B, 1)`; offsets of the dy of keys, then of values, in `offset`. A dx
+        follows `size` numbers after its dy.
     """
     side, tap = place // TAPS, place % TAPS
     # The frames of a pair are neighbours that differ in the last bit.
     source = (frame ^ side) * size * CHANNELS + channel
     at_key = at + (side * (2 * GROUPS * TAPS) + tap) * (2 * size)
-    return source, at_key, at_key + GROUPS * TAPS * (2 * size)
+    tap_y = y + (tap // COLUMNS - TAPS // COLUMNS // 2)
+    tap_x = x + (tap % COLUMNS - COLUMNS // 2)
+    return source, tap_y, tap_x, at_key, at_key + GROUPS * TAPS * (2 * size)
 
 
 @triton.jit
-def _locate(places, placed, wanted, height, width, CHANNELS: tl.constexpr):
+def _locate(places, y, x, placed, wanted, height, width, size, CHANNELS: tl.constexpr):
     """Find the four pixels around positions.
 
     Returns:
@@ -239,16 +275,16 @@ def _locate(places, placed, wanted, height, width, CHANNELS: tl.constexpr):
         `(B, 1)` or `(B, D)`; the masks of the upper left, upper right, lower left and lower right
         pixels, `(B, D)`.
     """
-    x = (tl.load(places, mask=placed, other=0.0) + 1.0) * ((width - 1) * 0.5)
-    y = (tl.load(places + 1, mask=placed, other=0.0) + 1.0) * ((height - 1) * 0.5)
+    y += tl.load(places, mask=placed, other=0.0)
+    x += tl.load(places + size, mask=placed, other=0.0)
     left, top = tl.floor(x), tl.floor(y)
     # Compared as floats: a position far outside has no integer, and its offset is not used.
     in_left, in_right = (left >= 0) & (left < width), (left >= -1) & (left < width - 1)
     upper = wanted & (top >= 0) & (top < height)
     lower = wanted & (top >= -1) & (top < height - 1)
-    offset = (top.to(tl.int32).to(tl.int64) * width + left.to(tl.int32)) * CHANNELS
+    corner = (top.to(tl.int32).to(tl.int64) * width + left.to(tl.int32)) * CHANNELS
     return (
-        offset,
+        corner,
         x - left,
         y - top,
         upper & in_left,
@@ -291,12 +327,12 @@ def _between(a, b, c, d, fx, fy):
 
 
 @triton.jit
-def _sample(source, places, placed, wanted, height, width, CHANNELS: tl.constexpr):
+def _sample(source, places, y, x, placed, wanted, height, width, size, CHANNELS: tl.constexpr):
     """Read channels between pixels, `(B, D)`."""
-    offset, fx, fy, in_a, in_b, in_c, in_d = _locate(
-        places, placed, wanted, height, width, CHANNELS
+    corner, fx, fy, in_a, in_b, in_c, in_d = _locate(
+        places, y, x, placed, wanted, height, width, size, CHANNELS
     )
-    a, b, c, d = _read(source + offset, in_a, in_b, in_c, in_d, width, CHANNELS)
+    a, b, c, d = _read(source + corner, in_a, in_b, in_c, in_d, width, CHANNELS)
     return _between(a, b, c, d, fx, fy)
 
 
@@ -316,10 +352,10 @@ def _slopes(factor, a, b, c, d, fx, fy, ACROSS: tl.constexpr):
 
 
 @triton.jit
-def _add_places(target, x, y, placed, height, width):
-    """Add derivatives in pixels to the gradient of the grid, in which the image spans 2."""
-    tl.atomic_add(target, x * ((width - 1) * 0.5), mask=placed, sem="relaxed")
-    tl.atomic_add(target + 1, y * ((height - 1) * 0.5), mask=placed, sem="relaxed")
+def _add_places(target, x, y, placed, size):
+    """Add derivatives by columns and rows to the gradient of offsets."""
+    tl.atomic_add(target, y, mask=placed, sem="relaxed")
+    tl.atomic_add(target + size, x, mask=placed, sem="relaxed")
 
 
 # As constants, sizes would make Triton compile a kernel for each size.
@@ -328,7 +364,7 @@ def _forward(
     q,
     k,
     v,
-    grid,
+    offset,
     out,
     log_sum,
     height,
@@ -336,6 +372,7 @@ def _forward(
     scale,
     GROUPS: tl.constexpr,
     TAPS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     HEADS: tl.constexpr,
     TOGETHER: tl.constexpr,
     ACROSS: tl.constexpr,
@@ -344,8 +381,8 @@ def _forward(
     BLOCK: tl.constexpr,
 ):
     size = height.to(tl.int64) * width
-    frame, channel, at, placed, wanted, index, there = _task(
-        size, GROUPS, TAPS, HEADS, TOGETHER, ACROSS, CHANNELS, PADDED, BLOCK
+    frame, channel, y, x, at, placed, wanted, index, there = _task(
+        size, width, GROUPS, TAPS, HEADS, TOGETHER, ACROSS, CHANNELS, PADDED, BLOCK
     )
     here = index[:, None] * (CHANNELS // HEADS) + tl.arange(0, PADDED)[None, :]
     query = tl.load(q + here, mask=wanted, other=0.0).to(tl.float32) * scale
@@ -355,9 +392,33 @@ def _forward(
     total = tl.zeros((BLOCK,), tl.float32)
     result = tl.zeros((BLOCK, PADDED), tl.float32)
     for place in range(2 * TAPS):
-        source, at_key, at_value = _place(frame, place, size, channel, at, GROUPS, TAPS, CHANNELS)
-        key = _sample(k + source, grid + at_key, placed, wanted, height, width, CHANNELS)
-        value = _sample(v + source, grid + at_value, placed, wanted, height, width, CHANNELS)
+        source, row, column, at_key, at_value = _place(
+            frame, place, size, channel, y, x, at, GROUPS, TAPS, COLUMNS, CHANNELS
+        )
+        key = _sample(
+            k + source,
+            offset + at_key,
+            row,
+            column,
+            placed,
+            wanted,
+            height,
+            width,
+            size,
+            CHANNELS,
+        )
+        value = _sample(
+            v + source,
+            offset + at_value,
+            row,
+            column,
+            placed,
+            wanted,
+            height,
+            width,
+            size,
+            CHANNELS,
+        )
         logit = tl.sum(query * key, axis=1)
         higher = tl.maximum(peak, logit)
         kept, weight = tl.exp(peak - higher), tl.exp(logit - higher)
@@ -373,18 +434,19 @@ def _backward(
     q,
     k,
     v,
-    grid,
+    offset,
     log_sum,
     dout,
     dq,
     dk,
     dv,
-    dgrid,
+    doffset,
     height,
     width,
     scale,
     GROUPS: tl.constexpr,
     TAPS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     HEADS: tl.constexpr,
     TOGETHER: tl.constexpr,
     ACROSS: tl.constexpr,
@@ -393,8 +455,8 @@ def _backward(
     BLOCK: tl.constexpr,
 ):
     size = height.to(tl.int64) * width
-    frame, channel, at, placed, wanted, index, there = _task(
-        size, GROUPS, TAPS, HEADS, TOGETHER, ACROSS, CHANNELS, PADDED, BLOCK
+    frame, channel, y, x, at, placed, wanted, index, there = _task(
+        size, width, GROUPS, TAPS, HEADS, TOGETHER, ACROSS, CHANNELS, PADDED, BLOCK
     )
     here = index[:, None] * (CHANNELS // HEADS) + tl.arange(0, PADDED)[None, :]
     query = tl.load(q + here, mask=wanted, other=0.0).to(tl.float32) * scale
@@ -405,17 +467,43 @@ def _backward(
     # mean = sum_j p_j dp_j needs a separate pass.
     mean = tl.zeros((BLOCK,), tl.float32)
     for place in range(2 * TAPS):
-        source, at_key, at_value = _place(frame, place, size, channel, at, GROUPS, TAPS, CHANNELS)
-        key = _sample(k + source, grid + at_key, placed, wanted, height, width, CHANNELS)
-        value = _sample(v + source, grid + at_value, placed, wanted, height, width, CHANNELS)
+        source, row, column, at_key, at_value = _place(
+            frame, place, size, channel, y, x, at, GROUPS, TAPS, COLUMNS, CHANNELS
+        )
+        key = _sample(
+            k + source,
+            offset + at_key,
+            row,
+            column,
+            placed,
+            wanted,
+            height,
+            width,
+            size,
+            CHANNELS,
+        )
+        value = _sample(
+            v + source,
+            offset + at_value,
+            row,
+            column,
+            placed,
+            wanted,
+            height,
+            width,
+            size,
+            CHANNELS,
+        )
         weight = tl.exp(tl.sum(query * key, axis=1) - log_total)
         mean += weight * tl.sum(dresult * value, axis=1)
 
     dquery = tl.zeros((BLOCK, PADDED), tl.float32)
     for place in range(2 * TAPS):
-        source, at_key, at_value = _place(frame, place, size, channel, at, GROUPS, TAPS, CHANNELS)
+        source, row, column, at_key, at_value = _place(
+            frame, place, size, channel, y, x, at, GROUPS, TAPS, COLUMNS, CHANNELS
+        )
         at_k, fx_k, fy_k, in_a, in_b, in_c, in_d = _locate(
-            grid + at_key, placed, wanted, height, width, CHANNELS
+            offset + at_key, row, column, placed, wanted, height, width, size, CHANNELS
         )
         at_k += source
         a, b, c, d = _read(k + at_k, in_a, in_b, in_c, in_d, width, CHANNELS)
@@ -424,7 +512,7 @@ def _backward(
         weight = tl.exp(tl.sum(query * key, axis=1) - log_total)[:, None]
 
         at_v, fx_v, fy_v, in_e, in_f, in_g, in_h = _locate(
-            grid + at_value, placed, wanted, height, width, CHANNELS
+            offset + at_value, row, column, placed, wanted, height, width, size, CHANNELS
         )
         at_v += source
         a, b, c, d = _read(v + at_v, in_e, in_f, in_g, in_h, width, CHANNELS)
@@ -436,6 +524,6 @@ def _backward(
         dkey, dvalue = dlogit * query, weight * dresult
         _spread(dk + at_k, in_a, in_b, in_c, in_d, fx_k, fy_k, dkey, width, CHANNELS)
         _spread(dv + at_v, in_e, in_f, in_g, in_h, fx_v, fy_v, dvalue, width, CHANNELS)
-        _add_places(dgrid + at_key, dlogit * key_x, dlogit * key_y, placed, height, width)
-        _add_places(dgrid + at_value, weight * value_x, weight * value_y, placed, height, width)
+        _add_places(doffset + at_key, dlogit * key_x, dlogit * key_y, placed, size)
+        _add_places(doffset + at_value, weight * value_x, weight * value_y, placed, size)
     tl.store(dq + here, dquery * scale, mask=wanted)

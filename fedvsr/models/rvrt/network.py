@@ -4,7 +4,9 @@ Four branches pass over the clip, backward and forward in turn, two frames a ste
 the state of the step before.
 
 B clips, T frames, N = B * frames folded, C channels, H x W low-resolution pixels; a frame's
-channels lie last in memory. G deformable groups, P taps. Flows are (dx, dy) in pixels.
+channels lie last in memory. G deformable groups, P taps. Flows are (dx, dy) in pixels. A guide,
+`(2B, 2, 2, H, W)`, holds two flows for each frame of a pair: to the frame in the same place of the
+pair before, and to the one in the other place.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedvsr.models._flow import SpyNet, compose, flow_warp
+from fedvsr.models._flow import SpyNet, compose, flow_grid
 from fedvsr.models._frames import FrameConv, per_frame
 from fedvsr.models._norm import LayerNorm
 from fedvsr.models._recompute import recompute_plain
@@ -28,10 +30,6 @@ from fedvsr.models._triton import fused
 from fedvsr.models._windows import Mlp, SwinLayer, SwinLayers
 from fedvsr.models.rvrt import CLIP, Config, spec
 from fedvsr.models.spec import Window
-
-# Flows from the frames of a pair to the pair before it: to the frame in the same place, and to the
-# frame in the other place.
-Guide = tuple[Tensor, Tensor]
 
 _BRANCHES = ("backward_1", "forward_1", "backward_2", "forward_2")
 # Keys, or values, that the guided deformable attention samples at once, in numbers.
@@ -105,51 +103,60 @@ class Model(nn.Module):
         self,
         branch: str,
         features: Sequence[Tensor],
-        guides: list[Guide],
+        guides: Tensor,
         device: torch.device,
         home: torch.device,
-    ) -> tuple[Tensor, list[Guide]]:
+    ) -> tuple[Tensor, Tensor]:
         """Run one branch over the clip, in its direction of play.
 
         Args:
             branch: the branch's name.
             features: features of the branches before it, `(B, T, C, H, W)` each.
-            guides: flows for each step from the second on.
+            guides: one for each step from the second on, `(steps - 1, 2B, 2, 2, H, W)`.
             device: the device that computes.
             home: the device that keeps features.
 
         Returns:
-            The branch's features, and the flows refined by the alignment.
+            The branch's features, and the guides refined by the alignment.
         """
         align, stage = self.deform_align[branch], self.backbone[branch]
         assert isinstance(stage, _Stage)
-        # The input convolution's share of earlier branches does not depend on the recurrence.
+        # The input convolution's share of earlier branches does not depend on the recurrence, nor
+        # do the places to which flows point.
         entered = _pairs(per_frame(lambda *f: stage.enter(f), features, device, home))
+        grids = flow_grid(guides.flatten(0, 2))
         sources = _pairs(features[-1])
-        states: list[Tensor] = []
-        refined: list[Guide] = []
-        state = torch.zeros_like(sources[0], device=device)
 
-        def step(
-            state: Tensor, entry: Tensor, now: Tensor, before: Tensor | None, guide: Guide | None
-        ) -> tuple[Tensor, Guide | None]:
-            x = entry
-            if guide is not None and before is not None:
-                warped = (flow_warp(state, guide[0]), flow_warp(_swap(state), guide[1]))
-                state, guide = align(now, before, state, warped, guide)
-                x = x + stage.enter([state], first=len(features))
-            return state + stage(x), guide
+        def step(state: Tensor, entry: Tensor, *alignment: Tensor) -> tuple[Tensor, Tensor | None]:
+            guide: Tensor | None = None
+            if alignment:
+                now, before, guide, grid = alignment
+                both = torch.stack((state, _swap(state)), dim=1)
+                warped = grid_sample(both.flatten(0, 1).float(), grid).to(state.dtype)
+                state, guide = align(now, before, state, warped.view_as(both), guide)
+                entry = entry + stage.enter([state], first=len(features))
+            return state + stage(entry), guide
 
         take_step = recurrence(step, align, stage)
-        for i, (now, entry) in enumerate(zip(sources, entered, strict=True)):
-            before = sources[i - 1].to(device) if i else None
-            guide = guides[i - 1] if i else None
-            state, better = take_step(state, entry.to(device), now.to(device), before, guide)
-            if i:
-                refined.append(better)
+        state, _ = take_step(torch.zeros_like(sources[0], device=device), entered[0].to(device))
+        states, refined = [state.to(home)], []
+        for now, before, entry, guide, grid in zip(
+            sources[1:],
+            sources[:-1],
+            entered[1:],
+            guides,
+            torch.unflatten(grids, 0, (len(guides), CLIP * len(state))),
+            strict=True,
+        ):
+            state, guide = take_step(
+                state, entry.to(device), now.to(device), before.to(device), guide, grid
+            )
+            refined.append(guide)
             states.append(state.to(home))
-        batch = features[-1].shape[0]
-        return torch.cat([torch.unflatten(s, 0, (batch, CLIP)) for s in states], dim=1), refined
+        # Joined with channels last, as they lie in memory.
+        joined = torch.stack([s.permute(0, 2, 3, 1) for s in states])
+        joined = torch.unflatten(joined, 1, (-1, CLIP)).transpose(0, 1).flatten(1, 2)
+        return joined.permute(0, 1, 4, 2, 3), torch.stack(refined) if refined else guides
 
     def _reconstruct(self, lq: Tensor, *features: Tensor) -> Tensor:
         x = self.reconstruction(self.reconstruction.enter(features))
@@ -170,23 +177,23 @@ def _swap(pairs: Tensor) -> Tensor:
     return torch.unflatten(pairs, 0, (-1, CLIP)).flip(1).flatten(0, 1)
 
 
-def _guides(flow_BT2HW: Tensor) -> list[Guide]:
-    """Flows from each pair of frames (u, v) to the pair (a, b) before it, in order of play.
+def _guides(flow_BT2HW: Tensor) -> Tensor:
+    """Guides from each pair of frames (u, v) to the pair (a, b) before it, in order of play.
 
     Args:
         flow_BT2HW: from every frame but the first to the one before.
+
+    Returns:
+        `(T / 2 - 1, 2B, 2, 2, H, W)`.
     """
-    if flow_BT2HW.shape[1] < CLIP:
-        return []
-    batch = len(flow_BT2HW)
+    batch, frames, *rest = flow_BT2HW.shape
+    if frames < CLIP:
+        return flow_BT2HW.new_empty(0, CLIP * batch, CLIP, *rest)
     ba, ub, vu = (flow_BT2HW[:, i : i - 2 or None : 2].flatten(0, 1) for i in range(3))
     ua, vb = compose(ub, ba), compose(vu, ub)
     va = compose(vu, ua)
-    same, other = (
-        torch.unflatten(torch.stack(flows, dim=1), 0, (batch, -1)).unbind(1)
-        for flows in ((ua, vb), (ub, va))
-    )
-    return [(s.flatten(0, 1), o.flatten(0, 1)) for s, o in zip(same, other, strict=True)]
+    flows = torch.stack((ua, ub, vb, va), dim=1).view(batch, -1, CLIP, CLIP, *rest)
+    return flows.transpose(0, 1).flatten(1, 2)
 
 
 class _Stage(nn.Module):
@@ -235,7 +242,7 @@ class _Stage(nn.Module):
         """
         conv = self.main["1"]
         assert isinstance(conv, FrameConv)
-        weights = torch.split(conv.weight[:, :, 0], parts[0].shape[1], dim=1)
+        weights = torch.split(conv.weight.squeeze(2), parts[0].shape[1], dim=1)
         x = F.conv2d(parts[0], weights[first], None if first else conv.bias, padding=1)
         for part, weight in zip(parts[1:], weights[first + 1 :], strict=False):
             x = x + F.conv2d(part, weight, padding=1)
@@ -304,56 +311,40 @@ class GuidedDeformableAttention(nn.Module):
         self.proj = nn.ModuleDict({"1": nn.Linear(2 * dim, dim)})
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, warped: Guide, guide: Guide
-    ) -> tuple[Tensor, Guide]:
+        self, query: Tensor, key: Tensor, value: Tensor, warped: Tensor, guide: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Align `value`.
 
         Args:
             query: features of the current pair, `(2B, C, H, W)`.
             key: features of the pair before.
             value: the state of the pair before.
-            warped: `value` moved along each flow, `(2B, C, H, W)`.
-            guide: flows to the pair before, `(2B, 2, H, W)` each.
+            warped: `value` moved along the flows of the guide, `(2B, 2, C, H, W)`.
+            guide: flows to the pair before.
 
         Returns:
-            The aligned state, and the flows with the mean offset added.
+            The aligned state, and the guide with the mean offset added.
         """
-        offset = self.conv_offset(torch.cat((query, *warped, *guide), dim=1))
+        inputs = (query, warped.flatten(1, 2), guide.flatten(1, 2))
+        offset = self.conv_offset(torch.cat(inputs, dim=1)).float().tanh()
         # (dy, dx) of every place relative to the pixel: N, frame, group, tap, 2, H, W.
-        offset = self.reach * offset.float().tanh()
         offset = torch.unflatten(offset, 1, (CLIP, self.groups, -1, 2))
-        offset = offset + torch.stack(guide, dim=1).flip(2)[:, :, None, None]
+        offset = torch.add(guide.flip(2)[:, :, None, None], offset, alpha=self.reach)
         refined = offset.mean((2, 3)).flip(2)
 
         q, k, v = (
             projection["1"](x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             for projection, x in ((self.proj_q, query), (self.proj_k, key), (self.proj_v, value))
         )
-        attended = guided_attention(q, k, v, self._grid(offset), self.heads)
+        attended = guided_attention(q, k, v, offset, self.heads, self.taps)
         y = self.proj["1"](attended.permute(0, 2, 3, 1))
         y = y + self.mlp["1"](y)
-        return y.permute(0, 3, 1, 2), (refined[:, 0], refined[:, 1])
-
-    def _grid(self, offset: Tensor) -> Tensor:
-        """Positions (x, y), -1 and 1 at the outer pixels: N, frame, group, tap, H, W, 2."""
-        height, width = offset.shape[-2:]
-        tap_y, tap_x, rows, columns = (
-            torch.arange(n, device=offset.device, dtype=torch.float32)
-            for n in (*self.taps, height, width)
-        )
-        tap_y, tap_x = tap_y - self.taps[0] // 2, tap_x - self.taps[1] // 2
-        y = rows[:, None] + tap_y.repeat_interleave(self.taps[1])[:, None, None]
-        x = columns + tap_x.repeat(self.taps[0])[:, None, None]
-        return torch.stack(
-            (
-                2.0 * (x + offset[..., 1, :, :]) / (width - 1) - 1.0,
-                2.0 * (y + offset[..., 0, :, :]) / (height - 1) - 1.0,
-            ),
-            dim=-1,
-        )
+        return y.permute(0, 3, 1, 2), refined
 
 
-def guided_attention(q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int) -> Tensor:
+def guided_attention(
+    q: Tensor, k: Tensor, v: Tensor, offset: Tensor, heads: int, taps: tuple[int, int]
+) -> Tensor:
     """Attention of every pixel to places in both frames of another pair.
 
     On a GPU that Triton supports, this is `_guided_triton.guided_attention`. Elsewhere a few
@@ -365,11 +356,12 @@ def guided_attention(q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int) 
         q: queries, `(N, C, H, W)`, pairs of frames folded.
         k: keys of the other pair, of the same shape.
         v: values of the other pair, of the same shape.
-        grid: positions to sample, float32 `(N, 2, G, P, H, W, 2)`, as `grid_sample` takes them with
-            aligned corners: in the frame of the same place in the pair, then in the other frame.
-            The first half of the groups samples keys, the second half values; each half divides
-            all channels.
+        offset: where to sample, float32 `(N, 2, G, P, 2, H, W)`: for each tap, (dy, dx) in pixels,
+            added to the position of the tap in a window around the pixel. First come those in the
+            frame of the same place in the pair, then those in the other frame. The first half of
+            the groups samples keys, the second half values; each half divides all channels.
         heads: attention heads; they divide the channels.
+        taps: rows and columns of the window, P in all.
 
     Returns:
         `(N, C, H, W)`, float32.
@@ -378,8 +370,9 @@ def guided_attention(q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int) 
     if fused(q) and not torch.are_deterministic_algorithms_enabled():
         from fedvsr.models.rvrt import _guided_triton
 
-        attended: Tensor = _guided_triton.guided_attention(q, k, v, grid, heads)
+        attended: Tensor = _guided_triton.guided_attention(q, k, v, offset, heads, taps)
         return attended
+    grid = _grid(offset, taps)
     q, k, v = (x.contiguous() for x in (q, k, v))
     count, channels, _, width = q.shape
     key_groups = grid.shape[2] // 2
@@ -423,3 +416,21 @@ def _sample(x: Tensor, grid: Tensor, heads: int) -> Tensor:
     both = torch.stack((x, _swap(x)), dim=1).reshape(-1, x.shape[1] // groups, *x.shape[2:])
     sampled = grid_sample(both, grid.reshape(-1, places * rows, width, 2))
     return sampled.reshape(count, frames, heads, -1, places, rows, width)
+
+
+def _grid(offset: Tensor, taps: tuple[int, int]) -> Tensor:
+    """Positions (x, y), -1 and 1 at the outer pixels: N, frame, group, tap, H, W, 2."""
+    height, width = offset.shape[-2:]
+    tap_y, tap_x, rows, columns = (
+        torch.arange(n, device=offset.device, dtype=torch.float32) for n in (*taps, height, width)
+    )
+    tap_y, tap_x = tap_y - taps[0] // 2, tap_x - taps[1] // 2
+    y = rows[:, None] + tap_y.repeat_interleave(taps[1])[:, None, None]
+    x = columns + tap_x.repeat(taps[0])[:, None, None]
+    return torch.stack(
+        (
+            2.0 * (x + offset[..., 1, :, :]) / (width - 1) - 1.0,
+            2.0 * (y + offset[..., 0, :, :]) / (height - 1) - 1.0,
+        ),
+        dim=-1,
+    )

@@ -6,6 +6,7 @@ before Triton is imported. `test_compiles` finds what only a compiler refuses.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -25,9 +26,9 @@ from tests.unit.models import test_rvrt
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
-Attention = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor, int, tuple[int, int]], Tensor]
 BOUNDS = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-NAMES = ("out", "q", "k", "v", "grid")
+NAMES = ("out", "q", "k", "v", "offset")
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,11 @@ class Case:
         shape: N, C, H, W.
         heads: attention heads.
         groups: deformable groups, half of them for keys.
-        taps: places per frame.
+        taps: rows and columns of the window of places per frame.
         dtype: dtype of queries, keys and values.
-        positions: "anywhere", with a third outside; or "pixels": whole pixels, up to two outside.
+        positions: "anywhere", with a third outside; or "pixels": whole pixels, some outside. The
+            sides of such images are powers of two plus one, for which `grid_sample`, too, computes
+            whole positions without rounding.
         strided: whether no input is contiguous.
         tile: elements per program.
     """
@@ -48,38 +51,42 @@ class Case:
     shape: tuple[int, int, int, int] = (2, 24, 5, 7)
     heads: int = 4
     groups: int = 4
-    taps: int = 1
+    taps: tuple[int, int] = (1, 1)
     dtype: torch.dtype = torch.float32
     positions: str = "anywhere"
     strided: bool = False
     tile: int = 1024
 
     def inputs(self) -> list[Tensor]:
-        """Queries, keys, values, grid."""
+        """Queries, keys, values, offsets."""
         draw = torch.Generator().manual_seed(5)
         count, _, height, width = self.shape
-        shape = (count, 2, self.groups, self.taps, height, width, 2)
-        grid = 1.25 * (2 * torch.rand(shape, generator=draw) - 1)
+        shape = (count, 2, self.groups, math.prod(self.taps), 2, height, width)
+        size = torch.tensor([height, width])[:, None, None]
+        pixel = torch.stack(torch.meshgrid(*map(torch.arange, (height, width)), indexing="ij"))
         if self.positions == "pixels":
-            size = torch.tensor([width, height])
-            at = torch.randint(0, 10**6, shape, generator=draw) % (size + 4) - 2
-            grid = 2 * at / (size - 1) - 1
+            place = torch.randint(0, 10**6, shape, generator=draw) % (size + 4) - 2.0
+        else:
+            place = (1.25 * torch.rand(shape, generator=draw) - 0.125) * (size - 1)
+        offset = place - pixel
         inputs = [torch.randn(self.shape, generator=draw).to(self.dtype) for _ in range(3)]
-        inputs.append(grid)
+        inputs.append(offset)
         if self.strided:
             inputs = [x.repeat_interleave(2, dim=-1)[..., ::2] for x in inputs]
         return inputs
 
 
 CASES = {
-    "two heads a group": Case(taps=2),
+    "two heads a group": Case(taps=(1, 2)),
     "one head a group": Case(groups=8),
     "one head": Case(shape=(2, 20, 5, 7), heads=1, groups=2),
     "three groups a head": Case(heads=2, groups=12),
     "heads across groups": Case(groups=12),
     "channels one by one": Case(shape=(2, 2, 5, 7), heads=2, groups=4),
     "two pairs": Case(shape=(4, 12, 3, 5), heads=2, groups=2),
-    "pixels and borders": Case(shape=(2, 12, 5, 9), heads=2, groups=2, positions="pixels", taps=3),
+    "pixels and borders": Case(
+        shape=(2, 12, 5, 9), heads=2, groups=2, positions="pixels", taps=(3, 1)
+    ),
     "many programs": Case(shape=(2, 12, 5, 7), heads=2, groups=2, tile=256),
     "strided": Case(shape=(2, 12, 3, 5), heads=2, groups=2, strided=True),
     "bfloat16": Case(dtype=torch.bfloat16),
@@ -90,7 +97,7 @@ CASES = {
 def results(attention: Attention, case: Case, device: str = "cpu") -> list[Tensor]:
     """The output and the gradients of all inputs, in the order of `NAMES`."""
     inputs = [x.to(device).requires_grad_() for x in case.inputs()]
-    out = attention(*inputs, case.heads)
+    out = attention(*inputs, case.heads, case.taps)
     assert out.dtype == torch.float32
     weight = torch.randn(case.shape, generator=torch.Generator().manual_seed(6)).to(device)
     gradients = torch.autograd.grad((out * weight).sum(), inputs)
@@ -125,10 +132,12 @@ def compare(case: Case) -> dict[str, float]:
 
 def compare_used_twice(case: Case) -> dict[str, float]:
     def twice(attention: Attention) -> Attention:
-        def call(q: Tensor, k: Tensor, v: Tensor, grid: Tensor, heads: int) -> Tensor:
-            # The second use reads the output of the first, and half of the grid.
-            first = attention(q, k, v, grid, heads)
-            return first + attention(first, v, k, 0.5 * grid, heads)
+        def call(
+            q: Tensor, k: Tensor, v: Tensor, offset: Tensor, heads: int, taps: tuple[int, int]
+        ) -> Tensor:
+            # The second use reads the output of the first, and half of the offsets.
+            first = attention(q, k, v, offset, heads, taps)
+            return first + attention(first, v, k, 0.5 * offset, heads, taps)
 
         return call
 
@@ -172,7 +181,7 @@ def test_golden(interpreted):
     "case",
     [
         *(pytest.param(case, id=name) for name, case in CASES.items()),
-        pytest.param(Case((4, 288, 33, 35), heads=12, groups=12, taps=9), id="paper"),
+        pytest.param(Case((4, 288, 33, 35), heads=12, groups=12, taps=(3, 3)), id="paper"),
     ],
 )
 def test_equals_the_pytorch_path_on_a_gpu(case):
@@ -188,13 +197,20 @@ def test_a_gpu_uses_the_kernels(monkeypatch):
     monkeypatch.setattr(_triton, "triton_serves", lambda device: device == "cuda:1")
     monkeypatch.setattr(_guided_triton, "guided_attention", lambda *args: args)
     q = mock.Mock(is_cuda=True, device="cuda:1")
-    assert network.guided_attention(q, "k", "v", "grid", 4) == (q, "k", "v", "grid", 4)
+    assert network.guided_attention(q, "k", "v", "offset", 4, (3, 3)) == (
+        q,
+        "k",
+        "v",
+        "offset",
+        4,
+        (3, 3),
+    )
 
 
 def test_a_cpu_does_not_import_the_kernels(monkeypatch):
     monkeypatch.setitem(sys.modules, "fedvsr.models.rvrt._guided_triton", None)
     monkeypatch.delattr("fedvsr.models.rvrt._guided_triton", raising=False)
-    network.guided_attention(*Case().inputs(), 4)
+    network.guided_attention(*Case().inputs(), 4, (1, 1))
     with pytest.raises(ImportError):
         fused()
 
@@ -228,15 +244,15 @@ def test_compiles(dtype, capability, heads, tmp_path, monkeypatch):
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     q = torch.empty(2, 64, 64, 288, device="meta")
-    grid = torch.empty(2, 2, 12, 9, 64, 64, 2, device="meta")
+    offset = torch.empty(2, 2, 12, 9, 2, 64, 64, device="meta")
     pointers = dict.fromkeys(("q", "k", "v", "dq"), f"*{dtype}")
-    for name in ("grid", "out", "log_sum", "dout", "dk", "dv", "dgrid"):
+    for name in ("offset", "out", "log_sum", "dout", "dk", "dv", "doffset"):
         pointers[name] = "*fp32"
     for kernel, tile in (
         (module._forward, module._FORWARD_TILE),
         (module._backward, module._BACKWARD_TILE),
     ):
-        _, _, constants = module._launch(q, grid, heads, tile)
+        _, _, constants = module._launch(q, offset, heads, 3, tile)
         options = {name: constants.pop(name) for name in ("num_warps", "enable_fp_fusion")}
         types = {**pointers, "height": "i32", "width": "i32", "scale": "fp32"}
         types |= dict.fromkeys(constants, "constexpr")

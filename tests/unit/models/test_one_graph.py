@@ -82,8 +82,8 @@ def test_rvrts_kernels_are_in_the_graph() -> None:
     with fake_tensors():
         align.to_empty(device="cuda")
         x = torch.empty(2, config.embed_dims[1], 8, 8, device="cuda")
-        flow = torch.empty(2, 2, 8, 8, device="cuda")
-        (aligned, _), own = in_one_graph(align, x, x, x, (x, x), (flow, flow))
+        guide = torch.empty(2, 2, 2, 8, 8, device="cuda")
+        (aligned, _), own = in_one_graph(align, x, x, x, torch.stack((x, x), dim=1), guide)
     assert aligned.shape == x.shape
     assert own == both("guided_attention")
 
@@ -102,9 +102,19 @@ def test_vrts_windows_do_not_break_the_graph(device: str) -> None:
     assert own == (both("window_attention") if device == "cuda" else set())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("name", FRAMES)
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [
+        # The CPU's path takes longer to trace, and VRT's on a GPU.
+        pytest.param(
+            name,
+            device,
+            marks=pytest.mark.slow if name == "vrt" or device == "cpu" else pytest.mark.full,
+        )
+        for name in FRAMES
+        for device in ("cpu", "cuda")
+    ],
+)
 def test_a_network_of_size_demo_is_one_graph(name: str, device: str) -> None:
     config = import_module(f"fedvsr.models.{name}").Config(
         **({} if name == "tiny" else {"size": "demo"})

@@ -72,8 +72,9 @@ def test_guided_deformable_attention_golden():
     names = ("q", "k", "v", "vw0", "vw1", "flow1", "flow2")
     inputs = {name: case.tensor(f"in_{name}").requires_grad_() for name in names}
     q, k, v, *rest = (fold(value) for value in inputs.values())
-    aligned, refined = module(q, k, v, tuple(rest[:2]), tuple(rest[2:]))
-    outputs = [torch.unflatten(x, 0, (-1, 2)) for x in (aligned, *refined)]
+    warped, flows = torch.stack(rest[:2], dim=1), torch.stack(rest[2:], dim=1)
+    aligned, refined = module(q, k, v, warped, flows)
+    outputs = [torch.unflatten(x, 0, (-1, 2)) for x in (aligned, *refined.unbind(1))]
     recipe.check_module(case, module, outputs, inputs)
 
 
@@ -146,8 +147,8 @@ def test_samples_no_more_than_a_chunk(monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "grid_sample", watch)
     monkeypatch.setattr(rvrt_network, "_CHUNK_SAMPLES", 50_000)
     q, k, v = torch.rand(3, 2, 24, 20, 24)
-    grid = torch.rand(2, 2, 4, 9, 20, 24, 2) * 2 - 1
-    rvrt_network.guided_attention(q, k, v, grid, heads=4)
+    offset = 10 * torch.randn(2, 2, 4, 9, 2, 20, 24)
+    rvrt_network.guided_attention(q, k, v, offset, heads=4, taps=(3, 3))
     assert sum(taken) == 2 * (2 * 2 * 24 * 9 * 20 * 24)  # every key and value, once
     assert max(taken) <= 50_000
 
