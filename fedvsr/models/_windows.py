@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from fedvsr.models._norm import LayerNorm
 from fedvsr.models._prompts import prompted_attention
-from fedvsr.models._recompute import Kept, recompute
+from fedvsr.models._recompute import Kept, recompute, recompute_plain
 from fedvsr.models._triton import constant_in_graphs, fused
 from fedvsr.models.spec import Checkpointing, Window
 
@@ -83,8 +83,10 @@ class SwinLayer(nn.Module):
         if self.checkpointing == "blocks":
             # The whole block is recomputed already.
             return add_branch(x, self.mlp.rest(hidden), self.drop_path, paths[1])
-        # The GELU is cheap to recompute and wide to keep.
-        residual = recompute(self.mlp.rest, hidden)
+        # The GELU is cheap to recompute and wide to keep. Its second call gets the weights of the
+        # first: a `Recurrence` has replaced the layer's own, and converted them for autocast.
+        fc2 = self.mlp.fc2
+        residual = recompute_plain(_activate, hidden, fc2.weight, fc2.bias)
         return add_branch(x, residual, self.drop_path, paths[1])
 
     def _attend(self, x: Tensor, kept: Kept | None = None) -> Tensor:
@@ -162,8 +164,24 @@ def add_branch(x: Tensor, branch: Tensor, rate: float, kept: Tensor | None) -> T
     if kept is None:
         return x + branch
     if not x.is_cpu:
-        return torch.addcmul(x, branch, kept)
+        added: Tensor = _AddScaled.apply(x, branch, kept)
+        return added
     return x + branch * (kept.to(branch.dtype) / (1.0 - rate))
+
+
+class _AddScaled(torch.autograd.Function):
+    """`x + branch * scale` in one operation each way; `torch.addcmul` takes two backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, branch: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        ctx.dtypes = x.dtype, branch.dtype
+        return torch.addcmul(x, branch, scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x_dtype, branch_dtype = ctx.dtypes
+        return grad.to(x_dtype), (grad * ctx.saved_tensors[0]).to(branch_dtype), None
 
 
 class SwinLayers(nn.Sequential):
@@ -271,10 +289,13 @@ class Mlp(nn.Module):
         """`(..., dim)` to the same."""
         return self.rest(self.fc1(x))
 
-    def rest(self, hidden: Tensor, _kept: Kept | None = None) -> Tensor:
+    def rest(self, hidden: Tensor) -> Tensor:
         """The GELU and the second layer."""
-        out: Tensor = self.fc2(F.gelu(hidden))
-        return out
+        return _activate(hidden, self.fc2.weight, self.fc2.bias)
+
+
+def _activate(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.linear(F.gelu(hidden), weight, bias)
 
 
 def biased_attention(

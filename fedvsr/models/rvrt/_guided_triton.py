@@ -5,7 +5,7 @@ the input. A program processes some pixels and the heads that share positions. I
 values to which these positions point, and keeps them in registers: no sampled key or value is
 written to memory.
 
-Memory: the output takes 4 bytes per pixel and channel. For the backward pass, 4 bytes per pixel and
+Memory: for the backward pass, 4 bytes per pixel and
 head are kept beside the inputs: together 1.2 KB per pixel and frame in the paper's network, where
 the sampled keys and values alone would take 41 KB. The backward pass allocates the four gradients,
 those of keys and values in float32, and reads everything twice, once for the softmax. Inputs have
@@ -53,7 +53,7 @@ def guided_attention(
         taps: rows and columns of the window of P taps.
 
     Returns:
-        `(N, C, H, W)`, float32, channels last in memory.
+        `(N, C, H, W)`, of the dtype of `q`, channels last in memory.
     """
     last = (x.permute(0, 2, 3, 1).contiguous() for x in (q, k, v))
     out: Tensor = _Attention.apply(*last, offset.float().contiguous(), heads, taps[1])
@@ -110,8 +110,7 @@ def _forward_outputs(
     q: Tensor, k: Tensor, v: Tensor, offset: Tensor, heads: int, columns: int
 ) -> tuple[Tensor, Tensor]:
     """The output, and the logarithm of the sum of each softmax, by pixel and head."""
-    out = torch.empty_like(q, dtype=torch.float32)
-    return out, out.new_empty(*q.shape[:-1], heads)
+    return torch.empty_like(q), q.new_empty(*q.shape[:-1], heads, dtype=torch.float32)
 
 
 @torch.library.register_fake("fedvsr::guided_attention_backward")
@@ -156,7 +155,7 @@ def _run_backward(
     dq, doffset = torch.empty_like(q), torch.zeros_like(offset)
     dk, dv = (torch.zeros_like(x, dtype=torch.float32) for x in (k, v))
     sizes, programs, options = _launch(q, offset, heads, columns, _BACKWARD_TILE)
-    inputs = (q, k, v, offset, log_sum, dout.float().contiguous())
+    inputs = (q, k, v, offset, log_sum, dout.contiguous())
     with torch.cuda.device_of(q):
         _backward[programs](*inputs, dq, dk, dv, doffset, *sizes, **options)
     return dq, dk.to(k.dtype), dv.to(v.dtype), doffset
@@ -425,7 +424,8 @@ def _forward(
         total = total * kept + weight
         result = result * kept[:, None] + value * weight[:, None]
         peak = higher
-    tl.store(out + here, result / total[:, None], mask=wanted)
+    result = (result / total[:, None]).to(out.dtype.element_ty)
+    tl.store(out + here, result, mask=wanted)
     tl.store(log_sum + index, peak + tl.log(total), mask=there)
 
 
@@ -460,7 +460,7 @@ def _backward(
     )
     here = index[:, None] * (CHANNELS // HEADS) + tl.arange(0, PADDED)[None, :]
     query = tl.load(q + here, mask=wanted, other=0.0).to(tl.float32) * scale
-    dresult = tl.load(dout + here, mask=wanted, other=0.0)
+    dresult = tl.load(dout + here, mask=wanted, other=0.0).to(tl.float32)
     log_total = tl.load(log_sum + index, mask=there, other=0.0)
 
     # With weights p and their gradients dp, the gradient of logit i is p_i (dp_i - mean), where

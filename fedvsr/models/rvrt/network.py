@@ -325,7 +325,7 @@ class GuidedDeformableAttention(nn.Module):
         Returns:
             The aligned state, and the guide with the mean offset added.
         """
-        inputs = (query, warped.flatten(1, 2), guide.flatten(1, 2))
+        inputs = (query, warped.flatten(1, 2), guide.flatten(1, 2).to(query.dtype))
         offset = self.conv_offset(torch.cat(inputs, dim=1)).float().tanh()
         # (dy, dx) of every place relative to the pixel: N, frame, group, tap, 2, H, W.
         offset = torch.unflatten(offset, 1, (CLIP, self.groups, -1, 2))
@@ -364,7 +364,7 @@ def guided_attention(
         taps: rows and columns of the window, P in all.
 
     Returns:
-        `(N, C, H, W)`, float32.
+        `(N, C, H, W)`, of the dtype of `q`.
     """
     # The kernels' gradients are summed in no fixed order.
     if fused(q) and not torch.are_deterministic_algorithms_enabled():
@@ -379,7 +379,7 @@ def guided_attention(
     # The smallest number of channels that consists of whole heads and of whole groups.
     unit = math.lcm(channels // heads, channels // key_groups)
     units = channels // unit
-    q = q.float() * (channels // heads) ** -0.5
+    dtype, q = q.dtype, q.float() * (channels // heads) ** -0.5
     rows = max(1, _CHUNK_SAMPLES // (count * CLIP * unit * grid.shape[3] * width))
     grids = torch.split(grid, key_groups // units, dim=2)
     outs = []
@@ -395,7 +395,7 @@ def guided_attention(
         attend = partial(_attend, unit * heads // channels)
         parts_out = [recompute_plain(attend, k_u, v_u, *part) for part in parts]
         outs.append(torch.cat(parts_out, dim=2))
-    return torch.cat(outs, dim=1)
+    return torch.cat(outs, dim=1).to(dtype)
 
 
 def _attend(

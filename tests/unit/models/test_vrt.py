@@ -292,6 +292,22 @@ def test_drop_path_keeps_the_mean_on_a_gpu():
     assert abs(added.mean().item() - 1) < 0.02
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_scaled_branch_on_a_gpu_has_the_gradients_of_addcmul(dtype):
+    """There, one operation does what `addcmul` does in two backward."""
+    results = []
+    for add in (torch.addcmul, _windows._AddScaled.apply):
+        torch.manual_seed(0)
+        x = torch.randn(4, 3, 5, requires_grad=True)
+        branch = torch.randn(4, 3, 5).to(dtype).requires_grad_()
+        out = add(x, branch, torch.tensor([0.0, 1.25, 1.25, 0.0])[:, None, None])
+        gradients = torch.autograd.grad(out.square().sum(), (x, branch))
+        results.append((out, *gradients))
+    for want, got in zip(*results, strict=True):
+        assert got.dtype == want.dtype
+        assert torch.equal(got, want)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_drop_path_draws_the_same_in_each_precision(dtype):
     results = []
