@@ -8,13 +8,14 @@ GPU.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from fedvsr.models._recompute import recompute_plain
-from fedvsr.models._sampling import grid_sample
+from fedvsr.models._sampling import grid_sample, sampling_grid, tap_places
 
 _TAPS = 9
 # Sampled values of the images, or of rows of one, that are convolved together, at most: on a CPU,
@@ -51,14 +52,23 @@ def deform_conv3x3(
     num_rows = max(1, chunk_samples // (_TAPS * x_NCHW[0, :, 0].numel()))
     parts = []
     with torch.autocast(x_NCHW.device.type, enabled=False):
-        chunks = (torch.split(t.float(), step) for t in (x_NCHW, offset, mask))
+        chunks = (_split(t.float(), step, 0) for t in (x_NCHW, offset, mask))
         for x, *fields in zip(*chunks, strict=True):
             strips = []
-            for i, strip in enumerate(zip(*(f.split(num_rows, 2) for f in fields), strict=True)):
+            for i, strip in enumerate(zip(*(_split(f, num_rows, 2) for f in fields), strict=True)):
                 convolve, args = partial(_convolve, i * num_rows), (x, *strip, weight.float())
                 strips.append(recompute_plain(convolve, *args) if lean else convolve(*args))
-            parts.append(torch.cat(strips, dim=2) if len(strips) > 1 else strips[0])
-        return torch.cat(parts) + bias.float()[:, None, None]
+            parts.append(_join(strips, 2))
+        return _join(parts, 0) + bias.float()[:, None, None]
+
+
+# One chunk is the whole: its backward pass would copy it.
+def _split(x: Tensor, size: int, dim: int) -> Sequence[Tensor]:
+    return torch.split(x, size, dim) if x.shape[dim] > size else (x,)
+
+
+def _join(parts: list[Tensor], dim: int) -> Tensor:
+    return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
 
 
 def _convolve(first_row: int, x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
@@ -83,12 +93,7 @@ def _sampling_grid(offset: Tensor, groups: int, first_row: int, height: int) -> 
     They are x, y, in [-1, 1] inside the image, for the h rows of `offset` from `first_row` on.
     """
     count, _, num_rows, width = offset.shape
-    rows = torch.arange(first_row, first_row + num_rows, device=offset.device, dtype=torch.float32)
-    columns = torch.arange(width, device=offset.device, dtype=torch.float32)
-    steps = torch.arange(3, device=offset.device, dtype=torch.float32) - 1
-    by_tap = offset.reshape(count * groups, _TAPS, 2, num_rows, width)
-    # Tap 3 * i + j looks i - 1 rows down and j - 1 columns to the right.
-    y = by_tap[:, :, 0] + (steps.repeat_interleave(3)[:, None, None] + rows[:, None])
-    x = by_tap[:, :, 1] + (steps.repeat(3)[:, None, None] + columns)
-    grid = torch.stack((2 * x / max(width - 1, 1) - 1, 2 * y / max(height - 1, 1) - 1), dim=-1)
+    shift = offset.reshape(count * groups, _TAPS, 2, num_rows, width).flip(2)
+    places = tap_places((3, 3), height, width, offset.device)[:, first_row : first_row + num_rows]
+    grid = sampling_grid(places + shift.permute(0, 1, 3, 4, 2), height, width)
     return grid.view(count * groups, _TAPS * num_rows, width, 2)

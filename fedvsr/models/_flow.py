@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fedvsr.errors import UserError
 from fedvsr.models._checkpoint import load_tensors, read_tensors
-from fedvsr.models._sampling import grid_sample
+from fedvsr.models._sampling import grid_sample, pixel_places, sampling_grid
 from fedvsr.models.spec import flow_name
 
 _FINEST = 5
@@ -47,7 +47,7 @@ def flow_warp(
         padding: "zeros" reads 0 outside the image; "border" clamps the position ("bilinear" only).
     """
     if mode == "nearest4":
-        return _four_neighbours(x_NCHW, *_positions(flow_N2HW))
+        return _four_neighbours(x_NCHW, flow_N2HW.float())
     warped = grid_sample(x_NCHW.float(), flow_grid(flow_N2HW), padding)
     return warped.to(x_NCHW.dtype)
 
@@ -55,22 +55,15 @@ def flow_warp(
 def flow_grid(flow_N2HW: Tensor) -> Tensor:
     """Where the flow points, as `grid_sample` takes it: x, y, from -1 to 1, `(N, H, W, 2)`."""
     height, width = flow_N2HW.shape[-2:]
-    x, y = _positions(flow_N2HW)
-    return torch.stack(
-        (2.0 * x / max(width - 1, 1) - 1.0, 2.0 * y / max(height - 1, 1) - 1.0), dim=-1
-    )
+    pixels = pixel_places(height, width, flow_N2HW.device)
+    return sampling_grid(pixels + flow_N2HW.float().permute(0, 2, 3, 1), height, width)
 
 
-def _positions(flow_N2HW: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns and rows to which the flow points, `(N, H, W)` each."""
-    height, width = flow_N2HW.shape[-2:]
-    columns = torch.arange(width, device=flow_N2HW.device, dtype=torch.float32)
-    rows = torch.arange(height, device=flow_N2HW.device, dtype=torch.float32)
-    return columns + flow_N2HW[:, 0].float(), rows[:, None] + flow_N2HW[:, 1].float()
-
-
-def _four_neighbours(x_NCHW: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def _four_neighbours(x_NCHW: Tensor, flow_N2HW: Tensor) -> Tensor:
     count, channels, height, width = x_NCHW.shape
+    columns = torch.arange(width, device=x_NCHW.device, dtype=torch.float32)
+    rows = torch.arange(height, device=x_NCHW.device, dtype=torch.float32)
+    x, y = columns + flow_N2HW[:, 0], rows[:, None] + flow_N2HW[:, 1]
     xs, ys = (x.detach().floor(), x.detach().ceil()), (y.detach().floor(), y.detach().ceil())
     at_x = torch.stack((xs[0], xs[0], xs[1], xs[1]), dim=1)
     at_y = torch.stack((ys[0], ys[1], ys[0], ys[1]), dim=1)

@@ -84,7 +84,7 @@ class SwinLayer(nn.Module):
             # The whole block is recomputed already.
             return add_branch(x, self.mlp.rest(hidden), self.drop_path, paths[1])
         # The GELU is cheap to recompute and wide to keep. Its second call gets the weights of the
-        # first: a `Recurrence` has replaced the layer's own, and converted them for autocast.
+        # first: `recurrence` has replaced the layer's own, and converted them for autocast.
         fc2 = self.mlp.fc2
         residual = recompute_plain(_activate, hidden, fc2.weight, fc2.bias)
         return add_branch(x, residual, self.drop_path, paths[1])

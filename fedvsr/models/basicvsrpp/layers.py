@@ -138,18 +138,22 @@ class Alignment(nn.Module):
         count = memory.shape[1]
         first, last = self._offset_conv("0"), self._offset_conv("6")
         newer, _, older, _ = torch.split(first.weight, [self.dim, self.dim, self.dim, 4], dim=1)
-        weight = torch.cat((newer, older)[:count], dim=1)
-        x = F.leaky_relu(head + F.conv2d(warped.flatten(1, 2), weight, padding=1), SLOPE)
+        entry = torch.cat((newer, older)[:count], dim=1)
+        x = F.leaky_relu(head + F.conv2d(warped.flatten(1, 2), entry, padding=1), SLOPE)
         x = F.leaky_relu(self.conv_offset["2"](x), SLOPE)
         x = F.leaky_relu(self.conv_offset["4"](x), SLOPE)
         # Offsets of the newer state's groups, of the older state's, then the masks of both.
         half = GROUPS * _TAPS
         offsets, masks = count * half, count * half // 2
         assert last.bias is not None
-        weight, bias = (
-            torch.cat((p[:offsets], p[2 * half : 2 * half + masks]))
-            for p in (last.weight, last.bias)
-        )
+        weight: Tensor = last.weight
+        bias: Tensor = last.bias
+        own_weight: Tensor = self.weight
+        if count == 1:
+            weight, bias = (
+                torch.cat((p[:offsets], p[2 * half : 2 * half + masks])) for p in (weight, bias)
+            )
+            own_weight = own_weight[:, : self.dim]
         x = F.conv2d(x, weight, bias, padding=1).float()
         offset = torch.unflatten(self.reach * x[:, :offsets].tanh(), 1, (count, -1, 2))
         offset = (offset + flow.flip(2)[:, :, None]).flatten(1, 3)
@@ -157,7 +161,7 @@ class Alignment(nn.Module):
             memory.flatten(1, 2),
             offset,
             x[:, offsets:].sigmoid(),
-            self.weight[:, : count * self.dim],
+            own_weight,
             self.bias,
             self.lean,
         )

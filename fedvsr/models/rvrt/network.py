@@ -24,7 +24,7 @@ from fedvsr.models._frames import FrameConv, per_frame
 from fedvsr.models._norm import LayerNorm
 from fedvsr.models._recompute import recompute_plain
 from fedvsr.models._recurrence import recurrence
-from fedvsr.models._sampling import grid_sample
+from fedvsr.models._sampling import grid_sample, sampling_grid, tap_places
 from fedvsr.models._start import start_linear, start_on_edges
 from fedvsr.models._triton import fused
 from fedvsr.models._windows import Mlp, SwinLayer, SwinLayers
@@ -421,16 +421,5 @@ def _sample(x: Tensor, grid: Tensor, heads: int) -> Tensor:
 def _grid(offset: Tensor, taps: tuple[int, int]) -> Tensor:
     """Positions (x, y), -1 and 1 at the outer pixels: N, frame, group, tap, H, W, 2."""
     height, width = offset.shape[-2:]
-    tap_y, tap_x, rows, columns = (
-        torch.arange(n, device=offset.device, dtype=torch.float32) for n in (*taps, height, width)
-    )
-    tap_y, tap_x = tap_y - taps[0] // 2, tap_x - taps[1] // 2
-    y = rows[:, None] + tap_y.repeat_interleave(taps[1])[:, None, None]
-    x = columns + tap_x.repeat(taps[0])[:, None, None]
-    return torch.stack(
-        (
-            2.0 * (x + offset[..., 1, :, :]) / (width - 1) - 1.0,
-            2.0 * (y + offset[..., 0, :, :]) / (height - 1) - 1.0,
-        ),
-        dim=-1,
-    )
+    places = tap_places(taps, height, width, offset.device)
+    return sampling_grid(places + offset.flip(-3).movedim(-3, -1), height, width)
