@@ -5,11 +5,11 @@ the input. A program processes some pixels and the heads that share positions. I
 values to which these positions point, and keeps them in registers: no sampled key or value is
 written to memory.
 
-Memory: for the backward pass, 4 bytes per pixel and
-head are kept beside the inputs: together 1.2 KB per pixel and frame in the paper's network, where
-the sampled keys and values alone would take 41 KB. The backward pass allocates the four gradients,
-those of keys and values in float32, and reads everything twice, once for the softmax. Inputs have
-channels last; others are copied.
+Memory: for the backward pass, 4 bytes per pixel and head are kept beside the inputs. With the
+output that is 1.2 KB per pixel and frame in the paper's network in float32, where the sampled
+keys and values alone would take 41 KB. The backward pass allocates the four gradients, those of
+keys and values in float32, and reads everything twice, once for the softmax. Inputs have channels
+last; others are copied.
 
 Gradients of keys, values and offsets are summed atomically, so on a GPU their last bits depend on
 the order in which programs run, as those of `grid_sample` do.
