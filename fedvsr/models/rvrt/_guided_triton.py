@@ -32,8 +32,9 @@ from torch.autograd.function import once_differentiable
 # memory: 8 threads read the paper's 24, padded to 32, 16 bytes each in float32. A thread has 8
 # elements of every tile in the forward pass, which holds the query, the result and the pixels read
 # ahead; it has 4 in the backward pass, which also holds gradients and addresses. Compiled for the
-# paper's network in float32, that takes 78 and 80 registers on compute capability 9.0, 80 and 123
-# on 8.0, none spilled: at least 16 warps share a multiprocessor and hide each other's waits.
+# paper's network, that takes 64 and 79 registers in bfloat16 on compute capability 9.0, 72 and 123
+# on 8.6, and 75, 80, 87 and 138 in float32, none spilled: at least 16 warps, or 12 in the last
+# case, share a multiprocessor and hide each other's waits.
 _FORWARD_TILE = 1024
 _BACKWARD_TILE = 512
 _WARPS = 4
@@ -207,9 +208,9 @@ def _task(
 
     Returns:
         The frame; the channels, `(B, D)`; the rows and columns of pixels, `(B, 1)`; the offset of
-        the first place in `offset`, `(B, 1)`, or `(B, D)` if a head lies across groups; the mask of
-        existing places; the mask of existing pixels and channels; the index of pixel and head,
-        `(B,)`, and its mask.
+        the first place in `offset`, a scalar, and what each row adds to it, `(B, 1)`, or `(B, D)`
+        if a head lies across groups; the mask of existing places; the mask of existing pixels and
+        channels; the index of pixel and head, `(B,)`, and its mask.
     """
     DEPTH: tl.constexpr = CHANNELS // HEADS
     SETS: tl.constexpr = HEADS // TOGETHER
@@ -222,17 +223,19 @@ def _task(
     channel = head[:, None] * DEPTH + lane
     there = pixel < size
     wanted = there[:, None] & (lane < DEPTH)
+    # A scalar takes fewer registers than a number for each row.
     if ACROSS:
-        group = channel // (CHANNELS // GROUPS)
+        start = frame * (4 * GROUPS) * TAPS * (2 * size)
+        at = channel // (CHANNELS // GROUPS) * TAPS * (2 * size) + pixel[:, None]
         placed = wanted
     else:
-        group = first
+        start = (frame * (4 * GROUPS) + first) * TAPS * (2 * size)
+        at = pixel[:, None]
         placed = there[:, None]
-    at = 2 * ((frame * (4 * GROUPS) + group) * TAPS * size) + pixel[:, None]
     index = (frame * size + pixel) * HEADS + head
     y = (pixel // width).to(tl.float32)[:, None]
     x = (pixel % width).to(tl.float32)[:, None]
-    return frame, channel, y, x, at, placed, wanted, index, there
+    return frame, channel, y, x, start, at, placed, wanted, index, there
 
 
 @triton.jit
@@ -240,33 +243,31 @@ def _place(
     frame,
     place,
     size,
-    channel,
-    y,
-    x,
-    at,
+    start,
     GROUPS: tl.constexpr,
     TAPS: tl.constexpr,
     COLUMNS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Offsets of a place.
+    """Scalars of a place.
 
     Returns:
-        Offsets of the channels in the first pixel of the frame to read, `(B, D)`; the row and
-        column of the tap, `(B, 1)`; offsets of the dy of keys, then of values, in `offset`. A dx
-        follows `size` numbers after its dy.
+        The offset of the frame to read; the row and column of the tap from the pixel; the offsets
+        of the dy of keys, then of values, in `offset`. A dx follows `size` numbers after its dy.
     """
     side, tap = place // TAPS, place % TAPS
     # The frames of a pair are neighbours that differ in the last bit.
-    source = (frame ^ side) * size * CHANNELS + channel
-    at_key = at + (side * (2 * GROUPS * TAPS) + tap) * (2 * size)
-    tap_y = y + (tap // COLUMNS - TAPS // COLUMNS // 2)
-    tap_x = x + (tap % COLUMNS - COLUMNS // 2)
-    return source, tap_y, tap_x, at_key, at_key + GROUPS * TAPS * (2 * size)
+    source = (frame ^ side) * size * CHANNELS
+    key = start + (side * (2 * GROUPS * TAPS) + tap) * (2 * size)
+    tap_y = tap // COLUMNS - TAPS // COLUMNS // 2
+    tap_x = tap % COLUMNS - COLUMNS // 2
+    return source, tap_y, tap_x, key, key + GROUPS * TAPS * (2 * size)
 
 
 @triton.jit
-def _locate(places, y, x, placed, wanted, height, width, size, CHANNELS: tl.constexpr):
+def _locate(
+    places, at, y, x, tap_y, tap_x, placed, wanted, height, width, size, CHANNELS: tl.constexpr
+):
     """Find the four pixels around positions.
 
     Returns:
@@ -274,8 +275,8 @@ def _locate(places, y, x, placed, wanted, height, width, size, CHANNELS: tl.cons
         `(B, 1)` or `(B, D)`; the masks of the upper left, upper right, lower left and lower right
         pixels, `(B, D)`.
     """
-    y += tl.load(places, mask=placed, other=0.0)
-    x += tl.load(places + size, mask=placed, other=0.0)
+    y = y + tap_y + tl.load(places + at, mask=placed, other=0.0)
+    x = x + tap_x + tl.load(places + size + at, mask=placed, other=0.0)
     left, top = tl.floor(x), tl.floor(y)
     # Compared as floats: a position far outside has no integer, and its offset is not used.
     in_left, in_right = (left >= 0) & (left < width), (left >= -1) & (left < width - 1)
@@ -326,12 +327,27 @@ def _between(a, b, c, d, fx, fy):
 
 
 @triton.jit
-def _sample(source, places, y, x, placed, wanted, height, width, size, CHANNELS: tl.constexpr):
+def _sample(
+    source,
+    channel,
+    places,
+    at,
+    y,
+    x,
+    tap_y,
+    tap_x,
+    placed,
+    wanted,
+    height,
+    width,
+    size,
+    CHANNELS: tl.constexpr,
+):
     """Read channels between pixels, `(B, D)`."""
     corner, fx, fy, in_a, in_b, in_c, in_d = _locate(
-        places, y, x, placed, wanted, height, width, size, CHANNELS
+        places, at, y, x, tap_y, tap_x, placed, wanted, height, width, size, CHANNELS
     )
-    a, b, c, d = _read(source + corner, in_a, in_b, in_c, in_d, width, CHANNELS)
+    a, b, c, d = _read(source + (corner + channel), in_a, in_b, in_c, in_d, width, CHANNELS)
     return _between(a, b, c, d, fx, fy)
 
 
@@ -351,10 +367,10 @@ def _slopes(factor, a, b, c, d, fx, fy, ACROSS: tl.constexpr):
 
 
 @triton.jit
-def _add_places(target, x, y, placed, size):
+def _add_places(target, at, x, y, placed, size):
     """Add derivatives by columns and rows to the gradient of offsets."""
-    tl.atomic_add(target, y, mask=placed, sem="relaxed")
-    tl.atomic_add(target + size, x, mask=placed, sem="relaxed")
+    tl.atomic_add(target + at, y, mask=placed, sem="relaxed")
+    tl.atomic_add(target + size + at, x, mask=placed, sem="relaxed")
 
 
 # As constants, sizes would make Triton compile a kernel for each size.
@@ -380,7 +396,7 @@ def _forward(
     BLOCK: tl.constexpr,
 ):
     size = height.to(tl.int64) * width
-    frame, channel, y, x, at, placed, wanted, index, there = _task(
+    frame, channel, y, x, start, at, placed, wanted, index, there = _task(
         size, width, GROUPS, TAPS, HEADS, TOGETHER, ACROSS, CHANNELS, PADDED, BLOCK
     )
     here = index[:, None] * (CHANNELS // HEADS) + tl.arange(0, PADDED)[None, :]
@@ -391,14 +407,18 @@ def _forward(
     total = tl.zeros((BLOCK,), tl.float32)
     result = tl.zeros((BLOCK, PADDED), tl.float32)
     for place in range(2 * TAPS):
-        source, row, column, at_key, at_value = _place(
-            frame, place, size, channel, y, x, at, GROUPS, TAPS, COLUMNS, CHANNELS
+        source, tap_y, tap_x, at_key, at_value = _place(
+            frame, place, size, start, GROUPS, TAPS, COLUMNS, CHANNELS
         )
         key = _sample(
             k + source,
+            channel,
             offset + at_key,
-            row,
-            column,
+            at,
+            y,
+            x,
+            tap_y,
+            tap_x,
             placed,
             wanted,
             height,
@@ -408,9 +428,13 @@ def _forward(
         )
         value = _sample(
             v + source,
+            channel,
             offset + at_value,
-            row,
-            column,
+            at,
+            y,
+            x,
+            tap_y,
+            tap_x,
             placed,
             wanted,
             height,
@@ -455,7 +479,7 @@ def _backward(
     BLOCK: tl.constexpr,
 ):
     size = height.to(tl.int64) * width
-    frame, channel, y, x, at, placed, wanted, index, there = _task(
+    frame, channel, y, x, start, at, placed, wanted, index, there = _task(
         size, width, GROUPS, TAPS, HEADS, TOGETHER, ACROSS, CHANNELS, PADDED, BLOCK
     )
     here = index[:, None] * (CHANNELS // HEADS) + tl.arange(0, PADDED)[None, :]
@@ -467,14 +491,18 @@ def _backward(
     # mean = sum_j p_j dp_j needs a separate pass.
     mean = tl.zeros((BLOCK,), tl.float32)
     for place in range(2 * TAPS):
-        source, row, column, at_key, at_value = _place(
-            frame, place, size, channel, y, x, at, GROUPS, TAPS, COLUMNS, CHANNELS
+        source, tap_y, tap_x, at_key, at_value = _place(
+            frame, place, size, start, GROUPS, TAPS, COLUMNS, CHANNELS
         )
         key = _sample(
             k + source,
+            channel,
             offset + at_key,
-            row,
-            column,
+            at,
+            y,
+            x,
+            tap_y,
+            tap_x,
             placed,
             wanted,
             height,
@@ -484,9 +512,13 @@ def _backward(
         )
         value = _sample(
             v + source,
+            channel,
             offset + at_value,
-            row,
-            column,
+            at,
+            y,
+            x,
+            tap_y,
+            tap_x,
             placed,
             wanted,
             height,
@@ -499,31 +531,31 @@ def _backward(
 
     dquery = tl.zeros((BLOCK, PADDED), tl.float32)
     for place in range(2 * TAPS):
-        source, row, column, at_key, at_value = _place(
-            frame, place, size, channel, y, x, at, GROUPS, TAPS, COLUMNS, CHANNELS
+        source, tap_y, tap_x, at_key, at_value = _place(
+            frame, place, size, start, GROUPS, TAPS, COLUMNS, CHANNELS
         )
         at_k, fx_k, fy_k, in_a, in_b, in_c, in_d = _locate(
-            offset + at_key, row, column, placed, wanted, height, width, size, CHANNELS
+            offset + at_key, at, y, x, tap_y, tap_x, placed, wanted, height, width, size, CHANNELS
         )
-        at_k += source
-        a, b, c, d = _read(k + at_k, in_a, in_b, in_c, in_d, width, CHANNELS)
+        at_k += channel
+        a, b, c, d = _read(k + source + at_k, in_a, in_b, in_c, in_d, width, CHANNELS)
         key = _between(a, b, c, d, fx_k, fy_k)
         key_x, key_y = _slopes(query, a, b, c, d, fx_k, fy_k, ACROSS)
         weight = tl.exp(tl.sum(query * key, axis=1) - log_total)[:, None]
 
         at_v, fx_v, fy_v, in_e, in_f, in_g, in_h = _locate(
-            offset + at_value, row, column, placed, wanted, height, width, size, CHANNELS
+            offset + at_value, at, y, x, tap_y, tap_x, placed, wanted, height, width, size, CHANNELS
         )
-        at_v += source
-        a, b, c, d = _read(v + at_v, in_e, in_f, in_g, in_h, width, CHANNELS)
+        at_v += channel
+        a, b, c, d = _read(v + source + at_v, in_e, in_f, in_g, in_h, width, CHANNELS)
         value = _between(a, b, c, d, fx_v, fy_v)
         value_x, value_y = _slopes(dresult, a, b, c, d, fx_v, fy_v, ACROSS)
         dlogit = weight * (tl.sum(dresult * value, axis=1) - mean)[:, None]
 
         dquery += dlogit * key
         dkey, dvalue = dlogit * query, weight * dresult
-        _spread(dk + at_k, in_a, in_b, in_c, in_d, fx_k, fy_k, dkey, width, CHANNELS)
-        _spread(dv + at_v, in_e, in_f, in_g, in_h, fx_v, fy_v, dvalue, width, CHANNELS)
-        _add_places(doffset + at_key, dlogit * key_x, dlogit * key_y, placed, size)
-        _add_places(doffset + at_value, weight * value_x, weight * value_y, placed, size)
+        _spread(dk + source + at_k, in_a, in_b, in_c, in_d, fx_k, fy_k, dkey, width, CHANNELS)
+        _spread(dv + source + at_v, in_e, in_f, in_g, in_h, fx_v, fy_v, dvalue, width, CHANNELS)
+        _add_places(doffset + at_key, at, dlogit * key_x, dlogit * key_y, placed, size)
+        _add_places(doffset + at_value, at, weight * value_x, weight * value_y, placed, size)
     tl.store(dq + here, dquery * scale, mask=wanted)
