@@ -9,12 +9,62 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import wraps
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import ParamSpec
 
 T = TypeVar("T")
+P = ParamSpec("P")
+
+# For each graph that is being recorded: the cached tensors that were asked for meanwhile.
+_recordings: dict[int, list[object]] = {}
+
+
+def cached_tensors(maxsize: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorate a function of hashable arguments whose tensors depend on them alone.
+
+    A graph reads memory where it lies. One that is recorded while it asks for such tensors keeps
+    them, even if the cache drops them. What a graph itself computes is not cached: it has no value
+    before the first replay.
+
+    Args:
+        maxsize: results to keep; the oldest is dropped.
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        results: dict[object, T] = {}
+
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            if torch.compiler.is_compiling():
+                return function(*args, **kwargs)
+            key = args, tuple(kwargs.items())
+            result = results.get(key)
+            if result is None:
+                # Tensors made in inference mode could not be used in training later.
+                with torch.inference_mode(False):
+                    result = function(*args, **kwargs)
+                if not _recording():
+                    results[key] = result
+                    while len(results) > maxsize:
+                        results.pop(next(iter(results)), None)
+            for recording in tuple(_recordings.values()):
+                recording.append(result)
+            return result
+
+        call.results = results  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
+def _recording() -> bool:
+    """Whether a graph records what this thread does now."""
+    ready: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return ready and torch.cuda.is_current_stream_capturing()
 
 
 @dataclass(frozen=True)
@@ -22,6 +72,7 @@ class _Recorded(Generic[T]):
     key: Hashable
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, ...]
+    constants: list[object]
     output: T
 
 
@@ -87,6 +138,8 @@ class Replayed(Generic[T]):
         self, key: Hashable, function: Callable[..., T], inputs: tuple[Tensor, ...]
     ) -> _Recorded[T] | None:
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        constants: list[object] = []
+        _recordings[id(constants)] = constants
         try:
             # Other threads may allocate pinned memory meanwhile, which a global capture refuses.
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
@@ -99,7 +152,9 @@ class Replayed(Generic[T]):
                 stacklevel=3,
             )
             return None
-        return _Recorded(key, graph, inputs, output)
+        finally:
+            del _recordings[id(constants)]
+        return _Recorded(key, graph, inputs, constants, output)
 
 
 def _size(tensors: tuple[Tensor, ...]) -> int:

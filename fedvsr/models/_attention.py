@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedvsr.graphs import cached_tensors
 from fedvsr.models._prompts import prompted_attention
 from fedvsr.models._recompute import Kept, recompute_plain
 from fedvsr.models._triton import fused
@@ -93,7 +93,7 @@ class WindowPlan:
         return [(p // w, w) for p, w in zip(self.padded, self.window, strict=True)]
 
 
-@lru_cache(maxsize=64)
+@cached_tensors(maxsize=64)
 def window_plan(size: Window, window: Window, shift: Window, device: torch.device) -> WindowPlan:
     """The plan for a feature map `size`.
 
@@ -115,14 +115,11 @@ def window_plan(size: Window, window: Window, shift: Window, device: torch.devic
     kinds = [*product(*last)]
     order = sorted(range(len(kinds)), key=kinds.__getitem__)
     inverse = sorted(range(len(kinds)), key=order.__getitem__)
-    # The cache outlives this call; tensors made in inference mode could not be used in training.
-    with torch.inference_mode(False):
-        groups = tuple(
-            (kinds.count(kind), _separation(window, shift, kind, device))
-            for kind in sorted(set(kinds))
-        )
-        ordered, back = (torch.tensor(numbers, device=device) for numbers in (order, inverse))
-        return WindowPlan(size, window, shift, padded, ordered, back, groups)
+    groups = tuple(
+        (kinds.count(kind), _separation(window, shift, kind, device)) for kind in sorted(set(kinds))
+    )
+    ordered, back = (torch.tensor(numbers, device=device) for numbers in (order, inverse))
+    return WindowPlan(size, window, shift, padded, ordered, back, groups)
 
 
 def _separation(

@@ -5,14 +5,13 @@ N images, C channels, H x W their height and width, h x w the grid's.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedvsr.models._triton import constant_in_graphs
+from fedvsr.graphs import cached_tensors
 
 
 def grid_sample(
@@ -41,19 +40,15 @@ def sampling_grid(places: Tensor, height: int, width: int) -> Tensor:
     return places / _half_sides(height, width, places.device) - 1.0
 
 
-# The caches outlive a call; tensors made in inference mode could not be used in training.
-@constant_in_graphs
-@lru_cache(maxsize=64)
+@cached_tensors(maxsize=64)
 def pixel_places(height: int, width: int, device: torch.device) -> Tensor:
     """Column and row of each pixel, float32 `(H, W, 2)`."""
-    with torch.inference_mode(False):
-        axes = (torch.arange(n, device=device, dtype=torch.float32) for n in (height, width))
-        rows, columns = torch.meshgrid(*axes, indexing="ij")
-        return torch.stack((columns, rows), dim=-1)
+    axes = (torch.arange(n, device=device, dtype=torch.float32) for n in (height, width))
+    rows, columns = torch.meshgrid(*axes, indexing="ij")
+    return torch.stack((columns, rows), dim=-1)
 
 
-@constant_in_graphs
-@lru_cache(maxsize=64)
+@cached_tensors(maxsize=64)
 def tap_places(taps: tuple[int, int], height: int, width: int, device: torch.device) -> Tensor:
     """Column and row of each tap of a window around each pixel, float32 `(P, H, W, 2)`.
 
@@ -63,17 +58,14 @@ def tap_places(taps: tuple[int, int], height: int, width: int, device: torch.dev
         width: columns of the image.
         device: the device of the result.
     """
-    with torch.inference_mode(False):
-        window = pixel_places(*taps, device).flatten(0, 1)
-        middle = torch.tensor([taps[1] // 2, taps[0] // 2], device=device)
-        return pixel_places(height, width, device) + (window - middle)[:, None, None]
+    window = pixel_places(*taps, device).flatten(0, 1)
+    middle = torch.tensor([taps[1] // 2, taps[0] // 2], device=device)
+    return pixel_places(height, width, device) + (window - middle)[:, None, None]
 
 
-@constant_in_graphs
-@lru_cache(maxsize=64)
+@cached_tensors(maxsize=64)
 def _half_sides(height: int, width: int, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor([max(side - 1, 1) / 2 for side in (width, height)], device=device)
+    return torch.tensor([max(side - 1, 1) / 2 for side in (width, height)], device=device)
 
 
 def gathered(x_NCHW: Tensor, grid_Nhw2: Tensor, padding: Literal["zeros", "border"]) -> Tensor:

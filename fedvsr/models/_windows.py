@@ -7,7 +7,7 @@ window spans its whole stack, so shifts move it over rows and columns only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fedvsr.graphs import cached_tensors
 from fedvsr.models._norm import LayerNorm
 from fedvsr.models._prompts import prompted_attention
 from fedvsr.models._recompute import Kept, recompute, recompute_plain
@@ -145,11 +146,9 @@ def draw_paths(x: Tensor, rates: Sequence[float], training: bool) -> list[Paths]
     return [(draw(rate), draw(rate)) for rate in rates]
 
 
-@lru_cache(maxsize=64)
+@cached_tensors(maxsize=64)
 def _keep_rates(rates: Sequence[float], device: torch.device) -> Tensor:
-    # The cache outlives this call; tensors made in inference mode could not be used in training.
-    with torch.inference_mode(False):
-        return 1.0 - torch.tensor(rates, device=device)
+    return 1.0 - torch.tensor(rates, device=device)
 
 
 def add_branch(x: Tensor, branch: Tensor, rate: float, kept: Tensor | None) -> Tensor:
@@ -400,22 +399,20 @@ def relative_position_index(window: Window) -> Tensor:
 
 
 @constant_in_graphs
-@lru_cache(maxsize=16)
+@cached_tensors(maxsize=16)
 def shift_masks(window: Window, shift: Sequence[int], device: torch.device) -> Tensor:
     """Masks of shifted windows, in the order of `WindowAttention.forward`: 0 or `SEPARATE`.
 
     The last `shift` rows or columns of a window at the far edge are wrapped around from the near
     edge.
     """
-    # The cache outlives this call; tensors made in inference mode could not be used in training.
-    with torch.inference_mode(False):
-        depth, height, width = window
-        wrapped_rows = torch.arange(height, device=device) >= height - shift[0]
-        wrapped_columns = torch.arange(width, device=device) >= width - shift[1]
-        rows = wrapped_rows[:, None].expand(depth, height, width).flatten()
-        columns = wrapped_columns.expand(depth, height, width).flatten()
-        split_rows = rows[:, None] != rows
-        split_columns = columns[:, None] != columns
-        none = torch.zeros_like(split_rows)
-        split = torch.stack((none, split_columns, split_rows, split_rows | split_columns))
-        return torch.where(split, SEPARATE, 0.0)
+    depth, height, width = window
+    wrapped_rows = torch.arange(height, device=device) >= height - shift[0]
+    wrapped_columns = torch.arange(width, device=device) >= width - shift[1]
+    rows = wrapped_rows[:, None].expand(depth, height, width).flatten()
+    columns = wrapped_columns.expand(depth, height, width).flatten()
+    split_rows = rows[:, None] != rows
+    split_columns = columns[:, None] != columns
+    none = torch.zeros_like(split_rows)
+    split = torch.stack((none, split_columns, split_rows, split_rows | split_columns))
+    return torch.where(split, SEPARATE, 0.0)

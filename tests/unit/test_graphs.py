@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedvsr.graphs import Replayed
+from fedvsr.graphs import Replayed, cached_tensors
 
 pytestmark = pytest.mark.gpu
 
@@ -59,3 +59,17 @@ def test_what_cannot_be_recorded_is_called_and_the_reason_given() -> None:
         with pytest.warns(RuntimeWarning, match="^waiting is not replayed as a CUDA graph and may"):
             assert replayed("key", waits, torch.ones(2)).tolist() == [2, 2]
         assert replayed("key", waits, torch.ones(2)).tolist() == [2, 2]
+
+
+def test_a_replay_reads_tensors_that_the_cache_dropped() -> None:
+    @cached_tensors(maxsize=1)
+    def counted(n: int) -> Tensor:
+        return torch.arange(n, device="cuda")
+
+    replayed = Replayed[Tensor]("counting")
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for _ in range(3):
+            got = replayed("key", lambda x: x + counted(3), torch.zeros(3))
+            counted(4)
+            torch.full((3,), 7, device="cuda")  # It would take the memory of the dropped tensor.
+            assert got.tolist() == [0, 1, 2]
