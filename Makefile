@@ -47,12 +47,14 @@ test-all: check
 # The tests of `make test` with the lower bounds of setup.cfg, in an environment of their own; best
 # with PYTHON=python3.10, the oldest that is supported. Old releases cause warnings that newer ones
 # do not, and word the generated pages differently. With torch 2.7 a gradient norm of IART is 1.08e-4
-# apart where 1e-4 is allowed, which is rounding, and torch.utils.checkpoint imports sympy itself.
+# apart where 1e-4 is allowed, which is rounding, torch.utils.checkpoint imports sympy itself, and
+# fake tensors on a GPU abort a process that has none.
 test-lowest:
 	$(PYTHON) -m venv $(VENV)-lowest
 	$(VENV)-lowest/bin/python -m pip install --quiet -c tests/constraints-lowest.txt -e '.[demo,test]'
 	$(PYTEST:$(BIN)/%=$(VENV)-lowest/bin/%) -p no:cacheprovider -W ignore \
 		--deselect tests/docs/test_pages.py::test_generated_pages_are_what_the_code_says \
+		--deselect tests/unit/models/test_one_graph.py \
 		--deselect 'tests/unit/models/test_iart.py::test_network_golden[iart_tiny2]' \
 		--deselect 'tests/unit/models/test_imports.py::test_building_a_network_imports_neither_the_compiler_nor_torchvision[rvrt]'
 
