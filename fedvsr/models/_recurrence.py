@@ -8,11 +8,13 @@ operations of its training.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+
+T = TypeVar("T")
 
 # Layers whose weights and biases autocast converts.
 _LAYERS = nn.Linear, nn.Conv2d, nn.Conv3d
@@ -34,6 +36,29 @@ def recurrence(step: Callable[..., Any], *modules: nn.Module) -> Callable[..., A
     if any(m._compiled_call_impl is not None for module in modules for m in module.modules()):
         return step
     return _Recurrence(step, modules)
+
+
+def with_present_parameters(function: Callable[..., T], module: nn.Module) -> Callable[..., T]:
+    """A function that runs with the parameters that a module has now, whenever it is called.
+
+    A backward pass calls functions again to recompute values. Then the modules of a `recurrence`
+    have their own parameters back, which autocast would convert in every call.
+
+    Args:
+        function: what to call.
+        module: what `function` calls.
+    """
+    present = dict(module.named_parameters())
+    if torch.compiler.is_compiling() or all(isinstance(p, nn.Parameter) for p in present.values()):
+        return function
+    step = _Step(function, [module])
+    named: dict[str, Tensor] = {f"parts.0.{name}": p for name, p in present.items()}
+
+    def call(*args: Any) -> T:
+        result: T = functional_call(step, named, args)
+        return result
+
+    return call
 
 
 class _Recurrence:

@@ -19,6 +19,7 @@ from fedvsr.graphs import cached_tensors
 from fedvsr.models._norm import LayerNorm
 from fedvsr.models._prompts import prompted_attention
 from fedvsr.models._recompute import Kept, recompute, recompute_plain
+from fedvsr.models._recurrence import with_present_parameters
 from fedvsr.models._triton import constant_in_graphs, fused
 from fedvsr.models.spec import Checkpointing, Window
 
@@ -76,7 +77,7 @@ class SwinLayer(nn.Module):
             kept: see `recompute`.
         """
         if self.checkpointing == "attention":
-            attended = recompute(self._attend, x_GDHWC)
+            attended = recompute(with_present_parameters(self._attend, self), x_GDHWC)
         else:
             attended = self._attend(x_GDHWC, kept)
         x = add_branch(x_GDHWC, attended, self.drop_path, paths[0])
@@ -195,7 +196,8 @@ class SwinLayers(nn.Sequential):
         """`(G, D, H, W, C)` to the same."""
         paths = draw_paths(x_GDHWC, self.drop_rates, self.training)
         if self.whole:
-            return recompute(partial(self._run, paths), x_GDHWC)
+            run = with_present_parameters(partial(self._run, paths), self)
+            return recompute(run, x_GDHWC)
         return self._run(paths, x_GDHWC)
 
     def _run(self, paths: list[Paths], x: Tensor, kept: Kept | None = None) -> Tensor:

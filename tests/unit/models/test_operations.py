@@ -100,9 +100,12 @@ class Conversions(Operations):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("name", ["rvrt", "iart", "basicvsrpp"])
-def test_autocast_converts_weights_as_often_for_more_frames(name):
-    network = models.build(name, size="demo").train()
+@pytest.mark.parametrize(
+    ("name", "checkpointing"),
+    [("rvrt", "none"), ("rvrt", "attention"), ("iart", "blocks"), ("basicvsrpp", "blocks")],
+)
+def test_autocast_converts_weights_as_often_for_more_frames(name, checkpointing):
+    network = models.build(name, size="demo", checkpointing=checkpointing).train()
     weights = {p.shape for p in network.parameters()}
     converted = []
     for frames in (4, 6):

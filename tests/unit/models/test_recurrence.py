@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedvsr.models._recompute import recompute_plain
-from fedvsr.models._recurrence import recurrence
+from fedvsr.models._recurrence import recurrence, with_present_parameters
 from tests.unit.models.test_operations import Operations
 
 STEPS = 4
@@ -165,3 +165,17 @@ def test_a_step_may_have_the_modules_own_parameters(cell: Cell, reason: str) -> 
     with torch.set_grad_enabled(reason != "no gradient"):
         take_step = recurrence(lambda: cell.linear.weight, cell)
         assert take_step() is cell.linear.weight
+
+
+def test_a_later_call_may_have_the_parameters_of_the_step(cell: Cell) -> None:
+    def weight() -> Tensor:
+        return cell.linear.weight
+
+    assert with_present_parameters(weight, cell) is weight
+
+    def step() -> tuple[Tensor, Any]:
+        return cell.linear.weight, with_present_parameters(weight, cell)
+
+    used, later = recurrence(step, cell)()
+    assert later() is used
+    assert weight() is not used
