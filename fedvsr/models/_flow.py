@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fedvsr.errors import UserError
 from fedvsr.models._checkpoint import load_tensors, read_tensors
-from fedvsr.models._sampling import grid_sample, pixel_places, sampling_grid
+from fedvsr.models._sampling import grid_sample, pixel_index, pixel_places, sampling_grid
 from fedvsr.models.spec import flow_name
 
 _FINEST = 5
@@ -68,8 +68,7 @@ def _four_neighbours(x_NCHW: Tensor, flow_N2HW: Tensor) -> Tensor:
     at_x = torch.stack((xs[0], xs[0], xs[1], xs[1]), dim=1)
     at_y = torch.stack((ys[0], ys[1], ys[0], ys[1]), dim=1)
     inside = (at_x >= 0) & (at_x < width) & (at_y >= 0) & (at_y < height)
-    # Clamped as floats: a huge flow has no integer.
-    index = at_y.clamp(0, height - 1).long() * width + at_x.clamp(0, width - 1).long()
+    index = pixel_index(at_y, height) * width + pixel_index(at_x, width)
     pixels = x_NCHW.flatten(2).gather(2, index.view(count, 1, -1).expand(-1, channels, -1))
     pixels = pixels.view(count, channels, 4, height, width) * inside[:, None]
     return pixels.transpose(1, 2).flatten(1, 2)

@@ -24,7 +24,8 @@ def grid_sample(
 
     Args:
         x_NCHW: the images.
-        grid_Nhw2: positions x, y, from -1 to 1 inside the image; of the dtype of `x`.
+        grid_Nhw2: positions x, y, from -1 to 1 inside the image; of the dtype of `x`. What NaN,
+            from a network that diverged, reads is not defined.
         padding: "zeros" reads 0 outside the image; "border" clamps the position.
 
     Returns:
@@ -32,7 +33,22 @@ def grid_sample(
     """
     if x_NCHW.is_cuda and torch.are_deterministic_algorithms_enabled():
         return gathered(x_NCHW, grid_Nhw2, padding)
+    if x_NCHW.is_cpu and padding == "border":
+        # There PyTorch makes an address of NaN, and the process crashes.
+        grid_Nhw2 = grid_Nhw2.nan_to_num()
     return F.grid_sample(x_NCHW, grid_Nhw2, "bilinear", padding, align_corners=True)
+
+
+def pixel_index(position: Tensor, size: int) -> Tensor:
+    """Whole positions as indices of pixels, clamped to the image; NaN gives 0.
+
+    Args:
+        position: whole numbers, in pixels.
+        size: pixels of the image along this axis.
+    """
+    # Clamped as floats: a huge position has no integer. An index that NaN gives would lie outside,
+    # which on a GPU ends all work of the process.
+    return position.clamp(0, size - 1).nan_to_num().long()
 
 
 def sampling_grid(places: Tensor, height: int, width: int) -> Tensor:
@@ -87,7 +103,7 @@ def gathered(x_NCHW: Tensor, grid_Nhw2: Tensor, padding: Literal["zeros", "borde
     for row, row_part in ((top, 1 - lower_part), (top + 1, lower_part)):
         for column, part in ((left, 1 - right_part), (left + 1, right_part)):
             inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-            at = row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()
+            at = pixel_index(row, height) * width + pixel_index(column, width)
             weight = torch.where(inside, row_part * part, 0.0)
             read = F.embedding(first + at, pixels) * weight[..., None]
             total = read if total is None else total + read

@@ -20,6 +20,7 @@ from fedvsr.models._flow import SpyNet, compose
 from fedvsr.models._frames import per_frame
 from fedvsr.models._norm import LayerNorm
 from fedvsr.models._recurrence import recurrence
+from fedvsr.models._sampling import pixel_index
 from fedvsr.models._start import start_on_edges
 from fedvsr.models._windows import SwinLayer, SwinLayers, WindowAttention
 from fedvsr.models.iart import Config, spec
@@ -272,8 +273,8 @@ class ImplicitAlignment(nn.Module):
 
         # Beyond its border the image repeats the border; positions between pixels do not change.
         corner_y, corner_x = self.window_idx_offset[:, :, None, None, None].unbind(1)
-        at_y = (y.floor() + corner_y).clamp(0, height - 1).long()
-        at_x = (x.floor() + corner_x).clamp(0, width - 1).long()
+        at_y = pixel_index(y.floor() + corner_y, height)
+        at_x = pixel_index(x.floor() + corner_x, width)
         clip = torch.arange(count, device=x.device)[:, None, None]
         index = (clip * height + at_y) * width + at_x
         around = F.embedding(index, memory_BHWC.flatten(0, 2))
