@@ -65,9 +65,10 @@ def test_serial_equals_ray_for_any_number_of_slots(
 @pytest.mark.parametrize(
     "setting",
     [
-        "algorithm.name=scaffold",
+        # SCAFFOLD's clients are stopped in the test below too, and FedMRI's keep networks.
+        pytest.param("algorithm.name=scaffold", marks=pytest.mark.slow),
         pytest.param("algorithm.name=fedsr", marks=pytest.mark.slow),
-        "algorithm.name=local",
+        pytest.param("algorithm.name=local", marks=pytest.mark.slow),
         "algorithm.name=fedmri",
         pytest.param("algorithm.name=centralized", marks=pytest.mark.slow),
         "update.compression=top_k",
