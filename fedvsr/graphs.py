@@ -55,6 +55,7 @@ def cached_tensors(maxsize: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
                 recording.append(result)
             return result
 
+        # For tests; to a type checker, functions have no attributes of their own.
         call.results = results  # type: ignore[attr-defined]
         return call
 
@@ -63,6 +64,7 @@ def cached_tensors(maxsize: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
 def _recording() -> bool:
     """Whether a graph records what this thread does now."""
+    # PyTorch gives this function no types.
     ready: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return ready and torch.cuda.is_current_stream_capturing()
 

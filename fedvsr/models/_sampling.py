@@ -43,8 +43,11 @@ def pixel_index(position: Tensor, size: int) -> Tensor:
     """Whole positions as indices of pixels, clamped to the image; NaN gives 0.
 
     Args:
-        position: whole numbers, in pixels.
+        position: whole numbers, in pixels, of any shape.
         size: pixels of the image along this axis.
+
+    Returns:
+        int64 from 0 to `size - 1`, of the same shape.
     """
     # Clamped as floats: a huge position has no integer. An index that NaN gives would lie outside,
     # which on a GPU ends all work of the process.

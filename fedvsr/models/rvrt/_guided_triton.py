@@ -243,31 +243,31 @@ def _place(
     frame,
     place,
     size,
+    y,
+    x,
     start,
     GROUPS: tl.constexpr,
     TAPS: tl.constexpr,
     COLUMNS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Scalars of a place.
+    """What belongs to a place.
 
     Returns:
-        The offset of the frame to read; the row and column of the tap from the pixel; the offsets
-        of the dy of keys, then of values, in `offset`. A dx follows `size` numbers after its dy.
+        The offset of the frame to read; the rows and columns of the tap, `(B, 1)`; the offsets of
+        the dy of keys, then of values, in `offset`. A dx follows `size` numbers after its dy.
     """
     side, tap = place // TAPS, place % TAPS
     # The frames of a pair are neighbours that differ in the last bit.
     source = (frame ^ side) * size * CHANNELS
     key = start + (side * (2 * GROUPS * TAPS) + tap) * (2 * size)
-    tap_y = tap // COLUMNS - TAPS // COLUMNS // 2
-    tap_x = tap % COLUMNS - COLUMNS // 2
-    return source, tap_y, tap_x, key, key + GROUPS * TAPS * (2 * size)
+    row = y + (tap // COLUMNS - TAPS // COLUMNS // 2)
+    column = x + (tap % COLUMNS - COLUMNS // 2)
+    return source, row, column, key, key + GROUPS * TAPS * (2 * size)
 
 
 @triton.jit
-def _locate(
-    places, at, y, x, tap_y, tap_x, placed, wanted, height, width, size, CHANNELS: tl.constexpr
-):
+def _locate(places, at, row, column, placed, wanted, height, width, CHANNELS: tl.constexpr):
     """Find the four pixels around positions.
 
     Returns:
@@ -275,8 +275,8 @@ def _locate(
         `(B, 1)` or `(B, D)`; the masks of the upper left, upper right, lower left and lower right
         pixels, `(B, D)`.
     """
-    y = y + tap_y + tl.load(places + at, mask=placed, other=0.0)
-    x = x + tap_x + tl.load(places + size + at, mask=placed, other=0.0)
+    y = row + tl.load(places + at, mask=placed, other=0.0)
+    x = column + tl.load(places + height.to(tl.int64) * width + at, mask=placed, other=0.0)
     left, top = tl.floor(x), tl.floor(y)
     # Compared as floats: a position far outside has no integer, and its offset is not used.
     in_left, in_right = (left >= 0) & (left < width), (left >= -1) & (left < width - 1)
@@ -328,24 +328,11 @@ def _between(a, b, c, d, fx, fy):
 
 @triton.jit
 def _sample(
-    source,
-    channel,
-    places,
-    at,
-    y,
-    x,
-    tap_y,
-    tap_x,
-    placed,
-    wanted,
-    height,
-    width,
-    size,
-    CHANNELS: tl.constexpr,
+    source, channel, places, at, row, column, placed, wanted, height, width, CHANNELS: tl.constexpr
 ):
     """Read channels between pixels, `(B, D)`."""
     corner, fx, fy, in_a, in_b, in_c, in_d = _locate(
-        places, at, y, x, tap_y, tap_x, placed, wanted, height, width, size, CHANNELS
+        places, at, row, column, placed, wanted, height, width, CHANNELS
     )
     a, b, c, d = _read(source + (corner + channel), in_a, in_b, in_c, in_d, width, CHANNELS)
     return _between(a, b, c, d, fx, fy)
@@ -407,40 +394,15 @@ def _forward(
     total = tl.zeros((BLOCK,), tl.float32)
     result = tl.zeros((BLOCK, PADDED), tl.float32)
     for place in range(2 * TAPS):
-        source, tap_y, tap_x, at_key, at_value = _place(
-            frame, place, size, start, GROUPS, TAPS, COLUMNS, CHANNELS
+        source, row, column, at_key, at_value = _place(
+            frame, place, size, y, x, start, GROUPS, TAPS, COLUMNS, CHANNELS
         )
+        keys, values = offset + at_key, offset + at_value
         key = _sample(
-            k + source,
-            channel,
-            offset + at_key,
-            at,
-            y,
-            x,
-            tap_y,
-            tap_x,
-            placed,
-            wanted,
-            height,
-            width,
-            size,
-            CHANNELS,
+            k + source, channel, keys, at, row, column, placed, wanted, height, width, CHANNELS
         )
         value = _sample(
-            v + source,
-            channel,
-            offset + at_value,
-            at,
-            y,
-            x,
-            tap_y,
-            tap_x,
-            placed,
-            wanted,
-            height,
-            width,
-            size,
-            CHANNELS,
+            v + source, channel, values, at, row, column, placed, wanted, height, width, CHANNELS
         )
         logit = tl.sum(query * key, axis=1)
         higher = tl.maximum(peak, logit)
@@ -491,51 +453,26 @@ def _backward(
     # mean = sum_j p_j dp_j needs a separate pass.
     mean = tl.zeros((BLOCK,), tl.float32)
     for place in range(2 * TAPS):
-        source, tap_y, tap_x, at_key, at_value = _place(
-            frame, place, size, start, GROUPS, TAPS, COLUMNS, CHANNELS
+        source, row, column, at_key, at_value = _place(
+            frame, place, size, y, x, start, GROUPS, TAPS, COLUMNS, CHANNELS
         )
+        keys, values = offset + at_key, offset + at_value
         key = _sample(
-            k + source,
-            channel,
-            offset + at_key,
-            at,
-            y,
-            x,
-            tap_y,
-            tap_x,
-            placed,
-            wanted,
-            height,
-            width,
-            size,
-            CHANNELS,
+            k + source, channel, keys, at, row, column, placed, wanted, height, width, CHANNELS
         )
         value = _sample(
-            v + source,
-            channel,
-            offset + at_value,
-            at,
-            y,
-            x,
-            tap_y,
-            tap_x,
-            placed,
-            wanted,
-            height,
-            width,
-            size,
-            CHANNELS,
+            v + source, channel, values, at, row, column, placed, wanted, height, width, CHANNELS
         )
         weight = tl.exp(tl.sum(query * key, axis=1) - log_total)
         mean += weight * tl.sum(dresult * value, axis=1)
 
     dquery = tl.zeros((BLOCK, PADDED), tl.float32)
     for place in range(2 * TAPS):
-        source, tap_y, tap_x, at_key, at_value = _place(
-            frame, place, size, start, GROUPS, TAPS, COLUMNS, CHANNELS
+        source, row, column, at_key, at_value = _place(
+            frame, place, size, y, x, start, GROUPS, TAPS, COLUMNS, CHANNELS
         )
         at_k, fx_k, fy_k, in_a, in_b, in_c, in_d = _locate(
-            offset + at_key, at, y, x, tap_y, tap_x, placed, wanted, height, width, size, CHANNELS
+            offset + at_key, at, row, column, placed, wanted, height, width, CHANNELS
         )
         at_k += channel
         a, b, c, d = _read(k + source + at_k, in_a, in_b, in_c, in_d, width, CHANNELS)
@@ -544,7 +481,7 @@ def _backward(
         weight = tl.exp(tl.sum(query * key, axis=1) - log_total)[:, None]
 
         at_v, fx_v, fy_v, in_e, in_f, in_g, in_h = _locate(
-            offset + at_value, at, y, x, tap_y, tap_x, placed, wanted, height, width, size, CHANNELS
+            offset + at_value, at, row, column, placed, wanted, height, width, CHANNELS
         )
         at_v += channel
         a, b, c, d = _read(v + source + at_v, in_e, in_f, in_g, in_h, width, CHANNELS)

@@ -109,7 +109,7 @@ def test_vrts_windows_do_not_break_the_graph(device: str) -> None:
         pytest.param(
             name,
             device,
-            # Of the recurrent networks, BasicVSR++ is traced soonest.
+            # BasicVSR++ takes less time to trace than the other recurrent networks.
             marks=pytest.mark.full if (name, device) in QUICK else pytest.mark.slow,
         )
         for name in FRAMES

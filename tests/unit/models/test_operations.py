@@ -39,12 +39,16 @@ class Operations(TorchDispatchMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        self.look(function, args)
+        return function(*args, **(kwargs or {}))
+
+    def look(self, function: Any, args: Sequence[Any]) -> None:
+        """Count an operation."""
         name = function._schema.name.partition("::")[2]
         returns = function._schema.returns
         is_view = all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
         if name not in _NO_KERNEL and not (returns and is_view):
             self.counts[name] += 1
-        return function(*args, **(kwargs or {}))
 
 
 def count_step(name: str, frames: int) -> Counter[str]:
@@ -88,16 +92,10 @@ def test_a_step_takes_few_operations(name, frames, most, kernels):
 class Conversions(Operations):
     """Counts conversions to another dtype, by shape."""
 
-    def __torch_dispatch__(
-        self,
-        function: Any,
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def look(self, function: Any, args: Sequence[Any]) -> None:
+        """Count a conversion."""
         if function._schema.name == "aten::_to_copy":
             self.counts[tuple(args[0].shape)] += 1
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(
